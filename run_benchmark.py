@@ -1,0 +1,551 @@
+"""Finds the fastest way to run an encoder classifier on this machine, and whether the fast way is still right.
+
+    python run_benchmark.py --model onnx-fp16 --device gpu
+    python run_benchmark.py --model torch,torch-bf16,onnx --device cpu --model-id random-roberta-base --limit 256
+
+Every combination of variant, workers, batch size and order is a cell; a cell is measured as messages/s and gives a
+row: printed on standard output, saved under results/. Everything else (the card, notes, progress, the summary) goes to
+standard error.
+
+What is timed: the forward passes over all batches of a cell, from the first worker's start to the last worker's end,
+on one clock, with the device synchronized at both ends. Left out: tokenizing (its own speed is on the card), padding,
+moving to the device, loading, compiling, and a warm-up of every distinct shape. A cell repeats whole passes until
+--min-time seconds are measured; its row has the median, the minimum and the maximum.
+
+What is checked: 256 texts, evenly spaced. Their probabilities, taken from the last timed pass, are compared with those
+of the original model in eager FP32 PyTorch: `max_diff` is the largest difference of any label's probability, `flips`
+the share of changed decisions. A row is `ok` when it ran; whether it is right, these two say.
+
+Exit code: 0, 1 if a cell failed (its row says why), 2 for wrong usage or input, 130 after Ctrl-C.
+"""
+
+import contextlib
+import itertools
+import os
+import resource
+import signal
+import sys
+import time
+from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import utils
+import variants
+from utils import UserError
+
+CHECK_TEXTS = 256
+LATENCY_BATCHES = 200  # on a GPU, where a pass does not wait for each batch, these are timed one by one
+# the columns of the printed table between variant and status, and how they are printed
+PRINTED = {
+    **dict.fromkeys(("workers", "threads", "size", "order"), ""),
+    **{"messages/s": ".1f", "min": ".1f", "max": ".1f", "passes": "", "padding": ".3f"},
+    **{"p50_ms": ".1f", "p99_ms": ".1f", "memory_mib": ".0f", "max_diff": ".2g", "flips": ".3%"},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination that is measured: a variant's name, workers, batch size and order."""
+
+    variant: str
+    workers: int
+    size: int
+    order: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The texts as token ids, what padding needs, and `checked`: the indices of the texts whose results are checked."""
+
+    token_ids: list[list[int]]
+    pad_id: int
+    checked: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(ids) for ids in self.token_ids])
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all cells of a run share: the inputs, the reference they are checked against, and how to measure."""
+
+    inputs: Inputs
+    reference: np.ndarray  # probabilities [checked texts, labels]
+    problem: str
+    sources: dict[str, Path]
+    place: variants.Place
+    min_time: float
+
+
+class CellFailed(Exception):
+    """A cell has no figures; the message is its row's status."""
+
+
+# --------------------------------------------------------------------------------------------- the workers' side
+
+
+def serve(connection: Connection, name: str, source: Path, place: variants.Place, inputs: Inputs) -> None:
+    """A worker: loads a variant once, then answers each request (a step, its argument) with (error, value).
+
+    Steps: `prepare` (a shard: its batches), `run` (one pass over them) and `report`. Ends when the parent does.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    variants.quiet_process()
+    steps = {}
+    try:
+        steps = worker_steps(variants.load(name, source, place), place, inputs)
+        connection.send((None, None))
+        while True:
+            step, argument = connection.recv()
+            try:
+                connection.send((None, steps[step](argument)))
+            except Exception as error:
+                steps["forget"]()
+                connection.send((status_of(error), None))
+    except (EOFError, BrokenPipeError):
+        return
+    except Exception as error:
+        connection.send((status_of(error), None))
+
+
+def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs) -> dict:
+    """The steps of a worker, by name, over one state: its batches, their outputs and their latencies."""
+    batches, prepared, outputs, latencies, warm = [], [], [], [], set()
+
+    def forget() -> None:
+        for state in (batches, prepared, outputs, latencies):
+            state.clear()
+        release_memory(place.gpu)
+
+    def prepare(shard: list[np.ndarray]) -> None:
+        """Pads and moves the batches, then warms up each shape that this worker has not run yet, longest first."""
+        forget()
+        padded = [utils.pad_batch(inputs.token_ids, batch, inputs.pad_id) for batch in shard]
+        batches.extend(shard)
+        prepared.extend(runner.prepare(*arrays) for arrays in padded)
+        shapes = {arrays[0].shape: i for i, arrays in enumerate(padded)}
+        for shape in sorted(shapes.keys() - warm, key=lambda shape: (shape[1], shape[0]), reverse=True):
+            runner.forward(prepared[shapes[shape]])
+            warm.add(shape)
+        runner.synchronize()
+
+    def run(_) -> tuple[float, float]:
+        """One pass; returns its start and end in seconds of the machine's monotonic clock."""
+        outputs.clear()
+        runner.synchronize()
+        start = before = time.monotonic()
+        for batch in prepared:
+            outputs.append(runner.forward(batch))
+            after = time.monotonic()
+            latencies.append(after - before)
+            before = after
+        runner.synchronize()
+        return start, time.monotonic()
+
+    def report(_) -> dict:
+        """What the passes left: the checked texts' indices and logits, latencies in seconds, memory in MiB."""
+        memory = used_memory_mib(place.gpu)
+        checked = np.zeros(len(inputs.token_ids), dtype=bool)
+        checked[inputs.checked] = True
+        kept = [
+            (batch[checked[batch]], runner.fetch(logits)[checked[batch]]) for batch, logits in zip(batches, outputs)
+        ]
+        if place.gpu is not None:
+            latencies.clear()
+            for i in utils.evenly_spaced(len(prepared), LATENCY_BATCHES):
+                before = time.monotonic()
+                runner.forward(prepared[i])
+                runner.synchronize()
+                latencies.append(time.monotonic() - before)
+        return {"kept": kept, "latencies": list(latencies), "memory": memory}
+
+    return {"prepare": prepare, "run": run, "report": report, "forget": forget}
+
+
+def status_of(error: Exception) -> str:
+    """What a row says of an error: `out of memory`, or the error's first line."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or any(
+        sign in text for sign in ("OutOfMemory", "out of memory", "can't allocate memory", "Failed to allocate memory")
+    ):
+        return "out of memory"
+    return utils.first_line(error) if isinstance(error, UserError) else utils.first_line(Exception(text))
+
+
+def release_memory(gpu: int | None) -> None:
+    """Gives unused memory back before the next cell, and starts the peak of used_memory_mib anew."""
+    if gpu is None:
+        if os.path.exists("/proc/self/clear_refs"):
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+    else:
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def used_memory_mib(gpu: int | None) -> float:
+    """MiB: on a CPU this process's peak resident set since release_memory, on a GPU all that is in use on it now."""
+    if gpu is not None:
+        import torch
+
+        free, total = torch.cuda.mem_get_info(gpu)
+        return (total - free) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts in bytes
+
+
+# ---------------------------------------------------------------------------------------------- the parent's side
+
+
+class Workers:
+    """The processes of one variant and worker count: started once, asked in step, killed together."""
+
+    def __init__(self, count: int, name: str, sweep: Sweep):
+        context = get_context("spawn")
+        self.connections, self.processes = [], []
+        for _ in range(count):
+            mine, theirs = context.Pipe()
+            arguments = (theirs, name, sweep.sources[name], replace(sweep.place, alone=count == 1), sweep.inputs)
+            process = context.Process(target=serve, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self.connections.append(mine)
+            self.processes.append(process)
+        try:
+            self.answers("load")
+        except BaseException:
+            self.stop()
+            raise
+
+    def ask(self, step: str, arguments: list) -> list:
+        """Sends every worker a step with its argument and waits for all answers."""
+        for connection, argument in zip(self.connections, arguments, strict=True):
+            with contextlib.suppress(BrokenPipeError):  # answers() says which worker died, and how
+                connection.send((step, argument))
+        return self.answers(step)
+
+    def answers(self, step: str) -> list:
+        """One answer of each worker, in their order. Raises CellFailed at once if a worker died, and after all have
+        answered if one reports an error.
+        """
+        waiting, errors = dict(enumerate(self.connections)), []
+        values = [None] * len(waiting)
+        while waiting:
+            ready = wait([*waiting.values(), *(self.processes[i].sentinel for i in waiting)])
+            for i, connection in list(waiting.items()):
+                if connection not in ready and self.processes[i].sentinel not in ready:
+                    continue
+                try:
+                    error, values[i] = connection.recv() if connection.poll() else self.died(i, step)
+                except (EOFError, OSError):
+                    self.died(i, step)
+                errors += [error] if error else []
+                del waiting[i]
+        if errors:
+            raise CellFailed(errors[0])
+        return values
+
+    def died(self, i: int, step: str) -> None:
+        self.processes[i].join()
+        code = self.processes[i].exitcode
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        raise CellFailed(f"worker {i + 1} of {len(self.processes)} died ({how}) in step {step}")
+
+    def alive(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+        for connection in self.connections:
+            connection.close()
+
+
+def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
+    """The measured columns of a cell's row. Raises CellFailed."""
+    lengths = sweep.inputs.lengths
+    batches = utils.make_batches(lengths, cell.size, cell.order)
+    workers.ask("prepare", utils.deal_shards(lengths, batches, cell.workers))
+    seconds = []
+    while sum(seconds) < sweep.min_time:
+        starts, ends = zip(*workers.ask("run", [None] * cell.workers), strict=True)
+        seconds.append(max(ends) - min(starts))
+    reports = workers.ask("report", [None] * cell.workers)
+
+    median = float(np.median(seconds))
+    p50, p99 = np.percentile(np.concatenate([report["latencies"] for report in reports]), [50, 99]) * 1000
+    memory = (sum if sweep.place.gpu is None else max)(report["memory"] for report in reports)
+    max_diff, flips = parity(sweep, [kept for report in reports for kept in report["kept"]])
+    figures = {
+        "messages/s": len(lengths) / median,
+        "min": len(lengths) / max(seconds),
+        "max": len(lengths) / min(seconds),
+        "passes": len(seconds),
+        "tokens/s": lengths.sum() / median,
+        "padding": sum(utils.padded_tokens(lengths, batch) for batch in batches) / lengths.sum(),
+        "p50_ms": p50,
+        "p99_ms": p99,
+        "memory_mib": memory,
+        "max_diff": max_diff,
+        "flips": flips,
+    }
+    status = "ok" if np.isfinite(max_diff) else "outputs are not finite"
+    return {name: f"{value:.6g}" for name, value in figures.items()} | {"status": status}
+
+
+def parity(sweep: Sweep, kept: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """The largest deviation from the reference and the share of changed decisions over the checked texts."""
+    logits = np.full((len(sweep.inputs.token_ids), sweep.reference.shape[1]), np.nan)
+    for indices, values in kept:
+        logits[indices] = values
+    probs = utils.probabilities(logits[sweep.inputs.checked], sweep.problem)
+    return float(np.abs(probs - sweep.reference).max()), utils.flips(probs, sweep.reference, sweep.problem)
+
+
+def reference_logits(folder: Path, place: variants.Place, inputs: Inputs) -> np.ndarray:
+    """Logits [checked texts, labels] of the original model in eager FP32 torch, one text at a time: no padding."""
+    runner = variants.load("torch", folder, place)
+    rows = []
+    for i in inputs.checked:
+        rows.append(
+            runner.fetch(runner.forward(runner.prepare(*utils.pad_batch(inputs.token_ids, [i], inputs.pad_id))))
+        )
+    return np.concatenate(rows)
+
+
+def run_cells(sweep: Sweep, cells: list[Cell]):
+    """Measures the cells, yielding each with the measured columns of its row; a failed one has only its status.
+
+    Workers are started once for all cells of a variant and worker count, and again after one of them died; where they
+    can't be started, none of their cells is tried again.
+    """
+    for (name, count), group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
+        workers, no_start = None, None
+        try:
+            for cell in group:
+                try:
+                    if no_start:
+                        raise no_start
+                    if workers is None:
+                        workers = Workers(count, name, sweep)
+                    yield cell, measure(sweep, workers, cell)
+                except CellFailed as error:
+                    if workers is None:
+                        no_start = error
+                    elif not workers.alive():
+                        workers.stop()
+                        workers = None
+                    yield cell, {"status": str(error)}
+        finally:
+            if workers:
+                workers.stop()
+
+
+# ------------------------------------------------------------------------------------------------- the experiment
+
+
+def parse_arguments() -> Namespace:
+    parser = utils.Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    add = parser.add_argument
+    add(
+        "--model",
+        required=True,
+        type=list_of(str.strip),
+        metavar="LIST",
+        help=f"comma list of {', '.join(variants.VARIANTS)}; or all",
+    )
+    add("--device", required=True, choices=("gpu", "cpu"))
+    add("--dataset", default="normal", help="normal, filtered, or a CSV, CSV.gz or Parquet file (default: normal)")
+    add("--column", default="body", help="the file's text column (default: body)")
+    add(
+        "--model-id",
+        default=variants.DEFAULT_MODEL,
+        help=f"Hub id, local folder, or {variants.RANDOM_MODEL}, which needs no network (default: %(default)s)",
+    )
+    add("--gpu", type=int_from(0), default=0, help="GPU id (default: 0)")
+    add("--batches", type=list_of(int_from(1)), default=[1, 2, 4, 8, 16, 32], help="sizes (default: 1,2,4,8,16,32)")
+    add("--workers", type=list_of(int_from(1)), default=[1], help="comma list of worker counts (default: 1)")
+    add("--threads", type=int_from(1), default=1, help="CPU threads of each worker (default: 1)")
+    add("--order", type=list_of(order), default=list(utils.ORDERS), help="default: dataset,length")
+    add("--limit", type=int_from(1), help="only so many texts, evenly spaced through the dataset (default: all)")
+    add("--min-time", type=seconds, default=3.0, help="repeat passes of a cell for so many seconds (default: 3)")
+    saving = parser.add_mutually_exclusive_group()
+    saving.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
+    saving.add_argument("--no-save", action="store_true", help="save nothing")
+    add("--resume", action="store_true", help="skip cells that have a good row of the same commit and versions")
+    add("--dry-run", action="store_true", help="print the cells that would run, and stop")
+    return parser.parse_args()
+
+
+def int_from(least: int):
+    """A parser of whole numbers from `least` on."""
+
+    def parse(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < least:
+            raise ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        return int(text)
+
+    return parse
+
+
+def list_of(parse):
+    """A parser of comma lists; of equal items the first stays."""
+    return lambda text: list(dict.fromkeys(parse(item) for item in text.split(",")))
+
+
+def order(text: str) -> str:
+    if text not in utils.ORDERS:
+        raise ArgumentTypeError(f"{text!r} is not one of {', '.join(utils.ORDERS)}")
+    return text
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def say(line: str = "") -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def find_machine(args: Namespace) -> dict[str, str]:
+    """The row's columns that say on what it was measured. Raises UserError where the GPU asked for can't be used."""
+    name, driver = utils.cpu_name(), ""
+    if args.device == "gpu":
+        with_onnx = any(variants.VARIANTS[variant].runtime == "onnx" for variant in args.model)
+        name, driver = variants.in_fresh_process(variants.check_gpu, args.gpu, with_onnx)
+    machine = {"device": utils.slug(name), "driver": driver, "commit": utils.project_commit(), **utils.versions()}
+    say(f"machine    {name}{', driver ' + driver if driver else ''}")
+    say("versions   " + ", ".join(f"{key} {machine[key]}" for key in utils.VERSIONS) + f"; commit {machine['commit']}")
+    for variant in args.model:
+        if note := variants.VARIANTS[variant].notes.get(args.device):
+            say(f"note       {variant}: {note}")
+    if args.device == "cpu" and max(args.workers) * args.threads > utils.cpu_cores():
+        say(f"note       more workers x threads than the {utils.cpu_cores()} cores: they will wait for each other")
+    return machine
+
+
+def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset) -> Sweep:
+    """Everything that comes before the first cell: the model, its token ids, its exports and its reference."""
+    folder = variants.find_model(args.model_id)
+    config = variants.load_config(folder)
+    tokenizer = utils.load_tokenizer(folder)
+    start = time.monotonic()
+    token_ids = utils.tokenize(tokenizer, dataset.texts, utils.token_limit(config, tokenizer))
+    speed = len(token_ids) / (time.monotonic() - start)
+    inputs = Inputs(token_ids, tokenizer.pad_token_id or 0, utils.evenly_spaced(len(token_ids), CHECK_TEXTS))
+
+    p5, p50, p95, p99 = np.percentile(inputs.lengths, [5, 50, 95, 99])
+    say(f"model      {args.model_id}: {config.model_type}, {config.num_labels} labels, {utils.problem_type(config)}")
+    say(f"dataset    {dataset.name}: {len(token_ids)} messages, {inputs.lengths.mean():.1f} tokens on average")
+    say(f"           tokens p5 {p5:.0f}, p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f}, most {inputs.lengths.max()}")
+    say(f"tokenizer  {speed:,.0f} messages/s ({'fast' if tokenizer.is_fast else 'slow'})")
+    sources = {}
+    for name in dict.fromkeys(cell.variant for cell in cells):
+        sources[name], origin = folder, args.model_id
+        if variants.VARIANTS[name].runtime == "onnx":
+            sources[name], origin = variants.find_onnx(variants.VARIANTS[name], args.model_id, folder)
+        say(f"variant    {name}: {origin}")
+    say(f"reference  eager FP32 torch, on {len(inputs.checked)} of the messages")
+    gpu = args.gpu if args.device == "gpu" else None
+    everything = variants.Place(gpu, threads=utils.cpu_cores())
+    logits = variants.in_fresh_process(reference_logits, folder, everything, inputs)
+    problem = utils.problem_type(config)
+    reference = utils.probabilities(logits, problem)
+    return Sweep(inputs, reference, problem, sources, variants.Place(gpu, args.threads), args.min_time)
+
+
+def measured_before(results_dir: Path, wanted: dict) -> bool:
+    """Whether there is a good row of the cell that `wanted` describes, of the same commit and versions."""
+    same = (*utils.CELL, *utils.VERSIONS, "commit")
+    rows = utils.read_rows(utils.results_path(results_dir, wanted))
+    return any(row["status"] == "ok" and all(row[key] == str(wanted[key]) for key in same) for row in rows)
+
+
+def line(row: dict) -> str:
+    """A row as a line of the printed table."""
+    shown = [row["variant"].ljust(18)]
+    for name, form in PRINTED.items():
+        value = format(float(row[name]), form) if form and row[name] else row[name] or "-"
+        shown.append(f"{value:>{max(len(name), 7)}}")
+    return "  ".join([" ".join(shown), row["status"]])
+
+
+def summary(rows: list[dict], names: list[str]) -> list[str]:
+    """A line for each variant: its best row, and how many times as fast it is as the first variant's."""
+    best = {}
+    for row in rows:
+        if row["status"] == "ok":
+            best[row["variant"]] = max(best.get(row["variant"], row), row, key=lambda row: float(row["messages/s"]))
+    lines = []
+    for name in names:
+        if name in best:
+            row = best[name]
+            factor = (
+                float(row["messages/s"]) / float(best[names[0]]["messages/s"]) if names[0] in best else float("nan")
+            )
+            where = f"size {row['size']}, order {row['order']}, {row['workers']} worker(s) x {row['threads']} thread(s)"
+            check = f"max_diff {float(row['max_diff']):.2g}, flips {float(row['flips']):.3%}"
+            lines.append(f"{name:<18} {float(row['messages/s']):>9.1f} messages/s {factor:>6.2f}x   {where}; {check}")
+        else:
+            lines.append(f"{name:<18}         - no cell was measured")
+    return lines
+
+
+def main() -> int:
+    args = parse_arguments()
+    args.model = variants.choose_variants(args.model, args.device)
+    dataset = utils.load_dataset(args.dataset, args.column, args.limit)
+    machine = find_machine(args)
+    for note in dataset.notes:
+        say(f"note       {note}")
+    same = machine | {"model": args.model_id, "dataset": dataset.name, "messages": len(dataset.texts)}
+    same["threads"] = args.threads
+    cells = [Cell(*cell) for cell in itertools.product(args.model, args.workers, args.batches, args.order)]
+    if args.resume:
+        cells = [cell for cell in cells if not measured_before(args.results_dir, same | asdict(cell))]
+    if args.dry_run or not cells:
+        say(f"{len(cells)} cells to run")
+        for cell in cells:
+            print(cell.variant, cell.workers, cell.size, cell.order, sep="\t")
+        return 0
+    if not args.no_save:
+        utils.check_writable(args.results_dir)
+
+    sweep = prepare(args, cells, dataset)
+    rows = []
+    print(" ".join(["variant".ljust(18), *(name.rjust(7) for name in PRINTED), " status"]), flush=True)
+    with tqdm(total=len(cells), unit="cell", file=sys.stderr) as progress:
+        for cell, figures in run_cells(sweep, cells):
+            date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            row = dict.fromkeys(utils.COLUMNS, "") | same | asdict(cell) | figures | {"date": date}
+            if not args.no_save:
+                utils.save_row(utils.results_path(args.results_dir, row), row)
+            rows.append(row)
+            progress.write(line(row), file=sys.stdout)
+            sys.stdout.flush()
+            progress.update()
+    for text in summary(rows, args.model):
+        say(text)
+    return int(any(row["status"] != "ok" for row in rows))
+
+
+if __name__ == "__main__":
+    utils.run(main)

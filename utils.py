@@ -1,0 +1,366 @@
+"""What the scripts must agree on: datasets, token ids, batches, shards, parity, result rows, environment.
+
+No torch, transformers, optimum or onnxruntime is imported here at module level, so that every `--help` is instant.
+"""
+
+import argparse
+import csv
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent
+DATASETS = {
+    "normal": ("random_sample_10k.csv.gz", "synthetic_10k.csv.gz"),
+    "filtered": ("random_sample_10k_filtered.csv.gz", "synthetic_10k_filtered.csv.gz"),
+}
+ORDERS = ("dataset", "length")
+MAX_TOKENS = 512
+# model types whose positions start behind the padding index, see token_limit
+OFFSET_POSITIONS = set(
+    "roberta xlm-roberta xlm-roberta-xl camembert roberta-prelayernorm data2vec-text xmod ibert longformer mpnet esm luke".split()
+)
+VERSIONS = {"torch": ["torch"], "transformers": ["transformers"], "onnxruntime": ["onnxruntime", "onnxruntime-gpu"]}
+SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # RoBERTa's, in RoBERTa's order
+
+# A result row: what was asked, what was measured, where it comes from.
+CELL = ("model", "workers", "threads", "size", "order", "messages")
+COLUMNS = (
+    *("workers", "size", "order"),
+    *("messages/s", "min", "max", "passes", "tokens/s", "padding", "p50_ms", "p99_ms", "memory_mib"),
+    *("max_diff", "flips", "status"),
+    *("variant", "model", "device", "dataset", "messages", "threads"),
+    *("torch", "transformers", "onnxruntime", "driver", "commit", "date"),
+)
+
+
+class UserError(Exception):
+    """Wrong usage or input: the scripts print its one line and exit with code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with exit code 2."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Runs a script: wrong input is one line and exit code 2, Ctrl-C is 130, else the code is what main returns."""
+    script = Path(sys.argv[0]).name
+    try:
+        code = main()
+    except UserError as error:
+        code = 2
+        print(f"{script}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        code = 130
+        print(f"{script}: interrupted", file=sys.stderr)
+    sys.exit(code)
+
+
+# ---------------------------------------------------------------------------------------------------------- datasets
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`texts` in the file's order, the `name` that rows carry, and `notes`: what was not as asked, in plain lines."""
+
+    name: str
+    texts: list[str]
+    notes: list[str]
+
+
+def slug(name: str) -> str:
+    """`name` as a part of a file name: letters, digits, dots and dashes (underscores separate the parts)."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")
+
+
+def load_dataset(name_or_path: str, column: str = "body", limit: int | None = None) -> Dataset:
+    """The texts of `normal`, `filtered` or a CSV, CSV.gz or Parquet file.
+
+    Rows without text (missing, empty, only white space) are dropped and counted in the notes. `limit` keeps that many
+    texts, evenly spaced through the file. Raises UserError where the file, the column or every text is missing.
+    """
+    notes = []
+    if name_or_path in DATASETS:
+        real, synthetic = (ROOT / "data" / file for file in DATASETS[name_or_path])
+        path, name = (real, name_or_path) if real.exists() else (synthetic, f"synthetic-{name_or_path}")
+        if path is synthetic:
+            notes.append(
+                f"dataset {name_or_path}: data/{real.name} is not there, so the bundled data/{synthetic.name} is used "
+                "(random words with Reddit's lengths); data/README.md says how to get the real one"
+            )
+    else:
+        path = Path(name_or_path)
+        name = slug(re.sub(r"(\.csv|\.gz|\.parquet)+$", "", path.name))
+    bodies = read_column(path, column)
+    texts = [body for body in bodies if isinstance(body, str) and body.strip()]
+    if len(texts) < len(bodies):
+        notes.append(f"dataset {name}: {len(bodies) - len(texts)} of {len(bodies)} rows have no text and are left out")
+    if not texts:
+        raise UserError(f"{path} has no text in column {column!r}")
+    if limit is not None and limit < len(texts):
+        texts = [texts[i] for i in evenly_spaced(len(texts), limit)]
+    return Dataset(name, texts, notes)
+
+
+def read_column(path: Path, column: str) -> list:
+    """One column of a CSV, CSV.gz or Parquet file, as it stands there."""
+    import pandas as pd
+
+    if not path.is_file():
+        raise UserError(f"no dataset file {path} (names: {', '.join(DATASETS)}; or a .csv, .csv.gz or .parquet file)")
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            columns = pyarrow.parquet.read_schema(path).names
+            table = pd.read_parquet(path, columns=[column]) if column in columns else None
+        else:
+            # "null" and "NA" are words that people write, not missing values
+            options = {"dtype": str, "keep_default_na": False}
+            columns = list(pd.read_csv(path, nrows=0, **options).columns)
+            table = pd.read_csv(path, usecols=[column], **options) if column in columns else None
+    except (ValueError, OSError, EOFError, MemoryError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
+        raise UserError(f"{path} can't be read: {first_line(error)}") from error
+    if table is None:
+        raise UserError(f"{path} has no column {column!r}; its columns: {', '.join(map(str, columns))}")
+    return table[column].tolist()
+
+
+def evenly_spaced(total: int, count: int) -> np.ndarray:
+    """`count` (or `total`, if fewer) distinct indices below `total`, evenly spaced, ascending."""
+    count = min(count, total)
+    return np.arange(count) * total // count
+
+
+def first_line(error: BaseException) -> str:
+    """The error's message cut to its first line, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+# --------------------------------------------------------------------------------------------------------- token ids
+
+
+def train_tokenizer(texts: list[str]):
+    """A byte-level BPE tokenizer of at most 30,000 tokens, of the class `tokenizers.ByteLevelBPETokenizer`."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    tokenizer = ByteLevelBPETokenizer(add_prefix_space=True)
+    tokenizer.train_from_iterator(
+        texts, vocab_size=30_000, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False
+    )
+    return tokenizer
+
+
+def load_tokenizer(folder: Path):
+    """The folder's tokenizer: the fast one, or the slow one where it can't be made fast (some SentencePiece models)."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception:  # converting a slow tokenizer fails in as many ways as there are formats
+        try:
+            return AutoTokenizer.from_pretrained(folder, use_fast=False, trust_remote_code=False, local_files_only=True)
+        except Exception as error:
+            raise UserError(f"{folder} has no tokenizer that can be loaded: {first_line(error)}") from error
+
+
+def token_limit(config, tokenizer) -> int:
+    """The most tokens of a text that the model takes, at most 512.
+
+    RoBERTa and its relatives number positions from padding_idx + 1 (`create_position_ids_from_input_ids` in
+    transformers), so that many of their position embeddings are never used.
+    """
+    positions = getattr(config, "max_position_embeddings", MAX_TOKENS)
+    if config.model_type in OFFSET_POSITIONS:
+        positions -= config.pad_token_id + 1
+    return min(MAX_TOKENS, positions, tokenizer.model_max_length)
+
+
+def tokenize(tokenizer, texts: list[str], limit: int) -> list[list[int]]:
+    """Token ids of each text, special tokens included, truncated to `limit`, not padded."""
+    return tokenizer(texts, truncation=True, max_length=limit, return_attention_mask=False)["input_ids"]
+
+
+# ------------------------------------------------------------------------------------------------ batches and shards
+
+
+def make_batches(lengths: np.ndarray, size: int, order: str) -> list[np.ndarray]:
+    """Batches of `size` texts (the last may be smaller), each an array of indices into `lengths`.
+
+    Every index occurs once. In order `length` the texts are sorted by token count (stable); writing a batch's results
+    at its indices puts them back in the caller's order.
+    """
+    indices = np.arange(len(lengths)) if order == "dataset" else np.argsort(lengths, kind="stable")
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def padded_tokens(lengths: np.ndarray, batch: np.ndarray) -> int:
+    """Tokens of a batch once each of its texts is padded to its longest."""
+    return len(batch) * int(lengths[batch].max())
+
+
+def deal_shards(lengths: np.ndarray, batches: list[np.ndarray], workers: int) -> list[list[np.ndarray]]:
+    """One list of batches for each worker, of about the same padded tokens: each batch, the most expensive first,
+    goes to the worker with the least so far (longest processing time first, Graham 1969), then each list is put back
+    in the order of `batches`. With fewer batches than workers some lists are empty.
+    """
+    costs = np.array([padded_tokens(lengths, batch) for batch in batches])
+    loads, shards = np.zeros(workers), [[] for _ in range(workers)]
+    for i in np.argsort(-costs, kind="stable"):
+        worker = int(loads.argmin())
+        loads[worker] += costs[i]
+        shards[worker].append(i)
+    return [[batches[i] for i in sorted(shard)] for shard in shards]
+
+
+def pad_batch(token_ids: list[list[int]], batch: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and attention mask of a batch, both int64 [texts, longest], padded on the right."""
+    rows = [token_ids[i] for i in batch]
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
+    input_ids[mask] = np.concatenate(rows)
+    return input_ids, mask.astype(np.int64)
+
+
+# ------------------------------------------------------------------------------------------------------------ parity
+
+
+def problem_type(config) -> str:
+    """`regression`, `single_label_classification` or `multi_label_classification`, from a transformers config.
+
+    A problem type of None is resolved as transformers' models do in their loss: one label is regression, several are
+    single label.
+    """
+    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+
+
+def probabilities(logits: np.ndarray, problem: str) -> np.ndarray:
+    """What a user gets of logits [texts, labels], in float64: sigmoid, softmax, or the raw value of a regression."""
+    logits = logits.astype(np.float64)
+    if problem == "regression":
+        return logits
+    if problem == "multi_label_classification":
+        return 1 / (1 + np.exp(-logits))
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def flips(probs: np.ndarray, reference: np.ndarray, problem: str) -> float:
+    """The share of changed decisions between two [texts, labels]: of labels that cross 0.5 (multi-label), of texts
+    with another argmax (single label), nan for a regression, which decides nothing. A non-finite value is a change.
+    """
+    if problem == "regression":
+        return float("nan")
+    if problem == "multi_label_classification":
+        changed = (probs > 0.5) != (reference > 0.5)
+        return float((changed | ~np.isfinite(probs)).mean())
+    changed = probs.argmax(axis=1) != reference.argmax(axis=1)
+    return float((changed | ~np.isfinite(probs).all(axis=1)).mean())
+
+
+# ------------------------------------------------------------------------------------------------------- result rows
+
+
+def results_path(results_dir: Path, row: dict) -> Path:
+    """The file of a row: `<results_dir>/<model>/<device>_<variant>_<dataset>.tsv`."""
+    file = "_".join(slug(row[key]) for key in ("device", "variant", "dataset"))
+    return results_dir / slug(Path(row["model"]).name) / f"{file}.tsv"
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a results file, or none if there is no such file. Raises UserError if it is not one of ours."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file, delimiter="\t")
+        rows = list(reader)
+    if tuple(reader.fieldnames or ()) != COLUMNS or any(None in row or None in row.values() for row in rows):
+        raise UserError(f"{path} is not a results file of this version; move it away")
+    return rows
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError if no file can be made in `folder`, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"nothing can be saved in {folder}: {error.strerror}") from error
+
+
+def same_cell(row: dict, other: dict) -> bool:
+    """Whether two rows of one file are about the same cell."""
+    return all(str(row[key]) == str(other[key]) for key in CELL)
+
+
+def save_row(path: Path, row: dict) -> None:
+    """Puts a row into its file, in the place of an older one of the same cell; the file is replaced atomically."""
+    rows = [other for other in read_rows(path) if not same_cell(row, other)] + [row]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, suffix=".tmp", newline="", encoding="utf-8", delete=False
+    ) as file:
+        writer = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+# ------------------------------------------------------------------------------------------------------- environment
+
+
+def versions() -> dict[str, str]:
+    """The installed versions that a row carries, by column; empty where a package is missing."""
+    installed = {package.name.lower(): package.version for package in importlib.metadata.distributions()}
+    return {
+        column: next((installed[package] for package in packages if package in installed), "")
+        for column, packages in VERSIONS.items()
+    }
+
+
+def project_commit() -> str:
+    """The commit of this project, with "+" behind it where its code differs from the commit; empty outside git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "*.py", "requirements.txt")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def cpu_name() -> str:
+    """The processor's name without trade marks and clock, and its cores: `Intel Xeon Platinum 8481C, 4 cores`."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        name = match[1] if match else name
+    name = re.sub(r"\((R|TM|tm)\)|\bCPU\b|\bProcessor\b|@.*$|\d+-Core", " ", name)
+    return f"{' '.join(name.split())}, {cpu_cores()} cores"
+
+
+def cpu_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,0 +1,455 @@
+"""The things compared: what each variant is called, how it is made from a model id, loaded and run.
+
+To add a variant, add a line to VARIANTS; only a new runtime or precision needs more.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+import utils
+from utils import UserError
+
+RANDOM_MODEL = "random-roberta-base"
+DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
+HUB_TIMEOUT = 10  # seconds
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of running a model: runtime and precision, compiled or not, and where it can run.
+
+    `all_on`: the devices whose `--model all` includes it. `refused`, `notes`: device -> the reason, a plain line.
+    """
+
+    runtime: str
+    precision: str
+    compiled: bool = False
+    all_on: tuple[str, ...] = ("gpu", "cpu")
+    refused: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+VARIANTS = {
+    "torch": Variant("torch", "fp32"),
+    "torch-compile": Variant("torch", "fp32", compiled=True),
+    "torch-fp16": Variant("torch", "fp16", all_on=("gpu",)),
+    "torch-compile-fp16": Variant("torch", "fp16", compiled=True, all_on=("gpu",)),
+    "torch-bf16": Variant("torch", "bf16"),
+    "torch-compile-bf16": Variant("torch", "bf16", compiled=True),
+    "onnx": Variant("onnx", "fp32"),
+    "onnx-fp16": Variant(
+        "onnx",
+        "fp16",
+        all_on=("gpu",),
+        notes={"cpu": "onnxruntime has no FP16 kernels for it on a CPU: it computes in FP32 between casts"},
+    ),
+    "onnx-int8": Variant(
+        "onnx",
+        "int8",
+        all_on=("cpu",),
+        refused={"gpu": "dynamic INT8 quantization has kernels for CPUs only"},
+    ),
+}
+TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+EXPORT_SUFFIX = {"fp32": "-onnx", "fp16": "-onnx-fp16", "int8": "-onnx-int8"}
+PUBLISHED_EXPORTS = {
+    (DEFAULT_MODEL, "fp32"): ("SamLowe/roberta-base-go_emotions-onnx", "onnx/model.onnx"),
+    (DEFAULT_MODEL, "fp16"): ("joaopn/roberta-base-go_emotions-onnx-fp16", "model.onnx"),
+}
+
+
+def choose_variants(names: list[str], device: str) -> list[str]:
+    """The names asked for, `all` replaced by those that make sense on the device ("gpu" or "cpu").
+
+    Raises UserError for an unknown name, and for one that can't run on the device, with the reason.
+    """
+    if names == ["all"]:
+        return [name for name, variant in VARIANTS.items() if device in variant.all_on]
+    for name in names:
+        if name not in VARIANTS:
+            raise UserError(f"no variant {name!r}; there are: {', '.join(VARIANTS)}, or all of them as `all`")
+        if device in VARIANTS[name].refused:
+            raise UserError(f"{name} can't run on a {device}: {VARIANTS[name].refused[device]}")
+    return names
+
+
+# ---------------------------------------------------------------------------------------------- where models come from
+
+
+def find_model(model_id: str) -> Path:
+    """The local folder of a model: `random-roberta-base`, a local folder, or what is downloaded of a Hub id.
+
+    Raises UserError if there is no such model, or if it has no sequence-classification head.
+    """
+    if model_id == RANDOM_MODEL:
+        return random_roberta_base()
+    folder = Path(model_id)
+    if not folder.is_dir():
+        if folder.exists() or model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
+            raise UserError(f"no model folder {model_id}")
+        folder = download(model_id)
+    heads = load_config(folder).architectures or []
+    if heads and not any(head.endswith("ForSequenceClassification") for head in heads):
+        raise UserError(f"{model_id} has no sequence-classification head, it is a {', '.join(heads)}")
+    return folder
+
+
+def load_config(folder: Path):
+    """The transformers config of a model's folder; never runs code that a model brings."""
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a model folder: it has no config.json")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/config.json can't be used: {utils.first_line(error)}") from error
+
+
+def download(repo: str, subfolder: str = "") -> Path:
+    """What a Hub repository holds at its root (or in `subfolder` beside it), without the weights of other frameworks.
+
+    Pickled weights are left out where safetensors are there. Without the Hub, what was downloaded before is used.
+    """
+    import requests
+    from huggingface_hub import HfApi, errors, snapshot_download
+
+    ways_on = f"name a local folder or --model-id {RANDOM_MODEL} instead"
+    try:
+        names = [file.rfilename for file in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings]
+        safe = any(name.endswith(".safetensors") for name in names)
+        weights = ".safetensors" if safe else "model.bin"
+        endings = (".json", ".txt", ".model", ".onnx", ".onnx_data", weights)
+        wanted = [name for name in names if os.path.dirname(name) in ("", subfolder) and name.endswith(endings)]
+        return Path(snapshot_download(repo, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT))
+    except errors.HFValidationError as error:
+        raise UserError(f"{repo!r} is neither a local folder nor a Hub id") from error
+    except errors.GatedRepoError as error:
+        raise UserError(f"{repo} is gated: ask for access on its page, then run `hf auth login`") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"no model {repo} on the Hub (or it is private, see `hf auth login`); {ways_on}") from error
+    except (requests.RequestException, errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
+        try:
+            return Path(snapshot_download(repo, local_files_only=True))
+        except errors.LocalEntryNotFoundError:
+            raise UserError(f"the Hub is out of reach and {repo} is not in its cache; {ways_on}") from error
+
+
+def find_onnx(variant: Variant, model_id: str, folder: Path) -> tuple[Path, str]:
+    """The ONNX file of a variant and a few words saying where it is from.
+
+    A local export beside the working directory comes first, then the default model's published exports, and if there
+    is neither, the model is exported now into that folder.
+    """
+    exported = Path(Path(model_id).resolve().name + EXPORT_SUFFIX[variant.precision])
+    file = exported / "model.onnx"
+    if file.is_file():
+        return file, f"local export ./{file}"
+    if (model_id, variant.precision) in PUBLISHED_EXPORTS:
+        repo, published = PUBLISHED_EXPORTS[model_id, variant.precision]
+        with contextlib.suppress(UserError):
+            downloaded = download(repo, os.path.dirname(published)) / published
+            if downloaded.is_file():
+                return downloaded, f"published export {repo}, {published}"
+    try:
+        in_fresh_process(export, folder, exported, variant.precision)
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+        raise UserError(f"{model_id} can't be exported to {exported}: {utils.first_line(error)}") from error
+    return file, f"exported now into ./{exported}"
+
+
+def random_roberta_base() -> Path:
+    """The folder of `random-roberta-base`, built once: RoBERTa-base's architecture with seeded random weights and a
+    byte-level BPE tokenizer trained on the bundled texts.
+
+    Speed doesn't depend on the weights. They are spread so that parity means something: probabilities vary from text
+    to text (the attention's value path is 3 times its usual width), most labels are improbable and about 1 in 100 is
+    above 0.5, as in a trained classifier of 28 emotions (the head is 8 times as wide, around -4).
+    """
+    folder = utils.ROOT / ".cache" / RANDOM_MODEL
+    if not folder.exists():
+        print(f"building {RANDOM_MODEL} in {folder}", file=sys.stderr)
+        in_fresh_process(build_random_roberta_base, folder)
+    return folder
+
+
+def build_random_roberta_base(folder: Path) -> None:
+    import torch
+    from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaTokenizerFast
+
+    tokenizer = utils.train_tokenizer(
+        [text for _, file in utils.DATASETS.values() for text in utils.read_column(utils.ROOT / "data" / file, "body")]
+    )
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        num_labels=28,
+        problem_type="multi_label_classification",
+    )
+    model = RobertaForSequenceClassification(config)
+    with torch.no_grad():
+        for layer in model.roberta.encoder.layer:
+            layer.attention.self.value.weight *= 3
+            layer.attention.output.dense.weight *= 3
+        model.classifier.out_proj.weight *= 8
+        model.classifier.out_proj.bias -= 4
+    with new_folder(folder) as temporary:
+        tokenizer.save_model(str(temporary))
+        RobertaTokenizerFast.from_pretrained(temporary, add_prefix_space=True, model_max_length=512).save_pretrained(
+            temporary
+        )
+        model.save_pretrained(temporary)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path):
+    """A temporary folder that becomes `folder` at the end of the block, or vanishes if the block fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def in_fresh_process(function: Callable, *arguments):
+    """function(*arguments) in a process of its own: its memory, its GPU context and its output to standard output
+    (sent to standard error) stay out of this one. Its errors are raised here.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=quiet_process) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def quiet_process() -> None:
+    """Standard output to standard error, and only errors from the libraries that log."""
+    os.dup2(2, 1)
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    logging.disable(logging.WARNING)
+    import warnings
+
+    warnings.simplefilter("ignore")
+
+
+# -------------------------------------------------------------------------------------------------------------- export
+
+
+def export(folder: Path, target: Path, precision: str) -> dict[str, int]:
+    """Exports the model in `folder` as `target`/model.onnx with its config and tokenizer beside it.
+
+    fp32 is the plain export, fp16 has optimum's O4 optimization (fused nodes, tanh GELU, FP16), int8 has its weights
+    quantized per channel and its activations dynamically, for CPUs with VNNI or AMX. `target` appears complete or not
+    at all. Returns how often each kind of node occurs.
+    """
+    from optimum.onnxruntime import (
+        AutoOptimizationConfig,
+        AutoQuantizationConfig,
+        ORTModelForSequenceClassification,
+        ORTOptimizer,
+        ORTQuantizer,
+    )
+
+    with tempfile.TemporaryDirectory(dir=target.absolute().parent) as plain, new_folder(target) as temporary:
+        model = ORTModelForSequenceClassification.from_pretrained(
+            folder, export=True, trust_remote_code=False, local_files_only=True
+        )
+        model.save_pretrained(temporary if precision == "fp32" else plain)
+        if precision == "fp16":
+            ORTOptimizer.from_pretrained(model).optimize(
+                save_dir=temporary, optimization_config=AutoOptimizationConfig.O4(), file_suffix=""
+            )
+        if precision == "int8":
+            config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
+            ORTQuantizer.from_pretrained(plain, file_name="model.onnx").quantize(
+                save_dir=temporary, quantization_config=config, file_suffix=""
+            )
+        utils.load_tokenizer(folder).save_pretrained(temporary)
+        return count_nodes(temporary / "model.onnx")
+
+
+def count_nodes(file: Path) -> Counter[str]:
+    import onnx
+
+    return Counter(node.op_type for node in onnx.load(file, load_external_data=False).graph.node)
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a variant runs: `gpu` (its id, None for the CPU), CPU `threads`, and whether it is `alone` there."""
+
+    gpu: int | None
+    threads: int
+    alone: bool = True
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A loaded variant, as functions: the timing covers `forward` alone.
+
+    prepare(input_ids, attention_mask), both int64 [texts, tokens] in numpy -> inputs on the device;
+    forward(inputs) -> outputs on the device, perhaps not computed yet; synchronize() waits until they are;
+    fetch(outputs) -> logits, float32 [texts, labels] in numpy.
+    """
+
+    prepare: Callable
+    forward: Callable
+    synchronize: Callable
+    fetch: Callable
+
+
+def load(name: str, source: Path, place: Place) -> Runner:
+    """Loads a variant by its name from `source`, a model's folder for torch and a file for ONNX."""
+    variant = VARIANTS[name]
+    return load_onnx(source, place) if variant.runtime == "onnx" else load_torch(variant, source, place)
+
+
+def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
+    """The model in torch, with SDPA where it has it. FP32 is IEEE FP32: torch's default keeps TF32 off.
+
+    Compiled with dynamic shapes as one graph; what would make torch run it eagerly after all (a graph break, the limit
+    of recompilations) is an error. Raises UserError where weights are missing, which would be random then.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification
+
+    torch.set_num_threads(place.threads)
+    device = torch.device("cpu" if place.gpu is None else f"cuda:{place.gpu}")
+    if place.gpu is not None:
+        torch.cuda.set_device(device)
+    dtype = getattr(torch, TORCH_DTYPES[variant.precision])
+    options = {"output_loading_info": True, "trust_remote_code": False, "local_files_only": True}
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise UserError(f"{folder} can't be loaded: {utils.first_line(error)}") from error
+    if loading["missing_keys"]:
+        raise UserError(f"{folder} lacks weights: {', '.join(sorted(loading['missing_keys'])[:3])}")
+    model.eval().to(device)
+    if variant.compiled:
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        model.compile(dynamic=True, fullgraph=True)
+
+    @torch.inference_mode()
+    def forward(inputs):
+        return model(*inputs).logits
+
+    return Runner(
+        prepare=lambda input_ids, mask: (torch.from_numpy(input_ids).to(device), torch.from_numpy(mask).to(device)),
+        forward=forward,
+        synchronize=(lambda: None) if place.gpu is None else torch.cuda.synchronize,
+        fetch=lambda logits: logits.float().cpu().numpy(),
+    )
+
+
+def load_onnx(file: Path, place: Place) -> Runner:
+    """An onnxruntime session with one thread pool of `place.threads`, which spins only where it is alone.
+
+    On a GPU, FP32 is IEEE FP32 (no TF32), inputs and outputs stay in device memory, and a run only queues its work.
+    Raises UserError if the session did not get the CUDA provider.
+    """
+    if place.gpu is not None:
+        import torch  # before onnxruntime: it brings the CUDA libraries
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = place.threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if place.alone else "0")
+    provider, settings = "CPUExecutionProvider", {}
+    if place.gpu is not None:
+        provider, settings = "CUDAExecutionProvider", {"device_id": place.gpu, "use_tf32": 0}
+    session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)])
+    session.disable_fallback()
+    if session.get_providers()[0] != provider:
+        raise UserError(f"onnxruntime gave a session on {session.get_providers()[0]} instead of {provider}")
+    inputs = [node.name for node in session.get_inputs()]
+    [output] = session.get_outputs()
+
+    def feed(input_ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+        values = {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": np.zeros_like(input_ids)}
+        return {name: values[name] for name in inputs}
+
+    if place.gpu is None:
+        return Runner(
+            prepare=feed,
+            forward=lambda inputs: session.run([output.name], inputs)[0],
+            synchronize=lambda: None,
+            fetch=lambda logits: logits,
+        )
+
+    device = torch.device(f"cuda:{place.gpu}")
+    torch.cuda.set_device(device)
+    dtype = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}[output.type]
+    numpy_dtype = {torch.float32: np.float32, torch.float16: np.float16}[dtype]
+    queue_only = onnxruntime.RunOptions()
+    queue_only.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def bind(input_ids: np.ndarray, mask: np.ndarray):
+        binding = session.io_binding()
+        tensors = {name: torch.from_numpy(value).to(device) for name, value in feed(input_ids, mask).items()}
+        logits = torch.empty((len(input_ids), output.shape[1]), dtype=dtype, device=device)
+        for name, tensor in tensors.items():
+            binding.bind_input(name, "cuda", place.gpu, np.int64, tuple(tensor.shape), tensor.data_ptr())
+        binding.bind_output(output.name, "cuda", place.gpu, numpy_dtype, tuple(logits.shape), logits.data_ptr())
+        return binding, logits, tensors  # the tensors own the memory that is bound
+
+    def forward(inputs):
+        binding, logits, _ = inputs
+        session.run_with_iobinding(binding, queue_only)
+        return logits
+
+    return Runner(bind, forward, torch.cuda.synchronize, fetch=lambda logits: logits.float().cpu().numpy())
+
+
+def check_gpu(gpu: int, with_onnx: bool) -> tuple[str, str]:
+    """The name and the driver of a GPU; to be called in a fresh process, since it starts CUDA.
+
+    Raises UserError if there is no such GPU, or if onnxruntime (asked for by `with_onnx`) can't use it.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("no GPU: torch finds no CUDA device here; --device cpu runs without one")
+    if gpu >= torch.cuda.device_count():
+        raise UserError(f"no GPU {gpu}: there are {torch.cuda.device_count()}, numbered from 0")
+    if with_onnx:
+        import onnx
+        from onnx import TensorProto, helper
+
+        tokens = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["texts", 1])
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["texts", 1])
+        cast = helper.make_node("Cast", ["input_ids"], ["logits"], to=TensorProto.FLOAT)
+        opset = helper.make_opsetid("", 17)
+        model = helper.make_model(
+            helper.make_graph([cast], "probe", [tokens], [logits]), opset_imports=[opset], ir_version=8
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            onnx.save(model, Path(folder) / "probe.onnx")
+            load_onnx(Path(folder) / "probe.onnx", Place(gpu, threads=1))
+    properties = torch.cuda.get_device_properties(gpu)
+    query = ["nvidia-smi", f"--id=GPU-{properties.uuid}", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, check=False, capture_output=True, text=True).stdout.strip()
+    return properties.name, driver
