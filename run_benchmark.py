@@ -155,9 +155,10 @@ def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs)
         memory = used_memory_mib(place.gpu)
         checked = np.zeros(len(inputs.token_ids), dtype=bool)
         checked[inputs.checked] = True
-        kept = [
-            (batch[checked[batch]], runner.fetch(logits)[checked[batch]]) for batch, logits in zip(batches, outputs)
-        ]
+        kept = []
+        for batch, logits in zip(batches, outputs, strict=True):
+            here = checked[batch]
+            kept.append((batch[here], runner.fetch(logits)[here]))
         if place.gpu is not None:
             latencies.clear()
             for i in utils.evenly_spaced(len(prepared), LATENCY_BATCHES):

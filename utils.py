@@ -27,9 +27,8 @@ DATASETS = {
 ORDERS = ("dataset", "length")
 MAX_TOKENS = 512
 # model types whose positions start behind the padding index, see token_limit
-OFFSET_POSITIONS = set(
-    "roberta xlm-roberta xlm-roberta-xl camembert roberta-prelayernorm data2vec-text xmod ibert longformer mpnet esm luke".split()
-)
+OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod", "mpnet"}
+OFFSET_POSITIONS |= {"data2vec-text", "ibert", "longformer", "esm", "luke"}
 VERSIONS = {"torch": ["torch"], "transformers": ["transformers"], "onnxruntime": ["onnxruntime", "onnxruntime-gpu"]}
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # RoBERTa's, in RoBERTa's order
 

@@ -21,7 +21,7 @@ import pandas as pd
 from wordfreq import top_n_list, word_frequency
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import utils  # noqa: E402
+import utils
 
 TEXTS = 10_000
 WORDS = 60_000  # the most frequent English words
