@@ -20,12 +20,15 @@ Exit code: 0, 1 if a cell failed (its row says why), 2 for wrong usage or input,
 """
 
 import contextlib
+import hashlib
 import itertools
+import json
 import os
 import resource
 import signal
 import sys
 import time
+import zipfile
 from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -62,15 +65,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The texts as token ids, what padding needs, and `checked`: the indices of the texts whose results are checked."""
+    """The texts' token ids in one run (cut by `lengths`), what padding needs, and the indices of the checked texts."""
 
-    token_ids: list[list[int]]
+    token_ids: np.ndarray
+    lengths: np.ndarray
     pad_id: int
     checked: np.ndarray
 
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.array([len(ids) for ids in self.token_ids])
+    def padded(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and attention mask of a batch, see utils.pad_batch."""
+        ends = np.cumsum(self.lengths)
+        return utils.pad_batch([self.token_ids[ends[i] - self.lengths[i] : ends[i]] for i in batch], self.pad_id)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,6 @@ def serve(connection: Connection, name: str, source: Path, place: variants.Place
 
     Steps: `prepare` (a shard: its batches), `run` (one pass over them) and `report`. Ends when the parent does.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     variants.quiet_process()
     steps = {}
     try:
@@ -128,7 +132,7 @@ def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs)
     def prepare(shard: list[np.ndarray]) -> None:
         """Pads and moves the batches, then warms up each shape that this worker has not run yet, longest first."""
         forget()
-        padded = [utils.pad_batch(inputs.token_ids, batch, inputs.pad_id) for batch in shard]
+        padded = [inputs.padded(batch) for batch in shard]
         batches.extend(shard)
         prepared.extend(runner.prepare(*arrays) for arrays in padded)
         shapes = {arrays[0].shape: i for i, arrays in enumerate(padded)}
@@ -153,7 +157,7 @@ def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs)
     def report(_) -> dict:
         """What the passes left: the checked texts' indices and logits, latencies in seconds, memory in MiB."""
         memory = used_memory_mib(place.gpu)
-        checked = np.zeros(len(inputs.token_ids), dtype=bool)
+        checked = np.zeros(len(inputs.lengths), dtype=bool)
         checked[inputs.checked] = True
         kept = []
         for batch, logits in zip(batches, outputs, strict=True):
@@ -225,7 +229,7 @@ class Workers:
         try:
             self.answers("load")
         except BaseException:
-            self.stop()
+            self.kill()
             raise
 
     def ask(self, step: str, arguments: list) -> list:
@@ -265,13 +269,18 @@ class Workers:
     def alive(self) -> bool:
         return all(process.is_alive() for process in self.processes)
 
-    def stop(self) -> None:
+    def close(self) -> None:
+        """Lets the workers end by themselves."""
+        for connection in self.connections:
+            connection.close()
+        for process in self.processes:
+            process.join(timeout=10)
+
+    def kill(self) -> None:
         for process in self.processes:
             process.kill()
         for process in self.processes:
             process.join()
-        for connection in self.connections:
-            connection.close()
 
 
 def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
@@ -280,7 +289,7 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
     batches = utils.make_batches(lengths, cell.size, cell.order)
     workers.ask("prepare", utils.deal_shards(lengths, batches, cell.workers))
     seconds = []
-    while sum(seconds) < sweep.min_time:
+    while not seconds or sum(seconds) < sweep.min_time:
         starts, ends = zip(*workers.ask("run", [None] * cell.workers), strict=True)
         seconds.append(max(ends) - min(starts))
     reports = workers.ask("report", [None] * cell.workers)
@@ -308,22 +317,11 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
 
 def parity(sweep: Sweep, kept: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
     """The largest deviation from the reference and the share of changed decisions over the checked texts."""
-    logits = np.full((len(sweep.inputs.token_ids), sweep.reference.shape[1]), np.nan)
+    logits = np.full((len(sweep.inputs.lengths), sweep.reference.shape[1]), np.nan)
     for indices, values in kept:
         logits[indices] = values
     probs = utils.probabilities(logits[sweep.inputs.checked], sweep.problem)
     return float(np.abs(probs - sweep.reference).max()), utils.flips(probs, sweep.reference, sweep.problem)
-
-
-def reference_logits(folder: Path, place: variants.Place, inputs: Inputs) -> np.ndarray:
-    """Logits [checked texts, labels] of the original model in eager FP32 torch, one text at a time: no padding."""
-    runner = variants.load("torch", folder, place)
-    rows = []
-    for i in inputs.checked:
-        rows.append(
-            runner.fetch(runner.forward(runner.prepare(*utils.pad_batch(inputs.token_ids, [i], inputs.pad_id))))
-        )
-    return np.concatenate(rows)
 
 
 def run_cells(sweep: Sweep, cells: list[Cell]):
@@ -346,12 +344,14 @@ def run_cells(sweep: Sweep, cells: list[Cell]):
                     if workers is None:
                         no_start = error
                     elif not workers.alive():
-                        workers.stop()
+                        workers.kill()
                         workers = None
                     yield cell, {"status": str(error)}
+            if workers:
+                workers.close()
         finally:
             if workers:
-                workers.stop()
+                workers.kill()
 
 
 # ------------------------------------------------------------------------------------------------- the experiment
@@ -444,33 +444,68 @@ def find_machine(args: Namespace) -> dict[str, str]:
 
 
 def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset) -> Sweep:
-    """Everything that comes before the first cell: the model, its token ids, its exports and its reference."""
+    """All that comes before the first cell: the model, its token ids, the reference and the exports."""
     folder = variants.find_model(args.model_id)
-    config = variants.load_config(folder)
-    tokenizer = utils.load_tokenizer(folder)
-    start = time.monotonic()
-    token_ids = utils.tokenize(tokenizer, dataset.texts, utils.token_limit(config, tokenizer))
-    speed = len(token_ids) / (time.monotonic() - start)
-    inputs = Inputs(token_ids, tokenizer.pad_token_id or 0, utils.evenly_spaced(len(token_ids), CHECK_TEXTS))
-
+    place = variants.Place(args.gpu if args.device == "gpu" else None, args.threads)
+    ready = prepared_before(folder, dataset.texts, place.gpu)
+    inputs = Inputs(ready["token_ids"], ready["lengths"], int(ready["pad_id"]), ready["checked"])
     p5, p50, p95, p99 = np.percentile(inputs.lengths, [5, 50, 95, 99])
-    say(f"model      {args.model_id}: {config.model_type}, {config.num_labels} labels, {utils.problem_type(config)}")
-    say(f"dataset    {dataset.name}: {len(token_ids)} messages, {inputs.lengths.mean():.1f} tokens on average")
-    say(f"           tokens p5 {p5:.0f}, p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f}, most {inputs.lengths.max()}")
-    say(f"tokenizer  {speed:,.0f} messages/s ({'fast' if tokenizer.is_fast else 'slow'})")
+    say(f"model      {args.model_id}: {ready['model']}")
+    say(f"dataset    {dataset.name}: {len(dataset.texts)} messages; tokens: mean {inputs.lengths.mean():.1f}, ")
+    say(f"           p5 {p5:.0f}, p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f}, most {inputs.lengths.max()}")
+    say(f"tokenizer  {ready['tokenizer']}")
+    say(f"reference  eager FP32 torch, on {len(inputs.checked)} of the messages")
     sources = {}
     for name in dict.fromkeys(cell.variant for cell in cells):
         sources[name], origin = folder, args.model_id
         if variants.VARIANTS[name].runtime == "onnx":
             sources[name], origin = variants.find_onnx(variants.VARIANTS[name], args.model_id, folder)
         say(f"variant    {name}: {origin}")
-    say(f"reference  eager FP32 torch, on {len(inputs.checked)} of the messages")
-    gpu = args.gpu if args.device == "gpu" else None
-    everything = variants.Place(gpu, threads=utils.cpu_cores())
-    logits = variants.in_fresh_process(reference_logits, folder, everything, inputs)
-    problem = utils.problem_type(config)
-    reference = utils.probabilities(logits, problem)
-    return Sweep(inputs, reference, problem, sources, variants.Place(gpu, args.threads), args.min_time)
+    return Sweep(inputs, ready["reference"], str(ready["problem"]), sources, place, args.min_time)
+
+
+def prepared_before(folder: Path, texts: list[str], gpu: int | None) -> dict[str, np.ndarray]:
+    """What prepare_inputs gives, kept for the next run with the same model, texts, versions and kind of device."""
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.iterdir())]
+    key = [str(folder.resolve()), files, texts, utils.versions(), CHECK_TEXTS, gpu is not None]
+    path = utils.CACHE / "inputs" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npz"
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        ready = variants.in_fresh_process(prepare_inputs, folder, texts, variants.Place(gpu, utils.cpu_cores()))
+        with utils.atomic_file(path) as file:
+            np.savez(file, **ready)
+        return {name: np.asarray(value) for name, value in ready.items()}
+
+
+def prepare_inputs(folder: Path, texts: list[str], place: variants.Place) -> dict:
+    """Token ids of the texts (in one run, with their lengths), and for some of them, evenly spaced, the reference:
+    probabilities [checked texts, labels] of eager FP32 torch, computed text by text, without padding.
+    """
+    config = variants.load_config(folder)
+    tokenizer = utils.load_tokenizer(folder)
+    limit = utils.token_limit(config, tokenizer)
+    utils.tokenize(tokenizer, texts[:1], limit)  # the first call sets the tokenizer up
+    start = time.monotonic()
+    token_ids = utils.tokenize(tokenizer, texts, limit)
+    speed = len(texts) / (time.monotonic() - start)
+
+    pad_id, problem = tokenizer.pad_token_id or 0, utils.problem_type(config)
+    runner = variants.load("torch", folder, place)
+    checked = utils.evenly_spaced(len(texts), CHECK_TEXTS)
+    batches = [runner.prepare(*utils.pad_batch([token_ids[i]], pad_id)) for i in checked]
+    logits = np.concatenate([runner.fetch(runner.forward(batch)) for batch in batches])
+    return {
+        "token_ids": np.concatenate(token_ids).astype(np.int32),
+        "lengths": np.array([len(ids) for ids in token_ids]),
+        "pad_id": pad_id,
+        "checked": checked,
+        "reference": utils.probabilities(logits, problem),
+        "problem": problem,
+        "model": f"{config.model_type}, {config.num_labels} labels, {problem}, at most {limit} tokens",
+        "tokenizer": f"{speed:,.0f} messages/s ({'fast' if tokenizer.is_fast else 'slow'} tokenizer)",
+    }
 
 
 def measured_before(results_dir: Path, wanted: dict) -> bool:
@@ -529,6 +564,8 @@ def main() -> int:
         return 0
     if not args.no_save:
         utils.check_writable(args.results_dir)
+        for variant in args.model:
+            utils.read_rows(utils.results_path(args.results_dir, same | {"variant": variant}))
 
     sweep = prepare(args, cells, dataset)
     rows = []

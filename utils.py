@@ -4,22 +4,25 @@ No torch, transformers, optimum or onnxruntime is imported here at module level,
 """
 
 import argparse
+import contextlib
 import csv
 import importlib.metadata
+import io
 import os
 import platform
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent
+CACHE = Path(os.environ.get("BENCHMARK_CACHE", ROOT / ".cache"))  # random-roberta-base, token ids, reference outputs
 DATASETS = {
     "normal": ("random_sample_10k.csv.gz", "synthetic_10k.csv.gz"),
     "filtered": ("random_sample_10k_filtered.csv.gz", "synthetic_10k_filtered.csv.gz"),
@@ -225,9 +228,8 @@ def deal_shards(lengths: np.ndarray, batches: list[np.ndarray], workers: int) ->
     return [[batches[i] for i in sorted(shard)] for shard in shards]
 
 
-def pad_batch(token_ids: list[list[int]], batch: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and attention mask of a batch, both int64 [texts, longest], padded on the right."""
-    rows = [token_ids[i] for i in batch]
+def pad_batch(rows: list, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and attention mask of the rows of a batch, both int64 [texts, longest], padded on the right."""
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(lengths.max()) < lengths[:, None]
     input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
@@ -307,19 +309,30 @@ def same_cell(row: dict, other: dict) -> bool:
 
 
 def save_row(path: Path, row: dict) -> None:
-    """Puts a row into its file, in the place of an older one of the same cell; the file is replaced atomically."""
+    """Puts a row into its file, in the place of an older one of the same cell."""
     rows = [other for other in read_rows(path) if not same_cell(row, other)] + [row]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, delimiter="\t", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_file(path) as file:
+        file.write(text.getvalue().encode())
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` at the end of the block, or vanishes if the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".tmp", newline="", encoding="utf-8", delete=False
-    ) as file:
-        writer = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------------- environment

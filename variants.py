@@ -4,17 +4,20 @@ To add a variant, add a line to VARIANTS; only a new runtime or precision needs 
 """
 
 import contextlib
+import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +104,12 @@ def find_model(model_id: str) -> Path:
         if folder.exists() or model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
             raise UserError(f"no model folder {model_id}")
         folder = download(model_id)
-    heads = load_config(folder).architectures or []
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{model_id} is not a model's folder: it has no config.json")
+    try:
+        heads = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{folder}/config.json can't be read: {utils.first_line(error)}") from error
     if heads and not any(head.endswith("ForSequenceClassification") for head in heads):
         raise UserError(f"{model_id} has no sequence-classification head, it is a {', '.join(heads)}")
     return folder
@@ -111,8 +119,6 @@ def load_config(folder: Path):
     """The transformers config of a model's folder; never runs code that a model brings."""
     from transformers import AutoConfig
 
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not a model folder: it has no config.json")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, OSError, KeyError, TypeError) as error:
@@ -164,10 +170,9 @@ def find_onnx(variant: Variant, model_id: str, folder: Path) -> tuple[Path, str]
             downloaded = download(repo, os.path.dirname(published)) / published
             if downloaded.is_file():
                 return downloaded, f"published export {repo}, {published}"
-    try:
-        in_fresh_process(export, folder, exported, variant.precision)
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-        raise UserError(f"{model_id} can't be exported to {exported}: {utils.first_line(error)}") from error
+    print(f"exporting {model_id} into ./{exported}", file=sys.stderr)
+    with new_folder(exported) as temporary:
+        in_fresh_process(export, folder, temporary, variant.precision)
     return file, f"exported now into ./{exported}"
 
 
@@ -179,10 +184,11 @@ def random_roberta_base() -> Path:
     to text (the attention's value path is 3 times its usual width), most labels are improbable and about 1 in 100 is
     above 0.5, as in a trained classifier of 28 emotions (the head is 8 times as wide, around -4).
     """
-    folder = utils.ROOT / ".cache" / RANDOM_MODEL
+    folder = utils.CACHE / RANDOM_MODEL
     if not folder.exists():
         print(f"building {RANDOM_MODEL} in {folder}", file=sys.stderr)
-        in_fresh_process(build_random_roberta_base, folder)
+        with new_folder(folder) as temporary:
+            in_fresh_process(build_random_roberta_base, temporary)
     return folder
 
 
@@ -209,12 +215,9 @@ def build_random_roberta_base(folder: Path) -> None:
             layer.attention.output.dense.weight *= 3
         model.classifier.out_proj.weight *= 8
         model.classifier.out_proj.bias -= 4
-    with new_folder(folder) as temporary:
-        tokenizer.save_model(str(temporary))
-        RobertaTokenizerFast.from_pretrained(temporary, add_prefix_space=True, model_max_length=512).save_pretrained(
-            temporary
-        )
-        model.save_pretrained(temporary)
+    model.save_pretrained(folder)
+    tokenizer.save_model(str(folder))
+    RobertaTokenizerFast.from_pretrained(folder, add_prefix_space=True, model_max_length=512).save_pretrained(folder)
 
 
 @contextlib.contextmanager
@@ -231,34 +234,57 @@ def new_folder(folder: Path):
 
 
 def in_fresh_process(function: Callable, *arguments):
-    """function(*arguments) in a process of its own: its memory, its GPU context and its output to standard output
-    (sent to standard error) stay out of this one. Its errors are raised here.
+    """function(*arguments) in a process of its own, so that its imports, memory and GPU context stay out of this one.
+
+    What it prints goes to standard error. Its UserError is raised here; it ends when this process is interrupted.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=quiet_process) as pool:
-        return pool.submit(function, *arguments).result()
+    context = get_context("spawn")
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=answer, args=(theirs, function, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        error, value = mine.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"{function.__name__} failed with exit code {process.exitcode}") from None
+    finally:
+        process.kill()
+    if error:
+        raise error
+    return value
+
+
+def answer(connection: Connection, function: Callable, arguments: tuple) -> None:
+    """Sends (UserError or None, what the function returns); any other error ends the process with its traceback."""
+    quiet_process()
+    try:
+        connection.send((None, function(*arguments)))
+    except UserError as error:
+        connection.send((error, None))
 
 
 def quiet_process() -> None:
-    """Standard output to standard error, and only errors from the libraries that log."""
+    """For a process of ours: its parent alone is interrupted by Ctrl-C (and ends it), standard output goes to standard
+    error, and the libraries log nothing.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     logging.disable(logging.WARNING)
-    import warnings
-
     warnings.simplefilter("ignore")
 
 
 # -------------------------------------------------------------------------------------------------------------- export
 
 
-def export(folder: Path, target: Path, precision: str) -> dict[str, int]:
+def export(folder: Path, target: Path, precision: str) -> Counter[str]:
     """Exports the model in `folder` as `target`/model.onnx with its config and tokenizer beside it.
 
     fp32 is the plain export, fp16 has optimum's O4 optimization (fused nodes, tanh GELU, FP16), int8 has its weights
-    quantized per channel and its activations dynamically, for CPUs with VNNI or AMX. `target` appears complete or not
-    at all. Returns how often each kind of node occurs.
+    quantized per channel and its activations dynamically, for CPUs with VNNI or AMX. Returns how often each kind of
+    node occurs in the graph. Raises UserError for a model that can't be exported so.
     """
+    import onnxruntime
     from optimum.onnxruntime import (
         AutoOptimizationConfig,
         AutoQuantizationConfig,
@@ -267,22 +293,25 @@ def export(folder: Path, target: Path, precision: str) -> dict[str, int]:
         ORTQuantizer,
     )
 
-    with tempfile.TemporaryDirectory(dir=target.absolute().parent) as plain, new_folder(target) as temporary:
-        model = ORTModelForSequenceClassification.from_pretrained(
-            folder, export=True, trust_remote_code=False, local_files_only=True
-        )
-        model.save_pretrained(temporary if precision == "fp32" else plain)
-        if precision == "fp16":
-            ORTOptimizer.from_pretrained(model).optimize(
-                save_dir=temporary, optimization_config=AutoOptimizationConfig.O4(), file_suffix=""
+    onnxruntime.set_default_logger_severity(4)  # O4 asks for CUDA, only to optimize, and does as well without
+    try:
+        with tempfile.TemporaryDirectory(dir=target) as plain:
+            model = ORTModelForSequenceClassification.from_pretrained(
+                folder, export=True, trust_remote_code=False, local_files_only=True
             )
-        if precision == "int8":
-            config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
-            ORTQuantizer.from_pretrained(plain, file_name="model.onnx").quantize(
-                save_dir=temporary, quantization_config=config, file_suffix=""
-            )
-        utils.load_tokenizer(folder).save_pretrained(temporary)
-        return count_nodes(temporary / "model.onnx")
+            model.save_pretrained(target if precision == "fp32" else plain)
+            if precision == "fp16":
+                optimization = AutoOptimizationConfig.O4()
+                optimizer = ORTOptimizer.from_pretrained(model)
+                optimizer.optimize(save_dir=target, optimization_config=optimization, file_suffix="")
+            if precision == "int8":
+                quantization = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
+                quantizer = ORTQuantizer.from_pretrained(plain, file_name="model.onnx")
+                quantizer.quantize(save_dir=target, quantization_config=quantization, file_suffix="")
+    except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
+        raise UserError(f"{folder} can't be exported to ONNX {precision}: {utils.first_line(error)}") from error
+    utils.load_tokenizer(folder).save_pretrained(target)
+    return count_nodes(target / "model.onnx")
 
 
 def count_nodes(file: Path) -> Counter[str]:

@@ -1,0 +1,224 @@
+"""Datasets, token ids, batches, shards, parity and result rows."""
+
+import csv
+import gzip
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import utils
+from utils import UserError
+
+LENGTHS = np.random.default_rng(0).integers(3, 513, size=1001)
+
+
+@pytest.mark.parametrize("order", utils.ORDERS)
+@pytest.mark.parametrize("size", [1, 7, 32, 5000])
+def test_batches_keep_every_text_and_its_order_can_be_restored(order, size):
+    batches = utils.make_batches(LENGTHS, size, order)
+    restored = np.zeros_like(LENGTHS)
+    for batch in batches:
+        restored[batch] = LENGTHS[batch]
+    assert sorted(np.concatenate(batches)) == list(range(len(LENGTHS)))
+    assert (restored == LENGTHS).all()
+    assert all(len(batch) == size for batch in batches[:-1]) and len(batches[-1]) <= size
+
+
+def test_length_order_is_sorted_and_dataset_order_is_not_touched():
+    assert (np.diff(LENGTHS[np.concatenate(utils.make_batches(LENGTHS, 8, "length"))]) >= 0).all()
+    assert (np.concatenate(utils.make_batches(LENGTHS, 8, "dataset")) == np.arange(len(LENGTHS))).all()
+
+
+@pytest.mark.parametrize("order", utils.ORDERS)
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_shards_lose_nothing_and_are_balanced(order, workers):
+    batches = utils.make_batches(LENGTHS, 8, order)
+    shards = utils.deal_shards(LENGTHS, batches, workers)
+    dealt = [batch.tobytes() for shard in shards for batch in shard]
+    loads = [sum(utils.padded_tokens(LENGTHS, batch) for batch in shard) for shard in shards]
+    assert len(shards) == workers
+    assert sorted(dealt) == sorted(batch.tobytes() for batch in batches)
+    assert max(loads) / (sum(loads) / workers) < 1.02
+
+
+def test_more_workers_than_batches_leaves_some_without_work():
+    shards = utils.deal_shards(LENGTHS[:3], utils.make_batches(LENGTHS[:3], 2, "length"), 5)
+    assert sorted(map(len, shards)) == [0, 0, 0, 1, 1]
+
+
+def test_pad_batch_pads_on_the_right_with_a_mask():
+    input_ids, mask = utils.pad_batch([[8], [5, 6, 7]], pad_id=1)
+    assert input_ids.tolist() == [[8, 1, 1], [5, 6, 7]]
+    assert mask.tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert input_ids.dtype == mask.dtype == np.int64
+
+
+def test_evenly_spaced_is_distinct_and_covers_the_range():
+    assert utils.evenly_spaced(10, 4).tolist() == [0, 2, 5, 7]
+    assert utils.evenly_spaced(3, 10).tolist() == [0, 1, 2]
+
+
+def test_probabilities_by_problem_type():
+    logits = np.array([[0.0, np.log(3)]])
+    assert utils.probabilities(logits, "multi_label_classification") == pytest.approx(np.array([[0.5, 0.75]]))
+    assert utils.probabilities(logits, "single_label_classification") == pytest.approx(np.array([[0.25, 0.75]]))
+    assert (utils.probabilities(logits, "regression") == logits).all()
+    huge = utils.probabilities(np.array([[1e4, -1e4]], dtype=np.float32), "single_label_classification")
+    assert huge.tolist() == [[1, 0]]
+
+
+def test_flips_counts_changed_decisions():
+    reference = np.array([[0.4, 0.6], [0.1, 0.9]])
+    assert utils.flips(reference, reference, "multi_label_classification") == 0
+    one_label = np.array([[0.51, 0.6], [0.1, 0.9]])
+    assert utils.flips(one_label, reference, "multi_label_classification") == 1 / 4
+    assert utils.flips(one_label, reference, "single_label_classification") == 0
+    assert utils.flips(reference[:, ::-1], reference, "single_label_classification") == 1
+    assert utils.flips(np.array([[np.nan, 0.6], [0.1, 0.9]]), reference, "multi_label_classification") == 1 / 4
+    assert np.isnan(utils.flips(reference, reference, "regression"))
+
+
+@pytest.mark.parametrize(
+    ("declared", "labels", "resolved"),
+    [
+        (None, 1, "regression"),
+        (None, 3, "single_label_classification"),
+        ("multi_label_classification", 3, "multi_label_classification"),
+    ],
+)
+def test_problem_type_of_none_is_resolved_from_the_labels(declared, labels, resolved):
+    assert utils.problem_type(SimpleNamespace(problem_type=declared, num_labels=labels)) == resolved
+
+
+def test_token_limit_is_the_models_and_at_most_512():
+    tokenizer = SimpleNamespace(model_max_length=10**30)
+    roberta = SimpleNamespace(model_type="roberta", max_position_embeddings=514, pad_token_id=1)
+    assert utils.token_limit(roberta, tokenizer) == 512
+    assert utils.token_limit(SimpleNamespace(model_type="bert", max_position_embeddings=128), tokenizer) == 128
+    assert utils.token_limit(SimpleNamespace(model_type="t5"), SimpleNamespace(model_max_length=64)) == 64
+
+
+# ---------------------------------------------------------------------------------------------------------- datasets
+
+# FACTS of the published Reddit samples: mean, then percentiles 5 to 99, then padding in dataset order at sizes 8 and 32
+REDDIT = {
+    "normal": (45.4, (6, 13, 25, 52, 149, 340), (3.26, 6.11)),
+    "filtered": (122, (51, 64, 89, 139, 328, 512), (2.35, 3.51)),
+}
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return {
+        name: utils.read_column(utils.ROOT / "data" / synthetic, "body")
+        for name, (_, synthetic) in utils.DATASETS.items()
+    }
+
+
+def test_bundled_texts_cost_what_reddit_comments_cost(bundled):
+    tokenizer = utils.train_tokenizer([text for texts in bundled.values() for text in texts])
+    for name, (mean, percentiles, paddings) in REDDIT.items():
+        assert len(bundled[name]) == 10_000
+        lengths = np.minimum([len(encoding.ids) + 2 for encoding in tokenizer.encode_batch(bundled[name])], 512)
+        assert lengths.mean() == pytest.approx(mean, rel=0.05)
+        assert np.percentile(lengths, [5, 25, 50, 75, 95, 99]) == pytest.approx(percentiles, rel=0.05)
+        for size, padding in zip((8, 32), paddings, strict=True):
+            padded = sum(utils.padded_tokens(lengths, b) for b in utils.make_batches(lengths, size, "dataset"))
+            assert padded / lengths.sum() == pytest.approx(padding, rel=0.05)
+
+
+def test_dataset_says_what_it_really_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "ROOT", tmp_path)
+    (tmp_path / "data").mkdir()
+    for file in utils.DATASETS["normal"]:
+        pd.DataFrame({"body": [file]}).to_csv(tmp_path / "data" / file)
+    assert utils.load_dataset("normal") == utils.Dataset("normal", ["random_sample_10k.csv.gz"], [])
+    (tmp_path / "data" / "random_sample_10k.csv.gz").unlink()
+    synthetic = utils.load_dataset("normal")
+    assert (synthetic.name, synthetic.texts) == ("synthetic-normal", ["synthetic_10k.csv.gz"])
+    assert "not there" in synthetic.notes[0]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
+def test_texts_come_back_as_they_were_written(tmp_path, suffix):
+    texts = ['with "quotes", and\na line', "😀 emoji", "NA", "null", " spaces "]
+    path = tmp_path / f"my_sample{suffix}"
+    table = pd.DataFrame({"body": [*texts, "", "  "]})
+    if suffix == ".parquet":
+        table.to_parquet(path)
+    else:
+        table.to_csv(path)
+    dataset = utils.load_dataset(str(path))
+    assert dataset.texts == texts
+    assert dataset.name == "my-sample"
+    assert "2 of 7 rows have no text" in dataset.notes[0]
+    assert utils.load_dataset(str(path), limit=2).texts == [texts[0], texts[2]]
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "message"),
+    [
+        (b"", "body", "can't be read"),
+        (b"id,body\n", "body", "no text"),
+        (b"id,body\n1,\n", "body", "no text"),
+        (b"id,text\n1,a\n", "body", "no column 'body'; its columns: id, text"),
+        (b"body\n\xff\xfe\n", "body", "can't be read"),
+        (gzip.compress(b"body\n" + b"word\n" * 9999)[:-20], "body", "can't be read"),
+        (b"not gzip", "body", "can't be read"),
+        (b"PAR1 not parquet", "body", "can't be read"),
+    ],
+)
+def test_a_bad_dataset_is_one_line(tmp_path, content, column, message):
+    suffix = ".parquet" if b"parquet" in content else ".csv.gz" if b"gzip" in content or b"\x1f" in content else ".csv"
+    path = tmp_path / f"bad{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        utils.load_dataset(str(path), column)
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------- result rows
+
+
+def make_row(**values) -> dict:
+    row = dict.fromkeys(utils.COLUMNS, "x") | {"model": "org/name", "workers": 1, "size": 8, "order": "length"}
+    return row | {"variant": "onnx", "device": "NVIDIA-H200", "dataset": "normal"} | values
+
+
+def test_a_row_replaces_its_cell_and_keeps_the_others(tmp_path):
+    path = utils.results_path(tmp_path, make_row())
+    assert path == tmp_path / "name" / "NVIDIA-H200_onnx_normal.tsv"
+    utils.save_row(path, make_row(status="ok"))
+    utils.save_row(path, make_row(size=16))
+    utils.save_row(path, make_row(status='died\tof "quotes"\nand lines'))
+    rows = utils.read_rows(path)
+    assert [(row["size"], row["status"]) for row in rows] == [("16", "x"), ("8", 'died\tof "quotes"\nand lines')]
+    assert list(path.parent.iterdir()) == [path]
+    with path.open() as file:
+        assert next(csv.reader(file, delimiter="\t")) == list(utils.COLUMNS)
+
+
+def test_a_failed_save_keeps_what_was_there(tmp_path, monkeypatch):
+    path = utils.results_path(tmp_path, make_row())
+    utils.save_row(path, make_row())
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(utils.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        utils.save_row(path, make_row(size=16))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: "size\tmessages/s\n1\t2\n"])
+def test_a_damaged_results_file_is_refused_not_overwritten(tmp_path, damage):
+    path = utils.results_path(tmp_path, make_row())
+    utils.save_row(path, make_row(driver="580.1", commit="abc", date="2026"))
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(UserError, match="not a results file"):
+        utils.save_row(path, make_row(size=16))
