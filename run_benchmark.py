@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 import utils
 import variants
-from utils import UserError
+from utils import UserError, say
 
 CHECK_TEXTS = 256
 LATENCY_BATCHES = 200  # on a GPU, where a pass does not wait for each batch, these are timed one by one
@@ -375,12 +375,17 @@ def parse_arguments() -> Namespace:
         default=variants.DEFAULT_MODEL,
         help=f"Hub id, local folder, or {variants.RANDOM_MODEL}, which needs no network (default: %(default)s)",
     )
-    add("--gpu", type=int_from(0), default=0, help="GPU id (default: 0)")
-    add("--batches", type=list_of(int_from(1)), default=[1, 2, 4, 8, 16, 32], help="sizes (default: 1,2,4,8,16,32)")
-    add("--workers", type=list_of(int_from(1)), default=[1], help="comma list of worker counts (default: 1)")
-    add("--threads", type=int_from(1), default=1, help="CPU threads of each worker (default: 1)")
+    add("--gpu", type=utils.int_from(0), default=0, help="GPU id (default: 0)")
+    add(
+        "--batches",
+        type=list_of(utils.int_from(1)),
+        default=[1, 2, 4, 8, 16, 32],
+        help="sizes (default: 1,2,4,8,16,32)",
+    )
+    add("--workers", type=list_of(utils.int_from(1)), default=[1], help="comma list of worker counts (default: 1)")
+    add("--threads", type=utils.int_from(1), default=1, help="CPU threads of each worker (default: 1)")
     add("--order", type=list_of(order), default=list(utils.ORDERS), help="default: dataset,length")
-    add("--limit", type=int_from(1), help="only so many texts, evenly spaced through the dataset (default: all)")
+    add("--limit", type=utils.int_from(1), help="only so many texts, evenly spaced through the dataset (default: all)")
     add("--min-time", type=seconds, default=3.0, help="repeat passes of a cell for so many seconds (default: 3)")
     saving = parser.add_mutually_exclusive_group()
     saving.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
@@ -388,17 +393,6 @@ def parse_arguments() -> Namespace:
     add("--resume", action="store_true", help="skip cells that have a good row of the same commit and versions")
     add("--dry-run", action="store_true", help="print the cells that would run, and stop")
     return parser.parse_args()
-
-
-def int_from(least: int):
-    """A parser of whole numbers from `least` on."""
-
-    def parse(text: str) -> int:
-        if not text.strip().isdecimal() or int(text) < least:
-            raise ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
-        return int(text)
-
-    return parse
 
 
 def list_of(parse):
@@ -420,10 +414,6 @@ def seconds(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
-
-
-def say(line: str = "") -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def find_machine(args: Namespace) -> dict[str, str]:

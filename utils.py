@@ -11,6 +11,7 @@ import io
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -57,9 +58,25 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+def int_from(least: int):
+    """A parser of whole numbers from `least` on."""
+
+    def parse(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        return int(text)
+
+    return parse
+
+
+def say(line: str = "") -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Runs a script: wrong input is one line and exit code 2, Ctrl-C is 130, else the code is what main returns."""
     script = Path(sys.argv[0]).name
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half-made is cleaned up
     try:
         code = main()
     except UserError as error:

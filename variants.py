@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import warnings
 from collections import Counter
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import utils
-from utils import UserError
+from utils import UserError, say
 
 RANDOM_MODEL = "random-roberta-base"
 DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
@@ -68,6 +67,17 @@ VARIANTS = {
 }
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 EXPORT_SUFFIX = {"fp32": "-onnx", "fp16": "-onnx-fp16", "int8": "-onnx-int8"}
+INSIDE_BYTES = 2**31 - 2**24  # protobuf's limit of 2 GiB for a file, less room for the graph
+# of a fused graph: kinds of node, how many of them for each layer, and what it means if there are fewer
+FUSIONS = (
+    (
+        ("Attention", "MultiHeadAttention"),
+        1,
+        "the rest is separate products and a softmax, slower and with more memory",
+    ),
+    (("SkipLayerNormalization",), 2, "the rest is separate additions and normalizations, slower"),
+    (("FastGelu", "Gelu", "BiasGelu"), 1, "the rest is computed in single steps, slower"),
+)
 PUBLISHED_EXPORTS = {
     (DEFAULT_MODEL, "fp32"): ("SamLowe/roberta-base-go_emotions-onnx", "onnx/model.onnx"),
     (DEFAULT_MODEL, "fp16"): ("joaopn/roberta-base-go_emotions-onnx-fp16", "model.onnx"),
@@ -138,7 +148,7 @@ def download(repo: str, subfolder: str = "") -> Path:
         names = [file.rfilename for file in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings]
         safe = any(name.endswith(".safetensors") for name in names)
         weights = ".safetensors" if safe else "model.bin"
-        endings = (".json", ".txt", ".model", ".onnx", ".onnx_data", weights)
+        endings = (".json", ".txt", ".model", ".onnx", ".onnx_data", "README.md", weights)
         wanted = [name for name in names if os.path.dirname(name) in ("", subfolder) and name.endswith(endings)]
         return Path(snapshot_download(repo, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT))
     except errors.HFValidationError as error:
@@ -170,9 +180,11 @@ def find_onnx(variant: Variant, model_id: str, folder: Path) -> tuple[Path, str]
             downloaded = download(repo, os.path.dirname(published)) / published
             if downloaded.is_file():
                 return downloaded, f"published export {repo}, {published}"
-    print(f"exporting {model_id} into ./{exported}", file=sys.stderr)
+    say(f"exporting {model_id} into ./{exported}")
     with new_folder(exported) as temporary:
-        in_fresh_process(export, folder, temporary, variant.precision)
+        graph = in_fresh_process(export, folder, temporary, variant.precision)
+    for finding in graph["findings"]:
+        say(f"{exported}: {finding}")
     return file, f"exported now into ./{exported}"
 
 
@@ -186,7 +198,7 @@ def random_roberta_base() -> Path:
     """
     folder = utils.CACHE / RANDOM_MODEL
     if not folder.exists():
-        print(f"building {RANDOM_MODEL} in {folder}", file=sys.stderr)
+        say(f"building {RANDOM_MODEL} in {folder}")
         with new_folder(folder) as temporary:
             in_fresh_process(build_random_roberta_base, temporary)
     return folder
@@ -221,16 +233,22 @@ def build_random_roberta_base(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path):
-    """A temporary folder that becomes `folder` at the end of the block, or vanishes if the block fails."""
+def new_folder(folder: Path, replace: bool = False):
+    """A temporary folder that becomes `folder` at the end of the block (with `replace`, in the place of an older one),
+    or vanishes if the block fails.
+    """
+    folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         yield temporary
         temporary.chmod(0o755)
+        if replace and folder.exists():
+            folder.rename(temporary.with_suffix(".old"))
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary.with_suffix(".old"), ignore_errors=True)
 
 
 def in_fresh_process(function: Callable, *arguments):
@@ -248,8 +266,10 @@ def in_fresh_process(function: Callable, *arguments):
     except EOFError:
         process.join()
         raise RuntimeError(f"{function.__name__} failed with exit code {process.exitcode}") from None
-    finally:
+    except BaseException:  # Ctrl-C
         process.kill()
+        raise
+    process.join()
     if error:
         raise error
     return value
@@ -277,47 +297,123 @@ def quiet_process() -> None:
 # -------------------------------------------------------------------------------------------------------------- export
 
 
-def export(folder: Path, target: Path, precision: str) -> Counter[str]:
+def check_exportable(folder: Path, precision: str) -> None:
+    """Raises UserError if optimum can't export, or can't optimize, a classifier of the folder's model type."""
+    import optimum.exporters.onnx.model_configs  # noqa: F401  registers the model types
+    from optimum.exporters.tasks import TasksManager
+    from optimum.onnxruntime.utils import ORTConfigManager
+
+    config = load_config(folder)
+    try:
+        tasks = TasksManager.get_supported_tasks_for_model_type(config.model_type, "onnx", library_name="transformers")
+        if "text-classification" not in tasks:
+            raise KeyError(config.model_type)
+        if precision == "fp16":
+            ORTConfigManager.get_model_ort_type(config.model_type)
+    except KeyError as error:
+        step = "optimized" if precision == "fp16" else "exported"
+        raise UserError(f"a classifier of type {config.model_type} can't be {step} by optimum") from error
+
+
+def export(folder: Path, target: Path, precision: str, shape_inference: bool = True) -> dict:
     """Exports the model in `folder` as `target`/model.onnx with its config and tokenizer beside it.
 
-    fp32 is the plain export, fp16 has optimum's O4 optimization (fused nodes, tanh GELU, FP16), int8 has its weights
-    quantized per channel and its activations dynamically, for CPUs with VNNI or AMX. Returns how often each kind of
-    node occurs in the graph. Raises UserError for a model that can't be exported so.
+    fp32 is the plain export, fp16 has optimum's O4 optimization (fused nodes, tanh GELU, FP16), int8 is quantized by
+    quantize_int8. Returns what describe_graph says. Raises UserError for a model that can't be exported so.
     """
     import onnxruntime
-    from optimum.onnxruntime import (
-        AutoOptimizationConfig,
-        AutoQuantizationConfig,
-        ORTModelForSequenceClassification,
-        ORTOptimizer,
-        ORTQuantizer,
-    )
+    from optimum.onnxruntime import AutoOptimizationConfig, ORTModelForSequenceClassification, ORTOptimizer
 
     onnxruntime.set_default_logger_severity(4)  # O4 asks for CUDA, only to optimize, and does as well without
+    file = target / "model.onnx"
     try:
         with tempfile.TemporaryDirectory(dir=target) as plain:
             model = ORTModelForSequenceClassification.from_pretrained(
                 folder, export=True, trust_remote_code=False, local_files_only=True
             )
             model.save_pretrained(target if precision == "fp32" else plain)
+            model.config.save_pretrained(target)
             if precision == "fp16":
-                optimization = AutoOptimizationConfig.O4()
+                optimization = AutoOptimizationConfig.O4(disable_shape_inference=not shape_inference)
                 optimizer = ORTOptimizer.from_pretrained(model)
                 optimizer.optimize(save_dir=target, optimization_config=optimization, file_suffix="")
             if precision == "int8":
-                quantization = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
-                quantizer = ORTQuantizer.from_pretrained(plain, file_name="model.onnx")
-                quantizer.quantize(save_dir=target, quantization_config=quantization, file_suffix="")
+                quantize_int8(Path(plain) / "model.onnx", file)
+        store_weights(file)
     except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
         raise UserError(f"{folder} can't be exported to ONNX {precision}: {utils.first_line(error)}") from error
     utils.load_tokenizer(folder).save_pretrained(target)
-    return count_nodes(target / "model.onnx")
+    return describe_graph(file, precision, model.config.num_hidden_layers)
 
 
-def count_nodes(file: Path) -> Counter[str]:
+INT8_WORDS = "weights of the matrix products per channel, activations as they come, embeddings in FP32"
+
+
+def quantize_int8(plain: Path, file: Path) -> None:
+    """Quantizes the products with constant weights: weights per output channel, activations dynamically. Embeddings
+    and the products of two activations (the attention's) stay FP32.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        plain,
+        file,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},
+    )
+
+
+def store_weights(file: Path) -> None:
+    """Puts the weights where every loader finds them: inside model.onnx, or from 2 GB on in model.onnx_data beside it.
+
+    onnxruntime's optimizer writes model.onnx.data, which optimum's Hub loader does not download; a mere rename would
+    leave the old name inside the model.
+    """
     import onnx
+    from onnx.external_data_helper import load_external_data_for_model
 
-    return Counter(node.op_type for node in onnx.load(file, load_external_data=False).graph.node)
+    model = onnx.load(file, load_external_data=False)
+    outside = {
+        entry.value for weight in model.graph.initializer for entry in weight.external_data if entry.key == "location"
+    }
+    if not outside and file.stat().st_size < INSIDE_BYTES:
+        return
+    load_external_data_for_model(model, str(file.parent))
+    for name in outside:
+        (file.parent / name).unlink()
+    large = sum(len(weight.raw_data) for weight in model.graph.initializer) >= INSIDE_BYTES
+    location = f"{file.name}_data" if large else None
+    onnx.save_model(model, file, save_as_external_data=large, location=location, size_threshold=1024)
+
+
+def describe_graph(file: Path, precision: str, layers: int) -> dict:
+    """`nodes`: how often the fused kinds of node occur, `opset`, and `findings`: what is not as it should be, with the
+    consequence, in plain lines.
+    """
+    import onnx
+    from onnx import TensorProto
+
+    model = onnx.load(file, load_external_data=False)
+    nodes = Counter(node.op_type for node in model.graph.node)
+    findings = []
+    if precision == "fp16":
+        for kind, expected, consequence in FUSIONS:
+            found = sum(nodes[name] for name in kind)
+            if found < expected * layers:
+                findings.append(f"{found} of {expected * layers} {'/'.join(kind)} nodes: {consequence}")
+        fp32 = [w for w in model.graph.initializer if w.data_type == TensorProto.FLOAT and np.prod(w.dims) > 1]
+        if fp32:
+            findings.append(
+                f"{len(fp32)} weights are still FP32: they take twice the memory and their products run in FP32"
+            )
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return {
+        "nodes": ", ".join(f"{count} {kind}" for kind, count in nodes.most_common(8)),
+        "opset": opset,
+        "findings": findings,
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- running

@@ -1,0 +1,98 @@
+"""As much of the Hugging Face Hub as an upload needs, on this machine."""
+
+import contextlib
+import json
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+TOKENS = {
+    "good": {"role": "write"},
+    "reader": {"role": "read"},
+    "fine": {
+        "role": "fineGrained",
+        "fineGrained": {"scoped": [{"entity": {"name": "ann"}, "permissions": ["repo.write"]}]},
+    },
+}
+
+
+@dataclass
+class FakeHub:
+    """What was asked of it: `repos` made, `stored` LFS objects, `commits` (their lines); `broken` refuses commits."""
+
+    url: str = ""
+    repos: list[dict] = field(default_factory=list)
+    stored: dict[str, bytes] = field(default_factory=dict)
+    commits: list[tuple[str, list[dict]]] = field(default_factory=list)
+    broken: bool = False
+
+
+@contextlib.contextmanager
+def fake_hub():
+    hub = FakeHub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def answer(self, code: int, content) -> None:
+            body = json.dumps(content).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def body(self) -> bytes:
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+        def do_GET(self):
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            if self.path != "/api/whoami-v2" or token not in TOKENS:
+                self.answer(401, {"error": "Invalid credentials"})
+                return
+            organizations = [{"name": "team", "roleInOrg": "write"}, {"name": "club", "roleInOrg": "read"}]
+            self.answer(200, {"name": "ann", "orgs": organizations, "auth": {"accessToken": TOKENS[token]}})
+
+        def do_PUT(self):
+            hub.stored[self.path.rsplit("/", 1)[1]] = self.body()
+            self.answer(200, {})
+
+        def do_POST(self):
+            path, body = self.path.split("?")[0], self.body()
+            if path == "/api/repos/create":
+                hub.repos.append(json.loads(body))
+                self.answer(200, {"url": f"{hub.url}/{hub.repos[-1]['name']}"})
+            elif path == "/api/validate-yaml":
+                self.answer(200, {"errors": [], "warnings": []})
+            elif "/preupload/" in path:
+                files = [
+                    {"path": file["path"], "shouldIgnore": False}
+                    | {"uploadMode": "lfs" if file["path"].endswith(".onnx") else "regular"}
+                    for file in json.loads(body)["files"]
+                ]
+                self.answer(200, {"files": files})
+            elif path.endswith("/info/lfs/objects/batch"):
+                objects = [
+                    o | {"actions": {"upload": {"href": f"{hub.url}/store/{o['oid']}"}}}
+                    for o in json.loads(body)["objects"]
+                ]
+                self.answer(200, {"transfer": "basic", "objects": objects})
+            elif "/commit/" in path and not hub.broken:
+                hub.commits.append((self.path, [json.loads(line) for line in body.splitlines()]))
+                place = path.removeprefix("/api/models/").split("/commit/")[0]
+                result = {"success": True, "commitUrl": f"{hub.url}/{place}/commit/1", "commitOid": "1"}
+                if "create_pr=1" in self.path:
+                    result |= {"pullRequestUrl": f"{hub.url}/{place}/discussions/7"}
+                self.answer(200, result)
+            else:
+                self.answer(403 if hub.broken else 404, {"error": "no"})
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
