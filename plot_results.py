@@ -32,7 +32,7 @@ import shlex
 import sys
 import textwrap
 from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -44,10 +44,10 @@ from utils import UserError
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 MESSAGE = f"a message is one comment, truncated to {utils.MAX_TOKENS} tokens"
 FACTOR = "factor: over eager FP32 torch at its best in dataset order"
-DEVIATION = "deviation: the largest difference of any label's probability from eager FP32 torch"
+MAX_DIFF = "max_diff: the largest difference of any label's probability from eager FP32 torch"
 FLIPS = "flips: the share of changed decisions"
 COMMANDS = "The commands are put together from the rows, which don't know `--min-time`, `--column` and `--gpu`."
-LEAST_DEVIATION = 1e-8  # where a figure draws this and less, which a log axis has no place for
+LEAST_DIFF = 1e-8  # where a figure draws this and less, which a log axis has no place for
 FORMATS = ("png", "svg", "pdf")
 PLACE = ("model", "device", "dataset")  # what factors and numbers of messages are compared within
 FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "variant": "--variants"}
@@ -58,7 +58,7 @@ FLOATS = ("messages/s", "min", "max", "max_diff", "flips")
 READ = (*INTEGERS, *FLOATS, "order", "status", *FILTERS)
 OLDER_HEADERS = (["size", "messages/s"], ["workers", "size", "messages/s"])
 OLDER_VARIANTS = {"torch-base": "torch", "torch": "torch-compile"}
-OLDER_ROW = dict.fromkeys(utils.COLUMNS, "") | dict.fromkeys(FLOATS, "nan")
+OLDER_ROW = dict.fromkeys(FLOATS, "nan")
 OLDER_ROW |= {"workers": "1", "threads": "1", "messages": "0", "order": "dataset", "status": "ok"}  # 0: not known
 
 # Paul Tol's "muted" colours for the colour-blind (https://sronpersonalpages.nl/~pault), in the order of
@@ -129,14 +129,14 @@ def read_table(path: Path):
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file, delimiter="\t")
-        header, known = next(lines, []), {}
+        header, known = next(lines, []), dict.fromkeys(utils.COLUMNS, "")
         older = [name for name in header if name] in OLDER_HEADERS
         if older:
             if path.stem.count("_") < 2:
                 raise ValueError("an older table, but not named <device>_<variant>_<dataset>.tsv")
             header = [name for name in header if name]
             device, variant, dataset = path.stem.split("_", 2)
-            known = OLDER_ROW | {"model": path.resolve().parent.name, "device": device, "dataset": dataset}
+            known |= OLDER_ROW | {"model": path.resolve().parent.name, "device": device, "dataset": dataset}
             known["variant"] = OLDER_VARIANTS.get(variant, variant)
         elif not set(READ) <= set(header):
             raise ValueError("neither a results file nor an older table")
@@ -153,11 +153,12 @@ def parse_row(fields: dict) -> dict:
         raise ValueError(f"{len(fields[None])} fields, not as many as in the header")
     row = fields | {key: int(fields[key]) for key in INTEGERS}
     if fields["order"] not in utils.ORDERS or min(row["workers"], row["size"]) < 1:
-        raise ValueError("no such cell")
+        raise ValueError("workers, size or order can't be")
     if fields["status"] == "ok":
-        row |= {key: float(fields[key]) for key in FLOATS}
-        if not 0 < row["messages/s"] < math.inf or row["min"] > row["messages/s"] or row["max"] < row["messages/s"]:
-            raise ValueError("messages/s, min and max can't be")
+        value, least, most, *_ = figures = [float(fields[key]) for key in FLOATS]
+        if not value > 0 or least > value or most < value or math.inf in figures:
+            raise ValueError("messages/s, min, max or max_diff can't be")
+        row |= dict(zip(FLOATS, figures, strict=True))
     return row
 
 
@@ -207,6 +208,12 @@ def best(rows: list[dict], *keys: str) -> dict[tuple, dict]:
     """The fastest row for each combination of values of the keys, the fastest of them first."""
     fastest_first = sorted(rows, key=lambda row: -row["messages/s"])
     return {key: group[0] for key, group in grouped(fastest_first, *keys).items()}
+
+
+def present(rows: list[dict], column: str, among: Iterable[str]) -> list[str]:
+    """Those of `among`, in its order, that the rows have in that column."""
+    found = {row[column] for row in rows}
+    return [name for name in among if name in found]
 
 
 # ------------------------------------------------------------------------------------------------ rows to figures
@@ -288,8 +295,7 @@ def draw_comparison(chart: Chart, styles: dict, figsize: tuple | None):
     from matplotlib.ticker import MaxNLocator
 
     rows, devices = chart.rows, list(best(chart.rows, "device").values())
-    names = [name for name in styles if any(row["variant"] == name for row in rows)]
-    orders = [order for order in utils.ORDERS if any(row["order"] == order for row in rows)]
+    names, orders = present(rows, "variant", styles), present(rows, "order", utils.ORDERS)
     titles, size = [device_title(row) for row in devices], (7.5, 0.22 * len(names) * len(orders) + 0.8)
     alike = devices[0]["messages/s"] < 10 * devices[-1]["messages/s"]
     figure, axes = panels(titles, 1 if len(devices) <= 3 else 2, size, figsize, sharex=alike, sharey=True)
@@ -299,7 +305,7 @@ def draw_comparison(chart: Chart, styles: dict, figsize: tuple | None):
             lower = 0.4 * (orders.index(row["order"]) - (len(orders) - 1) / 2)
             draw_bar(ax, names.index(row["variant"]) + lower, row, styles[row["variant"]][0])
         for i, name in enumerate(names):
-            if all(row["variant"] != name for row in bars):
+            if not present(bars, "variant", [name]):
                 ax.annotate("not measured", (0, i), (4, 0), textcoords="offset points", va="center", color="#777777")
         ax.set(xlabel="messages/s", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
         ax.set_yticks(range(len(names)), names)
@@ -339,20 +345,21 @@ def draw_scaling(chart: Chart, styles: dict, figsize: tuple | None):
     from matplotlib.ticker import FixedLocator, NullLocator
 
     titles = {"size": "each batch size at its best worker count", "workers": "each worker count at its best batch size"}
-    rows = chart.rows
+    rows, drawn = chart.rows, []
     keys = [key for key in titles if key == "size" or len({row[key] for row in rows}) > 1]
     figure, axes = panels([titles[key] for key in keys], len(keys), (5.5, 4.5), figsize, sharey=True)
     for ax, key in zip(axes, keys, strict=True):
         ticks = sorted({row[key] for row in rows})
         fastest = {at: row["messages/s"] for at, row in best(rows, "variant", "order", key).items()}
+        drawn += fastest.values()
         for name, order in grouped(rows, "variant", "order"):
             line = [fastest.get((name, order, tick), math.nan) for tick in ticks]  # nan is a gap
             ax.plot(ticks, line, **line_style(order, *styles[name]))
         ax.set(xscale="log", xlabel="batch size" if key == "size" else "workers")
         labelled = FixedLocator(apart(ticks))
         ax.xaxis.set(major_locator=labelled, minor_locator=NullLocator(), major_formatter="{x:g}")
-        set_speed_axis(ax, rows)
-    orders = [order for order in utils.ORDERS if any(row["order"] == order for row in rows)]
+    set_speed_axis(axes[0], drawn)
+    orders = present(rows, "order", utils.ORDERS)
     handles = [Line2D([], [], label=f"{order} order", **line_style(order, "#444444", "")) for order in orders]
     annotate(figure, chart, "", variant_handles(rows, styles) + handles)
     return figure
@@ -373,11 +380,10 @@ def line_style(order: str, color: str, marker: str) -> dict:
     return style | {"color": color, "marker": marker, "markersize": 5}
 
 
-def set_speed_axis(ax, rows: list[dict]) -> None:
+def set_speed_axis(ax, speeds: list[float]) -> None:
     """A log axis of messages/s, wide enough to have ticks however alike the speeds are."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    speeds = [row["messages/s"] for row in rows]
     ax.set(yscale="log", ylabel="messages/s", ylim=(min(speeds) / 1.3, max(speeds) * 1.3))
     ticks = LogLocator(subs=(1, 1.5, 2, 3, 5, 7))
     ax.yaxis.set(major_locator=ticks, minor_locator=NullLocator(), major_formatter="{x:,g}")
@@ -387,9 +393,8 @@ def variant_handles(rows: list[dict], styles: dict) -> list:
     """The legend's entries for the variants in the rows."""
     from matplotlib.lines import Line2D
 
-    found = {row["variant"]: styles[row["variant"]] for row in rows}
-    names = [name for name in styles if name in found]
-    return [Line2D([], [], linestyle="", color=found[name][0], marker=found[name][1], label=name) for name in names]
+    shown = {name: styles[name] for name in present(rows, "variant", styles)}
+    return [Line2D([], [], linestyle="", color=c, marker=marker, label=name) for name, (c, marker) in shown.items()]
 
 
 def draw_parity(chart: Chart, styles: dict, figsize: tuple | None):
@@ -399,11 +404,11 @@ def draw_parity(chart: Chart, styles: dict, figsize: tuple | None):
     for ax, points in zip(axes, panel_rows, strict=True):
         for row in points:
             color, marker = styles[row["variant"]]
-            ax.plot(max(row["max_diff"], LEAST_DEVIATION), row["messages/s"], marker, color=color, markersize=7)
+            ax.plot(max(row["max_diff"], LEAST_DIFF), row["messages/s"], marker, color=color, markersize=7)
         most = max(1, *(2 * row["max_diff"] for row in points))
-        ax.set(xscale="log", xlabel="largest deviation", xlim=(LEAST_DEVIATION / 2, most))
-        set_speed_axis(ax, points)
-    note = f"{DEVIATION} (less than {LEAST_DEVIATION:g} is drawn there)"
+        ax.set(xscale="log", xlabel="max_diff", xlim=(LEAST_DIFF / 2, most))
+        set_speed_axis(ax, [row["messages/s"] for row in points])
+    note = f"{MAX_DIFF} (less than {LEAST_DIFF:g} is drawn there)"
     annotate(figure, chart, note, variant_handles(chart.rows, styles))
     return figure
 
@@ -440,7 +445,7 @@ TABLE = {
     "size": lambda row: f"{row['size']}",
     "workers x threads": lambda row: f"{row['workers']} x {row['threads']}",
     "order": lambda row: row["order"],
-    "deviation": lambda row: shown(row["max_diff"], "{:.2g}"),
+    "max_diff": lambda row: shown(row["max_diff"], "{:.2g}"),
     "flips": lambda row: shown(row["flips"], "{:.3%}"),
 }
 
@@ -459,7 +464,7 @@ def results_block(rows: list[dict], charts: list[Chart], folder: Path) -> str:
         devices = grouped(list(best(group, "device", "variant").values()), "device")
         for row in (row for bests in devices.values() for row in bests):
             lines.append(f"| {' | '.join(cell(row) for cell in TABLE.values())} |")
-        lines += ["", f"{FACTOR}; {DEVIATION}; {FLIPS}; {MESSAGE}.", ""]
+        lines += ["", f"{FACTOR}; {MAX_DIFF}; {FLIPS}; {MESSAGE}.", ""]
         for (device,) in devices:
             lines += [*provenance([row for row in group if row["device"] == device]), ""]
     return "\n".join([*lines, COMMANDS])
@@ -469,7 +474,7 @@ def provenance(rows: list[dict]) -> list[str]:
     """Where the rows of one device come from: hardware, versions, commits, days, and commands that measure them."""
 
     def values(column: str, group: list[dict], between: str = ",") -> str:
-        return between.join(str(value) for value in sorted({row[column] for row in group}))
+        return between.join(str(value) for value in sorted({row[column] for row in group} - {""}))
 
     if not rows[0]["messages"]:
         return [f"- {device_title(rows[0])}: an older table, without versions, commit and command"]
@@ -494,7 +499,7 @@ def with_block(readme: str, block: str) -> str:
     before, _, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise UserError(f"README.md lacks the lines {BEGIN} and {END}, between which the results belong")
+        raise UserError(f"README.md lacks the lines {BEGIN} and {END} for the results; --output goes without them")
     return f"{before}{BEGIN}\n{block}\n{END}{after}"
 
 
@@ -546,7 +551,7 @@ def main() -> int:
     for column in FILTERS:
         rows = select(rows, column, getattr(args, column))
     charts = plan(rows, args)
-    readme = args.results_dir.resolve().parent / "README.md"
+    readme = args.results_dir.absolute().parent / "README.md"
     filtered = any(getattr(args, column) for column in FILTERS)
     old = new = None
     try:
@@ -556,7 +561,7 @@ def main() -> int:
             say(f"no {readme}, so the figures go without their table")
         else:
             old = readme.read_text(encoding="utf-8")
-            new = with_block(old, results_block(rows, charts, readme.resolve().parent))
+            new = with_block(old, results_block(rows, charts, readme.parent))
         if args.check:
             stale = out_of_date(charts, args.format) + [readme] * (new != old)
             for file in stale:
