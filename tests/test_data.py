@@ -1,0 +1,492 @@
+"""The scripts in data/: downloading, sampling and describing, with small dumps and servers that are made here."""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from math import inf
+from multiprocessing import Pipe
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import zstandard
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "data")]
+
+import describe  # noqa: E402
+import download  # noqa: E402
+import sample_reddit  # noqa: E402
+
+import utils  # noqa: E402
+
+ALL = sample_reddit.Rules(count=1000, seed=0, subreddits=frozenset(), dates=None, chars=(0, inf))
+NOON = 1577880000  # 2020-01-01 12:00:00 UTC
+
+
+def line(number: int, **fields) -> bytes:
+    """A comment as a dump has it, with fields that nobody needs around those that are read."""
+    comment = {"all_awardings": [{"id": "award", "body": "[deleted]"}], "body": f"the body of {number}"}
+    comment |= {"created_utc": NOON, "id": np.base_repr(number, 36).lower(), "score": 1, "subreddit": "AskReddit"}
+    return json.dumps(comment | fields).encode()
+
+
+def write_dump(path: Path, lines: list[bytes]) -> Path:
+    path.write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(b"\n".join(lines) + b"\n"))
+    return path
+
+
+def sample(path: Path, rules=ALL) -> tuple[dict, list[str]]:
+    """The counts that are not zero, and the ids drawn."""
+    counts, drawn = sample_reddit.sample_dump(path, rules, lambda _: None)
+    return dict(counts), sorted(comment[1] for comment in drawn)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs a script's main() as the command line does: its exit code, and what it said on standard error."""
+
+    def call(script, *arguments) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            utils.run(script.main)
+        return exit.value.code, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def dumps(tmp_path_factory) -> list[Path]:
+    """Three dumps of different lengths; the last begins with comments that the second has too."""
+    folder = tmp_path_factory.mktemp("dumps")
+    ranges = (range(30, 430), range(1000, 1900), range(1800, 2400))
+    return [
+        write_dump(folder / f"RC_2005-{month}.zst", [line(i) for i in ids]) for month, ids in enumerate(ranges, start=1)
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------- drawing
+
+
+def test_every_comment_is_as_likely_as_any_other(tmp_path):
+    comments, drawn, seeds = 150, 30, 800
+    path = write_dump(tmp_path / "dump.zst", [line(i) for i in range(comments)])
+    times = dict.fromkeys((np.base_repr(i, 36).lower() for i in range(comments)), 0)
+    for seed in range(seeds):
+        _, ids = sample(path, replace(ALL, count=drawn, seed=seed))
+        assert len(set(ids)) == drawn
+        for id in ids:
+            times[id] += 1
+    share = drawn / comments
+    # chi-square with comments - 1 degrees of freedom: the variance of a draw without replacement is share (1 - share)
+    squares = (np.array(list(times.values())) - seeds * share) ** 2 / (seeds * share * (1 - share))
+    degrees = comments - 1
+    assert abs(squares.sum() * degrees / comments - degrees) < 3 * np.sqrt(2 * degrees)
+
+
+def test_pruning_keeps_the_lowest_priorities(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_reddit, "PIECE", 16)  # many small blocks, lines that span pieces
+    monkeypatch.setattr(sample_reddit, "CHUNK", 100)
+    path = write_dump(tmp_path / "dump.zst", [line(i) for i in range(5000)])
+    counts, everything = sample_reddit.sample_dump(path, replace(ALL, count=5000), lambda _: None)
+    assert counts == {"eligible": 5000}
+    for count in (1, 10, 300):
+        assert sample_reddit.sample_dump(path, replace(ALL, count=count), lambda _: None)[1] == everything[:count]
+
+
+def test_a_seed_gives_the_same_file_for_any_workers_and_any_order(dumps, tmp_path, call):
+    files = []
+    for workers, given in ((1, dumps), (3, dumps[::-1])):
+        files.append(tmp_path / f"{workers}.csv.gz")
+        code, err = call(
+            sample_reddit, *given, "--count", 200, "--seed", 7, "--workers", workers, "--output", files[-1]
+        )
+        assert code == 0, err
+        assert re.search(r"lines +1,900 ", err) and re.search(r"eligible +1,900 ", err)
+        assert re.search(r"drawn +200 ", err) and err.endswith("200 comments\n")
+    assert files[0].read_bytes() == files[1].read_bytes()
+    table = pd.read_csv(files[0], dtype=str)
+    assert list(table.columns) == ["id", "subreddit", "body"]
+    numbers = table.id.map(lambda id: int(id, 36))
+    assert numbers.is_monotonic_increasing and numbers.is_unique and len(numbers) == 200
+    assert (table.body == "the body of " + numbers.astype(str)).all()
+    _, other = sample(dumps[0], replace(ALL, count=200, seed=8))
+    assert set(other) != set(sample(dumps[0], replace(ALL, count=200, seed=7))[1])
+
+
+def test_a_comment_that_occurs_twice_is_drawn_once_and_always_the_same_one():
+    first, second = (b"1", "a", "s", "earlier"), (b"1", "a", "s", "later")
+    other = (b"2", "b", "s", "other")
+    assert sample_reddit.lowest([other, second, first], 2) == sample_reddit.lowest([first, other, second], 2)
+    assert sample_reddit.lowest([second, other, first], 2) == [first, other]
+
+
+# ------------------------------------------------------------------------------------------------ rules and lines
+
+
+@pytest.mark.parametrize(
+    ("fields", "verdict"),
+    [
+        ({"body": ""}, "empty"),
+        ({"body": " \n\t\u200a"}, "empty"),
+        ({"body": "[deleted]"}, "deleted"),
+        ({"body": "[removed]\n"}, "removed"),
+        ({"body": "[deleted] it"}, "eligible"),
+        ({"body": "null"}, "eligible"),
+        ({"body": None}, "other"),
+        ({"id": 7}, "other"),
+        ({"created_utc": "1134365188"}, "eligible"),
+        ({"created_utc": None}, "eligible"),
+        ({"body": "\ud83d half an emoji"}, "eligible"),
+    ],
+)
+def test_what_is_excluded(tmp_path, fields, verdict):
+    counts, ids = sample(write_dump(tmp_path / "dump.zst", [line(1, **fields)]))
+    assert counts == {verdict: 1}
+    assert ids == (["1"] if verdict == "eligible" else [])
+
+
+@pytest.mark.parametrize(
+    ("rules", "verdict", "kept"),
+    [
+        ({"subreddits": frozenset({"askreddit"})}, "subreddit", "1235"),
+        ({"subreddits": frozenset({"nba", "askreddit"})}, "", "12345"),
+        ({"dates": (NOON, inf)}, "date", "145"),
+        ({"dates": (-inf, NOON)}, "date", "3"),
+        ({"chars": (5, inf)}, "length", "1245"),
+        ({"chars": (0, 5)}, "length", "345"),
+    ],
+)
+def test_filters(tmp_path, rules, verdict, kept):
+    lines = [
+        line(1, body="123456"),
+        line(2, body="123456", created_utc=None),
+        line(3, body="1234", created_utc=NOON - 1),
+        line(4, body="12345", subreddit="NBA"),
+        line(5, body="1234\U0001f602", subreddit="askReddit", created_utc=f"{NOON}"),
+    ]
+    counts, ids = sample(write_dump(tmp_path / "dump.zst", lines), replace(ALL, **rules))
+    assert "".join(ids) == kept
+    assert counts == {name: n for name, n in (("eligible", len(kept)), (verdict, 5 - len(kept))) if n}
+
+
+def test_options_become_rules(dumps, tmp_path, monkeypatch, call):
+    seen = []
+
+    def sample_dumps(_, rules, workers, skip_bad):
+        seen.append((rules, workers, skip_bad))
+        raise sample_reddit.Failed("enough")
+
+    monkeypatch.setattr(sample_reddit, "sample_dumps", sample_dumps)
+    options = "--count 5 --seed 3 --subreddit r/NBA,/r/Pics --after 2020-01-01 --min-chars 201 --max-chars 300"
+    output = ("--output", tmp_path / "sample.csv.gz")
+    assert call(sample_reddit, dumps[0], *options.split(), "--skip-bad", *output) == (1, "sample_reddit.py: enough\n")
+    call(sample_reddit, dumps[0], "--before", "2020-01-01", "--workers", 3, *output)
+    assert seen == [
+        (sample_reddit.Rules(5, 3, frozenset({"nba", "pics"}), (NOON - 43200, inf), (201, 300)), 1, True),
+        (sample_reddit.Rules(10_000, 0, frozenset(), (-inf, NOON - 43200), (0, inf)), 3, False),
+    ]
+
+
+def test_lines_that_are_no_comments_are_counted_and_passed_over(tmp_path):
+    broken = [b"{", line(1)[:-1], b"\xff", b"\x00", b"{}}", b'{"id":"a"}{"id":"b"}', b"[" * 100_000]
+    broken += [line(9).replace(b"{", b"{\n", 1)]  # a comment on two lines: two broken ones
+    other = [b"{}", b"7", b"null", b'"text"', b"[]", b"NaN", line(1, subreddit=[]), b'{"id":"1","subreddit":"a"}']
+    blank = [b"", b"  ", b"\r"]
+    windows = [line(3) + b"\r"]
+    mixed = [*broken, *blank, line(2), *other, *windows]
+    counts, ids = sample(write_dump(tmp_path / "dump.zst", mixed))
+    assert counts == {"broken": len(broken) + 1, "other": len(other), "eligible": 2}
+    assert ids == ["2", "3"]
+
+
+def test_bodies_come_back_exactly(tmp_path, call):
+    bodies = [
+        'a "quoted", text',
+        "two\nlines\r\nand\rmore",
+        "\r",
+        "nul\0in",
+        "NA",
+        " edges ",
+        "\u2028\x0b",
+        "=1+1",
+        "\\",
+    ]
+    bodies += ["\U0001f602 é", "'", "#", "\ufeff", "&gt; as it stands", '"']
+    bodies = [body for body in bodies if body.strip()]
+    lines = [line(i, body=body) for i, body in enumerate(bodies, start=30)]  # "u" ... "z", "10", ...
+    lines.append(line(100, body="half \ud83d of \U0001f602"))
+    output = tmp_path / "new" / "sample.csv.gz"
+    code, err = call(sample_reddit, write_dump(tmp_path / "dump.zst", lines), "--output", output)
+    assert code == 0 and "fewer than the 10000 asked for" in err
+    assert utils.load_dataset(str(output)).texts == [*bodies, "half \ufffd of \U0001f602"]
+    assert os.listdir(output.parent) == ["sample.csv.gz"]
+
+
+# ------------------------------------------------------------------------------------------------ zstandard files
+
+
+def test_a_window_of_2_gib_is_read_and_none_above(tmp_path):
+    compressor = zstandard.ZstdCompressor(write_content_size=False).compressobj()
+    frame = bytearray(compressor.compress(line(1)) + compressor.flush())
+    path = tmp_path / "dump.zst"
+    frame[5] = (31 - 10) << 3  # the header's window descriptor, RFC 8878, 3.1.1.1.2
+    assert zstandard.get_frame_parameters(bytes(frame)).window_size == 2**31
+    path.write_bytes(frame)
+    assert sample(path) == ({"eligible": 1}, ["1"])
+    frame[5] = (32 - 10) << 3
+    path.write_bytes(frame)
+    with pytest.raises(sample_reddit.BadDump, match="too much memory"):
+        sample(path)
+
+
+def test_several_frames_and_no_last_line_break(tmp_path):
+    text = b"\n".join(line(i) for i in range(20))
+    cuts = [text[:5], text[5:5], text[5:900], text[900:]]
+    frames = [zstandard.ZstdCompressor().compress(cut) for cut in cuts]
+    skippable = b"\x50\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
+    path = tmp_path / "dump.zst"
+    path.write_bytes(skippable.join(frames))
+    assert sample(path)[0] == {"eligible": 20}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda good: good[:-1],
+        lambda good: good[:5],
+        lambda good: good + good[:-9],
+        lambda good: good[:300] + bytes([good[300] ^ 255]) + good[301:],
+        lambda good: good + b"something",
+        lambda good: b"id,subreddit,body",
+        lambda good: b"",
+    ],
+    ids=["truncated", "only a header", "truncated later", "changed", "followed by something", "no zstandard", "empty"],
+)
+def test_a_bad_dump_is_named(dumps, tmp_path, damage):
+    path = tmp_path / "bad.zst"
+    path.write_bytes(damage(dumps[0].read_bytes()))
+    with pytest.raises(sample_reddit.BadDump, match=r"bad\.zst: (truncated|corrupt|empty)"):
+        sample(path)
+
+
+def test_a_bad_dump_stops_the_run_or_is_passed_over(dumps, tmp_path, call):
+    bad = tmp_path / "bad.zst"
+    bad.write_bytes(dumps[1].read_bytes()[:-3])
+    with_bad, without = tmp_path / "with.csv.gz", tmp_path / "without.csv.gz"
+    code, err = call(sample_reddit, bad, dumps[0], "--output", with_bad)
+    assert code == 1 and err.splitlines()[-1] == f"sample_reddit.py: {bad}: truncated"
+    assert not with_bad.exists()
+    code, err = call(sample_reddit, bad, dumps[0], "--output", with_bad, "--skip-bad", "--count", 50)
+    assert code == 0 and f"passed over {bad}: truncated\n" in err and "bad and passed over: 1" in err
+    assert call(sample_reddit, dumps[0], "--output", without, "--count", 50)[0] == 0
+    assert with_bad.read_bytes() == without.read_bytes()
+
+
+def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_reddit, "LONGEST_LINE", 2**20)
+    path = tmp_path / "dump.zst"
+    path.write_bytes(zstandard.ZstdCompressor().compress(b"x" * 2**21))
+    with pytest.raises(sample_reddit.BadDump, match="a line of more than 1 MiB"):
+        sample(path)
+
+
+def test_a_worker_that_dies_is_named():
+    mine, theirs = Pipe(duplex=False)
+    theirs.close()
+    process = SimpleNamespace(join=lambda: None, exitcode=-9)
+    error = sample_reddit.receive(mine, Path("RC_2020-01.zst"), process)
+    assert str(error) == "the worker that read RC_2020-01.zst died, exit code -9: out of memory?"
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--count 0", "argument --count: '0' is not a whole number from 1 on"),
+        ("--count ten", "argument --count: 'ten' is not a whole number from 1 on"),
+        ("--seed -1", "argument --seed: '-1' is not a whole number from 0 on"),
+        ("--after 2020-13-01", "argument --after: '2020-13-01' is not a date like 2012-01-31"),
+        ("--after 2020-01-02 --before 2020-01-02", "--after is not before --before: no comment has such a date"),
+        ("--min-chars 9 --max-chars 8", "--min-chars is more than --max-chars: no comment has such a length"),
+        ("--subreddit a,,b", "argument --subreddit: 'a,,b' is not a comma list of subreddits"),
+        ("--output x.csv", "argument --output: 'x.csv' does not end in .csv.gz"),
+        ("--output synthetic_10k.csv.gz", "is the name of a published or bundled dataset"),
+        ("/nowhere/RC_2020-01.zst", "argument DUMPS: '/nowhere/RC_2020-01.zst' is not a file that can be read"),
+        ("--out x.csv.gz", "unrecognized arguments: --out x.csv.gz"),
+        ("SAME", "the same dump is given twice"),
+    ],
+)
+def test_wrong_usage_is_one_line(dumps, call, options, message):
+    code, err = call(sample_reddit, dumps[0], *options.replace("SAME", str(dumps[0])).split())
+    assert code == 2
+    assert err.startswith("sample_reddit.py: ") and err.endswith(f"{message}\n") and err.count("\n") == 1
+
+
+def test_an_output_that_cant_be_written_is_one_line(dumps, tmp_path, call):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.csv.gz").mkdir()
+    for output in ("file/sample.csv.gz", "folder.csv.gz"):
+        code, err = call(sample_reddit, dumps[0], "--output", tmp_path / output)
+        assert code == 2 and err.count("\n") == 1 and output.split("/")[0] in err
+
+
+def test_nothing_is_written_when_nothing_is_eligible(dumps, tmp_path, call):
+    output = tmp_path / "sample.csv.gz"
+    code, err = call(sample_reddit, dumps[0], "--subreddit", "nba", "--output", output)
+    assert code == 1 and err.endswith("sample_reddit.py: no comment is eligible, so nothing is written\n")
+    assert re.search(r"subreddit +400 ", err) and not output.exists()
+
+
+def test_ctrl_c_leaves_nothing(tmp_path):
+    dump = write_dump(tmp_path / "dump.zst", [line(1)] * 3_000_000)
+    command = [sys.executable, ROOT / "data/sample_reddit.py", dump, "--output", tmp_path / "out/sample.csv.gz"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "out").exists():
+        time.sleep(0.02)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.endswith("sample_reddit.py: interrupted\n") and "Traceback" not in err
+    assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("script", ["download", "sample_reddit", "describe"])
+def test_help_imports_nothing_heavy(script):
+    heavy = {"torch", "transformers", "pandas", "pooch", "requests", "zstandard", "tqdm", "tokenizers"}
+    code = f"import sys; sys.path[:0] = [{str(ROOT / 'data')!r}]; import {script}; print(*{heavy} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+# ------------------------------------------------------------------------------------------------------- download
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch) -> Path:
+    """A folder with two small files that take the published ones' places, also their SHA-256 sums'."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    for name, (file, _) in utils.DATASETS.items():
+        (folder / file).write_bytes(gzip.compress(f"id,subreddit,body\na,b,{name}\n".encode()))
+        monkeypatch.setitem(download.SHA256, name, hashlib.sha256((folder / file).read_bytes()).hexdigest())
+    return folder
+
+
+@pytest.fixture
+def server(mirror):
+    """The address of the mirror, and the list of the paths that were asked for."""
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=mirror)
+
+        def log_request(self, *_):
+            asked.append(self.path)
+
+        def log_error(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}", asked
+        http.shutdown()
+        thread.join()
+
+
+def test_the_pinned_files_are_the_benchmarks():
+    assert download.SHA256.keys() == utils.DATASETS.keys()
+    assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in download.SHA256.values())
+    assert download.locate("random_sample_10k.csv.gz", download.PUBLISHED).endswith("/data/random_sample_10k.csv.gz")
+
+
+def test_download_from_an_address_happens_once(server, mirror, tmp_path, call):
+    address, asked = server
+    target = tmp_path / "data"
+    for _ in range(2):
+        code, err = call(download, "--from", address + "/", "--output-dir", target)
+        assert code == 0, err
+    assert asked == [f"/{file}" for file, _ in utils.DATASETS.values()]
+    for file, _ in utils.DATASETS.values():
+        assert (target / file).read_bytes() == (mirror / file).read_bytes()
+        assert (target / file).stat().st_mode & 0o777 == 0o644
+    assert len(os.listdir(target)) == 2
+
+
+def test_download_shows_a_progress_bar(server, tmp_path, call):
+    _, err = call(download, "normal", "--from", server[0], "--output-dir", tmp_path / "data")
+    assert "random_sample_10k.csv.gz: 100%" in err
+
+
+def test_a_damaged_file_is_replaced(mirror, tmp_path, call):
+    target = tmp_path / "random_sample_10k.csv.gz"
+    target.write_bytes(b"half a file")
+    source = mirror / target.name
+    assert call(download, "normal", "--from", source.rename(mirror / "copy.gz"), "--output-dir", tmp_path)[0] == 0
+    assert target.read_bytes() == (mirror / "copy.gz").read_bytes()
+
+
+@pytest.mark.parametrize("origin", ["PATH", "URL"])
+def test_another_file_than_the_published_one_is_refused(server, mirror, tmp_path, call, origin):
+    (mirror / "random_sample_10k.csv.gz").write_bytes(b"<html>")
+    target = tmp_path / "data" / "random_sample_10k.csv.gz"
+    target.parent.mkdir()
+    target.write_bytes(b"mine")
+    code, err = call(download, "--from", {"PATH": mirror, "URL": server[0]}[origin], "--output-dir", target.parent)
+    assert code == 1 and "SHA256" in err.splitlines()[-1]
+    assert os.listdir(target.parent) == [target.name] and target.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:1", "http://[", "https://", "MISSING"])
+def test_an_address_that_cant_be_reached_is_one_line(server, tmp_path, call, origin):
+    origin = origin.replace("MISSING", f"{server[0]}/missing")
+    code, err = call(download, "--from", origin, "--output-dir", tmp_path / "data")
+    assert code == 1 and err.splitlines()[-1].startswith("download.py: http") and "Traceback" not in err
+    assert os.listdir(tmp_path / "data") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "/nowhere"], "there is no file /nowhere"),
+        (["--from", __file__], "--from is one file: say whether it is normal or filtered"),
+        (["other"], "argument dataset: invalid choice: 'other' (choose from 'normal', 'filtered', 'all')"),
+    ],
+)
+def test_wrong_usage_of_download_is_one_line(tmp_path, call, arguments, message):
+    code, err = call(download, *arguments, "--output-dir", tmp_path)
+    assert (code, err) == (2, f"download.py: {message}\n")
+
+
+# ----------------------------------------------------------------------------------------------------- data/README.md
+
+
+def test_the_readme_has_the_bundled_files_statistics():
+    _, written, _ = describe.README.read_text(encoding="utf-8").split(describe.MARK)
+    assert written == describe.table(), "run python data/describe.py"
+
+
+def test_describe():
+    tokens = np.array([3, 4, 3, 10])
+    assert describe.describe(["a b c", "abcde", "a\nb", "a " * 50], tokens) == [
+        "28, 5, 86, 97, 100",
+        "14.0, 1, 2, 2, 15, 43, 49",
+        "5.00, 3, 3, 4, 6, 9, 10",
+        "2.00, 2.00, 2.00, 2.00, 2.00",
+        "2.000, 2.000, 2.000, 2.000, 2.000",
+    ]
