@@ -29,7 +29,6 @@ import math
 import os
 import re
 import shlex
-import sys
 import textwrap
 from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
@@ -39,7 +38,7 @@ from urllib.parse import quote
 
 import utils
 import variants
-from utils import UserError
+from utils import UserError, say
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 MESSAGE = f"a message is one comment, truncated to {utils.MAX_TOKENS} tokens"
@@ -85,10 +84,6 @@ class Chart:
         """What a file of it carries in its metadata, to tell which data it shows."""
         data = [[row[key] for key in (*READ, "factor")] for row in self.rows]
         return "data sha256 " + hashlib.sha256(json.dumps([self.draw.__name__, data]).encode()).hexdigest()
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------- results to rows

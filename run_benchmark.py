@@ -48,7 +48,7 @@ LATENCY_BATCHES = 200  # on a GPU, where a pass does not wait for each batch, th
 # the columns of the printed table between variant and status, and how they are printed
 PRINTED = {
     **dict.fromkeys(("workers", "threads", "size", "order"), ""),
-    **{"messages/s": ".1f", "min": ".1f", "max": ".1f", "passes": "", "padding": ".3f"},
+    **{"messages/s": ".1f", "min": ".1f", "max": ".1f", "/thread": ".1f", "passes": "", "padding": ".3f"},
     **{"p50_ms": ".1f", "p99_ms": ".1f", "memory_mib": ".0f", "max_diff": ".2g", "flips": ".3%"},
 }
 
@@ -505,8 +505,11 @@ def measured_before(results_dir: Path, wanted: dict) -> bool:
     return any(row["status"] == "ok" and all(row[key] == str(wanted[key]) for key in same) for row in rows)
 
 
-def line(row: dict) -> str:
-    """A row as a line of the printed table."""
+def line(row: dict, on_cpu: bool) -> str:
+    """A row as a line of the printed table; on a CPU with messages/s of each thread."""
+    row = row | {"/thread": ""}
+    if on_cpu and row["messages/s"]:
+        row["/thread"] = float(row["messages/s"]) / (row["workers"] * row["threads"])
     shown = [row["variant"].ljust(18)]
     for name, form in PRINTED.items():
         value = format(float(row[name]), form) if form and row[name] else row[name] or "-"
@@ -567,7 +570,7 @@ def main() -> int:
             if not args.no_save:
                 utils.save_row(utils.results_path(args.results_dir, row), row)
             rows.append(row)
-            progress.write(line(row), file=sys.stdout)
+            progress.write(line(row, args.device == "cpu"), file=sys.stdout)
             sys.stdout.flush()
             progress.update()
     for text in summary(rows, args.model):

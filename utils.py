@@ -118,7 +118,7 @@ def load_dataset(name_or_path: str, column: str = "body", limit: int | None = No
         if path is synthetic:
             notes.append(
                 f"dataset {name_or_path}: data/{real.name} is not there, so the bundled data/{synthetic.name} is used "
-                "(random words with Reddit's lengths); data/README.md says how to get the real one"
+                "(random words with Reddit's lengths); `python data/download.py` fetches the real one"
             )
     else:
         path = Path(name_or_path)

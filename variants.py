@@ -4,12 +4,14 @@ To add a variant, add a line to VARIANTS; only a new runtime or precision needs 
 """
 
 import contextlib
+import ctypes
 import json
 import logging
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections import Counter
@@ -27,6 +29,7 @@ from utils import UserError, say
 RANDOM_MODEL = "random-roberta-base"
 DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
 HUB_TIMEOUT = 10  # seconds
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -135,21 +138,23 @@ def load_config(folder: Path):
         raise UserError(f"{folder}/config.json can't be used: {utils.first_line(error)}") from error
 
 
-def download(repo: str, subfolder: str = "") -> Path:
-    """What a Hub repository holds at its root (or in `subfolder` beside it), without the weights of other frameworks.
+def download(repo: str, file: str = "") -> Path:
+    """The local folder of a Hub repository: its config, tokenizer and weights, or one `file` with its external data.
 
     Pickled weights are left out where safetensors are there. Without the Hub, what was downloaded before is used.
+    Raises UserError where there is neither.
     """
     import requests
     from huggingface_hub import HfApi, errors, snapshot_download
 
     ways_on = f"name a local folder or --model-id {RANDOM_MODEL} instead"
     try:
-        names = [file.rfilename for file in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings]
-        safe = any(name.endswith(".safetensors") for name in names)
-        weights = ".safetensors" if safe else "model.bin"
-        endings = (".json", ".txt", ".model", ".onnx", ".onnx_data", "README.md", weights)
-        wanted = [name for name in names if os.path.dirname(name) in ("", subfolder) and name.endswith(endings)]
+        names = [found.rfilename for found in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings]
+        weights = ".safetensors" if any(name.endswith(".safetensors") for name in names) else "model.bin"
+        wanted = (".json", ".txt", ".model", "README.md", weights)
+        wanted = [name for name in names if "/" not in name and name.endswith(wanted)]
+        if file:
+            wanted = [name for name in names if name in (file, f"{file}_data")]
         return Path(snapshot_download(repo, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT))
     except errors.HFValidationError as error:
         raise UserError(f"{repo!r} is neither a local folder nor a Hub id") from error
@@ -174,12 +179,15 @@ def find_onnx(variant: Variant, model_id: str, folder: Path) -> tuple[Path, str]
     file = exported / "model.onnx"
     if file.is_file():
         return file, f"local export ./{file}"
+    if exported.exists():
+        raise UserError(f"./{exported} exists but holds no model.onnx; move it away")
     if (model_id, variant.precision) in PUBLISHED_EXPORTS:
         repo, published = PUBLISHED_EXPORTS[model_id, variant.precision]
-        with contextlib.suppress(UserError):
-            downloaded = download(repo, os.path.dirname(published)) / published
-            if downloaded.is_file():
-                return downloaded, f"published export {repo}, {published}"
+        try:
+            return download(repo, published) / published, f"published export {repo}, {published}"
+        except UserError as error:
+            say(f"no published export: {error}")
+    utils.check_writable(exported.absolute().parent)
     say(f"exporting {model_id} into ./{exported}")
     with new_folder(exported) as temporary:
         graph = in_fresh_process(export, folder, temporary, variant.precision)
@@ -285,10 +293,12 @@ def answer(connection: Connection, function: Callable, arguments: tuple) -> None
 
 
 def quiet_process() -> None:
-    """For a process of ours: its parent alone is interrupted by Ctrl-C (and ends it), standard output goes to standard
-    error, and the libraries log nothing.
+    """For a process of ours: its parent alone is interrupted by Ctrl-C and ends it, as its death does on Linux;
+    standard output goes to standard error, and the libraries log nothing.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.dup2(2, 1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -576,5 +586,7 @@ def check_gpu(gpu: int, with_onnx: bool) -> tuple[str, str]:
             load_onnx(Path(folder) / "probe.onnx", Place(gpu, threads=1))
     properties = torch.cuda.get_device_properties(gpu)
     query = ["nvidia-smi", f"--id=GPU-{properties.uuid}", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, check=False, capture_output=True, text=True).stdout.strip()
+    driver = ""
+    if shutil.which("nvidia-smi"):
+        driver = subprocess.run(query, check=False, capture_output=True, text=True).stdout.strip()
     return properties.name, driver

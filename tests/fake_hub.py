@@ -1,11 +1,13 @@
-"""As much of the Hugging Face Hub as an upload needs, on this machine."""
+"""As much of the Hugging Face Hub as downloads and uploads need, on this machine."""
 
 import contextlib
 import json
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKENS = {
     "good": {"role": "write"},
     "reader": {"role": "read"},
@@ -18,9 +20,13 @@ TOKENS = {
 
 @dataclass
 class FakeHub:
-    """What was asked of it: `repos` made, `stored` LFS objects, `commits` (their lines); `broken` refuses commits."""
+    """The `models` it has, and what was asked of it: files `sent`, `repos` made, `stored` LFS objects, `commits`
+    (their lines). A `broken` one refuses commits.
+    """
 
     url: str = ""
+    models: dict[str, Path] = field(default_factory=dict)
+    sent: list[str] = field(default_factory=list)
     repos: list[dict] = field(default_factory=list)
     stored: dict[str, bytes] = field(default_factory=dict)
     commits: list[tuple[str, list[dict]]] = field(default_factory=list)
@@ -47,8 +53,37 @@ def fake_hub():
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
         def do_GET(self):
+            if self.path == "/api/whoami-v2":
+                self.who_am_i()
+                return
+            for name, folder in hub.models.items():
+                if self.path.split("?")[0] in (f"/api/models/{name}", f"/api/models/{name}/revision/{COMMIT}"):
+                    files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+                    self.answer(200, {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]})
+                    return
+                if self.path.startswith(f"/{name}/resolve/"):
+                    self.send_file(folder / self.path.split("/resolve/")[1].split("/", 1)[1])
+                    return
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def send_file(self, file: Path) -> None:
+            self.send_response(200)
+            self.send_header("ETag", f'"{file.name}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", str(file.stat().st_size))
+            self.end_headers()
+            if self.command == "GET":
+                hub.sent.append(file.name)
+                self.wfile.write(file.read_bytes())
+
+        def who_am_i(self) -> None:
             token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-            if self.path != "/api/whoami-v2" or token not in TOKENS:
+            if token not in TOKENS:
                 self.answer(401, {"error": "Invalid credentials"})
                 return
             organizations = [{"name": "team", "roleInOrg": "write"}, {"name": "club", "roleInOrg": "read"}]
