@@ -41,7 +41,7 @@ ACTIVATIONS = {
 DECISIONS = {
     "multi_label_classification": "labels that cross 0.5",
     "single_label_classification": "texts with another most probable label",
-    "regression": "none, it is a regression",
+    "regression": "values that move by more than a tenth of the original's standard deviation",
 }
 PRECISIONS = {
     "fp16": "FP16 with fused nodes (O4)",
@@ -111,7 +111,7 @@ def compare(folder: Path, file: Path, check: Check, place: variants.Place) -> Co
 
 def statistics(probs: np.ndarray, reference: np.ndarray, problem: str) -> dict:
     """Of two [texts, labels]: the distribution over the texts of the largest absolute difference of any label, the mean
-    difference over all labels, the share of changed decisions (None for a regression), and how many texts have a
+    difference over all labels, the share of changed decisions, and how many texts have a
     value that is not finite; those are left out of the differences, and count as changed.
     """
     finite = np.isfinite(probs).all(axis=1)
@@ -119,7 +119,6 @@ def statistics(probs: np.ndarray, reference: np.ndarray, problem: str) -> dict:
     worst = differences.max(axis=1) if finite.any() else np.array([np.nan])
     percentiles = {f"p{p}": float(np.percentile(worst, p)) for p in PERCENTILES}
     percentiles["median"] = percentiles.pop("p50")
-    changed = utils.flips(probs, reference, problem)
     return {
         "largest_difference": {
             "mean": float(worst.mean()),
@@ -129,7 +128,7 @@ def statistics(probs: np.ndarray, reference: np.ndarray, problem: str) -> dict:
             **percentiles,
         },
         "mean_over_labels": float(differences.mean()) if finite.any() else float("nan"),
-        "changed_decisions": None if np.isnan(changed) else changed,
+        "changed_decisions": utils.flips(probs, reference, problem),
         "non_finite_texts": int((~finite).sum()),
     }
 
@@ -141,7 +140,7 @@ def worst_texts(probs: np.ndarray, reference: np.ndarray, texts: list[str], labe
     for i in np.argsort(-differences.max(axis=1), kind="stable")[:WORST]:
         table = [
             {
-                "label": labels[j],
+                "label": labels[j].replace("|", "\\|"),  # for the card's tables
                 "original": float(reference[i, j]),
                 "export": float(probs[i, j]),
                 "difference": float(probs[i, j] - reference[i, j]),
@@ -157,7 +156,7 @@ def failed_gate(stats: dict, tolerance: float) -> str:
     """Why the export must not be used; empty if it may."""
     if stats["non_finite_texts"]:
         return f"{stats['non_finite_texts']} texts have outputs that are not finite"
-    if (stats["changed_decisions"] or 0) > tolerance:
+    if stats["changed_decisions"] > tolerance:
         return f"{stats['changed_decisions']:.3%} of the decisions changed, more than the tolerance of {tolerance:.3%}"
     return ""
 
@@ -192,7 +191,6 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         precision_words=PRECISIONS[report["precision"]],
         output_word="value" if problem == "regression" else "probability",
         decision_words=DECISIONS[problem],
-        changed_words="-" if report["changed_decisions"] is None else f"{report['changed_decisions']:.4%}",
         stats=report["largest_difference"],
         non_finite=report["non_finite_texts"],
         activation=ACTIVATIONS[problem],
@@ -215,7 +213,7 @@ def find_destination(args: Namespace, name: str):
         raise UserError("no token for the upload: set HF_TOKEN or run `hf auth login`")
     api = HfApi(token=token)
     try:
-        me = api.whoami()
+        me = variants.within(variants.HUB_TIMEOUT, api.whoami)
     except (errors.HfHubHTTPError, OSError) as error:
         raise UserError(f"no upload with this token: {utils.first_line(error)}") from error
     repo = args.repo_id or f"{me['name']}/{name}"
@@ -236,10 +234,13 @@ def upload(api, repo: str, folder: Path, args: Namespace) -> int:
     try:
         if not args.create_pr:
             api.create_repo(repo, private=args.private, exist_ok=True)
+            if args.private and not api.model_info(repo).private:
+                raise UserError(f"{repo} exists and is public")
         message = f"ONNX {args.precision} export"
         commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, create_pr=args.create_pr)
     except Exception as error:  # requests', the Hub's, the disk's
-        again = shlex.join(["hf", "upload", repo, str(folder), ".", *(["--create-pr"] if args.create_pr else [])])
+        options = ["--create-pr"] * args.create_pr + ["--private"] * args.private
+        again = shlex.join(["hf", "upload", repo, str(folder), ".", *options])
         say(f"the upload failed: {utils.first_line(error)}; the folder is kept, to try again: {again}")
         return 1
     say(f"uploaded: {commit.pr_url or commit.commit_url}")
@@ -349,9 +350,18 @@ def export_and_check(args: Namespace, source: Path, dataset: utils.Dataset, fold
         "tolerance": args.tolerance,
         "gate": failed_gate(stats, args.tolerance),
     }
-    (folder / "parity.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
+    (folder / "parity.json").write_text(json.dumps(without_nan(report), indent=2, allow_nan=False), encoding="utf-8")
     write_card(folder, source, report)
     return report
+
+
+def without_nan(value):
+    """A report's values with None, which JSON has, for what is not finite, which it has not."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def hidden_token(arguments: list[str]) -> list[str]:
@@ -369,8 +379,7 @@ def print_report(report: dict) -> None:
     print(f"largest difference of any label, over {report['messages']} texts ({report['dataset']}):")
     print("  " + "  ".join(f"{name} {value:.3g}" for name, value in stats.items()))
     print(f"mean difference over all labels: {report['mean_over_labels']:.3g}")
-    if report["changed_decisions"] is not None:
-        print(f"changed decisions: {report['changed_decisions']:.4%} ({DECISIONS[report['problem']]})")
+    print(f"changed decisions: {report['changed_decisions']:.4%} ({DECISIONS[report['problem']]})")
     print(f"texts with outputs that are not finite: {report['non_finite_texts']}")
     print(f"messages/s: {speed['export']:.1f}, original {speed['original']:.1f}")
     for text in report["worst"]:
@@ -405,8 +414,11 @@ def main() -> int:
     print(f"\n{target}: " + (f"NOT GOOD, {report['gate']}" if report["gate"] else "good"))
     if report["gate"]:
         return 1
-    if api and (args.upload or input(f"upload to {repo}? [y/N] ").strip().lower() in ("y", "yes")):
+    if not api:
+        return 0
+    if args.upload or input(f"upload to {repo}? [y/N] ").strip().lower() in ("y", "yes"):
         return upload(api, repo, target, args)
+    write_card(target, source, report | {"repo": str(target)})  # its example loads the folder, not the repository
     return 0
 
 

@@ -100,38 +100,35 @@ class CellFailed(Exception):
 def serve(connection: Connection, name: str, source: Path, place: variants.Place, inputs: Inputs) -> None:
     """A worker: loads a variant once, then answers each request (a step, its argument) with (error, value).
 
-    Steps: `prepare` (a shard: its batches), `run` (one pass over them) and `report`. Ends when the parent does.
+    Steps: `prepare` (a shard: its batches), `run` (one pass over them) and `report`. Ends when the parent does, and
+    after an error, since memory or a GPU may not be usable then.
     """
     variants.quiet_process()
-    steps = {}
-    try:
-        steps = worker_steps(variants.load(name, source, place), place, inputs)
-        connection.send((None, None))
-        while True:
-            step, argument = connection.recv()
-            try:
-                connection.send((None, steps[step](argument)))
-            except Exception as error:
-                steps["forget"]()
-                connection.send((status_of(error), None))
-    except (EOFError, BrokenPipeError):
-        return
-    except Exception as error:
-        connection.send((status_of(error), None))
+    with contextlib.suppress(EOFError, ConnectionError):
+        try:
+            steps = worker_steps(variants.load(name, source, place), place, inputs)
+            value = None
+            while True:
+                connection.send((None, value))
+                step, argument = connection.recv()
+                value = steps[step](argument)
+        except (EOFError, ConnectionError):
+            raise
+        except Exception as error:
+            connection.send((status_of(error), None))
 
 
 def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs) -> dict:
     """The steps of a worker, by name, over one state: its batches, their outputs and their latencies."""
     batches, prepared, outputs, latencies, warm = [], [], [], [], set()
 
-    def forget() -> None:
-        for state in (batches, prepared, outputs, latencies):
+    def prepare(shard: list[np.ndarray]) -> None:
+        """Pads and moves the batches, then warms up each shape that this worker has not run yet, longest first; on a
+        GPU every shape, since torch gave its memory back.
+        """
+        for state in (batches, prepared, outputs, latencies, *([] if place.gpu is None else [warm])):
             state.clear()
         release_memory(place.gpu)
-
-    def prepare(shard: list[np.ndarray]) -> None:
-        """Pads and moves the batches, then warms up each shape that this worker has not run yet, longest first."""
-        forget()
         padded = [inputs.padded(batch) for batch in shard]
         batches.extend(shard)
         prepared.extend(runner.prepare(*arrays) for arrays in padded)
@@ -172,7 +169,7 @@ def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs)
                 latencies.append(time.monotonic() - before)
         return {"kept": kept, "latencies": list(latencies), "memory": memory}
 
-    return {"prepare": prepare, "run": run, "report": report, "forget": forget}
+    return {"prepare": prepare, "run": run, "report": report}
 
 
 def status_of(error: Exception) -> str:
@@ -197,7 +194,9 @@ def release_memory(gpu: int | None) -> None:
 
 
 def used_memory_mib(gpu: int | None) -> float:
-    """MiB: on a CPU this process's peak resident set since release_memory, on a GPU all that is in use on it now."""
+    """MiB: on a CPU this process's peak resident set since release_memory; on a GPU all that is in use on it now, of
+    which onnxruntime gives nothing back from cell to cell.
+    """
     if gpu is not None:
         import torch
 
@@ -235,7 +234,7 @@ class Workers:
     def ask(self, step: str, arguments: list) -> list:
         """Sends every worker a step with its argument and waits for all answers."""
         for connection, argument in zip(self.connections, arguments, strict=True):
-            with contextlib.suppress(BrokenPipeError):  # answers() says which worker died, and how
+            with contextlib.suppress(OSError):  # answers() says which worker died, and how
                 connection.send((step, argument))
         return self.answers(step)
 
@@ -265,9 +264,6 @@ class Workers:
         code = self.processes[i].exitcode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise CellFailed(f"worker {i + 1} of {len(self.processes)} died ({how}) in step {step}")
-
-    def alive(self) -> bool:
-        return all(process.is_alive() for process in self.processes)
 
     def close(self) -> None:
         """Lets the workers end by themselves."""
@@ -327,7 +323,7 @@ def parity(sweep: Sweep, kept: list[tuple[np.ndarray, np.ndarray]]) -> tuple[flo
 def run_cells(sweep: Sweep, cells: list[Cell]):
     """Measures the cells, yielding each with the measured columns of its row; a failed one has only its status.
 
-    Workers are started once for all cells of a variant and worker count, and again after one of them died; where they
+    Workers are started once for all cells of a variant and worker count, and again after a failed cell; where they
     can't be started, none of their cells is tried again.
     """
     for (name, count), group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
@@ -343,7 +339,7 @@ def run_cells(sweep: Sweep, cells: list[Cell]):
                 except CellFailed as error:
                     if workers is None:
                         no_start = error
-                    elif not workers.alive():
+                    else:
                         workers.kill()
                         workers = None
                     yield cell, {"status": str(error)}
@@ -424,6 +420,8 @@ def find_machine(args: Namespace) -> dict[str, str]:
         name, driver = variants.in_fresh_process(variants.check_gpu, args.gpu, with_onnx)
     machine = {"device": utils.slug(name), "driver": driver, "commit": utils.project_commit(), **utils.versions()}
     say(f"machine    {name}{', driver ' + driver if driver else ''}")
+    if len(utils.installed(utils.VERSIONS["onnxruntime"])) > 1:
+        say("note       onnxruntime and onnxruntime-gpu are both installed and overwrite each other: remove one")
     say("versions   " + ", ".join(f"{key} {machine[key]}" for key in utils.VERSIONS) + f"; commit {machine['commit']}")
     for variant in args.model:
         if note := variants.VARIANTS[variant].notes.get(args.device):
@@ -435,6 +433,7 @@ def find_machine(args: Namespace) -> dict[str, str]:
 
 def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset) -> Sweep:
     """All that comes before the first cell: the model, its token ids, the reference and the exports."""
+    utils.check_writable(utils.CACHE)
     folder = variants.find_model(args.model_id)
     place = variants.Place(args.gpu if args.device == "gpu" else None, args.threads)
     ready = prepared_before(folder, dataset.texts, place.gpu)
@@ -461,7 +460,8 @@ def prepared_before(folder: Path, texts: list[str], gpu: int | None) -> dict[str
     path = utils.CACHE / "inputs" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npz"
     try:
         with np.load(path) as arrays:
-            return dict(arrays)
+            ready = dict(arrays)
+        return ready | {"tokenizer": f"{ready['tokenizer']}, measured when these token ids were made"}
     except (OSError, ValueError, zipfile.BadZipFile):
         ready = variants.in_fresh_process(prepare_inputs, folder, texts, variants.Place(gpu, utils.cpu_cores()))
         with utils.atomic_file(path) as file:

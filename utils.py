@@ -6,6 +6,7 @@ No torch, transformers, optimum or onnxruntime is imported here at module level,
 import argparse
 import contextlib
 import csv
+import hashlib
 import importlib.metadata
 import io
 import os
@@ -48,7 +49,15 @@ COLUMNS = (
 
 
 class UserError(Exception):
-    """Wrong usage or input: the scripts print its one line and exit with code 2."""
+    """Wrong usage or input: the scripts print its one line and exit with its code."""
+
+    code = 2
+
+
+class RunError(UserError):
+    """What went wrong on the way, through no fault of the input."""
+
+    code = 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,13 +83,13 @@ def say(line: str = "") -> None:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Runs a script: wrong input is one line and exit code 2, Ctrl-C is 130, else the code is what main returns."""
+    """Runs a script: a UserError is one line, Ctrl-C is 130, else the code is what main returns."""
     script = Path(sys.argv[0]).name
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half-made is cleaned up
     try:
         code = main()
     except UserError as error:
-        code = 2
+        code = error.code
         print(f"{script}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
@@ -204,8 +213,8 @@ def token_limit(config, tokenizer) -> int:
     """
     positions = getattr(config, "max_position_embeddings", MAX_TOKENS)
     if config.model_type in OFFSET_POSITIONS:
-        positions -= config.pad_token_id + 1
-    return min(MAX_TOKENS, positions, tokenizer.model_max_length)
+        positions -= (config.pad_token_id or 0) + 1
+    return min(MAX_TOKENS, positions if positions > 0 else MAX_TOKENS, tokenizer.model_max_length)
 
 
 def tokenize(tokenizer, texts: list[str], limit: int) -> list[list[int]]:
@@ -267,8 +276,10 @@ def problem_type(config) -> str:
 
 
 def probabilities(logits: np.ndarray, problem: str) -> np.ndarray:
-    """What a user gets of logits [texts, labels], in float64: sigmoid, softmax, or the raw value of a regression."""
-    logits = logits.astype(np.float64)
+    """What a user gets of logits [texts, labels], in float64: sigmoid, softmax, or the raw value of a regression. Of a
+    logit that is infinite it is nan, not 0 or 1.
+    """
+    logits = np.where(np.isfinite(logits), logits, np.nan).astype(np.float64)
     if problem == "regression":
         return logits
     if problem == "multi_label_classification":
@@ -279,15 +290,17 @@ def probabilities(logits: np.ndarray, problem: str) -> np.ndarray:
 
 def flips(probs: np.ndarray, reference: np.ndarray, problem: str) -> float:
     """The share of changed decisions between two [texts, labels]: of labels that cross 0.5 (multi-label), of texts
-    with another argmax (single label), nan for a regression, which decides nothing. A non-finite value is a change.
+    with another argmax (single label). A regression decides nothing: there it is the share of values that move by more
+    than a tenth of their standard deviation in the reference (or by 0.0001). A non-finite value is a change.
     """
-    if problem == "regression":
-        return float("nan")
+    lost = ~np.isfinite(probs)
+    if problem == "single_label_classification":
+        return float(((probs.argmax(axis=1) != reference.argmax(axis=1)) | lost.any(axis=1)).mean())
     if problem == "multi_label_classification":
         changed = (probs > 0.5) != (reference > 0.5)
-        return float((changed | ~np.isfinite(probs)).mean())
-    changed = probs.argmax(axis=1) != reference.argmax(axis=1)
-    return float((changed | ~np.isfinite(probs).all(axis=1)).mean())
+    else:
+        changed = np.abs(probs - reference) > np.maximum(reference.std(axis=0) / 10, 1e-4)
+    return float((changed | lost).mean())
 
 
 # ------------------------------------------------------------------------------------------------------- result rows
@@ -357,15 +370,21 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 def versions() -> dict[str, str]:
     """The installed versions that a row carries, by column; empty where a package is missing."""
-    installed = {package.name.lower(): package.version for package in importlib.metadata.distributions()}
-    return {
-        column: next((installed[package] for package in packages if package in installed), "")
-        for column, packages in VERSIONS.items()
-    }
+    return {column: next(iter(installed(packages).values()), "") for column, packages in VERSIONS.items()}
+
+
+def installed(packages: list[str]) -> dict[str, str]:
+    """The versions of those of the packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def project_commit() -> str:
-    """The commit of this project, with "+" behind it where its code differs from the commit; empty outside git."""
+    """The commit of this project; where its code is not that of the commit, "+" and a digest of the code behind it."""
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(ROOT.glob("*.py")))).hexdigest()[:8]
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -373,10 +392,10 @@ def project_commit() -> str:
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", "*.py", "requirements.txt")
-        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+        commit, changed = git("rev-parse", "--short=10", "HEAD"), git("status", "--porcelain", "--", "*.py")
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        commit, changed = "", "no git"
+    return f"{commit}+{code}" if changed else commit
 
 
 def cpu_name() -> str:

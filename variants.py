@@ -8,11 +8,13 @@ import ctypes
 import json
 import logging
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 import utils
-from utils import UserError, say
+from utils import RunError, UserError, say
 
 RANDOM_MODEL = "random-roberta-base"
 DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
@@ -149,12 +151,12 @@ def download(repo: str, file: str = "") -> Path:
 
     ways_on = f"name a local folder or --model-id {RANDOM_MODEL} instead"
     try:
-        names = [found.rfilename for found in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings]
-        weights = ".safetensors" if any(name.endswith(".safetensors") for name in names) else "model.bin"
-        wanted = (".json", ".txt", ".model", "README.md", weights)
-        wanted = [name for name in names if "/" not in name and name.endswith(wanted)]
-        if file:
-            wanted = [name for name in names if name in (file, f"{file}_data")]
+        names = [found.rfilename for found in within(HUB_TIMEOUT, HfApi().model_info, repo).siblings]
+        wanted = [name for name in names if name in (file, f"{file}_data")]
+        if not file:
+            root = [name for name in names if "/" not in name]
+            weights = ".safetensors" if any(name.endswith(".safetensors") for name in root) else ".bin"
+            wanted = [name for name in root if name.endswith((".json", ".txt", ".model", "README.md", weights))]
         return Path(snapshot_download(repo, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT))
     except errors.HFValidationError as error:
         raise UserError(f"{repo!r} is neither a local folder nor a Hub id") from error
@@ -162,11 +164,37 @@ def download(repo: str, file: str = "") -> Path:
         raise UserError(f"{repo} is gated: ask for access on its page, then run `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"no model {repo} on the Hub (or it is private, see `hf auth login`); {ways_on}") from error
-    except (requests.RequestException, errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
+    except (requests.RequestException, errors.HfHubHTTPError, errors.OfflineModeIsEnabled, TimeoutError) as error:
         try:
-            return Path(snapshot_download(repo, local_files_only=True))
+            folder = Path(snapshot_download(repo, local_files_only=True))
         except errors.LocalEntryNotFoundError:
             raise UserError(f"the Hub is out of reach and {repo} is not in its cache; {ways_on}") from error
+        say(f"the Hub is out of reach: taking what was downloaded before of {repo}")
+        return folder
+    except OSError as error:
+        raise RunError(f"{repo} can't be downloaded: {utils.first_line(error)}") from error
+
+
+def within(seconds: float, function: Callable, *arguments):
+    """function(*arguments), or TimeoutError after so many seconds: a host with several addresses that don't answer is
+    tried at each of them, with a timeout of its own.
+    """
+    outcome = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            outcome.put((None, function(*arguments)))
+        except Exception as error:
+            outcome.put((error, None))
+
+    threading.Thread(target=call, daemon=True).start()
+    try:
+        error, value = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds} s") from None
+    if error:
+        raise error
+    return value
 
 
 def find_onnx(variant: Variant, model_id: str, folder: Path) -> tuple[Path, str]:
@@ -178,13 +206,19 @@ def find_onnx(variant: Variant, model_id: str, folder: Path) -> tuple[Path, str]
     exported = Path(Path(model_id).resolve().name + EXPORT_SUFFIX[variant.precision])
     file = exported / "model.onnx"
     if file.is_file():
+        report = exported / "parity.json"
+        if report.is_file() and (gate := json.loads(report.read_text(encoding="utf-8")).get("gate")):
+            say(f"./{exported} failed its check: {gate}")
         return file, f"local export ./{file}"
     if exported.exists():
         raise UserError(f"./{exported} exists but holds no model.onnx; move it away")
     if (model_id, variant.precision) in PUBLISHED_EXPORTS:
         repo, published = PUBLISHED_EXPORTS[model_id, variant.precision]
         try:
-            return download(repo, published) / published, f"published export {repo}, {published}"
+            downloaded = download(repo, published) / published
+            if downloaded.is_file():
+                return downloaded, f"published export {repo}, {published}"
+            say(f"no published export: {repo} has no file {published}")
         except UserError as error:
             say(f"no published export: {error}")
     utils.check_writable(exported.absolute().parent)
@@ -248,21 +282,25 @@ def new_folder(folder: Path, replace: bool = False):
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    old = temporary.with_name(f"{temporary.name}-old")
     try:
         yield temporary
         temporary.chmod(0o755)
         if replace and folder.exists():
-            folder.rename(temporary.with_suffix(".old"))
+            folder.rename(old)
         temporary.rename(folder)
     finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(temporary.with_suffix(".old"), ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def in_fresh_process(function: Callable, *arguments):
     """function(*arguments) in a process of its own, so that its imports, memory and GPU context stay out of this one.
 
-    What it prints goes to standard error. Its UserError is raised here; it ends when this process is interrupted.
+    What it prints goes to standard error. Its UserError is raised here, any other error as a RunError; it ends when
+    this process is interrupted.
     """
     context = get_context("spawn")
     mine, theirs = context.Pipe(duplex=False)
@@ -273,9 +311,10 @@ def in_fresh_process(function: Callable, *arguments):
         error, value = mine.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(f"{function.__name__} failed with exit code {process.exitcode}") from None
+        raise RunError(f"{function.__name__} died, exit code {process.exitcode}") from None
     except BaseException:  # Ctrl-C
         process.kill()
+        process.join()
         raise
     process.join()
     if error:
@@ -284,12 +323,14 @@ def in_fresh_process(function: Callable, *arguments):
 
 
 def answer(connection: Connection, function: Callable, arguments: tuple) -> None:
-    """Sends (UserError or None, what the function returns); any other error ends the process with its traceback."""
+    """Sends (error or None, what the function returns)."""
     quiet_process()
     try:
         connection.send((None, function(*arguments)))
     except UserError as error:
         connection.send((error, None))
+    except Exception as error:
+        connection.send((RunError(f"{function.__name__}: {type(error).__name__}: {utils.first_line(error)}"), None))
 
 
 def quiet_process() -> None:
@@ -338,6 +379,7 @@ def export(folder: Path, target: Path, precision: str, shape_inference: bool = T
     file = target / "model.onnx"
     try:
         with tempfile.TemporaryDirectory(dir=target) as plain:
+            tempfile.tempdir = plain  # where optimum exports to: nothing is left elsewhere by an interruption
             model = ORTModelForSequenceClassification.from_pretrained(
                 folder, export=True, trust_remote_code=False, local_files_only=True
             )
@@ -352,11 +394,16 @@ def export(folder: Path, target: Path, precision: str, shape_inference: bool = T
         store_weights(file)
     except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
         raise UserError(f"{folder} can't be exported to ONNX {precision}: {utils.first_line(error)}") from error
+    finally:
+        tempfile.tempdir = None
     utils.load_tokenizer(folder).save_pretrained(target)
-    return describe_graph(file, precision, model.config.num_hidden_layers)
+    return describe_graph(file, precision, getattr(model.config, "num_hidden_layers", 0))
 
 
-INT8_WORDS = "weights of the matrix products per channel, activations as they come, embeddings in FP32"
+INT8_WORDS = (
+    "weights of the matrix products per channel, activations as they come, embeddings in FP32; for CPUs with VNNI or "
+    "AMX (on older ones sums can saturate)"
+)
 
 
 def quantize_int8(plain: Path, file: Path) -> None:
@@ -460,16 +507,19 @@ def load(name: str, source: Path, place: Place) -> Runner:
 
 
 def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
-    """The model in torch, with SDPA where it has it. FP32 is IEEE FP32: torch's default keeps TF32 off.
+    """The model in torch, with SDPA where it has it. FP32 is IEEE FP32, without TF32.
 
     Compiled with dynamic shapes as one graph; what would make torch run it eagerly after all (a graph break, the limit
     of recompilations) is an error. Raises UserError where weights are missing, which would be random then.
     """
+    from pickle import UnpicklingError
+
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
     torch.set_num_threads(place.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cpu" if place.gpu is None else f"cuda:{place.gpu}")
     if place.gpu is not None:
         torch.cuda.set_device(device)
@@ -477,7 +527,7 @@ def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
     options = {"output_loading_info": True, "trust_remote_code": False, "local_files_only": True}
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, KeyError, UnpicklingError, SafetensorError) as error:
         raise UserError(f"{folder} can't be loaded: {utils.first_line(error)}") from error
     if loading["missing_keys"]:
         raise UserError(f"{folder} lacks weights: {', '.join(sorted(loading['missing_keys'])[:3])}")
@@ -512,12 +562,12 @@ def load_onnx(file: Path, place: Place) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = place.threads
     options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # it would allocate anew in the second run of each shape, inside the timing
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if place.alone else "0")
     provider, settings = "CPUExecutionProvider", {}
     if place.gpu is not None:
         provider, settings = "CUDAExecutionProvider", {"device_id": place.gpu, "use_tf32": 0}
-    session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)])
-    session.disable_fallback()
+    session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)], enable_fallback=0)
     if session.get_providers()[0] != provider:
         raise UserError(f"onnxruntime gave a session on {session.get_providers()[0]} instead of {provider}")
     inputs = [node.name for node in session.get_inputs()]
@@ -584,9 +634,9 @@ def check_gpu(gpu: int, with_onnx: bool) -> tuple[str, str]:
         with tempfile.TemporaryDirectory() as folder:
             onnx.save(model, Path(folder) / "probe.onnx")
             load_onnx(Path(folder) / "probe.onnx", Place(gpu, threads=1))
-    properties = torch.cuda.get_device_properties(gpu)
-    query = ["nvidia-smi", f"--id=GPU-{properties.uuid}", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = ""
-    if shutil.which("nvidia-smi"):
-        driver = subprocess.run(query, check=False, capture_output=True, text=True).stdout.strip()
-    return properties.name, driver
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]  # one driver for all GPUs
+    try:
+        driver = subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        driver = ""
+    return torch.cuda.get_device_name(gpu), driver

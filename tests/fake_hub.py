@@ -21,7 +21,7 @@ TOKENS = {
 @dataclass
 class FakeHub:
     """The `models` it has, and what was asked of it: files `sent`, `repos` made, `stored` LFS objects, `commits`
-    (their lines). A `broken` one refuses commits.
+    (their lines). A `broken` one refuses commits; a `public` one has public repositories only.
     """
 
     url: str = ""
@@ -31,6 +31,7 @@ class FakeHub:
     stored: dict[str, bytes] = field(default_factory=dict)
     commits: list[tuple[str, list[dict]]] = field(default_factory=list)
     broken: bool = False
+    public: bool = False
 
 
 @contextlib.contextmanager
@@ -56,6 +57,10 @@ def fake_hub():
             if self.path == "/api/whoami-v2":
                 self.who_am_i()
                 return
+            for repo in hub.repos:
+                if self.path == f"/api/models/{repo.get('organization', 'ann')}/{repo['name']}":
+                    self.answer(200, {"id": repo["name"], "private": repo["private"] and not hub.public})
+                    return
             for name, folder in hub.models.items():
                 if self.path.split("?")[0] in (f"/api/models/{name}", f"/api/models/{name}/revision/{COMMIT}"):
                     files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]

@@ -110,7 +110,7 @@ def test_statistics_of_hand_computed_arrays():
     assert stats["mean_over_labels"] == pytest.approx(0.7 / 6)
     assert stats["changed_decisions"] == 3 / 8  # 0.4 -> 0.6, 0.9 -> 0.5 and the nan
     assert stats["non_finite_texts"] == 1
-    assert export_onnx.statistics(probs[:3], reference[:3], "regression")["changed_decisions"] is None
+    assert export_onnx.statistics(probs[:3], reference[:3], "regression")["changed_decisions"] == 3 / 6
     worst = export_onnx.worst_texts(probs, reference, list("abcd"), ["x", "y"])
     assert [text["excerpt"] for text in worst] == ["d", "c", "b"]
     assert [row["label"] for row in worst[1]["labels"]] == ["y", "x"]
@@ -121,7 +121,6 @@ def test_the_gate():
     assert export_onnx.failed_gate(good, 0.001) == ""
     assert "0.100% of the decisions changed" in export_onnx.failed_gate(good, 0.0009)
     assert "not finite" in export_onnx.failed_gate(good | {"non_finite_texts": 1}, 1)
-    assert export_onnx.failed_gate(good | {"changed_decisions": None}, 0) == ""
 
 
 def test_a_wrong_export_fails_the_gate_and_is_not_uploaded(tiny_model, here, monkeypatch, capsys):
@@ -245,6 +244,15 @@ def test_an_upload_that_breaks_keeps_the_folder_and_says_how_to_go_on(tiny_expor
     assert f"hf upload ann/tiny {folder} ." in said
     assert "Traceback" not in said
     assert (folder / "model.onnx").exists()
+
+
+def test_a_private_upload_to_a_public_repository_is_refused(tiny_exports, hub, arguments, capsys):
+    from huggingface_hub import HfApi
+
+    hub.public = arguments.private = True
+    assert export_onnx.upload(HfApi(token="good"), "ann/tiny", tiny_exports / "tiny-onnx", arguments) == 1
+    assert "ann/tiny exists and is public" in capsys.readouterr().err
+    assert not hub.commits
 
 
 def test_upload_as_a_pull_request(tiny_exports, hub, arguments, capsys):

@@ -67,6 +67,8 @@ def test_probabilities_by_problem_type():
     assert (utils.probabilities(logits, "regression") == logits).all()
     huge = utils.probabilities(np.array([[1e4, -1e4]], dtype=np.float32), "single_label_classification")
     assert huge.tolist() == [[1, 0]]
+    infinite = np.array([[np.inf, -np.inf, 0]], dtype=np.float16)
+    assert np.isnan(utils.probabilities(infinite, "multi_label_classification")).tolist() == [[True, True, False]]
 
 
 def test_flips_counts_changed_decisions():
@@ -77,7 +79,8 @@ def test_flips_counts_changed_decisions():
     assert utils.flips(one_label, reference, "single_label_classification") == 0
     assert utils.flips(reference[:, ::-1], reference, "single_label_classification") == 1
     assert utils.flips(np.array([[np.nan, 0.6], [0.1, 0.9]]), reference, "multi_label_classification") == 1 / 4
-    assert np.isnan(utils.flips(reference, reference, "regression"))
+    moved = reference + np.array([0, 0.02])  # the second label's standard deviation is 0.15
+    assert utils.flips(moved, reference, "regression") == 1 / 2
 
 
 @pytest.mark.parametrize(
