@@ -8,7 +8,7 @@ read once, by one process, which needs memory for the window and for two samples
 
 Every comment gets a priority, a hash of the seed and its id; the sample is the --count comments of the lowest
 priority that no rule excludes ("bottom-k", Cohen and Kaplan, Summarizing Data Using Bottom-k Sketches, 2007). So it is
-uniform without replacement, and a seed gives the same file whatever the number of workers and the order of the dumps.
+uniform without replacement, and a seed gives the same sample whatever the number of workers and the order of the dumps.
 A comment that occurs twice, in overlapping dumps, can be drawn once only.
 
 The file has the columns id, subreddit and body, sorted by id, that is by age. A body is what the dump has (with its
@@ -33,10 +33,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import chain
 from math import inf, nan
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import msgspec
@@ -50,6 +51,7 @@ WINDOW = 2**31  # bytes, the largest that zstandard has (--long=31)
 CHUNK = 2**20  # compressed bytes that are read at a time
 PIECE = 2**13  # compressed bytes that are decompressed at a time: so few that the result stays in the cache
 LONGEST_LINE = 2**26  # bytes; the longest comments have about 100 KB of JSON
+ANY_DATE = (-inf, inf)  # comments without a date included
 # What becomes of a line. Each is counted once, under the first of these that is true of it.
 COUNTS = {
     "broken": "not JSON",
@@ -83,7 +85,7 @@ class Rules:
     count: int
     seed: int
     subreddits: frozenset[str]  # in lower case; empty for all
-    dates: tuple[float, float] | None  # seconds since 1970, the first included, the last not
+    dates: tuple[float, float]  # seconds since 1970, the first included, the last not
     chars: tuple[int, float]  # both included
 
 
@@ -111,12 +113,8 @@ def sample_dump(path: Path, rules: Rules, report: Callable[[int], object]) -> tu
         verdicts = [judge(comment, rules) if isinstance(comment, Comment) else comment for comment in comments]
         counts.update(verdicts)
         for comment, verdict in zip(comments, verdicts, strict=True):
-            if verdict == "eligible":
-                hashed = seeded.copy()
-                hashed.update(comment.id.encode())
-                priority = hashed.digest()
-                if priority <= bound:
-                    drawn.append((priority, comment.id, comment.subreddit, comment.body))
+            if verdict == "eligible" and (priority := prioritize(comment.id, seeded)) <= bound:
+                drawn.append((priority, comment.id, comment.subreddit, comment.body))
         if len(drawn) >= 2 * rules.count + 1000:
             drawn = lowest(drawn, rules.count)
             bound = drawn[-1][0] if len(drawn) == rules.count else bound
@@ -165,7 +163,7 @@ def decompress(path: Path, report: Callable[[int], object]) -> Iterator[bytes]:
         raise BadDump(f"{path}: truncated")
 
 
-def parse(block: bytes, decoder) -> list[Comment | str]:
+def parse(block: bytes, decoder: msgspec.json.Decoder) -> list[Comment | str]:
     """The comment in each line of a block that is not blank; instead of one that has none, `broken` or `other`."""
     try:
         comments = decoder.decode_lines(block)
@@ -176,7 +174,7 @@ def parse(block: bytes, decoder) -> list[Comment | str]:
     return [parse_line(line, decoder) for line in block.split(b"\n") if line.strip()]
 
 
-def parse_line(line: bytes, decoder) -> Comment | str:
+def parse_line(line: bytes, decoder: msgspec.json.Decoder) -> Comment | str:
     """What parse() says of a line. Half surrogate pairs, which msgspec refuses, are replaced."""
     try:
         return decoder.decode(line)
@@ -206,7 +204,7 @@ def judge(comment: Comment, rules: Rules) -> str:
         return text[1:-1]
     if rules.subreddits and comment.subreddit.lower() not in rules.subreddits:
         return "subreddit"
-    if rules.dates and not rules.dates[0] <= seconds(comment.created_utc) < rules.dates[1]:
+    if rules.dates != ANY_DATE and not rules.dates[0] <= seconds(comment.created_utc) < rules.dates[1]:
         return "date"
     if not rules.chars[0] <= len(comment.body) <= rules.chars[1]:
         return "length"
@@ -221,12 +219,19 @@ def seconds(created_utc: int | float | str | None) -> float:
         return nan
 
 
+def prioritize(id: str, seeded: blake2b) -> bytes:
+    """The hash of an id, which the hash of the seed begins."""
+    hashed = seeded.copy()
+    hashed.update(id.encode())
+    return hashed.digest()
+
+
 def lowest(drawn: list[Drawn], count: int) -> list[Drawn]:
     """The `count` comments of the lowest priority, in this order, each id once."""
     once = {}
     for comment in sorted(drawn):
         once.setdefault(comment[1], comment)
-    return list(islice(once.values(), count))
+    return list(once.values())[:count]
 
 
 # ------------------------------------------------------------------------------------------------------ all dumps
@@ -277,7 +282,7 @@ def sample_dumps(dumps: list[Path], rules: Rules, workers: int, skip_bad: bool) 
     return counts, drawn
 
 
-def start_worker(path: Path, rules: Rules):
+def start_worker(path: Path, rules: Rules) -> tuple[Connection, tuple[Path, BaseProcess]]:
     """Starts a worker on a dump: (the connection that it sends on, (the dump, its process))."""
     context = get_context("spawn")
     mine, theirs = context.Pipe(duplex=False)
@@ -291,7 +296,7 @@ def start_worker(path: Path, rules: Rules):
     return mine, (path, process)
 
 
-def receive(connection: Connection, path: Path, process) -> int | tuple[Counter, list[Drawn]] | Failed:
+def receive(connection: Connection, path: Path, process: BaseProcess) -> int | tuple[Counter, list[Drawn]] | Failed:
     """What a worker sends next: compressed bytes read, or its sample or error, after which it ends."""
     try:
         message = connection.recv()
@@ -307,8 +312,8 @@ def receive(connection: Connection, path: Path, process) -> int | tuple[Counter,
 
 
 def write_sample(path: Path, sample: list[Drawn]) -> None:
-    """Writes a CSV.gz, atomically, with the same bytes for the same sample; every field is quoted, since pandas takes
-    a bare carriage return for the end of a row.
+    """Writes a CSV.gz, atomically, with no time stamp, so that the same sample gives the same file. Every field is
+    quoted, since pandas takes a bare carriage return for the end of a row.
     """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
@@ -338,8 +343,8 @@ def parse_arguments() -> Namespace:
     add("--min-chars", type=int_from(0), default=0, help="the shortest body drawn (default: 0)")
     add("--max-chars", type=int_from(1), default=inf, help="the longest body drawn (default: any)")
     add("--subreddit", type=subreddits, default=frozenset(), metavar="LIST", help="only these, in any case: a,b,c")
-    add("--after", type=day, metavar="DATE", help="only from YYYY-MM-DD on, 00:00 UTC, inclusive")
-    add("--before", type=day, metavar="DATE", help="only before YYYY-MM-DD, 00:00 UTC, exclusive")
+    add("--after", type=day, default=-inf, metavar="DATE", help="only from YYYY-MM-DD on, 00:00 UTC, inclusive")
+    add("--before", type=day, default=inf, metavar="DATE", help="only before YYYY-MM-DD, 00:00 UTC, exclusive")
     add("--seed", type=int_from(0), default=0, help="another seed draws another sample (default: 0)")
     add("--workers", type=int_from(1), default=1, help="dumps read at once, 2 GiB of memory each (default: 1)")
     add("--skip-bad", action="store_true", help="pass over corrupt and truncated dumps, as if they were not given")
@@ -354,8 +359,7 @@ def parse_arguments() -> Namespace:
         parser.error("the same dump is given twice")
     if args.min_chars > args.max_chars:
         parser.error("--min-chars is more than --max-chars: no comment has such a length")
-    args.dates = (args.after or -inf, args.before or inf) if args.after or args.before else None
-    if args.dates and args.dates[0] >= args.dates[1]:
+    if args.after >= args.before:
         parser.error("--after is not before --before: no comment has such a date")
     return args
 
@@ -403,7 +407,8 @@ def summary(counts: Counter, dumps: int, drawn: int) -> list[str]:
 def main() -> int:
     args = parse_arguments()
     utils.check_writable(args.output.parent)
-    rules = Rules(args.count, args.seed, args.subreddit, args.dates, (args.min_chars, args.max_chars))
+    dates, chars = (args.after, args.before), (args.min_chars, args.max_chars)
+    rules = Rules(args.count, args.seed, args.subreddit, dates, chars)
     try:
         counts, sample = sample_dumps(args.dumps, rules, args.workers, args.skip_bad)
         print(*summary(counts, len(args.dumps), len(sample)), sep="\n", file=sys.stderr)

@@ -31,7 +31,7 @@ import sample_reddit  # noqa: E402
 
 import utils  # noqa: E402
 
-ALL = sample_reddit.Rules(count=1000, seed=0, subreddits=frozenset(), dates=None, chars=(0, inf))
+ALL = sample_reddit.Rules(count=1000, seed=0, subreddits=frozenset(), dates=sample_reddit.ANY_DATE, chars=(0, inf))
 NOON = 1577880000  # 2020-01-01 12:00:00 UTC
 
 
@@ -148,6 +148,7 @@ def test_a_comment_that_occurs_twice_is_drawn_once_and_always_the_same_one():
         ({"id": 7}, "other"),
         ({"created_utc": "1134365188"}, "eligible"),
         ({"created_utc": None}, "eligible"),
+        ({"created_utc": []}, "other"),
         ({"body": "\ud83d half an emoji"}, "eligible"),
     ],
 )
@@ -192,10 +193,10 @@ def test_options_become_rules(dumps, tmp_path, monkeypatch, call):
     options = "--count 5 --seed 3 --subreddit r/NBA,/r/Pics --after 2020-01-01 --min-chars 201 --max-chars 300"
     output = ("--output", tmp_path / "sample.csv.gz")
     assert call(sample_reddit, dumps[0], *options.split(), "--skip-bad", *output) == (1, "sample_reddit.py: enough\n")
-    call(sample_reddit, dumps[0], "--before", "2020-01-01", "--workers", 3, *output)
+    call(sample_reddit, dumps[0], "--before", "1970-01-01", "--workers", 3, *output)
     assert seen == [
         (sample_reddit.Rules(5, 3, frozenset({"nba", "pics"}), (NOON - 43200, inf), (201, 300)), 1, True),
-        (sample_reddit.Rules(10_000, 0, frozenset(), (-inf, NOON - 43200), (0, inf)), 3, False),
+        (sample_reddit.Rules(10_000, 0, frozenset(), (-inf, 0), (0, inf)), 3, False),
     ]
 
 
