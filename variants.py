@@ -147,8 +147,9 @@ def download(repo: str, file: str = "") -> Path:
     Raises UserError where there is neither.
     """
     import requests
-    from huggingface_hub import HfApi, errors, snapshot_download
+    from huggingface_hub import HfApi, errors, logging, snapshot_download
 
+    logging.set_verbosity_error()  # it prints a page for each of its retries
     ways_on = f"name a local folder or --model-id {RANDOM_MODEL} instead"
     try:
         names = [found.rfilename for found in within(HUB_TIMEOUT, HfApi().model_info, repo).siblings]

@@ -62,7 +62,7 @@ def fake_hub():
                     self.answer(200, {"id": repo["name"], "private": repo["private"] and not hub.public})
                     return
             for name, folder in hub.models.items():
-                if self.path.split("?")[0] in (f"/api/models/{name}", f"/api/models/{name}/revision/{COMMIT}"):
+                if self.path.split("?")[0] in (f"/api/models/{name}", f"/api/models/{name}/revision/main"):
                     files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
                     self.answer(200, {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]})
                     return
