@@ -26,7 +26,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -305,21 +304,15 @@ def write_sample(path: Path, sample: list[Drawn]) -> None:
     """Writes a CSV.gz, atomically, with no time stamp, so that the same sample gives the same file. Every field is
     quoted, since pandas takes a bare carriage return for the end of a row.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with (
-            open(descriptor, "wb") as file,
-            gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
-            io.TextIOWrapper(packed, encoding="utf-8", newline="") as text,
-        ):
-            writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
-            writer.writerow(("id", "subreddit", "body"))
-            # ids are numbers in base 36, so that the shorter one is the smaller
-            writer.writerows(row[1:] for row in sorted(sample, key=lambda row: (len(row[1]), row[1])))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with (
+        utils.atomic_file(path) as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8", newline="") as text,
+    ):
+        writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer.writerow(("id", "subreddit", "body"))
+        # ids are numbers in base 36, so that the shorter one is the smaller
+        writer.writerows(row[1:] for row in sorted(sample, key=lambda row: (len(row[1]), row[1])))
 
 
 # ----------------------------------------------------------------------------------------------------- the script
