@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -83,6 +84,7 @@ FUSIONS = (
     (("SkipLayerNormalization",), 2, "the rest is separate additions and normalizations, slower"),
     (("FastGelu", "Gelu", "BiasGelu"), 1, "the rest is computed in single steps, slower"),
 )
+TELLING = re.compile("MatMul|Gemm|Attention|Norm|Gelu|Quant")  # kinds of node that say how a graph computes
 PUBLISHED_EXPORTS = {
     (DEFAULT_MODEL, "fp32"): ("SamLowe/roberta-base-go_emotions-onnx", "onnx/model.onnx"),
     (DEFAULT_MODEL, "fp16"): ("joaopn/roberta-base-go_emotions-onnx-fp16", "model.onnx"),
@@ -391,7 +393,7 @@ def export(folder: Path, target: Path, precision: str, shape_inference: bool = T
                 optimizer = ORTOptimizer.from_pretrained(model)
                 optimizer.optimize(save_dir=target, optimization_config=optimization, file_suffix="")
             if precision == "int8":
-                quantize_int8(Path(plain) / "model.onnx", file)
+                quantize_int8(folder, Path(plain) / "model.onnx", file)
         store_weights(file)
     except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
         raise UserError(f"{folder} can't be exported to ONNX {precision}: {utils.first_line(error)}") from error
@@ -401,26 +403,100 @@ def export(folder: Path, target: Path, precision: str, shape_inference: bool = T
     return describe_graph(file, precision, getattr(model.config, "num_hidden_layers", 0))
 
 
+INT8_OUTLIERS = 8  # channels: more change nothing on trained weights
+INT8_TEXTS = 64  # to find them with
 INT8_WORDS = (
-    "weights of the matrix products per channel, activations as they come, embeddings in FP32; for CPUs with VNNI or "
-    "AMX (on older ones sums can saturate)"
+    f"weights of the matrix products per channel, activations as they come, their {INT8_OUTLIERS} largest channels and "
+    "the embeddings in FP32; for CPUs with VNNI or AMX (on older ones sums can saturate)"
 )
 
 
-def quantize_int8(plain: Path, file: Path) -> None:
-    """Quantizes the products with constant weights: weights per output channel, activations dynamically. Embeddings
-    and the products of two activations (the attention's) stay FP32.
+def quantize_int8(folder: Path, plain: Path, file: Path) -> None:
+    """Quantizes the plain export's products with constant weights: weights per output channel, activations dynamically.
+    Embeddings, the products of two activations (the attention's) and outlying channels stay FP32.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = onnx.load(plain)
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    constant = {weight.name for weight in model.graph.initializer}
+    products = [node for node in products if node.input[1] in constant]
+    apart = split_outliers(model, products, find_outliers(folder, plain, {node.input[0] for node in products}))
+    onnx.save_model(model, plain, save_as_external_data=True, location=f"{plain.name}_split")
     quantize_dynamic(
         plain,
         file,
         op_types_to_quantize=["MatMul"],
+        nodes_to_exclude=apart,
         per_channel=True,
         weight_type=QuantType.QInt8,
+        use_external_data_format=plain.with_name(f"{plain.name}_split").stat().st_size >= INSIDE_BYTES,
         extra_options={"MatMulConstBOnly": True},
     )
+
+
+def find_outliers(folder: Path, plain: Path, tensors: set[str]) -> dict[str, np.ndarray]:
+    """For each tensor [texts, tokens, channels] of the plain export, the channels that are largest on some texts."""
+    import onnx
+    import onnxruntime
+    from onnx import helper
+
+    probe = onnx.load(plain, load_external_data=False)
+    probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in sorted(tensors))
+    file = plain.with_name("probe.onnx")
+    onnx.save(probe, file)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    tokenizer = utils.load_tokenizer(folder)
+    token_ids = utils.tokenize(
+        tokenizer,
+        utils.load_dataset("normal", limit=INT8_TEXTS).texts,
+        utils.token_limit(load_config(folder), tokenizer),
+    )
+    largest = dict.fromkeys(sorted(tensors), 0.0)
+    for ids in token_ids:
+        outputs = session.run(list(largest), feed(session, *utils.pad_batch([ids], 0)))
+        for name, values in zip(largest, outputs, strict=True):
+            largest[name] = np.maximum(largest[name], np.abs(values).reshape(-1, values.shape[-1]).max(axis=0))
+    return {name: np.sort(np.argsort(-values)[:INT8_OUTLIERS]) for name, values in largest.items()}
+
+
+def split_outliers(model, products: list, outliers: dict[str, np.ndarray]) -> list[str]:
+    """Takes the outlying channels out of each of the products, into a small product of their own that is added to the
+    rest: x W = x[rest] W[rest] + x[outliers] W[outliers]. Returns the names of the small products.
+
+    One scale serves a whole activation in INT8, so that a few large channels leave all others few steps (Dettmers et
+    al., LLM.int8(), 2022).
+    """
+    from onnx import helper, numpy_helper
+
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    add_constant = model.graph.initializer.append
+    split, halves = {}, set()
+    for node in products:
+        x, w, output = node.input[0], node.input[1], node.output[0]
+        weight = numpy_helper.to_array(weights[w])
+        rest = np.ones(len(weight), np.float32)
+        rest[outliers[x]] = 0
+        before = []
+        if x not in halves:
+            halves.add(x)
+            add_constant(numpy_helper.from_array(rest, f"{x}_mask"))
+            add_constant(numpy_helper.from_array(outliers[x], f"{x}_channels"))
+            before.append(helper.make_node("Mul", [x, f"{x}_mask"], [f"{x}_rest"]))
+            before.append(helper.make_node("Gather", [x, f"{x}_channels"], [f"{x}_outliers"], axis=-1))
+        small = f"{node.name}_outliers"
+        add_constant(numpy_helper.from_array(weight[outliers[x]], f"{small}_weight"))
+        weights[w].CopyFrom(numpy_helper.from_array(weight * rest[:, None], w))
+        before.append(helper.make_node("MatMul", [f"{x}_outliers", f"{small}_weight"], [f"{small}_part"], small))
+        node.input[0], node.output[0] = f"{x}_rest", f"{small}_rest"
+        after = helper.make_node("Add", [f"{small}_rest", f"{small}_part"], [output], f"{small}_sum")
+        split[node.name] = [*before, node, after]
+    nodes = [new for node in model.graph.node for new in split.get(node.name, [node])]
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return [f"{node.name}_outliers" for node in products]
 
 
 def store_weights(file: Path) -> None:
@@ -447,7 +523,7 @@ def store_weights(file: Path) -> None:
 
 
 def describe_graph(file: Path, precision: str, layers: int) -> dict:
-    """`nodes`: how often the fused kinds of node occur, `opset`, and `findings`: what is not as it should be, with the
+    """`nodes`: how often the telling kinds of node occur, `opset`, and `findings`: what is not as it should be, with the
     consequence, in plain lines.
     """
     import onnx
@@ -468,7 +544,7 @@ def describe_graph(file: Path, precision: str, layers: int) -> dict:
             )
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return {
-        "nodes": ", ".join(f"{count} {kind}" for kind, count in nodes.most_common(8)),
+        "nodes": ", ".join(f"{count} {kind}" for kind, count in nodes.most_common() if TELLING.search(kind)),
         "opset": opset,
         "findings": findings,
     }
@@ -571,16 +647,10 @@ def load_onnx(file: Path, place: Place) -> Runner:
     session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)], enable_fallback=0)
     if session.get_providers()[0] != provider:
         raise UserError(f"onnxruntime gave a session on {session.get_providers()[0]} instead of {provider}")
-    inputs = [node.name for node in session.get_inputs()]
     [output] = session.get_outputs()
-
-    def feed(input_ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-        values = {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": np.zeros_like(input_ids)}
-        return {name: values[name] for name in inputs}
-
     if place.gpu is None:
         return Runner(
-            prepare=feed,
+            prepare=lambda input_ids, mask: feed(session, input_ids, mask),
             forward=lambda inputs: session.run([output.name], inputs)[0],
             synchronize=lambda: None,
             fetch=lambda logits: logits,
@@ -595,7 +665,7 @@ def load_onnx(file: Path, place: Place) -> Runner:
 
     def bind(input_ids: np.ndarray, mask: np.ndarray):
         binding = session.io_binding()
-        tensors = {name: torch.from_numpy(value).to(device) for name, value in feed(input_ids, mask).items()}
+        tensors = {name: torch.from_numpy(value).to(device) for name, value in feed(session, input_ids, mask).items()}
         logits = torch.empty((len(input_ids), output.shape[1]), dtype=dtype, device=device)
         for name, tensor in tensors.items():
             binding.bind_input(name, "cuda", place.gpu, np.int64, tuple(tensor.shape), tensor.data_ptr())
@@ -608,6 +678,12 @@ def load_onnx(file: Path, place: Place) -> Runner:
         return logits
 
     return Runner(bind, forward, torch.cuda.synchronize, fetch=lambda logits: logits.float().cpu().numpy())
+
+
+def feed(session, input_ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """The inputs that an onnxruntime session asks for."""
+    values = {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": np.zeros_like(input_ids)}
+    return {node.name: values[node.name] for node in session.get_inputs()}
 
 
 def check_gpu(gpu: int, with_onnx: bool) -> tuple[str, str]:
