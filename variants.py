@@ -523,8 +523,8 @@ def store_weights(file: Path) -> None:
 
 
 def describe_graph(file: Path, precision: str, layers: int) -> dict:
-    """`nodes`: how often the telling kinds of node occur, `opset`, and `findings`: what is not as it should be, with the
-    consequence, in plain lines.
+    """`nodes`: how often the telling kinds of node occur, `opset`, and `findings`: what is not as it should be, with
+    its consequence, in plain lines.
     """
     import onnx
     from onnx import TensorProto
