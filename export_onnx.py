@@ -111,8 +111,8 @@ def compare(folder: Path, file: Path, check: Check, place: variants.Place) -> Co
 
 def statistics(probs: np.ndarray, reference: np.ndarray, problem: str) -> dict:
     """Of two [texts, labels]: the distribution over the texts of the largest absolute difference of any label, the mean
-    difference over all labels, the share of changed decisions, and how many texts have a
-    value that is not finite; those are left out of the differences, and count as changed.
+    difference over all labels, the share of changed decisions, and how many texts have a value that is not finite;
+    those are left out of the differences, and count as changed.
     """
     finite = np.isfinite(probs).all(axis=1)
     differences = np.abs(probs - reference)[finite]
@@ -140,7 +140,7 @@ def worst_texts(probs: np.ndarray, reference: np.ndarray, texts: list[str], labe
     for i in np.argsort(-differences.max(axis=1), kind="stable")[:WORST]:
         table = [
             {
-                "label": labels[j].replace("|", "\\|"),  # for the card's tables
+                "label": labels[j],
                 "original": float(reference[i, j]),
                 "export": float(probs[i, j]),
                 "difference": float(probs[i, j] - reference[i, j]),
@@ -291,9 +291,10 @@ def find_place(args: Namespace) -> tuple[variants.Place, str]:
         try:
             name, driver = variants.in_fresh_process(variants.check_gpu, args.gpu, True)
             return variants.Place(args.gpu, args.threads), f"{name} (driver {driver})"
-        except UserError:
+        except UserError as error:
             if args.device == "gpu":
                 raise
+            say(f"checking on the CPU: {error}")
     if args.device == "gpu":
         raise UserError("int8 has kernels for CPUs only: check it with --device cpu")
     return variants.Place(None, args.threads), f"{utils.cpu_name()}, {args.threads} threads"

@@ -178,7 +178,11 @@ def status_of(error: Exception) -> str:
         sign in text for sign in ("OutOfMemory", "out of memory", "can't allocate memory", "Failed to allocate memory")
     ):
         return "out of memory"
-    return utils.first_line(error) if isinstance(error, UserError) else utils.first_line(Exception(text))
+    return (
+        utils.first_line(error)
+        if isinstance(error, UserError)
+        else f"{type(error).__name__}: {utils.first_line(error)}"
+    )
 
 
 def release_memory(gpu: int | None) -> None:
@@ -439,7 +443,7 @@ def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset) -> Sweep
     inputs = Inputs(ready["token_ids"], ready["lengths"], int(ready["pad_id"]), ready["checked"])
     p5, p50, p95, p99 = np.percentile(inputs.lengths, [5, 50, 95, 99])
     say(f"model      {args.model_id}: {ready['model']}")
-    say(f"dataset    {dataset.name}: {len(dataset.texts)} messages; tokens: mean {inputs.lengths.mean():.1f}, ")
+    say(f"dataset    {dataset.name}: {len(dataset.texts)} messages; tokens: mean {inputs.lengths.mean():.1f},")
     say(f"           p5 {p5:.0f}, p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f}, most {inputs.lengths.max()}")
     say(f"tokenizer  {ready['tokenizer']}")
     say(f"reference  eager FP32 torch, on {len(inputs.checked)} of the messages")

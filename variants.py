@@ -419,9 +419,13 @@ def quantize_int8(folder: Path, plain: Path, file: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(plain)
-    products = [node for node in model.graph.node if node.op_type == "MatMul"]
     constant = {weight.name for weight in model.graph.initializer}
-    products = [node for node in products if node.input[1] in constant]
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    products = [
+        node  # of a weight of its own: those that ALBERT's layers share can't be split for one of them
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.input[1] in constant and uses[node.input[1]] == 1
+    ]
     apart = split_outliers(model, products, find_outliers(folder, plain, {node.input[0] for node in products}))
     onnx.save_model(model, plain, save_as_external_data=True, location=f"{plain.name}_split")
     quantize_dynamic(

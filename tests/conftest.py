@@ -81,6 +81,15 @@ def make_tiny_bert(folder: Path, texts: list[str], **options) -> Path:
     return make_tiny(folder, tokenizer, BertConfig(**SIZES | MULTI_LABEL | config | options))
 
 
+def make_tiny_albert(folder: Path, texts: list[str], **options) -> Path:
+    """Its layers share their weights."""
+    from transformers import AlbertConfig
+
+    tokenizer = word_tokenizer(texts, folder)
+    config = {"vocab_size": len(tokenizer), "embedding_size": 16, "max_position_embeddings": 128}
+    return make_tiny(folder, tokenizer, AlbertConfig(**SIZES | MULTI_LABEL | config | options))
+
+
 def make_tiny_distilbert(folder: Path, texts: list[str], **options) -> Path:
     from transformers import DistilBertConfig
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import make_tiny_bert, make_tiny_distilbert, make_tiny_roberta, make_tiny_xlm_roberta
+from conftest import make_tiny_albert, make_tiny_bert, make_tiny_distilbert, make_tiny_roberta, make_tiny_xlm_roberta
 from fake_hub import fake_hub
 
 import export_onnx
@@ -97,6 +97,13 @@ def test_the_precisions_have_their_own_folders(tiny_model, here):
     fp32, int8 = (json.loads((here / f"tiny-onnx{s}" / "parity.json").read_text()) for s in ("", "-int8"))
     assert fp32["largest_difference"]["max"] < 1e-5 < int8["largest_difference"]["max"]
     assert "MatMulInteger" in int8["nodes"]
+
+
+def test_int8_of_layers_that_share_their_weights(tmp_path, texts, here):
+    model = make_tiny_albert(tmp_path / "albert", texts)
+    assert export(model, "--no-upload", "--precision", "int8", "--tolerance", 1) == 0
+    report = json.loads((here / "albert-onnx-int8" / "parity.json").read_text())
+    assert report["largest_difference"]["max"] < 0.05
 
 
 def test_statistics_of_hand_computed_arrays():
