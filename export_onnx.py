@@ -264,7 +264,12 @@ def parse_arguments() -> Namespace:
     add("--dataset", default="normal", help="normal, filtered, or a CSV, CSV.gz or Parquet file (default: normal)")
     add("--column", default="body", help="the file's text column (default: body)")
     add("--limit", type=utils.int_from(1), help="only so many texts, evenly spaced (default: all)")
-    add("--order", choices=utils.ORDERS, default="length", help="order of the check's batches (default: length)")
+    add(
+        "--order",
+        choices=("dataset", "length"),
+        default="length",
+        help="order of the batches (default: length)",
+    )
     add("--batch-size", type=utils.int_from(1), default=1, help="batch size of the check (default: 1)")
     add("--tolerance", type=share, default=0.001, help="largest share of changed decisions (default: 0.001)")
     asking = parser.add_mutually_exclusive_group()

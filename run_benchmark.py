@@ -10,7 +10,12 @@ standard error.
 What is timed: the forward passes over all batches of a cell, from the first worker's start to the last worker's end,
 on one clock, with the device synchronized at both ends. Left out: tokenizing (its own speed is on the card), padding,
 moving to the device, loading, compiling, and a warm-up of every distinct shape. A cell repeats whole passes until
---min-time seconds are measured; its row has the median, the minimum and the maximum.
+--min-time seconds are measured; its row has the median, the minimum and the maximum. The fastest cell of each variant
+and worker count is timed once more from the texts themselves to the logits on the host, tokenizing, padding and moving
+while the model runs: `end_to_end`, in messages/s.
+
+How far it is from the limit: `tflops` counts the FLOPs of the real tokens (utils.useful_flops), `mfu` is their share of
+what large matrix products reach on the whole device in the variant's precision, measured before the first cell.
 
 What is checked: 256 texts, evenly spaced. Their probabilities, taken from the last timed pass, are compared with those
 of the original model in eager FP32 PyTorch: `max_diff` is the largest difference of any label's probability, `flips`
@@ -20,15 +25,19 @@ Exit code: 0, 1 if a cell failed (its row says why), 2 for wrong usage or input,
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
+import queue
 import resource
 import signal
 import sys
+import threading
 import time
 import zipfile
 from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -43,18 +52,23 @@ import variants
 from utils import UserError, say
 
 CHECK_TEXTS = 256
+CHUNK = 2048  # texts that are tokenized at once while the model runs
+QUEUED_BATCHES = 16  # that wait for the model, at most
 LATENCY_BATCHES = 200  # on a GPU, where a pass does not wait for each batch, these are timed one by one
 # the columns of the printed table between variant and status, and how they are printed
 PRINTED = {
     **dict.fromkeys(("workers", "threads", "size", "order"), ""),
     **{"messages/s": ".1f", "min": ".1f", "max": ".1f", "/thread": ".1f", "passes": "", "padding": ".3f"},
+    **{"tflops": ".3g", "mfu": ".1%", "end_to_end": ".1f"},
     **{"p50_ms": ".1f", "p99_ms": ".1f", "memory_mib": ".0f", "max_diff": ".2g", "flips": ".3%"},
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination that is measured: a variant's name, workers, batch size and order."""
+    """One combination that is measured: a variant's name, workers, batch size (in order `tokens`: of tokens) and
+    order.
+    """
 
     variant: str
     workers: int
@@ -81,12 +95,27 @@ class Inputs:
 class Sweep:
     """What all cells of a run share: the inputs, the reference they are checked against, and how to measure."""
 
+    folder: Path  # the model's
+    texts: list[str]
     inputs: Inputs
+    flops: float  # of one pass over the real tokens
     reference: np.ndarray  # probabilities [checked texts, labels]
     problem: str
     sources: dict[str, Path]
     place: variants.Place
+    peaks: dict[str, float]  # precision -> FLOP/s
     min_time: float
+
+
+@dataclass(frozen=True)
+class TextShard:
+    """A worker's texts with their indices in the dataset, the model's folder for the tokenizer, and how to batch."""
+
+    folder: Path
+    indices: np.ndarray
+    texts: list[str]
+    size: int
+    order: str
 
 
 class CellFailed(Exception):
@@ -99,8 +128,9 @@ class CellFailed(Exception):
 def serve(connection: Connection, name: str, source: Path, place: variants.Place, inputs: Inputs) -> None:
     """A worker: loads a variant once, then answers each request (a step, its argument) with (error, value).
 
-    Steps: `prepare` (a shard: its batches), `run` (one pass over them) and `report`. Ends when the parent does, and
-    after an error, since memory or a GPU may not be usable then.
+    Steps: `prepare` (a shard: its batches), `run` (one pass over them) and `report`; `run_texts` (texts and how to
+    batch them) is a pass from the texts themselves. Ends when the parent does, and after an error, since memory or a
+    GPU may not be usable then.
     """
     variants.quiet_process()
     with contextlib.suppress(EOFError, ConnectionError):
@@ -119,7 +149,7 @@ def serve(connection: Connection, name: str, source: Path, place: variants.Place
 
 def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs) -> dict:
     """The steps of a worker, by name, over one state: its batches, their outputs and their latencies."""
-    batches, prepared, outputs, latencies, warm = [], [], [], [], set()
+    batches, prepared, outputs, latencies, warm, tokenizers = [], [], [], [], set(), []
 
     def prepare(shard: list[np.ndarray]) -> None:
         """Pads and moves the batches, then warms up each shape that this worker has not run yet, longest first; on a
@@ -133,7 +163,7 @@ def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs)
         prepared.extend(runner.prepare(*arrays) for arrays in padded)
         shapes = {arrays[0].shape: i for i, arrays in enumerate(padded)}
         for shape in sorted(shapes.keys() - warm, key=lambda shape: (shape[1], shape[0]), reverse=True):
-            runner.forward(prepared[shapes[shape]])
+            (runner.warm_up if warm else runner.forward)(prepared[shapes[shape]])
             warm.add(shape)
         runner.synchronize()
 
@@ -149,6 +179,20 @@ def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs)
             before = after
         runner.synchronize()
         return start, time.monotonic()
+
+    def run_texts(shard: TextShard) -> tuple[float, float, list[tuple[np.ndarray, np.ndarray]]]:
+        """One pass over texts, up to the logits on the host: its start and end, and (indices, logits) by batch."""
+        if not tokenizers:
+            tokenizers.append(utils.load_tokenizer(shard.folder))
+        limit = utils.token_limit(variants.load_config(shard.folder), tokenizers[0])
+        start = time.monotonic()
+        made = padded_batches(shard, tokenizers[0], limit, inputs.pad_id)
+        done = []  # with the inputs: a GPU may still read them
+        for batch, padded in ahead((batch, runner.prepare(*arrays)) for batch, arrays in made):
+            done.append((batch, padded, runner.forward(padded)))
+        runner.synchronize()
+        fetched = [(batch, runner.fetch(logits)) for batch, _, logits in done]
+        return start, time.monotonic(), fetched
 
     def report(_) -> dict:
         """What the passes left: the checked texts' indices and logits, latencies in seconds, memory in MiB."""
@@ -168,7 +212,51 @@ def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs)
                 latencies.append(time.monotonic() - before)
         return {"kept": kept, "latencies": list(latencies), "memory": memory}
 
-    return {"prepare": prepare, "run": run, "report": report}
+    return {"prepare": prepare, "run": run, "report": report, "run_texts": run_texts}
+
+
+def padded_batches(shard: TextShard, tokenizer, limit: int, pad_id: int) -> Iterator:
+    """Tokenizes the shard's texts in chunks, yielding (indices, (token ids, attention mask)) for each batch.
+
+    Sorted by characters first unless in dataset order, so that a chunk's texts, sorted by tokens, are alike; a chunk's
+    last batch, which may not be full, is filled from the next chunk.
+    """
+    indices, texts = shard.indices, shard.texts
+    if shard.order != "dataset":
+        by_characters = np.argsort([len(text) for text in texts], kind="stable")
+        indices, texts = indices[by_characters], [texts[i] for i in by_characters]
+    rest, ids = np.empty(0, int), []
+    for start in range(0, len(texts), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        ids += utils.tokenize(tokenizer, texts[chunk], limit)
+        rest = np.concatenate([rest, indices[chunk]])
+        batches = utils.make_batches(np.array([len(row) for row in ids]), shard.size, shard.order)
+        kept = batches.pop() if chunk.stop < len(texts) else []
+        for batch in batches:
+            yield rest[batch], utils.pad_batch([ids[i] for i in batch], pad_id)
+        rest, ids = rest[kept], [ids[i] for i in kept]
+
+
+def ahead(items: Iterator) -> Iterator:
+    """The items, made by a thread of their own while the caller works on those before; its error is raised here."""
+    ready = queue.Queue(QUEUED_BATCHES)
+
+    def make() -> None:
+        try:
+            for item in items:
+                ready.put((item, None))
+            ready.put((None, None))
+        except Exception as error:
+            ready.put((None, error))
+
+    threading.Thread(target=make, daemon=True).start()
+    while True:
+        item, error = ready.get()
+        if error:
+            raise error
+        if item is None:
+            return
+        yield item
 
 
 def status_of(error: Exception) -> str:
@@ -304,6 +392,8 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
         "passes": len(seconds),
         "tokens/s": lengths.sum() / median,
         "padding": sum(utils.padded_tokens(lengths, batch) for batch in batches) / lengths.sum(),
+        "tflops": sweep.flops / median / 1e12,
+        "mfu": sweep.flops / median / sweep.peaks[variants.peak_precision(cell.variant, sweep.place.gpu)],
         "p50_ms": p50,
         "p99_ms": p99,
         "memory_mib": memory,
@@ -312,6 +402,25 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
     }
     status = "ok" if np.isfinite(max_diff) else "outputs are not finite"
     return {name: f"{value:.6g}" for name, value in figures.items()} | {"status": status}
+
+
+def measure_texts(sweep: Sweep, workers: Workers, cell: Cell, figures: dict) -> dict:
+    """The figures of a measured cell with `end_to_end`, and the parity of the worse of both ways. Raises CellFailed."""
+    shards = [
+        TextShard(sweep.folder, indices, [sweep.texts[i] for i in indices], cell.size, cell.order)
+        for indices in (np.arange(i, len(sweep.texts), cell.workers) for i in range(cell.workers))
+    ]
+    workers.ask("run_texts", shards)  # loads the tokenizer, and warms up the shapes
+    seconds = []
+    while not seconds or sum(seconds) < sweep.min_time:
+        starts, ends, kept = zip(*workers.ask("run_texts", shards), strict=True)
+        seconds.append(max(ends) - min(starts))
+    max_diff, flips = parity(sweep, [batch for batches in kept for batch in batches])
+    if not np.isfinite(max_diff):
+        raise CellFailed("outputs are not finite")
+    speed = len(sweep.texts) / float(np.median(seconds))
+    worst = {"max_diff": max(max_diff, float(figures["max_diff"])), "flips": max(flips, float(figures["flips"]))}
+    return figures | {name: f"{value:.6g}" for name, value in {"end_to_end": speed, **worst}.items()}
 
 
 def parity(sweep: Sweep, kept: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
@@ -324,33 +433,45 @@ def parity(sweep: Sweep, kept: list[tuple[np.ndarray, np.ndarray]]) -> tuple[flo
 
 
 def run_cells(sweep: Sweep, cells: list[Cell]):
-    """Measures the cells, yielding each with the measured columns of its row; a failed one has only its status.
+    """Measures the cells, yielding each with the measured columns of its row; a failed one has only its status. Then
+    yields the fastest of each variant and worker count again, with `end_to_end`.
 
     Workers are started once for all cells of a variant and worker count, and again after a failed cell; where they
     can't be started, none of their cells is tried again.
     """
     for (name, count), group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
-        workers, no_start = None, None
+        workers, no_start, good = None, None, {}
         try:
-            for cell in group:
+            for cell, step in steps_of(group, good):
                 try:
                     if no_start:
                         raise no_start
                     if workers is None:
                         workers = Workers(count, name, sweep)
-                    yield cell, measure(sweep, workers, cell)
+                    figures = step(sweep, workers, cell)
+                    if figures["status"] == "ok":
+                        good[cell] = figures
+                    yield cell, figures
                 except CellFailed as error:
                     if workers is None:
                         no_start = error
                     else:
                         workers.kill()
                         workers = None
-                    yield cell, {"status": str(error)}
+                    yield cell, good.get(cell, {}) | {"status": str(error)}
             if workers:
                 workers.close()
         finally:
             if workers:
                 workers.kill()
+
+
+def steps_of(cells: Iterable[Cell], good: dict[Cell, dict]) -> Iterator[tuple[Cell, Callable]]:
+    """Each cell with `measure`, then the fastest of those that were found good meanwhile with `measure_texts`."""
+    yield from ((cell, measure) for cell in cells)
+    if good:
+        cell = max(good, key=lambda cell: float(good[cell]["messages/s"]))
+        yield cell, functools.partial(measure_texts, figures=good[cell])
 
 
 # ------------------------------------------------------------------------------------------------- the experiment
@@ -381,9 +502,15 @@ def parse_arguments() -> Namespace:
         default=[1, 2, 4, 8, 16, 32],
         help="sizes (default: 1,2,4,8,16,32)",
     )
+    add(
+        "--batch-tokens",
+        type=list_of(utils.int_from(1)),
+        default=[1024, 4096, 16384],
+        help="sizes of batches by tokens, padding counted, in order tokens (default: 1024,4096,16384)",
+    )
     add("--workers", type=list_of(utils.int_from(1)), default=[1], help="comma list of worker counts (default: 1)")
     add("--threads", type=utils.int_from(1), default=1, help="CPU threads of each worker (default: 1)")
-    add("--order", type=list_of(order), default=list(utils.ORDERS), help="default: dataset,length")
+    add("--order", type=list_of(order), default=list(utils.ORDERS), help="default: dataset,length,tokens")
     add("--limit", type=utils.int_from(1), help="only so many texts, evenly spaced through the dataset (default: all)")
     add("--min-time", type=seconds, default=3.0, help="repeat passes of a cell for so many seconds (default: 3)")
     saving = parser.add_mutually_exclusive_group()
@@ -434,7 +561,7 @@ def find_machine(args: Namespace) -> dict[str, str]:
     return machine
 
 
-def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset) -> Sweep:
+def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset, device: str) -> Sweep:
     """All that comes before the first cell: the model, its token ids, the reference and the exports."""
     utils.check_writable(utils.CACHE)
     folder = variants.find_model(args.model_id)
@@ -450,10 +577,33 @@ def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset) -> Sweep
     sources = {}
     for name in dict.fromkeys(cell.variant for cell in cells):
         sources[name], origin = folder, args.model_id
-        if variants.VARIANTS[name].runtime == "onnx":
+        if variants.VARIANTS[name].runtime != "torch":
             sources[name], origin = variants.find_onnx(variants.VARIANTS[name], args.model_id, folder)
         say(f"variant    {name}: {origin}")
-    return Sweep(inputs, ready["reference"], str(ready["problem"]), sources, place, args.min_time)
+    precisions = {variants.peak_precision(name, place.gpu) for name in sources}
+    peaks = peaks_today(f"{device}, torch {utils.versions()['torch']}", sorted(precisions), place)
+    say(f"peak       {', '.join(f'{name} {peak / 1e12:.3g}' for name, peak in peaks.items())} TFLOP/s, large products")
+    return Sweep(
+        **{"folder": folder, "texts": dataset.texts, "inputs": inputs, "flops": float(ready["flops"])},
+        **{"reference": ready["reference"], "problem": str(ready["problem"]), "sources": sources},
+        **{"place": place, "peaks": peaks, "min_time": args.min_time},
+    )
+
+
+def peaks_today(device: str, precisions: list[str], place: variants.Place) -> dict[str, float]:
+    """variants.measure_peaks, kept for the day."""
+    path = utils.CACHE / "peaks.json"
+    key = f"{device}, {datetime.now(UTC):%Y-%m-%d}, "
+    try:
+        known = json.loads(path.read_text())
+        peaks = {name: float(known[key + name]) for name in precisions if key + name in known}
+    except (OSError, ValueError, TypeError):
+        known, peaks = {}, {}
+    if missing := [name for name in precisions if name not in peaks]:
+        peaks |= variants.in_fresh_process(variants.measure_peaks, missing, place)
+        with utils.atomic_file(path) as file:
+            file.write(json.dumps(known | {key + name: peak for name, peak in peaks.items()}).encode())
+    return peaks
 
 
 def prepared_before(folder: Path, texts: list[str], gpu: int | None) -> dict[str, np.ndarray]:
@@ -492,6 +642,7 @@ def prepare_inputs(folder: Path, texts: list[str], place: variants.Place) -> dic
     return {
         "token_ids": np.concatenate(token_ids).astype(np.int32),
         "lengths": np.array([len(ids) for ids in token_ids]),
+        "flops": utils.useful_flops(config, np.array([len(ids) for ids in token_ids])),
         "pad_id": pad_id,
         "checked": checked,
         "reference": utils.probabilities(logits, problem),
@@ -501,11 +652,12 @@ def prepare_inputs(folder: Path, texts: list[str], place: variants.Place) -> dic
     }
 
 
-def measured_before(results_dir: Path, wanted: dict) -> bool:
-    """Whether there is a good row of the cell that `wanted` describes, of the same commit and versions."""
+def measured_before(results_dir: Path, wanted: dict) -> dict | None:
+    """The good row of the cell that `wanted` describes, of the same commit and versions, if there is one."""
     same = (*utils.CELL, *utils.VERSIONS, "commit")
     rows = utils.read_rows(utils.results_path(results_dir, wanted))
-    return any(row["status"] == "ok" and all(row[key] == str(wanted[key]) for key in same) for row in rows)
+    found = [row for row in rows if row["status"] == "ok" and all(row[key] == str(wanted[key]) for key in same)]
+    return found[-1] | wanted if found else None
 
 
 def line(row: dict, on_cpu: bool) -> str:
@@ -534,8 +686,11 @@ def summary(rows: list[dict], names: list[str]) -> list[str]:
                 float(row["messages/s"]) / float(best[names[0]]["messages/s"]) if names[0] in best else float("nan")
             )
             where = f"size {row['size']}, order {row['order']}, {row['workers']} worker(s) x {row['threads']} thread(s)"
+            of_peak = f"{float(row['mfu']):.1%} of the peak"
             check = f"max_diff {float(row['max_diff']):.2g}, flips {float(row['flips']):.3%}"
-            lines.append(f"{name:<18} {float(row['messages/s']):>9.1f} messages/s {factor:>6.2f}x   {where}; {check}")
+            lines.append(
+                f"{name:<18} {float(row['messages/s']):>9.1f} messages/s {factor:>6.2f}x   {where}; {check}; {of_peak}"
+            )
         else:
             lines.append(f"{name:<18}         - no cell was measured")
     return lines
@@ -550,9 +705,13 @@ def main() -> int:
         say(f"note       {note}")
     same = machine | {"model": args.model_id, "dataset": dataset.name, "messages": len(dataset.texts)}
     same["threads"] = args.threads
-    cells = [Cell(*cell) for cell in itertools.product(args.model, args.workers, args.batches, args.order)]
+    batchings = [(size, order) for size in args.batches for order in args.order if order != "tokens"]
+    batchings += [(size, "tokens") for size in args.batch_tokens if "tokens" in args.order]
+    cells = [Cell(*place, *how) for *place, how in itertools.product(args.model, args.workers, batchings)]
+    rows = {}
     if args.resume:
-        cells = [cell for cell in cells if not measured_before(args.results_dir, same | asdict(cell))]
+        before = {cell: measured_before(args.results_dir, same | asdict(cell)) for cell in cells}
+        cells, rows = [cell for cell in cells if not before[cell]], {cell: row for cell, row in before.items() if row}
     if args.dry_run or not cells:
         say(f"{len(cells)} cells to run")
         for cell in cells:
@@ -563,8 +722,7 @@ def main() -> int:
         for variant in args.model:
             utils.read_rows(utils.results_path(args.results_dir, same | {"variant": variant}))
 
-    sweep = prepare(args, cells, dataset)
-    rows = []
+    sweep = prepare(args, cells, dataset, machine["device"])
     print(" ".join(["variant".ljust(18), *(name.rjust(7) for name in PRINTED), " status"]), flush=True)
     with tqdm(total=len(cells), unit="cell", file=sys.stderr) as progress:
         for cell, figures in run_cells(sweep, cells):
@@ -572,13 +730,13 @@ def main() -> int:
             row = dict.fromkeys(utils.COLUMNS, "") | same | asdict(cell) | figures | {"date": date}
             if not args.no_save:
                 utils.save_row(utils.results_path(args.results_dir, row), row)
-            rows.append(row)
             progress.write(line(row, args.device == "cpu"), file=sys.stdout)
             sys.stdout.flush()
-            progress.update()
-    for text in summary(rows, args.model):
+            progress.update(cell not in rows)
+            rows[cell] = row
+    for text in summary(list(rows.values()), args.model):
         say(text)
-    return int(any(row["status"] != "ok" for row in rows))
+    return int(any(row["status"] != "ok" for row in rows.values()))
 
 
 if __name__ == "__main__":

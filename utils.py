@@ -29,7 +29,7 @@ DATASETS = {
     "normal": ("random_sample_10k.csv.gz", "synthetic_10k.csv.gz"),
     "filtered": ("random_sample_10k_filtered.csv.gz", "synthetic_10k_filtered.csv.gz"),
 }
-ORDERS = ("dataset", "length")
+ORDERS = ("dataset", "length", "tokens")
 MAX_TOKENS = 512
 # model types whose positions start behind the padding index, see token_limit
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod", "mpnet"}
@@ -41,7 +41,8 @@ SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # RoBERTa's, in Ro
 CELL = ("model", "workers", "threads", "size", "order", "messages")
 COLUMNS = (
     *("workers", "size", "order"),
-    *("messages/s", "min", "max", "passes", "tokens/s", "padding", "p50_ms", "p99_ms", "memory_mib"),
+    *("messages/s", "min", "max", "passes", "tokens/s", "padding", "tflops", "mfu", "end_to_end"),
+    *("p50_ms", "p99_ms", "memory_mib"),
     *("max_diff", "flips", "status"),
     *("variant", "model", "device", "dataset", "messages", "threads"),
     *("torch", "transformers", "onnxruntime", "driver", "commit", "date"),
@@ -226,13 +227,20 @@ def tokenize(tokenizer, texts: list[str], limit: int) -> list[list[int]]:
 
 
 def make_batches(lengths: np.ndarray, size: int, order: str) -> list[np.ndarray]:
-    """Batches of `size` texts (the last may be smaller), each an array of indices into `lengths`.
+    """Batches of `size` texts (the last may be smaller), each an array of indices into `lengths`; in order `tokens`
+    as many texts as stay within `size` tokens once they are padded, but at least one.
 
-    Every index occurs once. In order `length` the texts are sorted by token count (stable); writing a batch's results
-    at its indices puts them back in the caller's order.
+    Every index occurs once. In orders `length` and `tokens` the texts are sorted by token count (stable); writing a
+    batch's results at its indices puts them back in the caller's order.
     """
     indices = np.arange(len(lengths)) if order == "dataset" else np.argsort(lengths, kind="stable")
-    return [indices[start : start + size] for start in range(0, len(indices), size)]
+    starts = list(range(0, len(indices), size))
+    if order == "tokens":
+        starts = [0]
+        for end, length in enumerate(lengths[indices]):  # ascending, so that the text at the end is the longest
+            if end > starts[-1] and (end + 1 - starts[-1]) * length > size:
+                starts.append(end)
+    return np.split(indices, starts[1:])
 
 
 def padded_tokens(lengths: np.ndarray, batch: np.ndarray) -> int:
@@ -261,6 +269,27 @@ def pad_batch(rows: list, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
     input_ids[mask] = np.concatenate(rows)
     return input_ids, mask.astype(np.int64)
+
+
+# ---------------------------------------------------------------------------------------------------------- the work
+
+
+def useful_flops(config, lengths: np.ndarray) -> float:
+    """FLOPs of an encoder's forward pass over texts of so many tokens, padding not counted; nan for a config that
+    lacks what it is counted from.
+
+    A multiplication and an addition are 2 FLOPs. For each layer and token: 2 x (4 h² + 2 h i) for the products with
+    weights (query, key, value and output, and the two of the feed-forward part), 4 h L for the two of the attention at
+    length L, with h the hidden and i the intermediate size (Kaplan et al., Scaling Laws for Neural Language Models,
+    2020, table 1, with a feed-forward part of any width). Embeddings, the head and everything element by element are
+    left out: below 1% in a model of base size.
+    """
+    hidden, layers = getattr(config, "hidden_size", None), getattr(config, "num_hidden_layers", None)
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "hidden_dim", None)  # DistilBERT's name
+    if not (hidden and layers and inner):
+        return float("nan")
+    lengths = lengths.astype(float)
+    return float(layers * (2 * (4 * hidden**2 + 2 * hidden * inner) * lengths + 4 * hidden * lengths**2).sum())
 
 
 # ------------------------------------------------------------------------------------------------------------ parity

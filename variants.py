@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -49,6 +50,11 @@ class Variant:
     refused: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def export(self) -> str:
+        """The precision of the ONNX export that it reads: OpenVINO rounds the plain one itself."""
+        return "fp32" if self.runtime == "openvino" else self.precision
+
 
 VARIANTS = {
     "torch": Variant("torch", "fp32"),
@@ -64,20 +70,29 @@ VARIANTS = {
         all_on=("gpu",),
         notes={"cpu": "onnxruntime has no FP16 kernels for it on a CPU: it computes in FP32 between casts"},
     ),
+    "onnx-fp16-packed": Variant(
+        "onnx",
+        "fp16-packed",
+        all_on=("gpu",),
+        refused={"cpu": "onnxruntime has packed attention for CUDA only"},
+    ),
     "onnx-int8": Variant(
         "onnx",
         "int8",
         all_on=("cpu",),
         refused={"gpu": "dynamic INT8 quantization has kernels for CPUs only"},
     ),
+    "openvino-bf16": Variant("openvino", "bf16", all_on=("cpu",), refused={"gpu": "OpenVINO runs on Intel's devices"}),
 }
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-EXPORT_SUFFIX = {"fp32": "-onnx", "fp16": "-onnx-fp16", "int8": "-onnx-int8"}
+EXPORT_SUFFIX = {"fp32": "-onnx", "fp16": "-onnx-fp16", "fp16-packed": "-onnx-fp16-packed", "int8": "-onnx-int8"}
+PEAK_PRODUCTS = ((8192, 8192, 8192), (8192, 1024, 4096), (4096, 4096, 4096), (2048, 2048, 2048))  # rows, inner, columns
+PEAK_SECONDS = 0.5  # for each of them
 INSIDE_BYTES = 2**31 - 2**24  # protobuf's limit of 2 GiB for a file, less room for the graph
 # of a fused graph: kinds of node, how many of them for each layer, and what it means if there are fewer
 FUSIONS = (
     (
-        ("Attention", "MultiHeadAttention"),
+        ("Attention", "MultiHeadAttention", "PackedAttention", "PackedMultiHeadAttention"),
         1,
         "the rest is separate products and a softmax, slower and with more memory",
     ),
@@ -206,7 +221,7 @@ def find_onnx(variant: Variant, model_id: str, folder: Path) -> tuple[Path, str]
     A local export beside the working directory comes first, then the default model's published exports, and if there
     is neither, the model is exported now into that folder.
     """
-    exported = Path(Path(model_id).resolve().name + EXPORT_SUFFIX[variant.precision])
+    exported = Path(Path(model_id).resolve().name + EXPORT_SUFFIX[variant.export])
     file = exported / "model.onnx"
     if file.is_file():
         report = exported / "parity.json"
@@ -215,8 +230,8 @@ def find_onnx(variant: Variant, model_id: str, folder: Path) -> tuple[Path, str]
         return file, f"local export ./{file}"
     if exported.exists():
         raise UserError(f"./{exported} exists but holds no model.onnx; move it away")
-    if (model_id, variant.precision) in PUBLISHED_EXPORTS:
-        repo, published = PUBLISHED_EXPORTS[model_id, variant.precision]
+    if (model_id, variant.export) in PUBLISHED_EXPORTS:
+        repo, published = PUBLISHED_EXPORTS[model_id, variant.export]
         try:
             downloaded = download(repo, published) / published
             if downloaded.is_file():
@@ -227,7 +242,7 @@ def find_onnx(variant: Variant, model_id: str, folder: Path) -> tuple[Path, str]
     utils.check_writable(exported.absolute().parent)
     say(f"exporting {model_id} into ./{exported}")
     with new_folder(exported) as temporary:
-        graph = in_fresh_process(export, folder, temporary, variant.precision)
+        graph = in_fresh_process(export, folder, temporary, variant.export)
     for finding in graph["findings"]:
         say(f"{exported}: {finding}")
     return file, f"exported now into ./{exported}"
@@ -372,8 +387,9 @@ def check_exportable(folder: Path, precision: str) -> None:
 def export(folder: Path, target: Path, precision: str, shape_inference: bool = True) -> dict:
     """Exports the model in `folder` as `target`/model.onnx with its config and tokenizer beside it.
 
-    fp32 is the plain export, fp16 has optimum's O4 optimization (fused nodes, tanh GELU, FP16), int8 is quantized by
-    quantize_int8. Returns what describe_graph says. Raises UserError for a model that can't be exported so.
+    fp32 is the plain export, fp16 has optimum's O4 optimization (fused nodes, tanh GELU, FP16), fp16-packed is that
+    with the padding removed before the first layer and restored behind the last, int8 is quantized by quantize_int8.
+    Returns what describe_graph says. Raises UserError for a model that can't be exported so.
     """
     import onnxruntime
     from optimum.onnxruntime import AutoOptimizationConfig, ORTModelForSequenceClassification, ORTOptimizer
@@ -388,10 +404,12 @@ def export(folder: Path, target: Path, precision: str, shape_inference: bool = T
             )
             model.save_pretrained(target if precision == "fp32" else plain)
             model.config.save_pretrained(target)
-            if precision == "fp16":
+            if precision.startswith("fp16"):
                 optimization = AutoOptimizationConfig.O4(disable_shape_inference=not shape_inference)
                 optimizer = ORTOptimizer.from_pretrained(model)
                 optimizer.optimize(save_dir=target, optimization_config=optimization, file_suffix="")
+            if precision == "fp16-packed":
+                pack(file)
             if precision == "int8":
                 quantize_int8(folder, Path(plain) / "model.onnx", file)
         store_weights(file)
@@ -401,6 +419,23 @@ def export(folder: Path, target: Path, precision: str, shape_inference: bool = T
         tempfile.tempdir = None
     utils.load_tokenizer(folder).save_pretrained(target)
     return describe_graph(file, precision, getattr(model.config, "num_hidden_layers", 0))
+
+
+def pack(file: Path) -> None:
+    """Rewrites an optimized graph in onnxruntime's packing mode: between RemovePadding and RestorePadding there are
+    only real tokens. Raises NotImplementedError if its attention is not one fused node for each layer.
+    """
+    import onnx
+    from onnxruntime.transformers.convert_to_packing_mode import PackingMode
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    model = OnnxModel(onnx.load(file))
+    PackingMode(model).convert(use_symbolic_shape_infer=False)
+    if not model.get_nodes_by_op_type("RemovePadding"):
+        raise NotImplementedError("its attention can't be packed")
+    for outside in file.parent.glob(f"{file.name}?data"):
+        outside.unlink()
+    onnx.save_model(model.model, file, save_as_external_data=True, location=f"{file.name}.data")
 
 
 INT8_OUTLIERS = 8  # channels: more change nothing on trained weights
@@ -457,9 +492,10 @@ def find_outliers(folder: Path, plain: Path, tensors: set[str]) -> dict[str, np.
         utils.load_dataset("normal", limit=INT8_TEXTS).texts,
         utils.token_limit(load_config(folder), tokenizer),
     )
+    names = [node.name for node in session.get_inputs()]
     largest = dict.fromkeys(sorted(tensors), 0.0)
     for ids in token_ids:
-        outputs = session.run(list(largest), feed(session, *utils.pad_batch([ids], 0)))
+        outputs = session.run(list(largest), feed(names, *utils.pad_batch([ids], 0)))
         for name, values in zip(largest, outputs, strict=True):
             largest[name] = np.maximum(largest[name], np.abs(values).reshape(-1, values.shape[-1]).max(axis=0))
     return {name: np.sort(np.argsort(-values)[:INT8_OUTLIERS]) for name, values in largest.items()}
@@ -536,7 +572,7 @@ def describe_graph(file: Path, precision: str, layers: int) -> dict:
     model = onnx.load(file, load_external_data=False)
     nodes = Counter(node.op_type for node in model.graph.node)
     findings = []
-    if precision == "fp16":
+    if precision.startswith("fp16"):
         for kind, expected, consequence in FUSIONS:
             found = sum(nodes[name] for name in kind)
             if found < expected * layers:
@@ -572,19 +608,23 @@ class Runner:
 
     prepare(input_ids, attention_mask), both int64 [texts, tokens] in numpy -> inputs on the device;
     forward(inputs) -> outputs on the device, perhaps not computed yet; synchronize() waits until they are;
-    fetch(outputs) -> logits, float32 [texts, labels] in numpy.
+    fetch(outputs) -> logits, float32 [texts, labels] in numpy; warm_up(inputs) does once what forward does the first
+    time that it gets inputs of a shape.
     """
 
     prepare: Callable
     forward: Callable
     synchronize: Callable
     fetch: Callable
+    warm_up: Callable
 
 
 def load(name: str, source: Path, place: Place) -> Runner:
-    """Loads a variant by its name from `source`, a model's folder for torch and a file for ONNX."""
+    """Loads a variant by its name from `source`, a model's folder for torch and a file for the others."""
     variant = VARIANTS[name]
-    return load_onnx(source, place) if variant.runtime == "onnx" else load_torch(variant, source, place)
+    if variant.runtime == "torch":
+        return load_torch(variant, source, place)
+    return load_onnx(source, place) if variant.runtime == "onnx" else load_openvino(source, place)
 
 
 def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
@@ -621,11 +661,27 @@ def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
     def forward(inputs):
         return model(*inputs).logits
 
+    stacks = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == model.config.num_hidden_layers
+    ]
+
+    def warm_up(inputs):
+        """One layer alone: on a CPU, oneDNN keeps what it prepares for a shape for the layers that follow."""
+        layers, others = stacks[0], stacks[0][1:]
+        del layers[1:]
+        try:
+            forward(inputs)
+        finally:
+            layers.extend(others)
+
     return Runner(
         prepare=lambda input_ids, mask: (torch.from_numpy(input_ids).to(device), torch.from_numpy(mask).to(device)),
         forward=forward,
         synchronize=(lambda: None) if place.gpu is None else torch.cuda.synchronize,
         fetch=lambda logits: logits.float().cpu().numpy(),
+        warm_up=warm_up if place.gpu is None and len(stacks) == 1 and not variant.compiled else forward,
     )
 
 
@@ -651,13 +707,15 @@ def load_onnx(file: Path, place: Place) -> Runner:
     session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)], enable_fallback=0)
     if session.get_providers()[0] != provider:
         raise UserError(f"onnxruntime gave a session on {session.get_providers()[0]} instead of {provider}")
+    names = [node.name for node in session.get_inputs()]
     [output] = session.get_outputs()
     if place.gpu is None:
         return Runner(
-            prepare=lambda input_ids, mask: feed(session, input_ids, mask),
+            prepare=lambda input_ids, mask: feed(names, input_ids, mask),
             forward=lambda inputs: session.run([output.name], inputs)[0],
             synchronize=lambda: None,
             fetch=lambda logits: logits,
+            warm_up=lambda inputs: None,  # its kernels prepare nothing for a shape, and the first run is the longest
         )
 
     device = torch.device(f"cuda:{place.gpu}")
@@ -669,7 +727,7 @@ def load_onnx(file: Path, place: Place) -> Runner:
 
     def bind(input_ids: np.ndarray, mask: np.ndarray):
         binding = session.io_binding()
-        tensors = {name: torch.from_numpy(value).to(device) for name, value in feed(session, input_ids, mask).items()}
+        tensors = {name: torch.from_numpy(value).to(device) for name, value in feed(names, input_ids, mask).items()}
         logits = torch.empty((len(input_ids), output.shape[1]), dtype=dtype, device=device)
         for name, tensor in tensors.items():
             binding.bind_input(name, "cuda", place.gpu, np.int64, tuple(tensor.shape), tensor.data_ptr())
@@ -681,13 +739,84 @@ def load_onnx(file: Path, place: Place) -> Runner:
         session.run_with_iobinding(binding, queue_only)
         return logits
 
-    return Runner(bind, forward, torch.cuda.synchronize, fetch=lambda logits: logits.float().cpu().numpy())
+    fetch = lambda logits: logits.float().cpu().numpy()  # noqa: E731
+    return Runner(bind, forward, torch.cuda.synchronize, fetch, warm_up=forward)
 
 
-def feed(session, input_ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-    """The inputs that an onnxruntime session asks for."""
+def load_openvino(file: Path, place: Place) -> Runner:
+    """OpenVINO's CPU plugin in BF16 on `place.threads`, from the plain ONNX export.
+
+    Raises UserError if OpenVINO is missing, or if it would compute in another precision on this CPU.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError("openvino-bf16 needs OpenVINO: pip install openvino") from error
+
+    settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": place.threads, "NUM_STREAMS": 1}
+    settings |= {"ENABLE_CPU_PINNING": False}
+    compiled = openvino.compile_model(file, "CPU", settings)
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if precision != "bf16":
+        raise UserError(f"OpenVINO computes in {precision} on this CPU, which has no BF16")
+    request = compiled.create_infer_request()
+    names = [node.any_name for node in compiled.inputs]
+
+    def forward(inputs):
+        return request.infer(inputs, share_inputs=True)[0].copy()
+
+    return Runner(
+        prepare=lambda input_ids, mask: feed(names, input_ids, mask),
+        forward=forward,
+        synchronize=lambda: None,
+        fetch=lambda logits: logits,
+        warm_up=forward,
+    )
+
+
+def feed(names: list[str], input_ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """The inputs that a graph asks for by name."""
     values = {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": np.zeros_like(input_ids)}
-    return {node.name: values[node.name] for node in session.get_inputs()}
+    return {name: values[name] for name in names}
+
+
+def peak_precision(name: str, gpu: int | None) -> str:
+    """The precision that a variant computes its matrix products in."""
+    precision = VARIANTS[name].precision.split("-")[0]
+    return "fp32" if (VARIANTS[name].runtime, precision, gpu) == ("onnx", "fp16", None) else precision
+
+
+def measure_peaks(precisions: list[str], place: Place) -> dict[str, float]:
+    """For each precision the FLOP/s that the best of a few large matrix products reaches on all of the device: what a
+    user can get of it, not what its data sheet says. INT8 counts its operations as FLOPs.
+    """
+    import torch
+
+    torch.set_num_threads(utils.cpu_cores())
+    torch.backends.cuda.matmul.allow_tf32 = False
+    device = torch.device("cpu" if place.gpu is None else f"cuda:{place.gpu}")
+    wait = (lambda: None) if place.gpu is None else torch.cuda.synchronize
+    peaks = {}
+    for precision in precisions:
+        for rows, inner, columns in PEAK_PRODUCTS[place.gpu is None :]:
+            left, right = torch.rand(rows, inner, device=device), torch.rand(columns, inner, device=device)
+            if precision == "int8":
+                left, right = ((100 * matrix).to(torch.int8) for matrix in (left, right))
+                product = torch._int_mm
+            else:
+                left, right = (matrix.to(getattr(torch, TORCH_DTYPES[precision])) for matrix in (left, right))
+                product = torch.mm
+            product(left, right.T)
+            begin = time.monotonic()
+            while time.monotonic() - begin < PEAK_SECONDS:
+                wait()
+                start = time.monotonic()
+                for _ in range(1 if place.gpu is None else 10):
+                    product(left, right.T)
+                wait()
+                seconds = (time.monotonic() - start) / (1 if place.gpu is None else 10)
+                peaks[precision] = max(peaks.get(precision, 0), 2 * rows * inner * columns / seconds)
+    return peaks
 
 
 def check_gpu(gpu: int, with_onnx: bool) -> tuple[str, str]:

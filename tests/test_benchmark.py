@@ -1,6 +1,5 @@
 """Real runs of run_benchmark.py on the CPU, and what happens to them when something goes wrong."""
 
-import itertools
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from fake_hub import fake_hub
@@ -25,6 +25,7 @@ CPU_VARIANTS = [name for name, variant in variants.VARIANTS.items() if "cpu" not
 
 def command(model: Path, *arguments) -> list[str]:
     options = ["--device", "cpu", "--model-id", model, "--limit", 60, "--min-time", 0, *arguments]
+    options += [] if "--batch-tokens" in arguments or "--order" in arguments else ["--order", "dataset,length"]
     return [sys.executable, SCRIPT, *map(str, options)]
 
 
@@ -40,20 +41,28 @@ def saved_rows(folder: Path) -> pd.DataFrame:
 
 @pytest.mark.parametrize("name", CPU_VARIANTS)
 def test_every_cpu_variant_agrees_with_fp32_torch(name, tiny_model, tiny_exports, texts):
-    """In this process: the worker's steps over both orders of one variant, against the reference."""
+    """In this process: the worker's steps of one variant over all orders, against the reference."""
     place = variants.Place(gpu=None, threads=1)
     ready = run_benchmark.prepare_inputs(tiny_model, texts[:60], place)
     inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "pad_id", "checked")))
     variant = variants.VARIANTS[name]
     source = tiny_model
-    if variant.runtime == "onnx":
-        source = tiny_exports / f"tiny{variants.EXPORT_SUFFIX[variant.precision]}" / "model.onnx"
+    if variant.runtime != "torch":
+        source = tiny_exports / f"tiny{variants.EXPORT_SUFFIX[variant.export]}" / "model.onnx"
     steps = run_benchmark.worker_steps(variants.load(name, source, place), place, inputs)
-    sweep = run_benchmark.Sweep(inputs, ready["reference"], ready["problem"], {}, place, 0)
+    sweep = run_benchmark.Sweep(
+        tiny_model, texts[:60], inputs, ready["flops"], ready["reference"], ready["problem"], {}, place, {}, 0
+    )
     for order in utils.ORDERS:
-        steps["prepare"](utils.make_batches(inputs.lengths, 8, order))
+        size = 256 if order == "tokens" else 8
+        steps["prepare"](utils.make_batches(inputs.lengths, size, order))
         steps["run"](None)
-        max_diff, flips = run_benchmark.parity(sweep, steps["report"](None)["kept"])
+        kept = steps["report"](None)["kept"]
+        _, _, of_texts = steps["run_texts"](
+            run_benchmark.TextShard(tiny_model, np.arange(60), sweep.texts, size, order)
+        )
+        assert sorted(i for batch, _ in of_texts for i in batch) == list(range(60))
+        max_diff, flips = np.maximum(run_benchmark.parity(sweep, kept), run_benchmark.parity(sweep, of_texts))
         # this model's logits are wide, so that its rounding errors are larger than a trained model's
         assert max_diff < {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2, "int8": 2e-1}[variant.precision]
         assert flips < 0.02
@@ -61,7 +70,59 @@ def test_every_cpu_variant_agrees_with_fp32_torch(name, tiny_model, tiny_exports
             assert max_diff > 1e-5, "a lower precision that changes nothing did not run"
 
 
+def test_texts_are_batched_across_chunks_as_if_there_were_none(tiny_model, texts, monkeypatch):
+    """A chunk's last, partly filled batch goes on in the next chunk."""
+    monkeypatch.setattr(run_benchmark, "CHUNK", 7)
+    tokenizer = utils.load_tokenizer(tiny_model)
+    for size, order in ((4, "dataset"), (4, "length"), (128, "tokens")):
+        shard = run_benchmark.TextShard(tiny_model, np.arange(100, 140), texts[:40], size, order)
+        batches = list(run_benchmark.padded_batches(shard, tokenizer, 64, pad_id=1))
+        assert sorted(i for batch, _ in batches for i in batch) == list(range(100, 140))
+        for batch, (input_ids, mask) in batches:
+            for index, row, real in zip(batch, input_ids, mask, strict=True):
+                assert row[real == 1].tolist() == utils.tokenize(tokenizer, [texts[index - 100]], 64)[0]
+        if order != "tokens":
+            assert [len(batch) for batch, _ in batches] == [4] * 10
+
+
+def test_an_error_while_texts_are_prepared_reaches_the_worker():
+    def items():
+        yield 1
+        raise ValueError("broken text")
+
+    made = run_benchmark.ahead(items())
+    assert next(made) == 1
+    with pytest.raises(ValueError, match="broken text"):
+        next(made)
+
+
+def test_warming_up_leaves_the_model_whole(tiny_model):
+    runner = variants.load("torch", tiny_model, variants.Place(gpu=None, threads=1))
+    batch = runner.prepare(np.full((2, 5), 7), np.ones((2, 5), dtype=np.int64))
+    before = runner.fetch(runner.forward(batch))
+    runner.warm_up(batch)
+    assert (runner.fetch(runner.forward(batch)) == before).all()
+
+
+def test_peaks_are_measured_once_a_day(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "CACHE", tmp_path)
+    monkeypatch.setattr(variants, "PEAK_PRODUCTS", ((64, 64, 64),) * 2)
+    monkeypatch.setattr(variants, "PEAK_SECONDS", 0.01)
+    monkeypatch.setattr(variants, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    place = variants.Place(gpu=None, threads=1)
+    first = run_benchmark.peaks_today("a CPU", ["bf16", "fp32", "int8"], place)
+    assert all(1e6 < peak < 1e15 for peak in first.values())
+    (tmp_path / "peaks.json").write_text((tmp_path / "peaks.json").read_text().replace("fp32", "fp64"))
+    again = run_benchmark.peaks_today("a CPU", ["bf16", "fp32", "int8"], place)
+    assert again.keys() == first.keys()
+    assert (again["bf16"], again["int8"]) == (first["bf16"], first["int8"])
+    assert again["fp32"] != first["fp32"]
+    (tmp_path / "peaks.json").write_text("[1")
+    assert run_benchmark.peaks_today("a CPU", ["bf16"], place)["bf16"] != first["bf16"]
+
+
 RUN_VARIANTS = ["torch", "onnx", "onnx-fp16"]
+CELLS = [(8, "dataset"), (8, "length"), (256, "tokens")]
 
 
 @pytest.fixture(scope="module")
@@ -69,28 +130,34 @@ def sweep(tiny_model, tiny_exports):
     """A real run over two workers, and its working directory; onnx-fp16 is exported by the run itself."""
     shutil.rmtree(tiny_exports / "tiny-onnx-fp16")
     names = ",".join(RUN_VARIANTS)
-    return tiny_exports, benchmark(tiny_exports, tiny_model, "--model", names, "--workers", 2, "--batches", 8)
+    options = ("--workers", 2, "--batches", 8, "--batch-tokens", 256)
+    return tiny_exports, benchmark(tiny_exports, tiny_model, "--model", names, *options)
 
 
 def test_a_run_measures_and_saves_every_cell(sweep):
     folder, done = sweep
     assert done.returncode == 0, done.stderr
     rows = saved_rows(folder)
-    assert sorted(zip(rows.variant, rows.order, strict=True)) == sorted(itertools.product(RUN_VARIANTS, utils.ORDERS))
+    cells = [(name, *cell) for name in RUN_VARIANTS for cell in CELLS]
+    assert sorted(zip(rows.variant, rows["size"], rows.order, strict=True)) == sorted(cells)
     assert (rows.status == "ok").all()
     assert (rows.messages == 60).all() and (rows.workers == 2).all()
     assert (rows.max_diff < 5e-2).all() and (rows.flips < 0.02).all()
     assert (rows["min"] <= rows["messages/s"]).all() and (rows["messages/s"] <= rows["max"]).all()
     assert (rows.p50_ms <= rows.p99_ms).all() and (rows.memory_mib > 50).all()
     padding = rows.set_index("order").padding
-    assert (padding["dataset"] > 1.5).all() and (padding["length"] < 1.2).all()
+    assert (padding["dataset"] > 1.5).all() and (padding["length"] < 1.2).all() and (padding["tokens"] < 1.2).all()
+    assert (rows.tflops / rows["messages/s"]).std() < 1e-6 * rows.tflops.mean()
+    assert (rows.mfu > 0).all() and (rows.mfu < 1.5).all()
+    fastest = rows["messages/s"] == rows.groupby("variant")["messages/s"].transform("max")
+    assert (rows.end_to_end.notna() == fastest).all() and (rows.end_to_end[fastest] > 0).all()
 
 
 def test_the_table_is_on_standard_output_and_the_rest_is_not(sweep):
     _, done = sweep
     table = done.stdout.splitlines()
     assert table[0].split()[:5] == ["variant", "workers", "threads", "size", "order"]
-    assert [row.split()[0] for row in table[1:]] == [name for name in RUN_VARIANTS for _ in utils.ORDERS]
+    assert [row.split()[0] for row in table[1:]] == [name for name in RUN_VARIANTS for _ in [*CELLS, "end to end"]]
     for told in ("Hub", "Traceback", "leaked"):
         assert told not in done.stderr
     for told in ("machine ", "tokenizer ", "exported now into ./tiny-onnx-fp16", "no FP16 kernels", "1.00x"):
@@ -109,7 +176,7 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model):
     assert listed.stdout.splitlines() == ["onnx\t2\t8\tdataset", "onnx\t2\t8\tlength"]
     done = benchmark(folder, tiny_model, *options, "--order", "length")
     assert "local export ./tiny-onnx/model.onnx" in done.stderr
-    assert len(done.stdout.splitlines()) == 2
+    assert len(done.stdout.splitlines()) == 3, "the header, the cell, and the cell end to end"
     assert {(row["order"], row["status"], row["commit"]) for row in utils.read_rows(path)} == {
         ("dataset", "ok", "another"),
         ("length", "ok", rows[0]["commit"]),
@@ -120,7 +187,7 @@ def test_fewer_messages_than_workers(sweep, tiny_model):
     folder, _ = sweep
     done = benchmark(folder, tiny_model, "--model", "onnx", "--workers", 3, "--batches", 2, "--limit", 2, "--no-save")
     assert done.returncode == 0, done.stderr
-    assert [row.split()[-1] for row in done.stdout.splitlines()[1:]] == ["ok", "ok"]
+    assert [row.split()[-1] for row in done.stdout.splitlines()[1:]] == ["ok"] * 3
 
 
 # ------------------------------------------------------------------------------------------------------------ faults

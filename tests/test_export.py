@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,25 @@ def test_attention_that_does_not_fuse_is_said(tmp_path, texts):
     model = make_tiny_bert(tmp_path / "relative", texts, position_embedding_type="relative_key")
     (tmp_path / "out").mkdir()
     findings = variants.export(model, tmp_path / "out", "fp16")["findings"]
-    assert any(finding.startswith("0 of 2 Attention/MultiHeadAttention nodes: ") for finding in findings)
+    assert any(finding.startswith("0 of 2 Attention/MultiHeadAttention/") for finding in findings)
+
+
+def test_packing_removes_the_padding_around_all_layers(tiny_exports):
+    """The packed graph can only run on CUDA; what can be seen here is its structure."""
+    import onnx
+
+    plain = onnx.load(tiny_exports / "tiny-onnx-fp16" / "model.onnx")
+    packed = onnx.load(tiny_exports / "tiny-onnx-fp16-packed" / "model.onnx")
+    before, after = (Counter(node.op_type for node in model.graph.node) for model in (plain, packed))
+    assert after["RemovePadding"] == after["RestorePadding"] == 1
+    assert after["PackedAttention"] == before["Attention"] == 2 and not after["Attention"]
+    assert before["SkipLayerNormalization"] == after["SkipLayerNormalization"] == 4
+    order = [node.op_type for node in packed.graph.node]
+    assert order.index("RemovePadding") < order.index("PackedAttention")
+    onnx.checker.check_model(packed, skip_opset_compatibility_check=True)
+    assert not variants.describe_graph(tiny_exports / "tiny-onnx-fp16-packed" / "model.onnx", "fp16-packed", 2)[
+        "findings"
+    ]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -23,7 +23,12 @@ def test_batches_keep_every_text_and_its_order_can_be_restored(order, size):
         restored[batch] = LENGTHS[batch]
     assert sorted(np.concatenate(batches)) == list(range(len(LENGTHS)))
     assert (restored == LENGTHS).all()
-    assert all(len(batch) == size for batch in batches[:-1]) and len(batches[-1]) <= size
+    if order == "tokens":
+        full = [len(batch) + 1 for batch in batches[:-1]], [LENGTHS[batch[0]] for batch in batches[1:]]
+        assert all(len(batch) == 1 or utils.padded_tokens(LENGTHS, batch) <= size for batch in batches)
+        assert (np.prod(full, axis=0) > size).all(), "the next text would have fitted too"
+    else:
+        assert all(len(batch) == size for batch in batches[:-1]) and len(batches[-1]) <= size
 
 
 def test_length_order_is_sorted_and_dataset_order_is_not_touched():
@@ -225,3 +230,28 @@ def test_a_damaged_results_file_is_refused_not_overwritten(tmp_path, damage):
     path.write_text(damage(path.read_text()))
     with pytest.raises(UserError, match="not a results file"):
         utils.save_row(path, make_row(size=16))
+
+
+def test_useful_flops_of_roberta_base():
+    """12 layers of 768 and 3,072: 12 x (8 x 768² + 4 x 768 x 3072) a token, and 12 x 4 x 768 x L at length L."""
+    config = SimpleNamespace(hidden_size=768, num_hidden_layers=12, intermediate_size=3072)
+    a_token = 2 * 84_934_656
+    assert utils.useful_flops(config, np.array([1])) == a_token + 36_864
+    assert utils.useful_flops(config, np.array([10, 512])) == 522 * a_token + 36_864 * (100 + 512**2)
+    distilled = SimpleNamespace(hidden_size=768, num_hidden_layers=6, hidden_dim=3072)
+    assert utils.useful_flops(distilled, np.array([1])) == (a_token + 36_864) / 2
+    assert np.isnan(utils.useful_flops(SimpleNamespace(d_model=768), np.array([1])))
+
+
+def test_the_work_of_the_layers_is_what_torch_counts(tiny_model):
+    """torch's own counter over one text: the layers' products, the pooling head and the logits."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, attn_implementation="eager").eval()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.full((1, 20), 7))
+    config = model.config
+    head = 2 * config.hidden_size * (config.hidden_size + config.num_labels)
+    assert counter.get_total_flops() == utils.useful_flops(config, np.array([20])) + head
