@@ -45,6 +45,8 @@ MESSAGE = f"a message is one comment, truncated to {utils.MAX_TOKENS} tokens"
 FACTOR = "factor: over eager FP32 torch at its best in dataset order"
 MAX_DIFF = "max_diff: the largest difference of any label's probability from eager FP32 torch"
 FLIPS = "flips: the share of changed decisions"
+MFU = "of the peak: the real tokens' FLOP/s over those of large matrix products on the device"
+END_TO_END = "end to end: messages/s from the texts themselves, tokenized while the model runs"
 COMMANDS = "The commands are put together from the rows, which don't know `--min-time`, `--column` and `--gpu`."
 LEAST_DIFF = 1e-8  # where a figure draws this and less, which a log axis has no place for
 FORMATS = ("png", "svg", "pdf")
@@ -54,6 +56,7 @@ FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "v
 # what is read of a row: every row has these, and can have more
 INTEGERS = ("workers", "threads", "size", "messages")
 FLOATS = ("messages/s", "min", "max", "max_diff", "flips")
+LATER_FLOATS = ("mfu", "end_to_end")  # columns that a row may lack, or have empty
 READ = (*INTEGERS, *FLOATS, "order", "status", *FILTERS)
 OLDER_HEADERS = (["size", "messages/s"], ["workers", "size", "messages/s"])
 OLDER_VARIANTS = {"torch-base": "torch", "torch": "torch-compile"}
@@ -63,7 +66,8 @@ OLDER_ROW |= {"workers": "1", "threads": "1", "messages": "0", "order": "dataset
 # Paul Tol's "muted" colours for the colour-blind (https://sronpersonalpages.nl/~pault), in the order of
 # variants.VARIANTS and such that neighbours differ in lightness; markers, names and hatches say the same in grey.
 COLORS = ("#332288", "#88CCEE", "#44AA99", "#DDCC77", "#882255", "#AA4499", "#CC6677", "#117733", "#999933")
-MARKERS = "osD^vPX*h"
+COLORS += ("#661100", "#6699CC", "#222222")  # of his too, for more than nine
+MARKERS = "osD^vPX*h<>p"
 STYLE = {
     **{"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "savefig.dpi": 150, "hatch.linewidth": 0.7},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
@@ -82,7 +86,7 @@ class Chart:
 
     def digest(self) -> str:
         """What a file of it carries in its metadata, to tell which data it shows."""
-        data = [[row[key] for key in (*READ, "factor")] for row in self.rows]
+        data = [[row[key] for key in (*READ, *LATER_FLOATS, "factor")] for row in self.rows]
         return "data sha256 " + hashlib.sha256(json.dumps([self.draw.__name__, data]).encode()).hexdigest()
 
 
@@ -154,6 +158,7 @@ def parse_row(fields: dict) -> dict:
         if not value > 0 or least > value or most < value or math.inf in figures:
             raise ValueError("messages/s, min, max or max_diff can't be")
         row |= dict(zip(FLOATS, figures, strict=True))
+        row |= {key: float(fields[key] or "nan") for key in LATER_FLOATS}
     return row
 
 
@@ -251,6 +256,15 @@ def speed(row: dict) -> str:
     return format(row["messages/s"], ",.0f" if row["messages/s"] >= 100 else ".3g")
 
 
+def batching(row: dict) -> str:
+    """How a row's batches were made, in words."""
+    return f"{row['size']} tokens" if row["order"] == "tokens" else f"{row['order']} order, size {row['size']}"
+
+
+def order_label(order: str) -> str:
+    return "batches by tokens" if order == "tokens" else f"{order} order"
+
+
 def shown(value: float, form: str) -> str:
     return "-" if math.isnan(value) else form.format(value)
 
@@ -296,9 +310,10 @@ def draw_comparison(chart: Chart, styles: dict, figsize: tuple | None):
     figure, axes = panels(titles, 1 if len(devices) <= 3 else 2, size, figsize, sharex=alike, sharey=True)
     for ax, device in zip(axes, devices, strict=True):
         bars = [row for row in rows if row["device"] == device["device"]]
+        step = 0.8 / len(orders)
         for row in bars:
-            lower = 0.4 * (orders.index(row["order"]) - (len(orders) - 1) / 2)
-            draw_bar(ax, names.index(row["variant"]) + lower, row, styles[row["variant"]][0])
+            lower = step * (orders.index(row["order"]) - (len(orders) - 1) / 2)
+            draw_bar(ax, names.index(row["variant"]) + lower, 0.9 * step, row, styles[row["variant"]][0])
         for i, name in enumerate(names):
             if not present(bars, "variant", [name]):
                 ax.annotate("not measured", (0, i), (4, 0), textcoords="offset points", va="center", color="#777777")
@@ -307,55 +322,64 @@ def draw_comparison(chart: Chart, styles: dict, figsize: tuple | None):
         ax.xaxis.set(major_locator=MaxNLocator(6), major_formatter="{x:,g}")
         ax.tick_params(axis="y", length=0)
         ax.grid(visible=False, axis="y")
-    handles = [Patch(label=f"{order} order", **bar_fill(order, "#888888")) for order in orders]
+    handles = [Patch(label=order_label(order), **bar_fill(order, "#888888")) for order in orders]
     annotate(figure, chart, FACTOR, handles)
     return figure
 
 
-def draw_bar(ax, y: float, row: dict, color: str) -> None:
+def draw_bar(ax, y: float, height: float, row: dict, color: str) -> None:
     """A row as a bar, with whiskers from its slowest to its fastest pass, and behind it its figures and its cell."""
     from matplotlib.patheffects import withStroke
 
     value, least, most = row["messages/s"], row["min"], row["max"]
-    ax.barh(y, value, 0.36, linewidth=0.6, **bar_fill(row["order"], color))
+    ax.barh(y, value, height, linewidth=0.6, **bar_fill(row["order"], color))
     whiskers = ax.errorbar(value, y, xerr=[[value - least], [most - value]], color="black", capsize=2, elinewidth=0.8)
     for artist in whiskers.get_children():
         artist.set_path_effects([withStroke(linewidth=2, foreground="white")])
     workers = f"{row['workers']} worker{'s' * (row['workers'] > 1)}"
     threads = f" of {row['threads']} threads" if row["threads"] > 1 else ""
-    cell = f"{row['order']} order, size {row['size']}, {workers}{threads}"
+    cell = f"{batching(row)}, {workers}{threads}"
     text = f"{speed(row)} ({shown(row['factor'], '{:.2f}x')})  {cell}"
     ax.annotate(text, (max(value, most), y), (4, 0), textcoords="offset points", va="center", fontsize=7)
 
 
 def bar_fill(order: str, color: str) -> dict:
-    """How bars of an order are filled: pale and hatched in dataset order, solid in length order."""
-    fill = {"facecolor": (color, 0.3), "hatch": "////"} if order == "dataset" else {"facecolor": color}
-    return fill | {"edgecolor": "#333333"}
+    """How bars of an order are filled: pale and hatched in dataset order, solid in length order, solid and dotted in
+    batches by tokens.
+    """
+    fills = {"dataset": {"facecolor": (color, 0.3), "hatch": "////"}, "tokens": {"facecolor": color, "hatch": "...."}}
+    return fills.get(order, {"facecolor": color}) | {"edgecolor": "#333333"}
 
 
 def draw_scaling(chart: Chart, styles: dict, figsize: tuple | None):
-    """Lines of messages/s over batch size, and over workers if there are several counts; the rows of one device."""
+    """Lines of messages/s over batch size, over the tokens of batches by tokens, and over workers if there are several
+    counts; the rows of one device.
+    """
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    titles = {"size": "each batch size at its best worker count", "workers": "each worker count at its best batch size"}
     rows, drawn = chart.rows, []
-    keys = [key for key in titles if key == "size" or len({row[key] for row in rows}) > 1]
-    figure, axes = panels([titles[key] for key in keys], len(keys), (5.5, 4.5), figsize, sharey=True)
-    for ax, key in zip(axes, keys, strict=True):
-        ticks = sorted({row[key] for row in rows})
-        fastest = {at: row["messages/s"] for at, row in best(rows, "variant", "order", key).items()}
+    sized, by_tokens = ([row for row in rows if (row["order"] == "tokens") == tokens] for tokens in (False, True))
+    over = [
+        ("each batch size at its best worker count", "batch size in messages", "size", sized),
+        ("each batch size at its best worker count", "batch size in tokens", "size", by_tokens),
+        ("each worker count at its best batch size", "workers", "workers", rows),
+    ]
+    over = [panel for panel in over if panel[-1] and (panel[2] == "size" or len({row["workers"] for row in rows}) > 1)]
+    figure, axes = panels([title for title, *_ in over], len(over), (5.5, 4.5), figsize, sharey=True)
+    for ax, (_, xlabel, key, points) in zip(axes, over, strict=True):
+        ticks = sorted({row[key] for row in points})
+        fastest = {at: row["messages/s"] for at, row in best(points, "variant", "order", key).items()}
         drawn += fastest.values()
-        for name, order in grouped(rows, "variant", "order"):
+        for name, order in grouped(points, "variant", "order"):
             line = [fastest.get((name, order, tick), math.nan) for tick in ticks]  # nan is a gap
             ax.plot(ticks, line, **line_style(order, *styles[name]))
-        ax.set(xscale="log", xlabel="batch size" if key == "size" else "workers")
+        ax.set(xscale="log", xlabel=xlabel)
         labelled = FixedLocator(apart(ticks))
         ax.xaxis.set(major_locator=labelled, minor_locator=NullLocator(), major_formatter="{x:g}")
     set_speed_axis(axes[0], drawn)
     orders = present(rows, "order", utils.ORDERS)
-    handles = [Line2D([], [], label=f"{order} order", **line_style(order, "#444444", "")) for order in orders]
+    handles = [Line2D([], [], label=order_label(order), **line_style(order, "#444444", "")) for order in orders]
     annotate(figure, chart, "", variant_handles(rows, styles) + handles)
     return figure
 
@@ -370,9 +394,11 @@ def apart(ticks: list[int]) -> list[int]:
 
 
 def line_style(order: str, color: str, marker: str) -> dict:
-    """How lines of an order are drawn: dashed with hollow markers in dataset order, solid in length order."""
-    style = {"linestyle": "--", "markerfacecolor": "white"} if order == "dataset" else {"linestyle": "-"}
-    return style | {"color": color, "marker": marker, "markersize": 5}
+    """How lines of an order are drawn: dashed with hollow markers in dataset order, solid in length order, dotted in
+    batches by tokens.
+    """
+    styles = {"dataset": {"linestyle": "--", "markerfacecolor": "white"}, "tokens": {"linestyle": ":"}}
+    return styles.get(order, {"linestyle": "-"}) | {"color": color, "marker": marker, "markersize": 5}
 
 
 def set_speed_axis(ax, speeds: list[float]) -> None:
@@ -437,9 +463,10 @@ TABLE = {
     "variant": lambda row: row["variant"],
     "messages/s": speed,
     "factor": lambda row: shown(row["factor"], "{:.2f}"),
-    "size": lambda row: f"{row['size']}",
+    "batches": batching,
     "workers x threads": lambda row: f"{row['workers']} x {row['threads']}",
-    "order": lambda row: row["order"],
+    "of the peak": lambda row: shown(row["mfu"], "{:.0%}"),
+    "end to end": lambda row: shown(row["end_to_end"], "{:,.3g}"),
     "max_diff": lambda row: shown(row["max_diff"], "{:.2g}"),
     "flips": lambda row: shown(row["flips"], "{:.3%}"),
 }
@@ -459,7 +486,7 @@ def results_block(rows: list[dict], charts: list[Chart], folder: Path) -> str:
         devices = grouped(list(best(group, "device", "variant").values()), "device")
         for row in (row for bests in devices.values() for row in bests):
             lines.append(f"| {' | '.join(cell(row) for cell in TABLE.values())} |")
-        lines += ["", f"{FACTOR}; {MAX_DIFF}; {FLIPS}; {MESSAGE}.", ""]
+        lines += ["", f"{FACTOR}; {MFU}; {END_TO_END}; {MAX_DIFF}; {FLIPS}; {MESSAGE}.", ""]
         for (device,) in devices:
             lines += [*provenance([row for row in group if row["device"] == device]), ""]
     return "\n".join([*lines, COMMANDS])
@@ -480,11 +507,14 @@ def provenance(rows: list[dict]) -> list[str]:
     dataset = rows[0]["dataset"].removeprefix("synthetic-")
     dataset = dataset if dataset in utils.DATASETS else "FILE"
     for (threads,), group in grouped(rows, "threads").items():
+        sized, by_tokens = ([row for row in group if (row["order"] == "tokens") == tokens] for tokens in (False, True))
+        sizes = [("--batches", sized), ("--batch-tokens", by_tokens)]
         lines.append(
             f"  `python run_benchmark.py --model {values('variant', group)} --device {device} --dataset {dataset}"
-            f" --model-id {shlex.quote(rows[0]['model'])} --batches {values('size', group)}"
-            f" --workers {values('workers', group)} --threads {threads} --order {values('order', group)}"
-            f" --limit {rows[0]['messages']}`"
+            f" --model-id {shlex.quote(rows[0]['model'])} --workers {values('workers', group)} --threads {threads}"
+            f" --order {values('order', group)}"
+            + "".join(f" {option} {values('size', some)}" for option, some in sizes if some)
+            + f" --limit {rows[0]['messages']}`"
         )
     return lines
 

@@ -115,10 +115,10 @@ def test_all_is_drawn_and_the_readme_written_between_its_markers(project, plot):
     assert readme.endswith(f"\n{plot_results.END}\nbelow\n")
     table = [line for line in readme.splitlines() if line.startswith("|")][2:]
     assert table == [  # the fastest device first, and its variants; 1234 / 100 = 12.34
-        "| RTX 4090 | onnx-fp16 | 1,234 | 12.34 | 64 | 2 x 1 | length | 0.001 | 0.250% |",
-        "| RTX 4090 | torch | 250 | 2.50 | 32 | 1 x 1 | length | 0.001 | 0.250% |",
-        "| Intel Xeon Platinum 8481C, 4 cores | onnx | 12 | 2.40 | 8 | 1 x 1 | dataset | 0.001 | 0.250% |",
-        "| Intel Xeon Platinum 8481C, 4 cores | torch | 5 | 1.00 | 8 | 1 x 4 | dataset | 0.001 | 0.250% |",
+        "| RTX 4090 | onnx-fp16 | 1,234 | 12.34 | length order, size 64 | 2 x 1 | - | - | 0.001 | 0.250% |",
+        "| RTX 4090 | torch | 250 | 2.50 | length order, size 32 | 1 x 1 | - | - | 0.001 | 0.250% |",
+        "| Intel Xeon Platinum 8481C, 4 cores | onnx | 12 | 2.40 | dataset order, size 8 | 1 x 1 | - | - | 0.001 | 0.250% |",
+        "| Intel Xeon Platinum 8481C, 4 cores | torch | 5 | 1.00 | dataset order, size 8 | 1 x 4 | - | - | 0.001 | 0.250% |",
     ]
     assert all((project / link).is_file() for link in re.findall(r"\]\((.+?)\)", readme))
     assert "torch 2.13.0, transformers 4.57.6, onnxruntime 1.31.1, commit 0123456789, date 2026-11-22" in readme
@@ -202,7 +202,7 @@ def test_older_tables_of_three_devices(tmp_path, plot):
     kinds = sorted(path.name.split("_")[0] for path in tmp_path.rglob("*.png"))
     assert kinds == ["comparison", "scaling", "scaling", "scaling"]  # they say nothing about parity
     readme = (tmp_path / "README.md").read_text()
-    assert "| H200 | onnx-fp16 | 7,200 | 6.00 | 8 | 4 x 1 | dataset | - | - |" in readme
+    assert "| H200 | onnx-fp16 | 7,200 | 6.00 | dataset order, size 8 | 4 x 1 | - | - | - | - |" in readme
     assert "- RTX 5060 Ti: an older table, without versions, commit and command" in readme
     assert "run_benchmark.py" not in readme.split(plot_results.BEGIN)[1]
 
@@ -239,11 +239,13 @@ def test_rows_may_have_more_columns_or_fewer_in_any_order(project, plot, monkeyp
     path = utils.results_path(Path("results"), make_row())
     before = plot_results.read_results(Path("results"))
     path.write_text(
-        "".join("7.5\t" + line for line in path.read_text().splitlines(keepends=True)).replace("7.5", "mfu", 1)
+        "".join("7.5\t" + line for line in path.read_text().splitlines(keepends=True)).replace("7.5", "kelvin", 1)
     )
     after = plot_results.read_results(Path("results"))
-    assert [{key: row[key] for key in utils.COLUMNS} for row in after] == before
-    assert {row.get("mfu") for row in after} == {None, "7.5"}
+    assert [{key: str(row[key]) for key in utils.COLUMNS} for row in after] == [
+        {key: str(value) for key, value in row.items()} for row in before
+    ]
+    assert {row.get("kelvin") for row in after} == {None, "7.5"}
 
     for other in path.parent.iterdir():
         other.unlink()
