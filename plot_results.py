@@ -258,7 +258,7 @@ def speed(row: dict) -> str:
 
 def batching(row: dict) -> str:
     """How a row's batches were made, in words."""
-    return f"{row['size']} tokens" if row["order"] == "tokens" else f"{row['order']} order, size {row['size']}"
+    return f"batches of {row['size']:,} tokens" if row["order"] == "tokens" else f"{row['order']} order, size {row['size']}"
 
 
 def order_label(order: str) -> str:
