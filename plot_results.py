@@ -258,7 +258,8 @@ def speed(row: dict) -> str:
 
 def batching(row: dict) -> str:
     """How a row's batches were made, in words."""
-    return f"batches of {row['size']:,} tokens" if row["order"] == "tokens" else f"{row['order']} order, size {row['size']}"
+    size = row["size"]
+    return f"batches of {size:,} tokens" if row["order"] == "tokens" else f"{row['order']} order, size {size}"
 
 
 def order_label(order: str) -> str:
