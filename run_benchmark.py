@@ -25,6 +25,8 @@ import itertools
 import json
 import resource
 import signal
+import socket
+import struct
 import sys
 import time
 import zipfile
@@ -43,6 +45,7 @@ import variants
 from utils import UserError, say
 
 CHECK_TEXTS = 256
+POLL = 0.2  # seconds between two looks at the workers
 LATENCY_BATCHES = 200  # on a GPU, where a pass does not wait for each batch, these are timed one by one
 # the columns of the printed table between variant and status, and how they are printed
 PRINTED = {
@@ -87,6 +90,7 @@ class Sweep:
     sources: dict[str, Path]
     place: variants.Place
     min_time: float
+    timeout: float = 0  # seconds without a sign of life of a worker, 0 for no limit
 
 
 class CellFailed(Exception):
@@ -96,8 +100,9 @@ class CellFailed(Exception):
 # --------------------------------------------------------------------------------------------- the workers' side
 
 
-def serve(connection: Connection, name: str, source: Path, place: variants.Place, inputs: Inputs) -> None:
-    """A worker: loads a variant once, then answers each request (a step, its argument) with (error, value).
+def serve(connection: Connection, name: str, source: Path, place: variants.Place, alive) -> None:
+    """A worker: receives the inputs, loads a variant once, then answers each request (a step, its argument) with
+    (error, value), and keeps the time of its last sign of life (a batch begun) in `alive`, a shared double.
 
     Steps: `prepare` (a shard: its batches), `run` (one pass over them) and `report`. Ends when the parent does, and
     after an error, since memory or a GPU may not be usable then.
@@ -105,7 +110,14 @@ def serve(connection: Connection, name: str, source: Path, place: variants.Place
     variants.quiet_process()
     with contextlib.suppress(EOFError, ConnectionError):
         try:
-            steps = worker_steps(variants.load(name, source, place), place, inputs)
+            _, inputs = connection.recv()
+            runner = variants.load(name, source, place)
+
+            def forward(batch):
+                alive.value = time.monotonic()
+                return runner.forward(batch)
+
+            steps = worker_steps(replace(runner, forward=forward), place, inputs)
             value = None
             while True:
                 connection.send((None, value))
@@ -218,39 +230,59 @@ class Workers:
     """The processes of one variant and worker count: started once, asked in step, killed together."""
 
     def __init__(self, count: int, name: str, sweep: Sweep):
-        context = get_context("spawn")
-        self.connections, self.processes = [], []
-        for _ in range(count):
-            mine, theirs = context.Pipe()
-            arguments = (theirs, name, sweep.sources[name], replace(sweep.place, alone=count == 1), sweep.inputs)
-            process = context.Process(target=serve, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            self.connections.append(mine)
-            self.processes.append(process)
+        self.sweep = sweep
+        self.connections, self.processes, self.alive = [], [], []
         try:
-            self.answers("load")
+            for _ in range(count):
+                self.start(name, alone=count == 1)
+            self.ask("load", [sweep.inputs] * count)
+        except OSError as error:  # of processes or files there are no more
+            self.kill()
+            raise CellFailed(f"{status_of(error)} (worker {len(self.processes)} of {count}, step load)") from error
         except BaseException:
             self.kill()
             raise
 
+    def start(self, name: str, alone: bool) -> None:
+        context = get_context("spawn")
+        mine, theirs = context.Pipe()
+        with theirs:
+            limit_sending(mine, self.sweep.timeout)
+            self.connections.append(mine)
+            self.alive.append(context.RawValue("d"))
+            place = replace(self.sweep.place, alone=alone)
+            arguments = (theirs, name, self.sweep.sources[name], place, self.alive[-1])
+            process = context.Process(target=serve, args=arguments, daemon=True)
+            variants.start(process)
+            self.processes.append(process)
+
     def ask(self, step: str, arguments: list) -> list:
-        """Sends every worker a step with its argument and waits for all answers."""
+        """Sends every worker a step with its argument and waits for all answers. Raises CellFailed as answers does."""
         for connection, argument in zip(self.connections, arguments, strict=True):
-            with contextlib.suppress(OSError):  # answers() says which worker died, and how
+            try:
                 connection.send((step, argument))
+            except BlockingIOError:  # see limit_sending
+                raise self.no_answer(step) from None
+            except OSError:  # answers() says which worker died, and how
+                pass
         return self.answers(step)
 
+    def no_answer(self, step: str) -> CellFailed:
+        return CellFailed(f"timeout: no answer in {self.sweep.timeout:g} s (step {step})")
+
     def answers(self, step: str) -> list:
-        """One answer of each worker, in their order. Raises CellFailed at once if a worker died, and after all have
-        answered if one reports an error.
+        """One answer of each worker, in their order. Raises CellFailed at once if a worker died or shows no sign of
+        life for too long, and after all have answered if one reports an error.
         """
         waiting, errors = dict(enumerate(self.connections)), []
         values = [None] * len(waiting)
+        asked = time.monotonic()
         while waiting:
-            ready = wait([*waiting.values(), *(self.processes[i].sentinel for i in waiting)])
+            ready = wait([*waiting.values(), *(self.processes[i].sentinel for i in waiting)], POLL)
             for i, connection in list(waiting.items()):
                 if connection not in ready and self.processes[i].sentinel not in ready:
+                    if 0 < self.sweep.timeout < time.monotonic() - max(asked, self.alive[i].value):
+                        raise self.no_answer(step)
                     continue
                 try:
                     error, values[i] = connection.recv() if connection.poll() else self.died(i, step)
@@ -280,6 +312,13 @@ class Workers:
             process.kill()
         for process in self.processes:
             process.join()
+
+
+def limit_sending(connection: Connection, timeout: float) -> None:
+    """Makes sending to a worker that does not read fail with a BlockingIOError after `timeout` seconds (0: never)."""
+    with socket.socket(fileno=connection.fileno()) as pipe:
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(timeout), int(timeout % 1 * 1e6)))
+        pipe.detach()
 
 
 def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
@@ -386,6 +425,14 @@ def parse_arguments() -> Namespace:
     add("--order", type=list_of(order), default=list(utils.ORDERS), help="default: dataset,length")
     add("--limit", type=utils.int_from(1), help="only so many texts, evenly spaced through the dataset (default: all)")
     add("--min-time", type=seconds, default=3.0, help="repeat passes of a cell for so many seconds (default: 3)")
+    add(
+        "--timeout",
+        type=seconds,
+        default=600.0,
+        help="give a cell up when a worker has begun no batch for so many seconds, nor ended to load, to compile or to "
+        "report; a long pass has no limit (default: 600, since reading or compiling a large model takes minutes; 0: "
+        "never)",
+    )
     saving = parser.add_mutually_exclusive_group()
     saving.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
     saving.add_argument("--no-save", action="store_true", help="save nothing")
@@ -453,7 +500,7 @@ def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset) -> Sweep
         if variants.VARIANTS[name].runtime == "onnx":
             sources[name], origin = variants.find_onnx(variants.VARIANTS[name], args.model_id, folder)
         say(f"variant    {name}: {origin}")
-    return Sweep(inputs, ready["reference"], str(ready["problem"]), sources, place, args.min_time)
+    return Sweep(inputs, ready["reference"], str(ready["problem"]), sources, place, args.min_time, args.timeout)
 
 
 def prepared_before(folder: Path, texts: list[str], gpu: int | None) -> dict[str, np.ndarray]:
@@ -541,6 +588,28 @@ def summary(rows: list[dict], names: list[str]) -> list[str]:
     return lines
 
 
+def save(unsaved: list[dict], results_dir: Path) -> None:
+    """Saves the rows and takes them out of the list; what can't be saved now stays in it for the next time."""
+    for row in list(unsaved):
+        path = utils.results_path(results_dir, row)
+        try:
+            utils.save_row(path, row)
+            unsaved.remove(row)
+        except OSError as error:
+            say(f"{path}: not saved yet: {utils.first_line(error)}")
+
+
+@contextlib.contextmanager
+def keep(unsaved: list[dict], results_dir: Path):
+    """However the block ends, tries once more to save the rows that are in the list then, or prints them."""
+    try:
+        yield
+    finally:
+        save(unsaved, results_dir)
+        if unsaved:
+            say(f"not saved in {results_dir}, so copy it from here:\n{utils.table(unsaved)}")
+
+
 def main() -> int:
     args = parse_arguments()
     args.model = variants.choose_variants(args.model, args.device)
@@ -559,26 +628,30 @@ def main() -> int:
             print(cell.variant, cell.workers, cell.size, cell.order, sep="\t")
         return 0
     if not args.no_save:
-        utils.check_writable(args.results_dir)
         for variant in args.model:
-            utils.read_rows(utils.results_path(args.results_dir, same | {"variant": variant}))
+            path = utils.results_path(args.results_dir, same | {"variant": variant})
+            utils.check_writable(path.parent)
+            utils.read_rows(path)
 
     sweep = prepare(args, cells, dataset)
-    rows = []
+    rows, unsaved = [], []
     print(" ".join(["variant".ljust(18), *(name.rjust(7) for name in PRINTED), " status"]), flush=True)
-    with tqdm(total=len(cells), unit="cell", file=sys.stderr) as progress:
-        for cell, figures in run_cells(sweep, cells):
+    measured = contextlib.closing(run_cells(sweep, cells))
+    progress_bar = tqdm(total=len(cells), unit="cell", file=sys.stderr)
+    with keep(unsaved, args.results_dir), measured as measured, progress_bar as progress:
+        for cell, figures in measured:
             date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             row = dict.fromkeys(utils.COLUMNS, "") | same | asdict(cell) | figures | {"date": date}
-            if not args.no_save:
-                utils.save_row(utils.results_path(args.results_dir, row), row)
             rows.append(row)
+            if not args.no_save:
+                unsaved.append(row)
+                save(unsaved, args.results_dir)
             progress.write(line(row, args.device == "cpu"), file=sys.stdout)
             sys.stdout.flush()
             progress.update()
     for text in summary(rows, args.model):
         say(text)
-    return int(any(row["status"] != "ok" for row in rows))
+    return int(any(row["status"] != "ok" for row in rows) or bool(unsaved))
 
 
 if __name__ == "__main__":

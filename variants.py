@@ -20,8 +20,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -306,13 +307,14 @@ def in_fresh_process(function: Callable, *arguments):
     this process is interrupted.
     """
     context = get_context("spawn")
-    mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=answer, args=(theirs, function, arguments), daemon=True)
-    process.start()
+    mine, theirs = context.Pipe()
+    process = context.Process(target=answer, args=(theirs,), daemon=True)
+    start(process)
     theirs.close()
     try:
+        mine.send((function, arguments))
         error, value = mine.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         process.join()
         raise RunError(f"{function.__name__} died, exit code {process.exitcode}") from None
     except BaseException:  # Ctrl-C
@@ -325,9 +327,23 @@ def in_fresh_process(function: Callable, *arguments):
     return value
 
 
-def answer(connection: Connection, function: Callable, arguments: tuple) -> None:
-    """Sends (error or None, what the function returns)."""
+def start(process: BaseProcess) -> None:
+    """Starts a process that Ctrl-C never reaches, not even before quiet_process.
+
+    Its arguments must be small: where it dies before it has read more than a pipe holds, `start` never returns.
+    """
+    resource_tracker.ensure_running()  # starting it would take the mask away
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def answer(connection: Connection) -> None:
+    """Receives (function, arguments) and sends (error or None, what the function returns)."""
     quiet_process()
+    function, arguments = connection.recv()
     try:
         connection.send((None, function(*arguments)))
     except UserError as error:
@@ -343,6 +359,8 @@ def quiet_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_process().pid:
+            sys.exit("the parent died")
     os.dup2(2, 1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")

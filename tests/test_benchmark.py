@@ -1,16 +1,25 @@
 """Real runs of run_benchmark.py on the CPU, and what happens to them when something goes wrong."""
 
+import contextlib
 import itertools
+import multiprocessing
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
+import fake_worker
+import numpy as np
 import pandas as pd
 import pytest
 from fake_hub import fake_hub
@@ -132,11 +141,6 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in found if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
-def wait_for_rows(process: subprocess.Popen, count: int) -> list[str]:
-    """The table's header and its first rows."""
-    return [process.stdout.readline() for _ in range(count + 1)]
-
-
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -144,57 +148,164 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def cells(*sizes: int, workers: int = 2) -> list[run_benchmark.Cell]:
+    return [run_benchmark.Cell("onnx", workers, size, "length") for size in sizes]
+
+
 @pytest.fixture
-def running(sweep, tiny_model):
-    """A benchmark of three cells in two workers that has its first row, and the workers' pids."""
-    folder, _ = sweep
-    options = ("--model", "onnx", "--workers", 2, "--batches", "1,2,4", "--order", "length")
-    options += ("--min-time", 3, "--results-dir", "fault")
+def fake_workers(monkeypatch):
+    """Workers as in fake_worker.py, none of which is left in the end."""
+    monkeypatch.setattr(run_benchmark, "serve", fake_worker.serve)
+    yield
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        ("load die", "worker [12] of 2 died (SIGKILL) in step load"),
+        ("prepare die", "worker [12] of 2 died (SIGKILL) in step prepare"),
+        ("run die", "worker [12] of 2 died (SIGKILL) in step run"),
+        ("report die", "worker [12] of 2 died (SIGKILL) in step report"),
+        ("load stop", "timeout: no answer in 3 s (step load)"),
+        ("run loop", "timeout: no answer in 3 s (step run)"),
+        ("run memory", "out of memory"),
+    ],
+)
+def test_a_fault_costs_its_cell_and_nothing_else(fake_workers, fault, status):
+    step, how = fault.split()
+    sweep = fake_worker.make_sweep((step, how), timeout=3)
+    rows = [figures for _, figures in run_benchmark.run_cells(sweep, cells(1, 2, 4))]
+    for row, failed in zip(rows, [step == "load", True, step == "load"], strict=True):
+        assert (row.keys() == {"status"}) == failed
+        assert fnmatch(row["status"], status) if failed else row["status"] == "ok"
+
+
+def test_a_long_pass_is_no_timeout(fake_workers):
+    """Six batches of 0.3 s, none of which takes long."""
+    sweep = fake_worker.make_sweep(("run", "slow"), timeout=1)
+    [(_, row)] = run_benchmark.run_cells(sweep, cells(2, workers=1))
+    assert row["status"] == "ok"
+    assert float(row["p50_ms"]) >= 300
+
+
+def test_what_a_stopped_worker_does_not_read_is_not_waited_for(fake_workers):
+    workers = run_benchmark.Workers(1, "onnx", fake_worker.make_sweep(timeout=1))
+    try:
+        os.kill(workers.processes[0].pid, signal.SIGSTOP)
+        with time_limit(10), pytest.raises(run_benchmark.CellFailed, match="no answer in 1 s"):
+            workers.ask("prepare", [np.zeros(10**6)])
+    finally:
+        workers.kill()
+
+
+def test_a_worker_that_dies_before_it_reads_does_not_hang_the_run(fake_workers, monkeypatch):
+    """Its inputs are more than a pipe holds."""
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", b"/bin/false")
+    sweep = fake_worker.make_sweep()
+    sweep = replace(sweep, inputs=replace(sweep.inputs, token_ids=np.zeros(10**6, np.int32)))
+    with time_limit(10):
+        [(_, row)] = run_benchmark.run_cells(sweep, cells(1, workers=1))
+        assert row["status"] == "worker 1 of 1 died (exit code 1) in step load"
+        with pytest.raises(utils.RunError, match="died, exit code 1"):
+            variants.in_fresh_process(len, "x" * 10**6)
+
+
+def test_more_workers_than_the_machine_can_start_is_a_status(fake_workers):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))
+        [(_, row)] = run_benchmark.run_cells(fake_worker.make_sweep(), cells(1, workers=50))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert re.fullmatch(r"OSError: .*Too many open files.* \(worker \d of 50, step load\)", row["status"])
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float):
+    def late(*_):
+        raise AssertionError(f"it hangs: not done in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A benchmark of three cells in two workers, of which the second hangs, after its first row, and the workers' pids.
+    Ctrl-C reaches all its processes, as in a terminal.
+    """
+    arguments = "--model onnx --device cpu --workers 2 --batches 1,2,4 --order length --min-time 0"
     process = subprocess.Popen(
-        command(tiny_model, *options), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, utils.ROOT / "tests" / "fake_worker.py", *arguments.split()],
+        env=os.environ | {"FAULT": "run loop"},
+        start_new_session=True,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    wait_for_rows(process, 1)
-    time.sleep(0.5)
-    yield process, children(process.pid), folder / "fault"
-    process.kill()
+    _header, _row = process.stdout.readline(), process.stdout.readline()
+    workers = children(process.pid)
+    assert len(workers) == 2
+    yield process, workers, tmp_path / "results"
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    for file in (folder / "fault").glob("*/*"):
-        file.unlink()
 
 
-def test_a_killed_worker_costs_its_cell_and_nothing_else(running):
+def statuses(results: Path) -> list[str]:
+    [path] = results.glob("*/*.tsv")
+    return [row["status"] for row in utils.read_rows(path)]
+
+
+def test_a_failed_cell_is_a_row_and_code_1(running):
     process, workers, results = running
     os.kill(workers[0], signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=30)
     assert process.returncode == 1
     [path] = results.glob("*/*.tsv")
     first, second, third = utils.read_rows(path)
     assert (first["status"], third["status"]) == ("ok", "ok")
-    assert second["status"] == "worker 1 of 2 died (SIGKILL) in step run"
+    assert re.fullmatch(r"worker 1 of 2 died \(SIGKILL\) in step (prepare|run)", second["status"])
     assert second["messages/s"] == second["flips"] == ""
     assert not any(map(is_running, workers))
 
 
-def test_ctrl_c_stops_the_workers_and_keeps_what_was_measured(running):
+@pytest.mark.parametrize(("stopped", "times"), [(False, 1), (False, 30), (True, 30)])
+def test_ctrl_c_stops_the_workers_and_keeps_what_was_measured(running, stopped, times):
+    """However often it is pressed, and if the workers are stopped."""
     process, workers, results = running
-    process.send_signal(signal.SIGINT)
+    for pid in workers if stopped else []:
+        os.kill(pid, signal.SIGSTOP)
+    for _ in range(times):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.002)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130
+    assert errors.splitlines()[-1].endswith("fake_worker.py: interrupted")
     assert "Traceback" not in errors
-    [path] = results.glob("*/*.tsv")
-    assert [row["status"] for row in utils.read_rows(path)] == ["ok"]
+    assert statuses(results) == ["ok"]
     assert not any(map(is_running, workers))
 
 
-def test_rows_survive_a_crash_and_no_worker_does(running):
+@pytest.mark.parametrize("stopped", [False, True])
+def test_rows_survive_a_crash_and_no_worker_does(running, stopped):
     process, workers, results = running
+    for pid in workers if stopped else []:
+        os.kill(pid, signal.SIGSTOP)
     process.kill()
     process.wait()
-    [path] = results.glob("*/*.tsv")
-    assert [row["status"] for row in utils.read_rows(path)] == ["ok"]
+    assert statuses(results) == ["ok"]
     deadline = time.monotonic() + 10
     while any(map(is_running, workers)) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.05)
     assert not any(map(is_running, workers))
 
 
@@ -203,6 +314,63 @@ def test_out_of_memory_is_a_status():
     assert run_benchmark.status_of(RuntimeError("DefaultCPUAllocator: can't allocate memory: x")) == "out of memory"
     assert run_benchmark.status_of(RuntimeError("CUDA out of memory. Tried to allocate")) == "out of memory"
     assert run_benchmark.status_of(ValueError("one\ntwo")) == "ValueError: one"
+
+
+def run_main(monkeypatch, *arguments: str) -> int:
+    """run_benchmark.py in this process, with fake workers."""
+    monkeypatch.setattr(run_benchmark, "prepare", fake_worker.prepare)
+    options = ["--model", "onnx", "--device", "cpu", "--order", "length", "--min-time", "0", *arguments]
+    monkeypatch.setattr(sys, "argv", ["run_benchmark.py", *options])
+    with pytest.raises(SystemExit) as stopped:
+        utils.run(run_benchmark.main)
+    return stopped.value.code
+
+
+def test_a_clock_that_is_set_back_changes_no_figure(fake_workers, monkeypatch, tmp_path):
+    """In the workers, see fake_worker.serve, and in the parent with its progress bar."""
+    hours = itertools.count(10**6, -1)
+    for module in ("time", "tqdm.std"):
+        monkeypatch.setattr(f"{module}.time", lambda: next(hours) * 3600.0)
+    dates = (datetime(2026, 1, 31 - day, tzinfo=UTC) for day in itertools.count())
+    monkeypatch.setattr(run_benchmark, "datetime", SimpleNamespace(now=lambda _: next(dates)))
+    assert run_main(monkeypatch, "--batches", "1,2,4", "--results-dir", str(tmp_path)) == 0
+    [path] = tmp_path.glob("*/*.tsv")
+    rows = utils.read_rows(path)
+    assert [row["date"][:10] for row in rows] == ["2026-01-31", "2026-01-30", "2026-01-29"]
+    for row in rows:
+        assert 1 < float(row["min"]) <= float(row["messages/s"]) <= float(row["max"])
+        assert 0 < float(row["p50_ms"]) <= float(row["p99_ms"]) < 1000
+
+
+@pytest.mark.parametrize("full_for", [2, 9])
+def test_a_full_disk_loses_no_row(fake_workers, monkeypatch, tmp_path, capsys, full_for):
+    """It is full for some savings, or to the end."""
+    save, tries = utils.atomic_file, itertools.count()
+
+    def atomic_file(path):
+        if next(tries) < full_for:
+            raise OSError(28, "No space left on device")
+        return save(path)
+
+    monkeypatch.setattr(utils, "atomic_file", atomic_file)
+    code = run_main(monkeypatch, "--batches", "1,2,4", "--results-dir", str(tmp_path))
+    errors = capsys.readouterr().err
+    assert "not saved yet: [Errno 28] No space left on device" in errors
+    if full_for == 2:
+        assert code == 0
+        [path] = tmp_path.glob("*/*.tsv")
+        assert {row["size"] for row in utils.read_rows(path)} == {"1", "2", "4"}
+    else:
+        assert code == 1
+        printed = errors[errors.index("\t".join(utils.COLUMNS)) :].splitlines()[:4]
+        (tmp_path / "copied.tsv").write_text("\n".join(printed) + "\n")
+        assert [row["status"] for row in utils.read_rows(tmp_path / "copied.tsv")] == ["ok"] * 3
+
+
+def test_results_that_can_not_be_saved_are_refused_before_anything_is_measured(monkeypatch, tmp_path, capsys):
+    (tmp_path / "roberta-base-go-emotions").write_text("a file where the model's folder goes")
+    assert run_main(monkeypatch, "--results-dir", str(tmp_path)) == 2
+    assert "nothing can be saved in" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_worker_that_can_not_load_fails_its_cells_and_the_next_variant_runs(sweep, tiny_model):
