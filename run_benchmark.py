@@ -23,6 +23,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import resource
 import signal
 import socket
@@ -45,7 +46,17 @@ import variants
 from utils import UserError, say
 
 CHECK_TEXTS = 256
-POLL = 0.2  # seconds between two looks at the workers
+POLL = 0.2  # seconds between two looks at the workers and the GPU's clock
+BUSY = 0.1  # a share of the device kept busy by others from which on the card says so
+BUSY_MIB = 1024  # and in use on a GPU; its desktop takes less
+# what makes a GPU's clock lower than its load and its settings ask for, by NVML's nvmlClocksEventReasons
+THROTTLING = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "heat (driver)",
+    0x40: "heat (hardware)",
+    0x80: "power brake",
+}
 LATENCY_BATCHES = 200  # on a GPU, where a pass does not wait for each batch, these are timed one by one
 # the columns of the printed table between variant and status, and how they are printed
 PRINTED = {
@@ -91,6 +102,7 @@ class Sweep:
     place: variants.Place
     min_time: float
     timeout: float = 0  # seconds without a sign of life of a worker, 0 for no limit
+    gpu: object = None  # NVML's handle
 
 
 class CellFailed(Exception):
@@ -230,7 +242,7 @@ class Workers:
     """The processes of one variant and worker count: started once, asked in step, killed together."""
 
     def __init__(self, count: int, name: str, sweep: Sweep):
-        self.sweep = sweep
+        self.sweep, self.throttled = sweep, set()
         self.connections, self.processes, self.alive = [], [], []
         try:
             for _ in range(count):
@@ -279,6 +291,8 @@ class Workers:
         asked = time.monotonic()
         while waiting:
             ready = wait([*waiting.values(), *(self.processes[i].sentinel for i in waiting)], POLL)
+            if step == "run" and self.sweep.gpu is not None:
+                self.throttled |= throttling(self.sweep.gpu)
             for i, connection in list(waiting.items()):
                 if connection not in ready and self.processes[i].sentinel not in ready:
                     if 0 < self.sweep.timeout < time.monotonic() - max(asked, self.alive[i].value):
@@ -319,6 +333,17 @@ def limit_sending(connection: Connection, timeout: float) -> None:
     with socket.socket(fileno=connection.fileno()) as pipe:
         pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(timeout), int(timeout % 1 * 1e6)))
         pipe.detach()
+
+
+def throttling(gpu) -> set[str]:
+    """What keeps the clock of a GPU (NVML's handle) low now, of THROTTLING."""
+    import pynvml
+
+    try:
+        reasons = pynvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)
+    except pynvml.NVMLError:
+        return {"not known"}
+    return {name for bit, name in THROTTLING.items() if reasons & bit}
 
 
 def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
@@ -377,7 +402,11 @@ def run_cells(sweep: Sweep, cells: list[Cell]):
                         raise no_start
                     if workers is None:
                         workers = Workers(count, name, sweep)
-                    yield cell, measure(sweep, workers, cell)
+                    workers.throttled.clear()
+                    figures = measure(sweep, workers, cell)
+                    if sweep.gpu is not None:
+                        figures["throttled"] = ", ".join(sorted(workers.throttled)) or "no"
+                    yield cell, figures
                 except CellFailed as error:
                     if workers is None:
                         no_start = error
@@ -462,14 +491,20 @@ def seconds(text: str) -> float:
     return value
 
 
-def find_machine(args: Namespace) -> dict[str, str]:
-    """The row's columns that say on what it was measured. Raises UserError where the GPU asked for can't be used."""
-    name, driver = utils.cpu_name(), ""
+def find_machine(args: Namespace) -> tuple[dict[str, str], object]:
+    """The row's columns that say on what it was measured, and NVML's handle of the GPU or None. Raises UserError where
+    the GPU asked for can't be used.
+    """
+    name, driver, gpu = utils.cpu_name(), "", None
     if args.device == "gpu":
         with_onnx = any(variants.VARIANTS[variant].runtime == "onnx" for variant in args.model)
-        name, driver = variants.in_fresh_process(variants.check_gpu, args.gpu, with_onnx)
+        name, driver, uuid = variants.in_fresh_process(variants.check_gpu, args.gpu, with_onnx)
     machine = {"device": utils.slug(name), "driver": driver, "commit": utils.project_commit(), **utils.versions()}
     say(f"machine    {name}{', driver ' + driver if driver else ''}")
+    if args.device == "gpu":
+        gpu, machine["load"] = gpu_load(uuid)
+    else:
+        machine["load"] = cpu_load()
     if len(utils.installed(utils.VERSIONS["onnxruntime"])) > 1:
         say("note       onnxruntime and onnxruntime-gpu are both installed and overwrite each other: remove one")
     say("versions   " + ", ".join(f"{key} {machine[key]}" for key in utils.VERSIONS) + f"; commit {machine['commit']}")
@@ -478,10 +513,55 @@ def find_machine(args: Namespace) -> dict[str, str]:
             say(f"note       {variant}: {note}")
     if args.device == "cpu" and max(args.workers) * args.threads > utils.cpu_cores():
         say(f"note       more workers x threads than the {utils.cpu_cores()} cores: they will wait for each other")
-    return machine
+    return machine, gpu
 
 
-def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset) -> Sweep:
+def cpu_load() -> str:
+    """The share of this process's cores that others keep busy, before anything is measured; it is noted if it is high.
+    Empty where it is not known (not Linux).
+    """
+    try:
+        before = cpu_seconds()
+        time.sleep(0.25)
+        busy, total = cpu_seconds() - before
+    except OSError:
+        return ""
+    load = busy / max(total, 1)
+    if load > BUSY:
+        say(f"note       others keep {load:.0%} of the cores busy: expect less messages/s, and less steady ones")
+    return f"{load:.2f}"
+
+
+def cpu_seconds() -> np.ndarray:
+    """Since the start of the machine, of the cores that this process may use: busy, and all in all (in 1/100 s)."""
+    cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.split()[0] in cores]
+    user, nice, system, idle, iowait, irq, softirq, steal = np.array([line[1:9] for line in lines], int).sum(axis=0)
+    busy = user + nice + system + irq + softirq + steal  # proc(5)
+    return np.array([busy, busy + idle + iowait])
+
+
+def gpu_load(uuid: str) -> tuple[object, str]:
+    """NVML's handle of a GPU, and the share of the last second in which others kept it busy; they are noted. None and
+    nothing where NVML does not tell, which is noted too.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        load = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100
+        others = len(pynvml.nvmlDeviceGetComputeRunningProcesses(gpu))
+        used = pynvml.nvmlDeviceGetMemoryInfo(gpu, version=pynvml.nvmlMemory_v2).used / 2**20
+    except pynvml.NVMLError as error:
+        say(f"note       whether others use the GPU, or its clock is throttled, is not known: {error}")
+        return None, ""
+    if others or load > BUSY or used > BUSY_MIB:  # in a container, the processes outside are not seen
+        say(f"note       others use the GPU: {others} processes seen, {used:.0f} MiB, busy for {load:.0%} of the time")
+    return gpu, f"{load:.2f}"
+
+
+def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset, gpu) -> Sweep:
     """All that comes before the first cell: the model, its token ids, the reference and the exports."""
     utils.check_writable(utils.CACHE)
     folder = variants.find_model(args.model_id)
@@ -500,7 +580,7 @@ def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset) -> Sweep
         if variants.VARIANTS[name].runtime == "onnx":
             sources[name], origin = variants.find_onnx(variants.VARIANTS[name], args.model_id, folder)
         say(f"variant    {name}: {origin}")
-    return Sweep(inputs, ready["reference"], str(ready["problem"]), sources, place, args.min_time, args.timeout)
+    return Sweep(inputs, ready["reference"], str(ready["problem"]), sources, place, args.min_time, args.timeout, gpu)
 
 
 def prepared_before(folder: Path, texts: list[str], gpu: int | None) -> dict[str, np.ndarray]:
@@ -564,7 +644,8 @@ def line(row: dict, on_cpu: bool) -> str:
     for name, form in PRINTED.items():
         value = format(float(row[name]), form) if form and row[name] else row[name] or "-"
         shown.append(f"{value:>{max(len(name), 7)}}")
-    return "  ".join([" ".join(shown), row["status"]])
+    throttled = f" (throttled: {row['throttled']})" if row["throttled"] not in ("", "no") else ""
+    return "  ".join([" ".join(shown), row["status"] + throttled])
 
 
 def summary(rows: list[dict], names: list[str]) -> list[str]:
@@ -614,7 +695,7 @@ def main() -> int:
     args = parse_arguments()
     args.model = variants.choose_variants(args.model, args.device)
     dataset = utils.load_dataset(args.dataset, args.column, args.limit)
-    machine = find_machine(args)
+    machine, gpu = find_machine(args)
     for note in dataset.notes:
         say(f"note       {note}")
     same = machine | {"model": args.model_id, "dataset": dataset.name, "messages": len(dataset.texts)}
@@ -633,7 +714,7 @@ def main() -> int:
             utils.check_writable(path.parent)
             utils.read_rows(path)
 
-    sweep = prepare(args, cells, dataset)
+    sweep = prepare(args, cells, dataset, gpu)
     rows, unsaved = [], []
     print(" ".join(["variant".ljust(18), *(name.rjust(7) for name in PRINTED), " status"]), flush=True)
     measured = contextlib.closing(run_cells(sweep, cells))

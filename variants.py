@@ -12,7 +12,6 @@ import queue
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -708,8 +707,8 @@ def feed(session, input_ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarr
     return {node.name: values[node.name] for node in session.get_inputs()}
 
 
-def check_gpu(gpu: int, with_onnx: bool) -> tuple[str, str]:
-    """The name and the driver of a GPU; to be called in a fresh process, since it starts CUDA.
+def check_gpu(gpu: int, with_onnx: bool) -> tuple[str, str, str]:
+    """The name, the driver and NVML's id of a GPU; to be called in a fresh process, since it starts CUDA.
 
     Raises UserError if there is no such GPU, or if onnxruntime (asked for by `with_onnx`) can't use it.
     """
@@ -733,9 +732,11 @@ def check_gpu(gpu: int, with_onnx: bool) -> tuple[str, str]:
         with tempfile.TemporaryDirectory() as folder:
             onnx.save(model, Path(folder) / "probe.onnx")
             load_onnx(Path(folder) / "probe.onnx", Place(gpu, threads=1))
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]  # one driver for all GPUs
+    import pynvml
+
     try:
-        driver = subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
+        pynvml.nvmlInit()
+        driver = pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError:
         driver = ""
-    return torch.cuda.get_device_name(gpu), driver
+    return torch.cuda.get_device_name(gpu), driver, f"GPU-{torch.cuda.get_device_properties(gpu).uuid}"

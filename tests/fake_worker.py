@@ -75,17 +75,17 @@ def serve(*arguments) -> None:
 run_benchmark_serve = run_benchmark.serve
 
 
-def make_sweep(source: tuple[str, str] = ("", ""), timeout: float = 60) -> run_benchmark.Sweep:
+def make_sweep(source: tuple[str, str] = ("", ""), timeout: float = 60, gpu: object = None) -> run_benchmark.Sweep:
     inputs = run_benchmark.Inputs(
         np.arange(TEXTS * 4, dtype=np.int32), np.full(TEXTS, 4), pad_id=0, checked=np.arange(TEXTS)
     )
     place = variants.Place(gpu=None, threads=1)
     sources = dict.fromkeys(variants.VARIANTS, source)
-    return run_benchmark.Sweep(inputs, np.zeros((TEXTS, 1)), "regression", sources, place, 0, timeout)
+    return run_benchmark.Sweep(inputs, np.zeros((TEXTS, 1)), "regression", sources, place, 0, timeout, gpu)
 
 
-def prepare(args, cells, dataset) -> run_benchmark.Sweep:
-    return make_sweep(tuple(os.environ.get("FAULT", " ").split(" ")), args.timeout)
+def prepare(args, cells, dataset, gpu) -> run_benchmark.Sweep:
+    return make_sweep(tuple(os.environ.get("FAULT", " ").split(" ")), args.timeout, gpu)
 
 
 if __name__ == "__main__":

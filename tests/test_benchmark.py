@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import fake_worker
 import numpy as np
 import pandas as pd
+import pynvml
 import pytest
 from fake_hub import fake_hub
 
@@ -371,6 +372,168 @@ def test_results_that_can_not_be_saved_are_refused_before_anything_is_measured(m
     (tmp_path / "roberta-base-go-emotions").write_text("a file where the model's folder goes")
     assert run_main(monkeypatch, "--results-dir", str(tmp_path)) == 2
     assert "nothing can be saved in" in capsys.readouterr().err.splitlines()[-1]
+
+
+# ------------------------------------------------------------------------------------------------------- silent ones
+
+
+def find_machine(*arguments: str) -> tuple:
+    sys.argv = ["run_benchmark.py", "--model", "onnx", *arguments]
+    return run_benchmark.find_machine(run_benchmark.parse_arguments())
+
+
+def test_what_makes_figures_worse_is_on_the_card(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(utils, "installed", lambda packages: dict.fromkeys(packages, "1"))
+    burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        machine, _ = find_machine("--device", "cpu", "--workers", f"1,{utils.cpu_cores()}", "--threads", "2")
+    finally:
+        burner.kill()
+        burner.wait()
+    card = capsys.readouterr().err
+    assert "onnxruntime and onnxruntime-gpu are both installed" in card
+    assert f"more workers x threads than the {utils.cpu_cores()} cores" in card
+    assert re.search(r"others keep \d+% of the cores busy", card)
+    assert 0.5 / utils.cpu_cores() < float(machine["load"]) <= 1
+
+
+def test_a_machine_in_order_has_no_notes(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(utils, "installed", lambda packages: {packages[-1]: "1"})
+    ticks = iter([np.array([700, 1000]), np.array([702, 1050])])
+    monkeypatch.setattr(run_benchmark, "cpu_seconds", lambda: next(ticks))
+    machine, _ = find_machine("--device", "cpu")
+    assert machine["load"] == "0.04"
+    assert "note" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """NVML with one idle GPU that nobody else uses; its attributes can be changed."""
+    gpu = SimpleNamespace(uuid="GPU-1", load=0, processes=[], used=0, reasons=itertools.repeat(0))
+
+    def found(uuid):
+        if uuid != gpu.uuid:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return gpu
+
+    def reasons(gpu):
+        now = next(gpu.reasons)
+        if isinstance(now, Exception):
+            raise now
+        return now
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", found)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", lambda gpu: SimpleNamespace(gpu=gpu.load))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda gpu: gpu.processes)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda gpu, version: SimpleNamespace(used=gpu.used))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", reasons)
+    return gpu
+
+
+@pytest.mark.parametrize(
+    ("state", "load", "note"),
+    [
+        ({}, "0.00", None),
+        ({"processes": ["one", "two"]}, "0.00", "others use the GPU: 2 processes seen, 0 MiB"),
+        ({"load": 37}, "0.37", "busy for 37% of the time"),
+        ({"used": 3 * 2**30}, "0.00", "0 processes seen, 3072 MiB"),
+        ({"uuid": "GPU-2"}, "", "is not known: Not Found"),
+    ],
+)
+def test_others_on_the_gpu_are_on_the_card(nvml, monkeypatch, capsys, state, load, note):
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(variants, "in_fresh_process", lambda *_: ("NVIDIA H200", "580.95", "GPU-1"))
+    vars(nvml).update(state)
+    machine, gpu = find_machine("--device", "gpu")
+    assert (machine["device"], machine["driver"], machine["load"]) == ("NVIDIA-H200", "580.95", load)
+    card = capsys.readouterr().err
+    assert note in card if note else "note" not in card
+    assert gpu is (None if load == "" else nvml)
+
+
+def test_a_throttled_pass_is_a_column_and_in_the_table(nvml, fake_workers):
+    """One cell whose clock is low for a moment, one that is idle, has fixed clocks or keeps in step, one unknown."""
+    sweep = fake_worker.make_sweep(("run", "slow"), gpu=nvml)
+    measured = run_benchmark.run_cells(sweep, cells(2, 1, 1, workers=1))
+    nvml.reasons = itertools.chain([0x41, 0x04], itertools.repeat(0x01))
+    _, throttled = next(measured)
+    nvml.reasons = itertools.repeat(0x01 | 0x02 | 0x10 | 0x100)
+    _, benign = next(measured)
+    nvml.reasons = itertools.repeat(pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED))
+    _, unknown = next(measured)
+    measured.close()
+    assert [row["throttled"] for row in (throttled, benign, unknown)] == [
+        "heat (hardware), power cap",
+        "no",
+        "not known",
+    ]
+    row = dict.fromkeys(utils.COLUMNS, "") | {"variant": "onnx", "workers": 1, "threads": 1, "size": 2}
+    assert run_benchmark.line(row | throttled, False).endswith("  ok (throttled: heat (hardware), power cap)")
+    assert run_benchmark.line(row | benign, False).endswith("  ok")
+
+
+def test_a_session_without_cuda_is_an_error(tiny_exports, monkeypatch):
+    """onnxruntime gives a session on the CPU without raising, as it does here where there is no GPU."""
+    monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda _: ["CPUExecutionProvider"])
+    with pytest.raises(utils.UserError, match="a session on CPUExecutionProvider instead of CUDAExecutionProvider"):
+        variants.load("onnx", tiny_exports / "tiny-onnx" / "model.onnx", variants.Place(gpu=0, threads=1))
+
+
+def test_a_compiled_model_that_torch_would_run_eagerly_is_an_error(tiny_model, monkeypatch):
+    """At the limit of recompilations, here of one; the backend is of no account."""
+    import torch
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *args, **kw: compile_module(*args, **kw, backend="eager"))
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        runner = variants.load("torch-compile", tiny_model, variants.Place(gpu=None, threads=1))
+        with pytest.raises(Exception, match="recompile_limit") as caught:
+            for shape in [(4, 8), (1, 8), (4, 1), (1, 1)]:
+                runner.forward(runner.prepare(np.ones(shape, np.int64), np.ones(shape, np.int64)))
+    torch.compiler.reset()
+    assert "recompile_limit" in run_benchmark.status_of(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------- long run
+
+
+def memory_mib_and_descriptors(pid: int) -> np.ndarray:
+    resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return np.array([resident, len(os.listdir(f"/proc/{pid}/fd"))])
+
+
+def test_200_cells_need_no_more_than_20(tiny_model, tiny_exports, texts, tmp_path):
+    """Memory of the parent and of the workers, their descriptors, and files."""
+    place = variants.Place(gpu=None, threads=1)
+    ready = run_benchmark.prepare_inputs(tiny_model, texts[:60], place)
+    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "pad_id", "checked")))
+    sources = {"onnx": tiny_exports / "tiny-onnx" / "model.onnx"}
+    sweep = run_benchmark.Sweep(inputs, ready["reference"], ready["problem"], sources, place, 0)
+    path, used, files = tmp_path / "results.tsv", {}, {}
+    for i, (cell, figures) in enumerate(run_benchmark.run_cells(sweep, cells(*range(1, 11)) * 20), 1):
+        utils.save_row(path, dict.fromkeys(utils.COLUMNS, "") | asdict(cell) | figures)
+        assert figures["status"] == "ok"
+        if i in (20, 200):
+            pids = [os.getpid(), *sorted(process.pid for process in multiprocessing.active_children())]
+            used[i] = np.array([memory_mib_and_descriptors(pid) for pid in pids])
+            files[i] = sorted(file.name for file in tmp_path.iterdir())
+    assert len(used[200]) == 3
+    assert (used[200][:, 0] < used[20][:, 0] + 5).all(), used
+    assert (used[200][:, 1] <= used[20][:, 1]).all(), used
+    assert files[200] == files[20]
+
+
+def test_workers_started_anew_leave_no_descriptors(fake_workers):
+    sweep = fake_worker.make_sweep(("run", "memory"))
+    used = []
+    for _, figures in run_benchmark.run_cells(sweep, cells(*[2] * 8, workers=1)):
+        assert figures == {"status": "out of memory"}
+        used.append(len(os.listdir("/proc/self/fd")))
+    assert used[-1] <= used[1]
 
 
 def test_a_worker_that_can_not_load_fails_its_cells_and_the_next_variant_runs(sweep, tiny_model):
