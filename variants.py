@@ -226,8 +226,13 @@ def find_onnx(variant: Variant, model_id: str, folder: Path) -> tuple[Path, str]
             say(f"no published export: {error}")
     utils.check_writable(exported.absolute().parent)
     say(f"exporting {model_id} into ./{exported}")
-    with new_folder(exported) as temporary:
-        graph = in_fresh_process(export, folder, temporary, variant.precision)
+    try:
+        with new_folder(exported) as temporary:
+            graph = in_fresh_process(export, folder, temporary, variant.precision)
+    except RunError:
+        if not file.is_file():
+            raise
+        return file, f"exported meanwhile by another run into ./{exported}"
     for finding in graph["findings"]:
         say(f"{exported}: {finding}")
     return file, f"exported now into ./{exported}"
@@ -244,8 +249,12 @@ def random_roberta_base() -> Path:
     folder = utils.CACHE / RANDOM_MODEL
     if not folder.exists():
         say(f"building {RANDOM_MODEL} in {folder}")
-        with new_folder(folder) as temporary:
-            in_fresh_process(build_random_roberta_base, temporary)
+        try:
+            with new_folder(folder) as temporary:
+                in_fresh_process(build_random_roberta_base, temporary)
+        except RunError:  # another run may have built it meanwhile
+            if not folder.exists():
+                raise
     return folder
 
 
@@ -280,7 +289,7 @@ def build_random_roberta_base(folder: Path) -> None:
 @contextlib.contextmanager
 def new_folder(folder: Path, replace: bool = False):
     """A temporary folder that becomes `folder` at the end of the block (with `replace`, in the place of an older one),
-    or vanishes if the block fails.
+    or vanishes if the block fails. Raises RunError if there is a `folder` by then.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -291,7 +300,10 @@ def new_folder(folder: Path, replace: bool = False):
         temporary.chmod(0o755)
         if replace and folder.exists():
             folder.rename(old)
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError as error:
+            raise RunError(f"{folder} can't be made: {error.strerror}") from error
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)

@@ -237,9 +237,9 @@ def time_limit(seconds: float):
 
 
 @pytest.fixture
-def running(tmp_path):
-    """A benchmark of three cells in two workers, of which the second hangs, after its first row, and the workers' pids.
-    Ctrl-C reaches all its processes, as in a terminal.
+def starting(tmp_path):
+    """A benchmark of three cells in two workers, of which the second hangs. Ctrl-C reaches all its processes, as in a
+    terminal.
     """
     arguments = "--model onnx --device cpu --workers 2 --batches 1,2,4 --order length --min-time 0"
     process = subprocess.Popen(
@@ -251,13 +251,19 @@ def running(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    _header, _row = process.stdout.readline(), process.stdout.readline()
-    workers = children(process.pid)
-    assert len(workers) == 2
-    yield process, workers, tmp_path / "results"
+    yield process
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+@pytest.fixture
+def running(starting, tmp_path):
+    """The benchmark after its first row, the workers' pids, and the results."""
+    _header, _row = starting.stdout.readline(), starting.stdout.readline()
+    workers = children(starting.pid)
+    assert len(workers) == 2
+    return starting, workers, tmp_path / "results"
 
 
 def statuses(results: Path) -> list[str]:
@@ -294,6 +300,31 @@ def test_ctrl_c_stops_the_workers_and_keeps_what_was_measured(running, stopped, 
     assert "Traceback" not in errors
     assert statuses(results) == ["ok"]
     assert not any(map(is_running, workers))
+
+
+def test_ctrl_c_reaches_no_worker_that_is_starting(starting):
+    while len(workers := children(starting.pid)) < 2:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.killpg(starting.pid, signal.SIGINT)
+    _, errors = starting.communicate(timeout=10)
+    assert starting.returncode == 130
+    assert errors.splitlines()[-1].endswith("fake_worker.py: interrupted")
+    assert "Traceback" not in errors
+    assert not any(map(is_running, workers))
+
+
+def test_ctrl_c_while_a_row_is_saved_does_not_lose_it(fake_workers, monkeypatch, tmp_path):
+    save, interrupts = utils.save_row, iter([KeyboardInterrupt])
+
+    def save_row(path, row):
+        for interrupt in interrupts:
+            raise interrupt
+        save(path, row)
+
+    monkeypatch.setattr(utils, "save_row", save_row)
+    assert run_main(monkeypatch, "--batches", "1,2", "--results-dir", str(tmp_path)) == 130
+    assert statuses(tmp_path) == ["ok"]
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -343,9 +374,9 @@ def test_a_clock_that_is_set_back_changes_no_figure(fake_workers, monkeypatch, t
         assert 0 < float(row["p50_ms"]) <= float(row["p99_ms"]) < 1000
 
 
-@pytest.mark.parametrize("full_for", [2, 9])
+@pytest.mark.parametrize("full_for", [2, 6, 9])
 def test_a_full_disk_loses_no_row(fake_workers, monkeypatch, tmp_path, capsys, full_for):
-    """It is full for some savings, or to the end."""
+    """It is full for some savings, for all but the last try, or to the end."""
     save, tries = utils.atomic_file, itertools.count()
 
     def atomic_file(path):
@@ -357,7 +388,7 @@ def test_a_full_disk_loses_no_row(fake_workers, monkeypatch, tmp_path, capsys, f
     code = run_main(monkeypatch, "--batches", "1,2,4", "--results-dir", str(tmp_path))
     errors = capsys.readouterr().err
     assert "not saved yet: [Errno 28] No space left on device" in errors
-    if full_for == 2:
+    if full_for < 9:
         assert code == 0
         [path] = tmp_path.glob("*/*.tsv")
         assert {row["size"] for row in utils.read_rows(path)} == {"1", "2", "4"}
@@ -650,6 +681,25 @@ def test_the_default_models_published_export_is_taken_before_exporting(hub, tiny
     assert origin == "exported now into ./roberta-base-go_emotions-onnx-fp16"
     assert "no published export: no model joaopn/" in capsys.readouterr().err
     assert file.stat().st_size > 10_000
+
+
+def test_an_export_that_another_run_made_meanwhile_is_taken(tmp_path, monkeypatch):
+    def export(_function, _folder, temporary, _precision):
+        for folder in (temporary, tmp_path / "tiny-onnx"):
+            folder.mkdir(exist_ok=True)
+            (folder / "model.onnx").write_text(folder.name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(variants, "in_fresh_process", export)
+    file, origin = variants.find_onnx(variants.VARIANTS["onnx"], "tiny", tmp_path)
+    assert file.read_text() == "tiny-onnx"
+    assert origin == "exported meanwhile by another run into ./tiny-onnx"
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-onnx"]
+    with (
+        pytest.raises(utils.RunError, match="tiny-onnx can't be made: Directory not empty"),
+        variants.new_folder(tmp_path / "tiny-onnx") as new,
+    ):
+        (new / "model.onnx").touch()
 
 
 def test_a_hub_that_never_answers_is_given_up(hub, monkeypatch):
