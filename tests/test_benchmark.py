@@ -305,7 +305,9 @@ def test_ctrl_c_stops_the_workers_and_keeps_what_was_measured(running, stopped, 
 def test_ctrl_c_reaches_no_worker_that_is_starting(starting):
     while len(workers := children(starting.pid)) < 2:
         time.sleep(0.01)
-    time.sleep(0.1)
+    for pid in workers:
+        blocked = Path(f"/proc/{pid}/status").read_text().split("SigBlk:")[1].split()[0]
+        assert int(blocked, 16) & 1 << (signal.SIGINT - 1)
     os.killpg(starting.pid, signal.SIGINT)
     _, errors = starting.communicate(timeout=10)
     assert starting.returncode == 130
