@@ -294,7 +294,7 @@ def find_place(args: Namespace) -> tuple[variants.Place, str]:
     """Where the check runs, and the machine's name; a GPU that was not asked for is used if there is one."""
     if args.device != "cpu" and args.precision != "int8":
         try:
-            name, driver = variants.in_fresh_process(variants.check_gpu, args.gpu, True)
+            name, driver, _ = variants.in_fresh_process(variants.check_gpu, args.gpu, True)
             return variants.Place(args.gpu, args.threads), f"{name} (driver {driver})"
         except UserError as error:
             if args.device == "gpu":

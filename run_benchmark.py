@@ -29,9 +29,12 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import queue
 import resource
 import signal
+import socket
+import struct
 import sys
 import threading
 import time
@@ -54,6 +57,17 @@ from utils import UserError, say
 CHECK_TEXTS = 256
 CHUNK = 2048  # texts that are tokenized at once while the model runs
 QUEUED_BATCHES = 16  # that wait for the model, at most
+POLL = 0.2  # seconds between two looks at the workers and the GPU's clock
+BUSY = 0.1  # a share of the device kept busy by others from which on the card says so
+BUSY_MIB = 1024  # and in use on a GPU; its desktop takes less
+# what makes a GPU's clock lower than its load and its settings ask for, by NVML's nvmlClocksEventReasons
+THROTTLING = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "heat (driver)",
+    0x40: "heat (hardware)",
+    0x80: "power brake",
+}
 LATENCY_BATCHES = 200  # on a GPU, where a pass does not wait for each batch, these are timed one by one
 # the columns of the printed table between variant and status, and how they are printed
 PRINTED = {
@@ -96,7 +110,7 @@ class Sweep:
     """What all cells of a run share: the inputs, the reference they are checked against, and how to measure."""
 
     folder: Path  # the model's
-    texts: list[str]
+    texts: list[str]  # for `end_to_end`; without them it is left out
     inputs: Inputs
     flops: float  # of one pass over the real tokens
     reference: np.ndarray  # probabilities [checked texts, labels]
@@ -105,6 +119,8 @@ class Sweep:
     place: variants.Place
     peaks: dict[str, float]  # precision -> FLOP/s
     min_time: float
+    timeout: float = 0  # seconds without a sign of life of a worker, 0 for no limit
+    gpu: object = None  # NVML's handle
 
 
 @dataclass(frozen=True)
@@ -125,8 +141,9 @@ class CellFailed(Exception):
 # --------------------------------------------------------------------------------------------- the workers' side
 
 
-def serve(connection: Connection, name: str, source: Path, place: variants.Place, inputs: Inputs) -> None:
-    """A worker: loads a variant once, then answers each request (a step, its argument) with (error, value).
+def serve(connection: Connection, name: str, source: Path, place: variants.Place, alive) -> None:
+    """A worker: receives the inputs, loads a variant once, then answers each request (a step, its argument) with
+    (error, value), and keeps the time of its last sign of life (a batch begun) in `alive`, a shared double.
 
     Steps: `prepare` (a shard: its batches), `run` (one pass over them) and `report`; `run_texts` (texts and how to
     batch them) is a pass from the texts themselves. Ends when the parent does, and after an error, since memory or a
@@ -135,7 +152,14 @@ def serve(connection: Connection, name: str, source: Path, place: variants.Place
     variants.quiet_process()
     with contextlib.suppress(EOFError, ConnectionError):
         try:
-            steps = worker_steps(variants.load(name, source, place), place, inputs)
+            _, inputs = connection.recv()
+            runner = variants.load(name, source, place)
+
+            def forward(batch):
+                alive.value = time.monotonic()
+                return runner.forward(batch)
+
+            steps = worker_steps(replace(runner, forward=forward), place, inputs)
             value = None
             while True:
                 connection.send((None, value))
@@ -306,39 +330,61 @@ class Workers:
     """The processes of one variant and worker count: started once, asked in step, killed together."""
 
     def __init__(self, count: int, name: str, sweep: Sweep):
-        context = get_context("spawn")
-        self.connections, self.processes = [], []
-        for _ in range(count):
-            mine, theirs = context.Pipe()
-            arguments = (theirs, name, sweep.sources[name], replace(sweep.place, alone=count == 1), sweep.inputs)
-            process = context.Process(target=serve, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            self.connections.append(mine)
-            self.processes.append(process)
+        self.sweep, self.throttled = sweep, set()
+        self.connections, self.processes, self.alive = [], [], []
         try:
-            self.answers("load")
+            for _ in range(count):
+                self.start(name, alone=count == 1)
+            self.ask("load", [sweep.inputs] * count)
+        except OSError as error:  # of processes or files there are no more
+            self.kill()
+            raise CellFailed(f"{status_of(error)} (worker {len(self.processes)} of {count}, step load)") from error
         except BaseException:
             self.kill()
             raise
 
+    def start(self, name: str, alone: bool) -> None:
+        context = get_context("spawn")
+        mine, theirs = context.Pipe()
+        with theirs:
+            limit_sending(mine, self.sweep.timeout)
+            self.connections.append(mine)
+            self.alive.append(context.RawValue("d"))
+            place = replace(self.sweep.place, alone=alone)
+            arguments = (theirs, name, self.sweep.sources[name], place, self.alive[-1])
+            process = context.Process(target=serve, args=arguments, daemon=True)
+            variants.start(process)
+            self.processes.append(process)
+
     def ask(self, step: str, arguments: list) -> list:
-        """Sends every worker a step with its argument and waits for all answers."""
+        """Sends every worker a step with its argument and waits for all answers. Raises CellFailed as answers does."""
         for connection, argument in zip(self.connections, arguments, strict=True):
-            with contextlib.suppress(OSError):  # answers() says which worker died, and how
+            try:
                 connection.send((step, argument))
+            except BlockingIOError:  # see limit_sending
+                raise self.no_answer(step) from None
+            except OSError:  # answers() says which worker died, and how
+                pass
         return self.answers(step)
 
+    def no_answer(self, step: str) -> CellFailed:
+        return CellFailed(f"timeout: no answer in {self.sweep.timeout:g} s (step {step})")
+
     def answers(self, step: str) -> list:
-        """One answer of each worker, in their order. Raises CellFailed at once if a worker died, and after all have
-        answered if one reports an error.
+        """One answer of each worker, in their order. Raises CellFailed at once if a worker died or shows no sign of
+        life for too long, and after all have answered if one reports an error.
         """
         waiting, errors = dict(enumerate(self.connections)), []
         values = [None] * len(waiting)
+        asked = time.monotonic()
         while waiting:
-            ready = wait([*waiting.values(), *(self.processes[i].sentinel for i in waiting)])
+            ready = wait([*waiting.values(), *(self.processes[i].sentinel for i in waiting)], POLL)
+            if step in ("run", "run_texts") and self.sweep.gpu is not None:
+                self.throttled |= throttling(self.sweep.gpu)
             for i, connection in list(waiting.items()):
                 if connection not in ready and self.processes[i].sentinel not in ready:
+                    if 0 < self.sweep.timeout < time.monotonic() - max(asked, self.alive[i].value):
+                        raise self.no_answer(step)
                     continue
                 try:
                     error, values[i] = connection.recv() if connection.poll() else self.died(i, step)
@@ -368,6 +414,24 @@ class Workers:
             process.kill()
         for process in self.processes:
             process.join()
+
+
+def limit_sending(connection: Connection, timeout: float) -> None:
+    """Makes sending to a worker that does not read fail with a BlockingIOError after `timeout` seconds (0: never)."""
+    with socket.socket(fileno=connection.fileno()) as pipe:
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(timeout), int(timeout % 1 * 1e6)))
+        pipe.detach()
+
+
+def throttling(gpu) -> set[str]:
+    """What keeps the clock of a GPU (NVML's handle) low now, of THROTTLING."""
+    import pynvml
+
+    try:
+        reasons = pynvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)
+    except pynvml.NVMLError:
+        return {"not known"}
+    return {name for bit, name in THROTTLING.items() if reasons & bit}
 
 
 def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
@@ -442,13 +506,16 @@ def run_cells(sweep: Sweep, cells: list[Cell]):
     for (name, count), group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
         workers, no_start, good = None, None, {}
         try:
-            for cell, step in steps_of(group, good):
+            for cell, step in steps_of(group, good if sweep.texts else {}):
                 try:
                     if no_start:
                         raise no_start
                     if workers is None:
                         workers = Workers(count, name, sweep)
+                    workers.throttled.clear()
                     figures = step(sweep, workers, cell)
+                    if sweep.gpu is not None:
+                        figures["throttled"] = ", ".join(sorted(workers.throttled)) or "no"
                     if figures["status"] == "ok":
                         good[cell] = figures
                     yield cell, figures
@@ -513,6 +580,14 @@ def parse_arguments() -> Namespace:
     add("--order", type=list_of(order), default=list(utils.ORDERS), help="default: dataset,length,tokens")
     add("--limit", type=utils.int_from(1), help="only so many texts, evenly spaced through the dataset (default: all)")
     add("--min-time", type=seconds, default=3.0, help="repeat passes of a cell for so many seconds (default: 3)")
+    add(
+        "--timeout",
+        type=seconds,
+        default=600.0,
+        help="give a cell up when a worker has begun no batch for so many seconds, nor ended to load, to compile or to "
+        "report; a long pass has no limit (default: 600, since reading or compiling a large model takes minutes; 0: "
+        "never)",
+    )
     saving = parser.add_mutually_exclusive_group()
     saving.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
     saving.add_argument("--no-save", action="store_true", help="save nothing")
@@ -542,14 +617,20 @@ def seconds(text: str) -> float:
     return value
 
 
-def find_machine(args: Namespace) -> dict[str, str]:
-    """The row's columns that say on what it was measured. Raises UserError where the GPU asked for can't be used."""
-    name, driver = utils.cpu_name(), ""
+def find_machine(args: Namespace) -> tuple[dict[str, str], object]:
+    """The row's columns that say on what it was measured, and NVML's handle of the GPU or None. Raises UserError where
+    the GPU asked for can't be used.
+    """
+    name, driver, gpu = utils.cpu_name(), "", None
     if args.device == "gpu":
         with_onnx = any(variants.VARIANTS[variant].runtime == "onnx" for variant in args.model)
-        name, driver = variants.in_fresh_process(variants.check_gpu, args.gpu, with_onnx)
+        name, driver, uuid = variants.in_fresh_process(variants.check_gpu, args.gpu, with_onnx)
     machine = {"device": utils.slug(name), "driver": driver, "commit": utils.project_commit(), **utils.versions()}
     say(f"machine    {name}{', driver ' + driver if driver else ''}")
+    if args.device == "gpu":
+        gpu, machine["load"] = gpu_load(uuid)
+    else:
+        machine["load"] = cpu_load()
     if len(utils.installed(utils.VERSIONS["onnxruntime"])) > 1:
         say("note       onnxruntime and onnxruntime-gpu are both installed and overwrite each other: remove one")
     say("versions   " + ", ".join(f"{key} {machine[key]}" for key in utils.VERSIONS) + f"; commit {machine['commit']}")
@@ -558,10 +639,55 @@ def find_machine(args: Namespace) -> dict[str, str]:
             say(f"note       {variant}: {note}")
     if args.device == "cpu" and max(args.workers) * args.threads > utils.cpu_cores():
         say(f"note       more workers x threads than the {utils.cpu_cores()} cores: they will wait for each other")
-    return machine
+    return machine, gpu
 
 
-def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset, device: str) -> Sweep:
+def cpu_load() -> str:
+    """The share of this process's cores that others keep busy, before anything is measured; it is noted if it is high.
+    Empty where it is not known (not Linux).
+    """
+    try:
+        before = cpu_seconds()
+        time.sleep(0.25)
+        busy, total = cpu_seconds() - before
+    except OSError:
+        return ""
+    load = busy / max(total, 1)
+    if load > BUSY:
+        say(f"note       others keep {load:.0%} of the cores busy: expect less messages/s, and less steady ones")
+    return f"{load:.2f}"
+
+
+def cpu_seconds() -> np.ndarray:
+    """Since the start of the machine, of the cores that this process may use: busy, and all in all (in 1/100 s)."""
+    cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.split()[0] in cores]
+    user, nice, system, idle, iowait, irq, softirq, steal = np.array([line[1:9] for line in lines], int).sum(axis=0)
+    busy = user + nice + system + irq + softirq + steal  # proc(5)
+    return np.array([busy, busy + idle + iowait])
+
+
+def gpu_load(uuid: str) -> tuple[object, str]:
+    """NVML's handle of a GPU, and the share of the last second in which others kept it busy; they are noted. None and
+    nothing where NVML does not tell, which is noted too.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        load = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100
+        others = len(pynvml.nvmlDeviceGetComputeRunningProcesses(gpu))
+        used = pynvml.nvmlDeviceGetMemoryInfo(gpu, version=pynvml.nvmlMemory_v2).used / 2**20
+    except pynvml.NVMLError as error:
+        say(f"note       whether others use the GPU, or its clock is throttled, is not known: {error}")
+        return None, ""
+    if others or load > BUSY or used > BUSY_MIB:  # in a container, the processes outside are not seen
+        say(f"note       others use the GPU: {others} processes seen, {used:.0f} MiB, busy for {load:.0%} of the time")
+    return gpu, f"{load:.2f}"
+
+
+def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset, device: str, gpu) -> Sweep:
     """All that comes before the first cell: the model, its token ids, the reference and the exports."""
     utils.check_writable(utils.CACHE)
     folder = variants.find_model(args.model_id)
@@ -586,7 +712,7 @@ def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset, device: 
     return Sweep(
         **{"folder": folder, "texts": dataset.texts, "inputs": inputs, "flops": float(ready["flops"])},
         **{"reference": ready["reference"], "problem": str(ready["problem"]), "sources": sources},
-        **{"place": place, "peaks": peaks, "min_time": args.min_time},
+        **{"place": place, "peaks": peaks, "min_time": args.min_time, "timeout": args.timeout, "gpu": gpu},
     )
 
 
@@ -669,7 +795,8 @@ def line(row: dict, on_cpu: bool) -> str:
     for name, form in PRINTED.items():
         value = format(float(row[name]), form) if form and row[name] else row[name] or "-"
         shown.append(f"{value:>{max(len(name), 7)}}")
-    return "  ".join([" ".join(shown), row["status"]])
+    throttled = f" (throttled: {row['throttled']})" if row["throttled"] not in ("", "no") else ""
+    return "  ".join([" ".join(shown), row["status"] + throttled])
 
 
 def summary(rows: list[dict], names: list[str]) -> list[str]:
@@ -696,11 +823,33 @@ def summary(rows: list[dict], names: list[str]) -> list[str]:
     return lines
 
 
+def save(unsaved: list[dict], results_dir: Path) -> None:
+    """Saves the rows and takes them out of the list; what can't be saved now stays in it for the next time."""
+    for row in list(unsaved):
+        path = utils.results_path(results_dir, row)
+        try:
+            utils.save_row(path, row)
+            unsaved.remove(row)
+        except OSError as error:
+            say(f"{path}: not saved yet: {utils.first_line(error)}")
+
+
+@contextlib.contextmanager
+def keep(unsaved: list[dict], results_dir: Path):
+    """However the block ends, tries once more to save the rows that are in the list then, or prints them."""
+    try:
+        yield
+    finally:
+        save(unsaved, results_dir)
+        if unsaved:
+            say(f"not saved in {results_dir}, so copy it from here:\n{utils.table(unsaved)}")
+
+
 def main() -> int:
     args = parse_arguments()
     args.model = variants.choose_variants(args.model, args.device)
     dataset = utils.load_dataset(args.dataset, args.column, args.limit)
-    machine = find_machine(args)
+    machine, gpu = find_machine(args)
     for note in dataset.notes:
         say(f"note       {note}")
     same = machine | {"model": args.model_id, "dataset": dataset.name, "messages": len(dataset.texts)}
@@ -718,25 +867,30 @@ def main() -> int:
             print(cell.variant, cell.workers, cell.size, cell.order, sep="\t")
         return 0
     if not args.no_save:
-        utils.check_writable(args.results_dir)
         for variant in args.model:
-            utils.read_rows(utils.results_path(args.results_dir, same | {"variant": variant}))
+            path = utils.results_path(args.results_dir, same | {"variant": variant})
+            utils.check_writable(path.parent)
+            utils.read_rows(path)
 
-    sweep = prepare(args, cells, dataset, machine["device"])
+    sweep = prepare(args, cells, dataset, machine["device"], gpu)
+    unsaved = []
     print(" ".join(["variant".ljust(18), *(name.rjust(7) for name in PRINTED), " status"]), flush=True)
-    with tqdm(total=len(cells), unit="cell", file=sys.stderr) as progress:
-        for cell, figures in run_cells(sweep, cells):
+    measured = contextlib.closing(run_cells(sweep, cells))
+    progress_bar = tqdm(total=len(cells), unit="cell", file=sys.stderr)
+    with keep(unsaved, args.results_dir), measured as measured, progress_bar as progress:
+        for cell, figures in measured:
             date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             row = dict.fromkeys(utils.COLUMNS, "") | same | asdict(cell) | figures | {"date": date}
             if not args.no_save:
-                utils.save_row(utils.results_path(args.results_dir, row), row)
+                unsaved.append(row)
+                save(unsaved, args.results_dir)
             progress.write(line(row, args.device == "cpu"), file=sys.stdout)
             sys.stdout.flush()
             progress.update(cell not in rows)
             rows[cell] = row
     for text in summary(list(rows.values()), args.model):
         say(text)
-    return int(any(row["status"] != "ok" for row in rows.values()))
+    return int(any(row["status"] != "ok" for row in rows.values()) or bool(unsaved))
 
 
 if __name__ == "__main__":

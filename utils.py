@@ -6,9 +6,11 @@ No torch, transformers, optimum or onnxruntime is imported here at module level,
 import argparse
 import contextlib
 import csv
+import fcntl
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import os
 import platform
 import re
@@ -16,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,7 @@ DATASETS = {
 }
 ORDERS = ("dataset", "length", "tokens")
 MAX_TOKENS = 512
+LOCK_TIMEOUT = 10  # seconds
 # model types whose positions start behind the padding index, see token_limit
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod", "mpnet"}
 OFFSET_POSITIONS |= {"data2vec-text", "ibert", "longformer", "esm", "luke"}
@@ -42,7 +46,7 @@ CELL = ("model", "workers", "threads", "size", "order", "messages")
 COLUMNS = (
     *("workers", "size", "order"),
     *("messages/s", "min", "max", "passes", "tokens/s", "padding", "tflops", "mfu", "end_to_end"),
-    *("p50_ms", "p99_ms", "memory_mib"),
+    *("p50_ms", "p99_ms", "memory_mib", "load", "throttled"),
     *("max_diff", "flips", "status"),
     *("variant", "model", "device", "dataset", "messages", "threads"),
     *("torch", "transformers", "onnxruntime", "driver", "commit", "date"),
@@ -83,10 +87,20 @@ def say(line: str = "") -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def stop(number: int, _) -> NoReturn:
+    """What a signal does: it ends the script, so that what is half-made is cleaned up; a second one does nothing."""
+    signal.signal(number, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Runs a script: a UserError is one line, Ctrl-C is 130, else the code is what main returns."""
     script = Path(sys.argv[0]).name
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half-made is cleaned up
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+        signal.signal(signal.SIGINT, stop)
     try:
         code = main()
     except UserError as error:
@@ -343,14 +357,35 @@ def results_path(results_dir: Path, row: dict) -> Path:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a results file, or none if there is no such file. Raises UserError if it is not one of ours."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS or any(None in row or None in row.values() for row in rows):
-        raise UserError(f"{path} is not a results file of this version; move it away")
+    try:
+        rows, damaged = read_whole_rows(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
+    if damaged:
+        raise UserError(f"{path} is damaged, or not a results file of this version; move it away")
     return rows
+
+
+def read_whole_rows(path: Path) -> tuple[list[dict[str, str]], bool]:
+    """The whole rows of a results file, and whether there is more in it than those. Columns that an older version did
+    not have yet are empty.
+    """
+    if not path.exists():
+        return [], False
+    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    reader, rows, damaged = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"), [], not text.endswith("\n")
+    try:
+        header = reader.fieldnames or []
+        if len(set(header)) < len(header) or not {*CELL, "messages/s", "status"} <= set(header) <= set(COLUMNS):
+            return [], True
+        for row in reader:
+            if None in row or None in row.values() or re.search("[\ud800-\udfff]", "".join(row.values())):
+                damaged = True
+            else:
+                rows.append(dict.fromkeys(COLUMNS, "") | row)
+    except csv.Error:
+        damaged = True
+    return rows, damaged
 
 
 def check_writable(folder: Path) -> None:
@@ -368,14 +403,55 @@ def same_cell(row: dict, other: dict) -> bool:
 
 
 def save_row(path: Path, row: dict) -> None:
-    """Puts a row into its file, in the place of an older one of the same cell."""
-    rows = [other for other in read_rows(path) if not same_cell(row, other)] + [row]
+    """Puts a row into its file, in the place of an older one of the same cell. A file that is damaged is moved aside,
+    and its whole rows stay. Raises OSError if nothing can be saved.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent / ".lock"):
+        rows, damaged = read_whole_rows(path)
+        if damaged:
+            aside = unused(path.with_name(f"{path.name}.damaged"))
+            with atomic_file(aside) as file:
+                file.write(path.read_bytes())
+            say(f"{path} is damaged: {len(rows)} whole rows stay in it, all that was in it is in {aside.name}")
+        with atomic_file(path) as file:
+            rows = [other for other in rows if not same_cell(row, other)]
+            file.write(table([*rows, row]).encode(errors="replace"))
+
+
+def table(rows: list[dict]) -> str:
+    """Rows as the text of a results file."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, delimiter="\t", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with atomic_file(path) as file:
-        file.write(text.getvalue().encode())
+    return text.getvalue()
+
+
+def unused(path: Path) -> Path:
+    """`path`, or where there is such a file, the first of `<path>-2`, `<path>-3`, ... that is not there."""
+    names = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
+    return next(name for name in itertools.chain([path], names) if not name.exists())
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`, which is one for all processes; without a lock where the file system has none.
+    Raises TimeoutError where another process keeps it.
+    """
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"another process keeps {path} locked") from None
+                time.sleep(0.01)
+            except OSError:
+                break
+        yield
 
 
 @contextlib.contextmanager

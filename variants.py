@@ -12,7 +12,6 @@ import queue
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,8 +20,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -241,8 +241,13 @@ def find_onnx(variant: Variant, model_id: str, folder: Path) -> tuple[Path, str]
             say(f"no published export: {error}")
     utils.check_writable(exported.absolute().parent)
     say(f"exporting {model_id} into ./{exported}")
-    with new_folder(exported) as temporary:
-        graph = in_fresh_process(export, folder, temporary, variant.export)
+    try:
+        with new_folder(exported) as temporary:
+            graph = in_fresh_process(export, folder, temporary, variant.export)
+    except RunError:
+        if not file.is_file():
+            raise
+        return file, f"exported meanwhile by another run into ./{exported}"
     for finding in graph["findings"]:
         say(f"{exported}: {finding}")
     return file, f"exported now into ./{exported}"
@@ -259,8 +264,12 @@ def random_roberta_base() -> Path:
     folder = utils.CACHE / RANDOM_MODEL
     if not folder.exists():
         say(f"building {RANDOM_MODEL} in {folder}")
-        with new_folder(folder) as temporary:
-            in_fresh_process(build_random_roberta_base, temporary)
+        try:
+            with new_folder(folder) as temporary:
+                in_fresh_process(build_random_roberta_base, temporary)
+        except RunError:  # another run may have built it meanwhile
+            if not folder.exists():
+                raise
     return folder
 
 
@@ -295,7 +304,7 @@ def build_random_roberta_base(folder: Path) -> None:
 @contextlib.contextmanager
 def new_folder(folder: Path, replace: bool = False):
     """A temporary folder that becomes `folder` at the end of the block (with `replace`, in the place of an older one),
-    or vanishes if the block fails.
+    or vanishes if the block fails. Raises RunError if there is a `folder` by then.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -306,7 +315,10 @@ def new_folder(folder: Path, replace: bool = False):
         temporary.chmod(0o755)
         if replace and folder.exists():
             folder.rename(old)
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError as error:
+            raise RunError(f"{folder} can't be made: {error.strerror}") from error
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
@@ -321,13 +333,14 @@ def in_fresh_process(function: Callable, *arguments):
     this process is interrupted.
     """
     context = get_context("spawn")
-    mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=answer, args=(theirs, function, arguments), daemon=True)
-    process.start()
+    mine, theirs = context.Pipe()
+    process = context.Process(target=answer, args=(theirs,), daemon=True)
+    start(process)
     theirs.close()
     try:
+        mine.send((function, arguments))
         error, value = mine.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         process.join()
         raise RunError(f"{function.__name__} died, exit code {process.exitcode}") from None
     except BaseException:  # Ctrl-C
@@ -340,9 +353,23 @@ def in_fresh_process(function: Callable, *arguments):
     return value
 
 
-def answer(connection: Connection, function: Callable, arguments: tuple) -> None:
-    """Sends (error or None, what the function returns)."""
+def start(process: BaseProcess) -> None:
+    """Starts a process that Ctrl-C never reaches, not even before quiet_process.
+
+    Its arguments must be small: where it dies before it has read more than a pipe holds, `start` never returns.
+    """
+    resource_tracker.ensure_running()  # starting it would take the mask away
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def answer(connection: Connection) -> None:
+    """Receives (function, arguments) and sends (error or None, what the function returns)."""
     quiet_process()
+    function, arguments = connection.recv()
     try:
         connection.send((None, function(*arguments)))
     except UserError as error:
@@ -358,6 +385,8 @@ def quiet_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_process().pid:
+            sys.exit("the parent died")
     os.dup2(2, 1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -819,8 +848,8 @@ def measure_peaks(precisions: list[str], place: Place) -> dict[str, float]:
     return peaks
 
 
-def check_gpu(gpu: int, with_onnx: bool) -> tuple[str, str]:
-    """The name and the driver of a GPU; to be called in a fresh process, since it starts CUDA.
+def check_gpu(gpu: int, with_onnx: bool) -> tuple[str, str, str]:
+    """The name, the driver and NVML's id of a GPU; to be called in a fresh process, since it starts CUDA.
 
     Raises UserError if there is no such GPU, or if onnxruntime (asked for by `with_onnx`) can't use it.
     """
@@ -844,9 +873,11 @@ def check_gpu(gpu: int, with_onnx: bool) -> tuple[str, str]:
         with tempfile.TemporaryDirectory() as folder:
             onnx.save(model, Path(folder) / "probe.onnx")
             load_onnx(Path(folder) / "probe.onnx", Place(gpu, threads=1))
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]  # one driver for all GPUs
+    import pynvml
+
     try:
-        driver = subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
+        pynvml.nvmlInit()
+        driver = pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError:
         driver = ""
-    return torch.cuda.get_device_name(gpu), driver
+    return torch.cuda.get_device_name(gpu), driver, f"GPU-{torch.cuda.get_device_properties(gpu).uuid}"

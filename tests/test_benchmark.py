@@ -1,17 +1,27 @@
 """Real runs of run_benchmark.py on the CPU, and what happens to them when something goes wrong."""
 
+import contextlib
+import itertools
+import multiprocessing
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
+import fake_worker
 import numpy as np
 import pandas as pd
+import pynvml
 import pytest
 from fake_hub import fake_hub
 
@@ -169,9 +179,9 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model):
     options = ("--model", "onnx", "--workers", 2, "--batches", 8, "--resume")
     assert "0 cells to run" in benchmark(folder, tiny_model, *options).stderr
     [path] = folder.glob("results/*/*_onnx_*.tsv")
-    rows = utils.read_rows(path)
-    utils.save_row(path, rows[0] | {"commit": "another"})
-    utils.save_row(path, rows[1] | {"status": "out of memory"})
+    rows = {row["order"]: row for row in utils.read_rows(path)}
+    utils.save_row(path, rows["dataset"] | {"commit": "another"})
+    utils.save_row(path, rows["length"] | {"status": "out of memory"})
     listed = benchmark(folder, tiny_model, *options, "--dry-run")
     assert listed.stdout.splitlines() == ["onnx\t2\t8\tdataset", "onnx\t2\t8\tlength"]
     done = benchmark(folder, tiny_model, *options, "--order", "length")
@@ -179,7 +189,8 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model):
     assert len(done.stdout.splitlines()) == 3, "the header, the cell, and the cell end to end"
     assert {(row["order"], row["status"], row["commit"]) for row in utils.read_rows(path)} == {
         ("dataset", "ok", "another"),
-        ("length", "ok", rows[0]["commit"]),
+        ("length", "ok", rows["dataset"]["commit"]),
+        ("tokens", "ok", rows["dataset"]["commit"]),
     }
 
 
@@ -199,11 +210,6 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in found if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
-def wait_for_rows(process: subprocess.Popen, count: int) -> list[str]:
-    """The table's header and its first rows."""
-    return [process.stdout.readline() for _ in range(count + 1)]
-
-
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -211,57 +217,198 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def cells(*sizes: int, workers: int = 2) -> list[run_benchmark.Cell]:
+    return [run_benchmark.Cell("onnx", workers, size, "length") for size in sizes]
+
+
 @pytest.fixture
-def running(sweep, tiny_model):
-    """A benchmark of three cells in two workers that has its first row, and the workers' pids."""
-    folder, _ = sweep
-    options = ("--model", "onnx", "--workers", 2, "--batches", "1,2,4", "--order", "length")
-    options += ("--min-time", 3, "--results-dir", "fault")
+def fake_workers(monkeypatch):
+    """Workers as in fake_worker.py, none of which is left in the end."""
+    monkeypatch.setattr(run_benchmark, "serve", fake_worker.serve)
+    yield
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        ("load die", "worker [12] of 2 died (SIGKILL) in step load"),
+        ("prepare die", "worker [12] of 2 died (SIGKILL) in step prepare"),
+        ("run die", "worker [12] of 2 died (SIGKILL) in step run"),
+        ("report die", "worker [12] of 2 died (SIGKILL) in step report"),
+        ("load stop", "timeout: no answer in 3 s (step load)"),
+        ("run loop", "timeout: no answer in 3 s (step run)"),
+        ("run memory", "out of memory"),
+    ],
+)
+def test_a_fault_costs_its_cell_and_nothing_else(fake_workers, fault, status):
+    step, how = fault.split()
+    sweep = fake_worker.make_sweep((step, how), timeout=3)
+    rows = [figures for _, figures in run_benchmark.run_cells(sweep, cells(1, 2, 4))]
+    for row, failed in zip(rows, [step == "load", True, step == "load"], strict=True):
+        assert (row.keys() == {"status"}) == failed
+        assert fnmatch(row["status"], status) if failed else row["status"] == "ok"
+
+
+def test_a_long_pass_is_no_timeout(fake_workers):
+    """Six batches of 0.3 s, none of which takes long."""
+    sweep = fake_worker.make_sweep(("run", "slow"), timeout=1)
+    [(_, row)] = run_benchmark.run_cells(sweep, cells(2, workers=1))
+    assert row["status"] == "ok"
+    assert float(row["p50_ms"]) >= 300
+
+
+def test_what_a_stopped_worker_does_not_read_is_not_waited_for(fake_workers):
+    workers = run_benchmark.Workers(1, "onnx", fake_worker.make_sweep(timeout=1))
+    try:
+        os.kill(workers.processes[0].pid, signal.SIGSTOP)
+        with time_limit(10), pytest.raises(run_benchmark.CellFailed, match="no answer in 1 s"):
+            workers.ask("prepare", [np.zeros(10**6)])
+    finally:
+        workers.kill()
+
+
+def test_a_worker_that_dies_before_it_reads_does_not_hang_the_run(fake_workers, monkeypatch):
+    """Its inputs are more than a pipe holds."""
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", b"/bin/false")
+    sweep = fake_worker.make_sweep()
+    sweep = replace(sweep, inputs=replace(sweep.inputs, token_ids=np.zeros(10**6, np.int32)))
+    with time_limit(10):
+        [(_, row)] = run_benchmark.run_cells(sweep, cells(1, workers=1))
+        assert row["status"] == "worker 1 of 1 died (exit code 1) in step load"
+        with pytest.raises(utils.RunError, match="died, exit code 1"):
+            variants.in_fresh_process(len, "x" * 10**6)
+
+
+def test_more_workers_than_the_machine_can_start_is_a_status(fake_workers):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))
+        [(_, row)] = run_benchmark.run_cells(fake_worker.make_sweep(), cells(1, workers=50))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert re.fullmatch(r"OSError: .*Too many open files.* \(worker \d of 50, step load\)", row["status"])
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float):
+    def late(*_):
+        raise AssertionError(f"it hangs: not done in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def starting(tmp_path):
+    """A benchmark of three cells in two workers, of which the second hangs. Ctrl-C reaches all its processes, as in a
+    terminal.
+    """
+    arguments = "--model onnx --device cpu --workers 2 --batches 1,2,4 --order length --min-time 0"
     process = subprocess.Popen(
-        command(tiny_model, *options), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, utils.ROOT / "tests" / "fake_worker.py", *arguments.split()],
+        env=os.environ | {"FAULT": "run loop"},
+        start_new_session=True,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    wait_for_rows(process, 1)
-    time.sleep(0.5)
-    yield process, children(process.pid), folder / "fault"
-    process.kill()
+    yield process
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    for file in (folder / "fault").glob("*/*"):
-        file.unlink()
 
 
-def test_a_killed_worker_costs_its_cell_and_nothing_else(running):
+@pytest.fixture
+def running(starting, tmp_path):
+    """The benchmark after its first row, the workers' pids, and the results."""
+    _header, _row = starting.stdout.readline(), starting.stdout.readline()
+    workers = children(starting.pid)
+    assert len(workers) == 2
+    return starting, workers, tmp_path / "results"
+
+
+def statuses(results: Path) -> list[str]:
+    [path] = results.glob("*/*.tsv")
+    return [row["status"] for row in utils.read_rows(path)]
+
+
+def test_a_failed_cell_is_a_row_and_code_1(running):
     process, workers, results = running
     os.kill(workers[0], signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=30)
     assert process.returncode == 1
     [path] = results.glob("*/*.tsv")
     first, second, third = utils.read_rows(path)
     assert (first["status"], third["status"]) == ("ok", "ok")
-    assert second["status"] == "worker 1 of 2 died (SIGKILL) in step run"
+    assert re.fullmatch(r"worker 1 of 2 died \(SIGKILL\) in step (prepare|run)", second["status"])
     assert second["messages/s"] == second["flips"] == ""
     assert not any(map(is_running, workers))
 
 
-def test_ctrl_c_stops_the_workers_and_keeps_what_was_measured(running):
+@pytest.mark.parametrize(("stopped", "times"), [(False, 1), (False, 30), (True, 30)])
+def test_ctrl_c_stops_the_workers_and_keeps_what_was_measured(running, stopped, times):
+    """However often it is pressed, and if the workers are stopped."""
     process, workers, results = running
-    process.send_signal(signal.SIGINT)
+    for pid in workers if stopped else []:
+        os.kill(pid, signal.SIGSTOP)
+    for _ in range(times):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.002)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130
+    assert errors.splitlines()[-1].endswith("fake_worker.py: interrupted")
     assert "Traceback" not in errors
-    [path] = results.glob("*/*.tsv")
-    assert [row["status"] for row in utils.read_rows(path)] == ["ok"]
+    assert statuses(results) == ["ok"]
     assert not any(map(is_running, workers))
 
 
-def test_rows_survive_a_crash_and_no_worker_does(running):
+def test_ctrl_c_reaches_no_worker_that_is_starting(starting):
+    starting.stdout.readline()  # the table's header, the last before the workers
+    while len(workers := children(starting.pid)) < 2:
+        time.sleep(0.01)
+    for pid in workers:
+        blocked = Path(f"/proc/{pid}/status").read_text().split("SigBlk:")[1].split()[0]
+        assert int(blocked, 16) & 1 << (signal.SIGINT - 1)
+    os.killpg(starting.pid, signal.SIGINT)
+    _, errors = starting.communicate(timeout=10)
+    assert starting.returncode == 130
+    assert errors.splitlines()[-1].endswith("fake_worker.py: interrupted")
+    assert "Traceback" not in errors
+    assert not any(map(is_running, workers))
+
+
+def test_ctrl_c_while_a_row_is_saved_does_not_lose_it(fake_workers, monkeypatch, tmp_path):
+    save, interrupts = utils.save_row, iter([KeyboardInterrupt])
+
+    def save_row(path, row):
+        for interrupt in interrupts:
+            raise interrupt
+        save(path, row)
+
+    monkeypatch.setattr(utils, "save_row", save_row)
+    assert run_main(monkeypatch, "--batches", "1,2", "--results-dir", str(tmp_path)) == 130
+    assert statuses(tmp_path) == ["ok"]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_rows_survive_a_crash_and_no_worker_does(running, stopped):
     process, workers, results = running
+    for pid in workers if stopped else []:
+        os.kill(pid, signal.SIGSTOP)
     process.kill()
     process.wait()
-    [path] = results.glob("*/*.tsv")
-    assert [row["status"] for row in utils.read_rows(path)] == ["ok"]
+    assert statuses(results) == ["ok"]
     deadline = time.monotonic() + 10
     while any(map(is_running, workers)) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.05)
     assert not any(map(is_running, workers))
 
 
@@ -270,6 +417,227 @@ def test_out_of_memory_is_a_status():
     assert run_benchmark.status_of(RuntimeError("DefaultCPUAllocator: can't allocate memory: x")) == "out of memory"
     assert run_benchmark.status_of(RuntimeError("CUDA out of memory. Tried to allocate")) == "out of memory"
     assert run_benchmark.status_of(ValueError("one\ntwo")) == "ValueError: one"
+
+
+def run_main(monkeypatch, *arguments: str) -> int:
+    """run_benchmark.py in this process, with fake workers."""
+    monkeypatch.setattr(run_benchmark, "prepare", fake_worker.prepare)
+    options = ["--model", "onnx", "--device", "cpu", "--order", "length", "--min-time", "0", *arguments]
+    monkeypatch.setattr(sys, "argv", ["run_benchmark.py", *options])
+    with pytest.raises(SystemExit) as stopped:
+        utils.run(run_benchmark.main)
+    return stopped.value.code
+
+
+def test_a_clock_that_is_set_back_changes_no_figure(fake_workers, monkeypatch, tmp_path):
+    """In the workers, see fake_worker.serve, and in the parent with its progress bar."""
+    hours = itertools.count(10**6, -1)
+    for module in ("time", "tqdm.std"):
+        monkeypatch.setattr(f"{module}.time", lambda: next(hours) * 3600.0)
+    dates = (datetime(2026, 1, 31 - day, tzinfo=UTC) for day in itertools.count())
+    monkeypatch.setattr(run_benchmark, "datetime", SimpleNamespace(now=lambda _: next(dates)))
+    assert run_main(monkeypatch, "--batches", "1,2,4", "--results-dir", str(tmp_path)) == 0
+    [path] = tmp_path.glob("*/*.tsv")
+    rows = utils.read_rows(path)
+    assert [row["date"][:10] for row in rows] == ["2026-01-31", "2026-01-30", "2026-01-29"]
+    for row in rows:
+        assert 1 < float(row["min"]) <= float(row["messages/s"]) <= float(row["max"])
+        assert 0 < float(row["p50_ms"]) <= float(row["p99_ms"]) < 1000
+
+
+@pytest.mark.parametrize("full_for", [2, 6, 9])
+def test_a_full_disk_loses_no_row(fake_workers, monkeypatch, tmp_path, capsys, full_for):
+    """It is full for some savings, for all but the last try, or to the end."""
+    save, tries = utils.atomic_file, itertools.count()
+
+    def atomic_file(path):
+        if next(tries) < full_for:
+            raise OSError(28, "No space left on device")
+        return save(path)
+
+    monkeypatch.setattr(utils, "atomic_file", atomic_file)
+    code = run_main(monkeypatch, "--batches", "1,2,4", "--results-dir", str(tmp_path))
+    errors = capsys.readouterr().err
+    assert "not saved yet: [Errno 28] No space left on device" in errors
+    if full_for < 9:
+        assert code == 0
+        [path] = tmp_path.glob("*/*.tsv")
+        assert {row["size"] for row in utils.read_rows(path)} == {"1", "2", "4"}
+    else:
+        assert code == 1
+        printed = errors[errors.index("\t".join(utils.COLUMNS)) :].splitlines()[:4]
+        (tmp_path / "copied.tsv").write_text("\n".join(printed) + "\n")
+        assert [row["status"] for row in utils.read_rows(tmp_path / "copied.tsv")] == ["ok"] * 3
+
+
+def test_results_that_can_not_be_saved_are_refused_before_anything_is_measured(monkeypatch, tmp_path, capsys):
+    (tmp_path / "roberta-base-go-emotions").write_text("a file where the model's folder goes")
+    assert run_main(monkeypatch, "--results-dir", str(tmp_path)) == 2
+    assert "nothing can be saved in" in capsys.readouterr().err.splitlines()[-1]
+
+
+# ------------------------------------------------------------------------------------------------------- silent ones
+
+
+def find_machine(*arguments: str) -> tuple:
+    sys.argv = ["run_benchmark.py", "--model", "onnx", *arguments]
+    return run_benchmark.find_machine(run_benchmark.parse_arguments())
+
+
+def test_what_makes_figures_worse_is_on_the_card(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(utils, "installed", lambda packages: dict.fromkeys(packages, "1"))
+    burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        machine, _ = find_machine("--device", "cpu", "--workers", f"1,{utils.cpu_cores()}", "--threads", "2")
+    finally:
+        burner.kill()
+        burner.wait()
+    card = capsys.readouterr().err
+    assert "onnxruntime and onnxruntime-gpu are both installed" in card
+    assert f"more workers x threads than the {utils.cpu_cores()} cores" in card
+    assert re.search(r"others keep \d+% of the cores busy", card)
+    assert 0.5 / utils.cpu_cores() < float(machine["load"]) <= 1
+
+
+def test_a_machine_in_order_has_no_notes(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(utils, "installed", lambda packages: {packages[-1]: "1"})
+    ticks = iter([np.array([700, 1000]), np.array([702, 1050])])
+    monkeypatch.setattr(run_benchmark, "cpu_seconds", lambda: next(ticks))
+    machine, _ = find_machine("--device", "cpu")
+    assert machine["load"] == "0.04"
+    assert "note" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """NVML with one idle GPU that nobody else uses; its attributes can be changed."""
+    gpu = SimpleNamespace(uuid="GPU-1", load=0, processes=[], used=0, reasons=itertools.repeat(0))
+
+    def found(uuid):
+        if uuid != gpu.uuid:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return gpu
+
+    def reasons(gpu):
+        now = next(gpu.reasons)
+        if isinstance(now, Exception):
+            raise now
+        return now
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", found)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", lambda gpu: SimpleNamespace(gpu=gpu.load))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda gpu: gpu.processes)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda gpu, version: SimpleNamespace(used=gpu.used))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", reasons)
+    return gpu
+
+
+@pytest.mark.parametrize(
+    ("state", "load", "note"),
+    [
+        ({}, "0.00", None),
+        ({"processes": ["one", "two"]}, "0.00", "others use the GPU: 2 processes seen, 0 MiB"),
+        ({"load": 37}, "0.37", "busy for 37% of the time"),
+        ({"used": 3 * 2**30}, "0.00", "0 processes seen, 3072 MiB"),
+        ({"uuid": "GPU-2"}, "", "is not known: Not Found"),
+    ],
+)
+def test_others_on_the_gpu_are_on_the_card(nvml, monkeypatch, capsys, state, load, note):
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(variants, "in_fresh_process", lambda *_: ("NVIDIA H200", "580.95", "GPU-1"))
+    vars(nvml).update(state)
+    machine, gpu = find_machine("--device", "gpu")
+    assert (machine["device"], machine["driver"], machine["load"]) == ("NVIDIA-H200", "580.95", load)
+    card = capsys.readouterr().err
+    assert note in card if note else "note" not in card
+    assert gpu is (None if load == "" else nvml)
+
+
+def test_a_throttled_pass_is_a_column_and_in_the_table(nvml, fake_workers):
+    """One cell whose clock is low for a moment, one that is idle, has fixed clocks or keeps in step, one unknown."""
+    sweep = fake_worker.make_sweep(("run", "slow"), gpu=nvml)
+    measured = run_benchmark.run_cells(sweep, cells(2, 1, 1, workers=1))
+    nvml.reasons = itertools.chain([0x41, 0x04], itertools.repeat(0x01))
+    _, throttled = next(measured)
+    nvml.reasons = itertools.repeat(0x01 | 0x02 | 0x10 | 0x100)
+    _, benign = next(measured)
+    nvml.reasons = itertools.repeat(pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED))
+    _, unknown = next(measured)
+    measured.close()
+    assert [row["throttled"] for row in (throttled, benign, unknown)] == [
+        "heat (hardware), power cap",
+        "no",
+        "not known",
+    ]
+    row = dict.fromkeys(utils.COLUMNS, "") | {"variant": "onnx", "workers": 1, "threads": 1, "size": 2}
+    assert run_benchmark.line(row | throttled, False).endswith("  ok (throttled: heat (hardware), power cap)")
+    assert run_benchmark.line(row | benign, False).endswith("  ok")
+
+
+def test_a_session_without_cuda_is_an_error(tiny_exports, monkeypatch):
+    """onnxruntime gives a session on the CPU without raising, as it does here where there is no GPU."""
+    monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda _: ["CPUExecutionProvider"])
+    with pytest.raises(utils.UserError, match="a session on CPUExecutionProvider instead of CUDAExecutionProvider"):
+        variants.load("onnx", tiny_exports / "tiny-onnx" / "model.onnx", variants.Place(gpu=0, threads=1))
+
+
+def test_a_compiled_model_that_torch_would_run_eagerly_is_an_error(tiny_model, monkeypatch):
+    """At the limit of recompilations, here of one; the backend is of no account."""
+    import torch
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *args, **kw: compile_module(*args, **kw, backend="eager"))
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        runner = variants.load("torch-compile", tiny_model, variants.Place(gpu=None, threads=1))
+        with pytest.raises(Exception, match="recompile_limit") as caught:
+            for shape in [(4, 8), (1, 8), (4, 1), (1, 1)]:
+                runner.forward(runner.prepare(np.ones(shape, np.int64), np.ones(shape, np.int64)))
+    torch.compiler.reset()
+    assert "recompile_limit" in run_benchmark.status_of(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------- long run
+
+
+def memory_mib_and_descriptors(pid: int) -> np.ndarray:
+    resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return np.array([resident, len(os.listdir(f"/proc/{pid}/fd"))])
+
+
+def test_200_cells_need_no_more_than_20(tiny_model, tiny_exports, texts, tmp_path):
+    """Memory of the parent and of the workers, their descriptors, and files."""
+    place = variants.Place(gpu=None, threads=1)
+    ready = run_benchmark.prepare_inputs(tiny_model, texts[:60], place)
+    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "pad_id", "checked")))
+    sources = {"onnx": tiny_exports / "tiny-onnx" / "model.onnx"}
+    sweep = run_benchmark.Sweep(
+        tiny_model, [], inputs, 1e9, ready["reference"], ready["problem"], sources, place, {"fp32": 1e12}, 0
+    )
+    path, used, files = tmp_path / "results.tsv", {}, {}
+    for i, (cell, figures) in enumerate(run_benchmark.run_cells(sweep, cells(*range(1, 11)) * 20), 1):
+        utils.save_row(path, dict.fromkeys(utils.COLUMNS, "") | asdict(cell) | figures)
+        assert figures["status"] == "ok"
+        if i in (20, 200):
+            pids = [os.getpid(), *sorted(process.pid for process in multiprocessing.active_children())]
+            used[i] = np.array([memory_mib_and_descriptors(pid) for pid in pids])
+            files[i] = sorted(file.name for file in tmp_path.iterdir())
+    assert len(used[200]) == 3
+    assert (used[200][:, 0] < used[20][:, 0] + 5).all(), used
+    assert (used[200][:, 1] <= used[20][:, 1]).all(), used
+    assert files[200] == files[20]
+
+
+def test_workers_started_anew_leave_no_descriptors(fake_workers):
+    sweep = fake_worker.make_sweep(("run", "memory"))
+    used = []
+    for _, figures in run_benchmark.run_cells(sweep, cells(*[2] * 8, workers=1)):
+        assert figures == {"status": "out of memory"}
+        used.append(len(os.listdir("/proc/self/fd")))
+    assert used[-1] <= used[1]
 
 
 def test_a_worker_that_can_not_load_fails_its_cells_and_the_next_variant_runs(sweep, tiny_model):
@@ -386,6 +754,25 @@ def test_the_default_models_published_export_is_taken_before_exporting(hub, tiny
     assert origin == "exported now into ./roberta-base-go_emotions-onnx-fp16"
     assert "no published export: no model joaopn/" in capsys.readouterr().err
     assert file.stat().st_size > 10_000
+
+
+def test_an_export_that_another_run_made_meanwhile_is_taken(tmp_path, monkeypatch):
+    def export(_function, _folder, temporary, _precision):
+        for folder in (temporary, tmp_path / "tiny-onnx"):
+            folder.mkdir(exist_ok=True)
+            (folder / "model.onnx").write_text(folder.name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(variants, "in_fresh_process", export)
+    file, origin = variants.find_onnx(variants.VARIANTS["onnx"], "tiny", tmp_path)
+    assert file.read_text() == "tiny-onnx"
+    assert origin == "exported meanwhile by another run into ./tiny-onnx"
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-onnx"]
+    with (
+        pytest.raises(utils.RunError, match="tiny-onnx can't be made: Directory not empty"),
+        variants.new_folder(tmp_path / "tiny-onnx") as new,
+    ):
+        (new / "model.onnx").touch()
 
 
 def test_a_hub_that_never_answers_is_given_up(hub, monkeypatch):

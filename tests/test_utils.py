@@ -2,6 +2,8 @@
 
 import csv
 import gzip
+from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -203,7 +205,7 @@ def test_a_row_replaces_its_cell_and_keeps_the_others(tmp_path):
     utils.save_row(path, make_row(status='died\tof "quotes"\nand lines'))
     rows = utils.read_rows(path)
     assert [(row["size"], row["status"]) for row in rows] == [("16", "x"), ("8", 'died\tof "quotes"\nand lines')]
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path.parent / ".lock", path]
     with path.open() as file:
         assert next(csv.reader(file, delimiter="\t")) == list(utils.COLUMNS)
 
@@ -220,16 +222,98 @@ def test_a_failed_save_keeps_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         utils.save_row(path, make_row(size=16))
     assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path.parent / ".lock", path]
 
 
-@pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: "size\tmessages/s\n1\t2\n"])
-def test_a_damaged_results_file_is_refused_not_overwritten(tmp_path, damage):
+DAMAGES = {
+    "cut in a row": lambda text: text[:-40],
+    "cut in the date": lambda text: text[:-9],
+    "cut to nothing": lambda text: b"",
+    "another table": lambda text: b"size\tmessages/s\n1\t2\n",
+    "a column too many": lambda text: text.replace(b"abc", b"a\tbc"),
+    "an open quote": lambda text: text.replace(b"580.1", b'"580.1'),
+    "not text": lambda text: text.replace(b"580.1", b"\xff\xfe"),
+    "a huge field": lambda text: text.replace(b"580.1", b"5" * 200_000),
+    "a column twice": lambda text: text.replace(b"driver", b"torch"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_of_a_damaged_results_file_nothing_is_lost(tmp_path, capsys, damage):
+    """It is refused before anything is measured; in the middle of a run it is moved aside, its whole rows stay."""
     path = utils.results_path(tmp_path, make_row())
-    utils.save_row(path, make_row(driver="580.1", commit="abc", date="2026"))
-    path.write_text(damage(path.read_text()))
-    with pytest.raises(UserError, match="not a results file"):
-        utils.save_row(path, make_row(size=16))
+    utils.save_row(path, make_row(size=4))
+    utils.save_row(path, make_row(driver="580.1", commit="abc", date="2026-11-22T16:25:00Z"))
+    damaged = DAMAGES[damage](path.read_bytes())
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="is damaged, or not a results file of this version; move it away"):
+        utils.read_rows(path)
+    utils.save_row(path, make_row(size=16))
+    sizes = [row["size"] for row in utils.read_rows(path)]
+    whole = {"cut in the date": ["4", "8"], "cut to nothing": [], "another table": [], "a column twice": []}
+    assert sizes == [*whole.get(damage, ["4"]), "16"]
+    aside = path.with_name(f"{path.name}.damaged")
+    assert aside.read_bytes() == damaged
+    assert f"{path} is damaged: {len(sizes) - 1} whole rows stay in it" in capsys.readouterr().err
+    path.write_bytes(b"again")
+    utils.save_row(path, make_row())
+    assert aside.read_bytes() == damaged
+    assert path.with_name(f"{path.name}.damaged-2").read_bytes() == b"again"
+
+
+def test_rows_of_older_files_are_read_and_kept(tmp_path):
+    """Without the columns that came later, as a spreadsheet saves them: with a byte order mark and CRLF."""
+    path = tmp_path / "older.tsv"
+    older = [name for name in utils.COLUMNS if name not in ("load", "throttled")]
+    row = make_row(size=4)
+    lines = ["\t".join(older), "\t".join(str(row[name]) for name in older), ""]
+    path.write_text("\r\n".join(lines), encoding="utf-8-sig", newline="")
+    [read] = utils.read_rows(path)
+    assert (read["size"], read["load"], read["throttled"]) == ("4", "", "")
+    utils.save_row(path, make_row(size=8, load="0.1"))
+    assert [(row["size"], row["load"]) for row in utils.read_rows(path)] == [("4", ""), ("8", "0.1")]
+
+
+def test_results_that_can_not_be_read_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="can't be read: Is a directory"):
+        utils.read_rows(tmp_path)
+
+
+def save_sizes(path: Path, sizes: range) -> None:
+    for size in sizes:
+        utils.save_row(path, make_row(size=size))
+
+
+def test_two_sweeps_into_one_file_lose_no_row(tmp_path):
+    path = tmp_path / "results.tsv"
+    processes = [get_context("spawn").Process(target=save_sizes, args=(path, range(i, 100, 2))) for i in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert sorted(int(row["size"]) for row in utils.read_rows(path)) == list(range(100))
+
+
+def test_a_lock_that_is_never_given_back_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "LOCK_TIMEOUT", 0.1)
+    with utils.locked(tmp_path / ".lock"), pytest.raises(TimeoutError, match="another process keeps"):
+        utils.save_row(tmp_path / "results.tsv", make_row())
+    utils.save_row(tmp_path / "results.tsv", make_row())
+
+
+def test_a_file_system_without_locks_is_saved_to(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(utils.fcntl, "flock", flock)
+    utils.save_row(tmp_path / "results.tsv", make_row())
+    assert len(utils.read_rows(tmp_path / "results.tsv")) == 1
+
+
+def test_a_status_that_is_not_text_is_saved(tmp_path):
+    utils.save_row(tmp_path / "results.tsv", make_row(status="no file \udcff"))
+    assert utils.read_rows(tmp_path / "results.tsv")[0]["status"] == "no file ?"
 
 
 def test_useful_flops_of_roberta_base():
