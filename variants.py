@@ -358,12 +358,17 @@ def start(process: BaseProcess) -> None:
 
     Its arguments must be small: where it dies before it has read more than a pipe holds, `start` never returns.
     """
+    interrupts = []
+    handler = signal.signal(signal.SIGINT, lambda *_: interrupts.append(1))  # another thread may get it
     resource_tracker.ensure_running()  # starting it would take the mask away
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the process inherits it
     try:
         process.start()
     finally:
+        signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if interrupts:
+        signal.raise_signal(signal.SIGINT)
 
 
 def answer(connection: Connection) -> None:
