@@ -87,6 +87,7 @@ def compare(folder: Path, file: Path, check: Check, place: variants.Place) -> Co
     config, tokenizer = variants.load_config(folder), utils.load_tokenizer(folder)
     limit = utils.token_limit(config, tokenizer)
     token_ids = utils.tokenize(tokenizer, check.texts, limit)
+    utils.check_vocabulary(token_ids, config)
     lengths = np.array([len(ids) for ids in token_ids])
     batches = utils.make_batches(lengths, check.size, check.order)
     longest = sorted(batches, key=lambda batch: -utils.padded_tokens(lengths, batch))[:WARM_UP]
@@ -105,7 +106,7 @@ def compare(folder: Path, file: Path, check: Check, place: variants.Place) -> Co
             seconds += time.monotonic() - start if i >= len(longest) else 0
             logits[name][batch] = runner.fetch(outputs)
         speed[name] = len(lengths) / seconds
-    labels = [str(config.id2label[i]) for i in range(config.num_labels)]
+    labels = [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(config.num_labels)]
     return Comparison(logits["original"], logits["export"], speed, limit, utils.problem_type(config), labels)
 
 
@@ -168,13 +169,16 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     """README.md from the template model_card.md, with the licence, language and tags of the source's card."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    card = source / "README.md"
-    inherited = ModelCard.load(card).data if card.is_file() else ModelCardData()
+    card, inherited = source / "README.md", ModelCardData()
+    try:
+        inherited = ModelCard.load(card).data if card.is_file() else inherited
+    except Exception as error:  # YAML's, the Hub's, the file's: no reason to lose the export
+        say(f"{card} can't be read, so the card has no licence, language and tags of it: {utils.first_line(error)}")
     known = {key: getattr(inherited, key, None) for key in ("license", "language", "datasets")}
     data = ModelCardData(
         library_name="optimum",
         pipeline_tag="text-classification",
-        tags=list(dict.fromkeys([*(inherited.tags or []), "onnx", "text-classification", report["precision"]])),
+        tags=list(dict.fromkeys([*map(str, inherited.tags or []), "onnx", "text-classification", report["precision"]])),
         **{key: value for key, value in known.items() if value},
     )
     model, link = report["model"], f"`{report['model']}`"
@@ -260,7 +264,8 @@ def parse_arguments() -> Namespace:
     add("--disable-shape-inference", action="store_true", help="for very large models")
     add("--device", choices=("gpu", "cpu"), help="where to check (default: gpu if there is one)")
     add("--gpu", type=utils.int_from(0), default=0, help="GPU id (default: 0)")
-    add("--threads", type=utils.int_from(1), default=utils.cpu_cores(), help="CPU threads (default: all cores)")
+    few, cores = utils.int_from(1, utils.most_processes()), utils.cpu_cores()
+    add("--threads", type=few, default=cores, help="CPU threads (default: all cores)")
     add("--dataset", default="normal", help="normal, filtered, or a CSV, CSV.gz or Parquet file (default: normal)")
     add("--column", default="body", help="the file's text column (default: body)")
     add("--limit", type=utils.int_from(1), help="only so many texts, evenly spaced (default: all)")
@@ -405,6 +410,8 @@ def main() -> int:
     dataset = utils.load_dataset(args.dataset, args.column, args.limit)
     for note in dataset.notes:
         say(note)
+    if args.batch_size > len(dataset.texts):
+        raise UserError(f"--batch-size {args.batch_size}: there are only {len(dataset.texts)} texts")
     api, repo = None, str(target)
     if args.upload or (not args.no_upload and sys.stdin.isatty()):
         try:

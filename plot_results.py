@@ -24,6 +24,8 @@ Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or inp
 
 import csv
 import hashlib
+import io
+import itertools
 import json
 import math
 import os
@@ -49,6 +51,7 @@ MFU = "of the peak: the real tokens' FLOP/s over those of large matrix products 
 END_TO_END = "end to end: messages/s from the texts themselves, tokenized while the model runs"
 COMMANDS = "The commands are put together from the rows, which don't know `--min-time`, `--column` and `--gpu`."
 LEAST_DIFF = 1e-8  # where a figure draws this and less, which a log axis has no place for
+MOST = 10**12  # of anything that is measured; more is no figure but damage, and no axis has a place for it
 FORMATS = ("png", "svg", "pdf")
 PLACE = ("model", "device", "dataset")  # what factors and numbers of messages are compared within
 FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "variant": "--variants"}
@@ -126,24 +129,41 @@ def read_table(path: Path):
     """Yields (line number, row as text by column) of a file of ours or of an older table, whose empty fields don't
     count. Raises ValueError if it is neither. A row of another length than the header has its fields under None.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file, delimiter="\t")
-        header, known = next(lines, []), dict.fromkeys(utils.COLUMNS, "")
-        older = [name for name in header if name] in OLDER_HEADERS
-        if older:
-            if path.stem.count("_") < 2:
-                raise ValueError("an older table, but not named <device>_<variant>_<dataset>.tsv")
-            header = [name for name in header if name]
-            device, variant, dataset = path.stem.split("_", 2)
-            known |= OLDER_ROW | {"model": path.resolve().parent.name, "device": device, "dataset": dataset}
-            known["variant"] = OLDER_VARIANTS.get(variant, variant)
-        elif not set(READ) <= set(header):
-            raise ValueError("neither a results file nor an older table")
-        for line in lines:
-            fields = [field for field in line if field or not older]
-            if fields:
-                misfit = {None: fields} if len(fields) != len(header) else {}
-                yield lines.line_num, known | dict(zip(header, fields, strict=False)) | misfit
+    lines = io.StringIO(path.read_bytes().decode("utf-8-sig", errors="replace"), newline="").readlines()
+    header, known = next(csv.reader(lines[:1], delimiter="\t"), []), dict.fromkeys(utils.COLUMNS, "")
+    older = [name for name in header if name] in OLDER_HEADERS
+    if older:
+        if path.stem.count("_") < 2:
+            raise ValueError("an older table, but not named <device>_<variant>_<dataset>.tsv")
+        header = [name for name in header if name]
+        device, variant, dataset = path.stem.split("_", 2)
+        known |= OLDER_ROW | {"model": path.resolve().parent.name, "device": device, "dataset": dataset}
+        known["variant"] = OLDER_VARIANTS.get(variant, variant)
+    elif not set(READ) <= set(header):
+        raise ValueError("neither a results file nor an older table")
+    for number, record in read_records(lines, len(header)):
+        fields = [field for field in record if field or not older]
+        if fields and number > 1:
+            misfit = {None: fields} if len(fields) != len(header) else {}
+            yield number, known | dict(zip(header, fields, strict=False)) | misfit
+
+
+def read_records(lines: list[str], width: int):
+    """Yields (number of its last line, fields) of each record. Where one over several lines hasn't `width` fields, a
+    stray quote began it: its first line stands for itself then, so that the next ones are not lost with it.
+    """
+    end = 0
+    while end < len(lines):
+        reader = csv.reader(itertools.islice(lines, end, None), delimiter="\t", strict=True)
+        try:
+            fields = next(reader)
+            stray = reader.line_num > 1 and len(fields) != width
+        except csv.Error:
+            stray = True
+        if stray:
+            fields = lines[end].rstrip("\r\n").split("\t")
+        end += 1 if stray else reader.line_num
+        yield end, fields
 
 
 def parse_row(fields: dict) -> dict:
@@ -151,12 +171,16 @@ def parse_row(fields: dict) -> dict:
     if None in fields:
         raise ValueError(f"{len(fields[None])} fields, not as many as in the header")
     row = fields | {key: int(fields[key]) for key in INTEGERS}
-    if fields["order"] not in utils.ORDERS or min(row["workers"], row["size"]) < 1:
-        raise ValueError("workers, size or order can't be")
+    counts = [row[key] for key in INTEGERS]
+    if fields["order"] not in utils.ORDERS or min(*counts[:3], row["messages"] + 1) < 1 or max(counts) > MOST:
+        raise ValueError("workers, threads, size, messages or order can't be")
+    if "$" in fields["variant"] + fields["device"]:
+        raise ValueError("a variant or a device with a $, which begins a formula in figures, can't be")
     if fields["status"] == "ok":
         value, least, most, *_ = figures = [float(fields[key]) for key in FLOATS]
-        if not value > 0 or least > value or most < value or math.inf in figures:
-            raise ValueError("messages/s, min, max or max_diff can't be")
+        possible = all(math.isnan(figure) or 0 <= figure <= MOST for figure in figures)
+        if not possible or not value > 1 / MOST or least > value or most < value:
+            raise ValueError("messages/s, min, max, max_diff or flips can't be")
         row |= dict(zip(FLOATS, figures, strict=True))
         row |= {key: float(fields[key] or "nan") for key in LATER_FLOATS}
     return row
@@ -554,7 +578,7 @@ def words(text: str) -> list[str]:
 
 
 def formats(text: str) -> list[str]:
-    names = text.split(",")
+    names = list(dict.fromkeys(text.split(",")))
     if not set(names) <= set(FORMATS):
         raise ArgumentTypeError(f"{text!r} is not a comma list of {', '.join(FORMATS)}")
     return names

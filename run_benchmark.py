@@ -39,6 +39,7 @@ import sys
 import threading
 import time
 import zipfile
+import zlib
 from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -68,6 +69,7 @@ THROTTLING = {
     0x40: "heat (hardware)",
     0x80: "power brake",
 }
+DAY = 24 * 60 * 60  # seconds
 LATENCY_BATCHES = 200  # on a GPU, where a pass does not wait for each batch, these are timed one by one
 # the columns of the printed table between variant and status, and how they are printed
 PRINTED = {
@@ -575,8 +577,9 @@ def parse_arguments() -> Namespace:
         default=[1024, 4096, 16384],
         help="sizes of batches by tokens, padding counted, in order tokens (default: 1024,4096,16384)",
     )
-    add("--workers", type=list_of(utils.int_from(1)), default=[1], help="comma list of worker counts (default: 1)")
-    add("--threads", type=utils.int_from(1), default=1, help="CPU threads of each worker (default: 1)")
+    few = utils.int_from(1, utils.most_processes())
+    add("--workers", type=list_of(few), default=[1], help="comma list of worker counts (default: 1)")
+    add("--threads", type=few, default=1, help="CPU threads of each worker (default: 1)")
     add("--order", type=list_of(order), default=list(utils.ORDERS), help="default: dataset,length,tokens")
     add("--limit", type=utils.int_from(1), help="only so many texts, evenly spaced through the dataset (default: all)")
     add("--min-time", type=seconds, default=3.0, help="repeat passes of a cell for so many seconds (default: 3)")
@@ -612,8 +615,8 @@ def seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ArgumentTypeError(f"{text!r} is not a number of seconds")
+    if not 0 <= value <= DAY:
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {DAY}")
     return value
 
 
@@ -741,7 +744,7 @@ def prepared_before(folder: Path, texts: list[str], gpu: int | None) -> dict[str
         with np.load(path) as arrays:
             ready = dict(arrays)
         return ready | {"tokenizer": f"{ready['tokenizer']}, measured when these token ids were made"}
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
         ready = variants.in_fresh_process(prepare_inputs, folder, texts, variants.Place(gpu, utils.cpu_cores()))
         with utils.atomic_file(path) as file:
             np.savez(file, **ready)
@@ -759,6 +762,7 @@ def prepare_inputs(folder: Path, texts: list[str], place: variants.Place) -> dic
     start = time.monotonic()
     token_ids = utils.tokenize(tokenizer, texts, limit)
     speed = len(texts) / (time.monotonic() - start)
+    utils.check_vocabulary(token_ids, config)
 
     pad_id, problem = tokenizer.pad_token_id or 0, utils.problem_type(config)
     runner = variants.load("torch", folder, place)
@@ -852,6 +856,12 @@ def main() -> int:
     machine, gpu = find_machine(args)
     for note in dataset.notes:
         say(f"note       {note}")
+    if too_large := [size for size in args.batches if size > len(dataset.texts)]:
+        args.batches = [size for size in args.batches if size not in too_large]
+        sizes = ",".join(map(str, too_large))
+        if not args.batches:
+            raise UserError(f"--batches {sizes}: there are only {len(dataset.texts)} messages")
+        say(f"note       sizes {sizes} are left out: there are only {len(dataset.texts)} messages")
     same = machine | {"model": args.model_id, "dataset": dataset.name, "messages": len(dataset.texts)}
     same["threads"] = args.threads
     batchings = [(size, order) for size in args.batches for order in args.order if order != "tokens"]

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import io
 import itertools
+import math
 import os
 import platform
 import re
@@ -33,7 +34,9 @@ DATASETS = {
     "filtered": ("random_sample_10k_filtered.csv.gz", "synthetic_10k_filtered.csv.gz"),
 }
 ORDERS = ("dataset", "length", "tokens")
+UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # for a row, a card or a line of output
 MAX_TOKENS = 512
+LONG_TEXT = 50_000  # characters, see tokenize
 LOCK_TIMEOUT = 10  # seconds
 # model types whose positions start behind the padding index, see token_limit
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod", "mpnet"}
@@ -72,15 +75,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def int_from(least: int):
-    """A parser of whole numbers from `least` on."""
+def int_from(least: int, most: float = math.inf):
+    """A parser of whole numbers from `least` to `most`."""
 
     def parse(text: str) -> int:
-        if not text.strip().isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        if not text.strip().isdecimal() or not least <= int(text) <= most:
+            end = "on" if most == math.inf else f"to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} {end}")
         return int(text)
 
     return parse
+
+
+def most_processes() -> int:
+    """How many workers, or threads of each, can be asked for: more are a slip that would fill the memory."""
+    return max(64, cpu_cores())
 
 
 def say(line: str = "") -> None:
@@ -101,7 +110,10 @@ def run(main: Callable[[], int]) -> NoReturn:
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
         signal.signal(signal.SIGINT, stop)
+    sys.stdout.reconfigure(errors="backslashreplace")  # of a text that the terminal can't show
     try:
+        if UNFIT.search("".join(sys.argv[1:])):
+            raise UserError("an argument has a line break, a control character or bytes that are no UTF-8")
         code = main()
     except UserError as error:
         code = error.code
@@ -126,7 +138,7 @@ class Dataset:
 
 def slug(name: str) -> str:
     """`name` as a part of a file name: letters, digits, dots and dashes (underscores separate the parts)."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")
+    return re.sub(r"(?:[^\w.]|_)+", "-", name).strip("-.")
 
 
 def load_dataset(name_or_path: str, column: str = "body", limit: int | None = None) -> Dataset:
@@ -162,7 +174,7 @@ def read_column(path: Path, column: str) -> list:
     """One column of a CSV, CSV.gz or Parquet file, as it stands there."""
     import pandas as pd
 
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, it takes a name that is too long for one that isn't there
         raise UserError(f"no dataset file {path} (names: {', '.join(DATASETS)}; or a .csv, .csv.gz or .parquet file)")
     try:
         if path.suffix == ".parquet":
@@ -174,12 +186,16 @@ def read_column(path: Path, column: str) -> list:
             # "null" and "NA" are words that people write, not missing values
             options = {"dtype": str, "keep_default_na": False}
             columns = list(pd.read_csv(path, nrows=0, **options).columns)
-            table = pd.read_csv(path, usecols=[column], **options) if column in columns else None
-    except (ValueError, OSError, EOFError, MemoryError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
+            # all columns: with usecols, what follows a comma that should have been quoted is lost without a word
+            table = pd.read_csv(path, **options) if column in columns else None
+            if table is not None and not isinstance(table.index, pd.RangeIndex):
+                raise ValueError("its rows have more fields than its header")
+        bodies = None if table is None else table[column].tolist()
+    except Exception as error:  # pandas, pyarrow and each compression have errors of their own
         raise UserError(f"{path} can't be read: {first_line(error)}") from error
-    if table is None:
+    if bodies is None:
         raise UserError(f"{path} has no column {column!r}; its columns: {', '.join(map(str, columns))}")
-    return table[column].tolist()
+    return bodies
 
 
 def evenly_spaced(total: int, count: int) -> np.ndarray:
@@ -208,16 +224,22 @@ def train_tokenizer(texts: list[str]):
 
 
 def load_tokenizer(folder: Path):
-    """The folder's tokenizer: the fast one, or the slow one where it can't be made fast (some SentencePiece models)."""
+    """The folder's tokenizer: the fast one, or the slow one where it has no file of a fast one and it can't be made
+    fast (some SentencePiece models). Raises UserError where there is none.
+    """
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception:  # converting a slow tokenizer fails in as many ways as there are formats
+    reason = ""
+    for fast in (True, False):
         try:
-            return AutoTokenizer.from_pretrained(folder, use_fast=False, trust_remote_code=False, local_files_only=True)
-        except Exception as error:
-            raise UserError(f"{folder} has no tokenizer that can be loaded: {first_line(error)}") from error
+            return AutoTokenizer.from_pretrained(folder, use_fast=fast, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # a bad tokenizer fails in as many ways as there are formats
+            reason = first_line(error)
+        if (folder / "tokenizer.json").exists():
+            break
+    if not any(any(folder.glob(name)) for name in ("tokenizer.json", "vocab.*", "*.model")):
+        reason = "no tokenizer.json, vocabulary or SentencePiece model"
+    raise UserError(f"{folder} has no tokenizer that can be loaded: {reason}")
 
 
 def token_limit(config, tokenizer) -> int:
@@ -233,8 +255,29 @@ def token_limit(config, tokenizer) -> int:
 
 
 def tokenize(tokenizer, texts: list[str], limit: int) -> list[list[int]]:
-    """Token ids of each text, special tokens included, truncated to `limit`, not padded."""
-    return tokenizer(texts, truncation=True, max_length=limit, return_attention_mask=False)["input_ids"]
+    """Token ids of each text, special tokens included, truncated to `limit`, not padded.
+
+    A text of 10 MB takes 15 seconds and 2 GB in whole. So of one over LONG_TEXT only the beginning is tokenized, where
+    that gives at least twice `limit`: what the cut changes is behind the tokens that are kept then.
+    """
+
+    def truncated(texts: list[str], limit: int) -> list[list[int]]:
+        return tokenizer(texts, truncation=True, max_length=limit, return_attention_mask=False)["input_ids"]
+
+    beginnings = [text[:LONG_TEXT] for text in texts]
+    for i, text in enumerate(texts):
+        if len(text) > LONG_TEXT and len(truncated([beginnings[i]], 2 * limit)[0]) < 2 * limit:
+            beginnings[i] = text
+    return truncated(beginnings, limit)
+
+
+def check_vocabulary(token_ids: list[list[int]], config) -> None:
+    """Raises UserError for a token that the model has no embedding of: a GPU would read one out of bounds."""
+    highest = max(max(ids) for ids in token_ids)
+    if highest >= config.vocab_size:
+        raise UserError(
+            f"the tokenizer gives token {highest}, the model has {config.vocab_size}: they don't belong together"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ batches and shards

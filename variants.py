@@ -127,7 +127,8 @@ def choose_variants(names: list[str], device: str) -> list[str]:
 def find_model(model_id: str) -> Path:
     """The local folder of a model: `random-roberta-base`, a local folder, or what is downloaded of a Hub id.
 
-    Raises UserError if there is no such model, or if it has no sequence-classification head.
+    Raises UserError if there is no such model, if it has no sequence-classification head, or if it brings code of its
+    own, which is never run.
     """
     if model_id == RANDOM_MODEL:
         return random_roberta_base()
@@ -137,14 +138,29 @@ def find_model(model_id: str) -> Path:
             raise UserError(f"no model folder {model_id}")
         folder = download(model_id)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{model_id} is not a model's folder: it has no config.json")
-    try:
-        heads = json.loads((folder / "config.json").read_text()).get("architectures") or []
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{folder}/config.json can't be read: {utils.first_line(error)}") from error
-    if heads and not any(head.endswith("ForSequenceClassification") for head in heads):
-        raise UserError(f"{model_id} has no sequence-classification head, it is a {', '.join(heads)}")
+        raise UserError(f"{folder} is not a model's folder: it has no config.json")
+    config = read_json(folder / "config.json")
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        if file.is_file() and "auto_map" in read_json(file):
+            raise UserError(f"{model_id} needs code of its own (auto_map in {file.name}), which is never run here")
+    heads = config.get("architectures") or []
+    if not isinstance(config.get("model_type"), str) or not isinstance(heads, list):
+        # transformers would guess a missing type from the folder's name
+        raise UserError(f"{folder}/config.json has no model_type, or its architectures are not a list")
+    if heads and not any(str(head).endswith("ForSequenceClassification") for head in heads):
+        raise UserError(f"{model_id} has no sequence-classification head, it is a {', '.join(map(str, heads))}")
     return folder
+
+
+def read_json(file: Path) -> dict:
+    """The object in a JSON file. Raises UserError if there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} can't be read: {utils.first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} can't be read: it holds a {type(content).__name__}, not an object")
+    return content
 
 
 def load_config(folder: Path):
@@ -153,7 +169,7 @@ def load_config(folder: Path):
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # each of its fields can be wrong in a way of its own
         raise UserError(f"{folder}/config.json can't be used: {utils.first_line(error)}") from error
 
 
@@ -225,7 +241,7 @@ def find_onnx(variant: Variant, model_id: str, folder: Path) -> tuple[Path, str]
     file = exported / "model.onnx"
     if file.is_file():
         report = exported / "parity.json"
-        if report.is_file() and (gate := json.loads(report.read_text(encoding="utf-8")).get("gate")):
+        if report.is_file() and (gate := read_json(report).get("gate")):
             say(f"./{exported} failed its check: {gate}")
         return file, f"local export ./{file}"
     if exported.exists():
@@ -401,7 +417,9 @@ def quiet_process() -> None:
 
 
 def check_exportable(folder: Path, precision: str) -> None:
-    """Raises UserError if optimum can't export, or can't optimize, a classifier of the folder's model type."""
+    """Raises UserError if optimum can't export, or can't optimize, a classifier of the folder's model type, or if the
+    folder's tokenizer or weights don't load: optimum would export random ones for those that are missing.
+    """
     import optimum.exporters.onnx.model_configs  # noqa: F401  registers the model types
     from optimum.exporters.tasks import TasksManager
     from optimum.onnxruntime.utils import ORTConfigManager
@@ -416,6 +434,8 @@ def check_exportable(folder: Path, precision: str) -> None:
     except KeyError as error:
         step = "optimized" if precision == "fp16" else "exported"
         raise UserError(f"a classifier of type {config.model_type} can't be {step} by optimum") from error
+    utils.load_tokenizer(folder)
+    load_torch(VARIANTS["torch"], folder, Place(None, utils.cpu_cores()))
 
 
 def export(folder: Path, target: Path, precision: str, shape_inference: bool = True) -> dict:
@@ -667,10 +687,7 @@ def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
     Compiled with dynamic shapes as one graph; what would make torch run it eagerly after all (a graph break, the limit
     of recompilations) is an error. Raises UserError where weights are missing, which would be random then.
     """
-    from pickle import UnpicklingError
-
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
     torch.set_num_threads(place.threads)
@@ -682,10 +699,12 @@ def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
     options = {"output_loading_info": True, "trust_remote_code": False, "local_files_only": True}
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **options)
-    except (OSError, EOFError, ValueError, RuntimeError, KeyError, UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # a wrong config and a broken file fail in as many ways as there are
         raise UserError(f"{folder} can't be loaded: {utils.first_line(error)}") from error
     if loading["missing_keys"]:
         raise UserError(f"{folder} lacks weights: {', '.join(sorted(loading['missing_keys'])[:3])}")
+    if unused := [key for key in sorted(loading["unexpected_keys"]) if re.search(r"\.\d+\.", key)]:
+        raise UserError(f"{folder} has layers that its config.json doesn't count: {', '.join(unused[:3])}")
     model.eval().to(device)
     if variant.compiled:
         torch._dynamo.config.fail_on_recompile_limit_hit = True

@@ -687,18 +687,6 @@ def test_wrong_usage_is_one_line_and_code_2(arguments, message, monkeypatch, cap
     assert message in last
 
 
-def test_a_model_without_a_classification_head_is_refused(tmp_path, tiny_model):
-    headless = tmp_path / "headless"
-    headless.mkdir()
-    for file in tiny_model.iterdir():
-        (headless / file.name).write_bytes(file.read_bytes())
-    config = (headless / "config.json").read_text()
-    (headless / "config.json").write_text(config.replace("ForSequenceClassification", "ForMaskedLM"))
-    done = benchmark(tmp_path, headless, "--model", "torch", "--no-save")
-    assert done.returncode == 2
-    assert "no sequence-classification head" in done.stderr.splitlines()[-1]
-
-
 def test_no_gpu_is_one_line(tmp_path, tiny_model):
     arguments = [sys.executable, SCRIPT, "--model", "torch", "--device", "gpu", "--model-id", tiny_model, "--no-save"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
