@@ -49,20 +49,25 @@ def saved_rows(folder: Path) -> pd.DataFrame:
     return pd.concat([pd.read_csv(file, sep="\t") for file in sorted(folder.glob("results/*/*.tsv"))])
 
 
+def real_sweep(model: Path, texts: list[str]) -> run_benchmark.Sweep:
+    """Of 60 texts in one thread, without a time limit, still without sources."""
+    place = variants.Place(gpu=None, threads=1)
+    ready = run_benchmark.prepare_inputs(model, texts[:60], place)
+    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "pad_id", "checked")))
+    known = (inputs, float(ready["flops"]), ready["reference"], ready["problem"])
+    return run_benchmark.Sweep(model, texts[:60], *known, {}, place, {"fp32": 1e12}, 0)
+
+
 @pytest.mark.parametrize("name", CPU_VARIANTS)
 def test_every_cpu_variant_agrees_with_fp32_torch(name, tiny_model, tiny_exports, texts):
     """In this process: the worker's steps of one variant over all orders, against the reference."""
-    place = variants.Place(gpu=None, threads=1)
-    ready = run_benchmark.prepare_inputs(tiny_model, texts[:60], place)
-    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "pad_id", "checked")))
+    sweep = real_sweep(tiny_model, texts)
+    inputs, place = sweep.inputs, sweep.place
     variant = variants.VARIANTS[name]
     source = tiny_model
     if variant.runtime != "torch":
         source = tiny_exports / f"tiny{variants.EXPORT_SUFFIX[variant.export]}" / "model.onnx"
     steps = run_benchmark.worker_steps(variants.load(name, source, place), place, inputs)
-    sweep = run_benchmark.Sweep(
-        tiny_model, texts[:60], inputs, ready["flops"], ready["reference"], ready["problem"], {}, place, {}, 0
-    )
     for order in utils.ORDERS:
         size = 256 if order == "tokens" else 8
         steps["prepare"](utils.make_batches(inputs.lengths, size, order))
@@ -192,13 +197,6 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model):
         ("length", "ok", rows["dataset"]["commit"]),
         ("tokens", "ok", rows["dataset"]["commit"]),
     }
-
-
-def test_fewer_messages_than_workers(sweep, tiny_model):
-    folder, _ = sweep
-    done = benchmark(folder, tiny_model, "--model", "onnx", "--workers", 3, "--batches", 2, "--limit", 2, "--no-save")
-    assert done.returncode == 0, done.stderr
-    assert [row.split()[-1] for row in done.stdout.splitlines()[1:]] == ["ok"] * 3
 
 
 # ------------------------------------------------------------------------------------------------------------ faults
@@ -610,13 +608,8 @@ def memory_mib_and_descriptors(pid: int) -> np.ndarray:
 
 def test_200_cells_need_no_more_than_20(tiny_model, tiny_exports, texts, tmp_path):
     """Memory of the parent and of the workers, their descriptors, and files."""
-    place = variants.Place(gpu=None, threads=1)
-    ready = run_benchmark.prepare_inputs(tiny_model, texts[:60], place)
-    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "pad_id", "checked")))
     sources = {"onnx": tiny_exports / "tiny-onnx" / "model.onnx"}
-    sweep = run_benchmark.Sweep(
-        tiny_model, [], inputs, 1e9, ready["reference"], ready["problem"], sources, place, {"fp32": 1e12}, 0
-    )
+    sweep = replace(real_sweep(tiny_model, texts), sources=sources, texts=[])
     path, used, files = tmp_path / "results.tsv", {}, {}
     for i, (cell, figures) in enumerate(run_benchmark.run_cells(sweep, cells(*range(1, 11)) * 20), 1):
         utils.save_row(path, dict.fromkeys(utils.COLUMNS, "") | asdict(cell) | figures)
@@ -640,16 +633,20 @@ def test_workers_started_anew_leave_no_descriptors(fake_workers):
     assert used[-1] <= used[1]
 
 
-def test_a_worker_that_can_not_load_fails_its_cells_and_the_next_variant_runs(sweep, tiny_model):
-    folder, _ = sweep
-    broken = folder / "broken"
-    (broken / "tiny-onnx").mkdir(parents=True)
-    (broken / "tiny-onnx" / "model.onnx").write_bytes(b"not a model")
-    done = benchmark(broken, tiny_model, "--model", "onnx,torch", "--batches", "4,8", "--order", "length")
-    assert done.returncode == 1
-    rows = saved_rows(broken).set_index("variant")
-    assert rows.status["onnx"].str.contains("InvalidProtobuf|INVALID_PROTOBUF|parsing").all()
-    assert (rows.status["torch"] == "ok").all()
+def test_fewer_batches_than_workers(fake_workers):
+    sweep = fake_worker.make_sweep()
+    rows = [figures for _, figures in run_benchmark.run_cells(sweep, cells(6, 12, workers=3))]
+    assert [(row["status"], row["max_diff"]) for row in rows] == [("ok", "0")] * 2
+
+
+def test_a_variant_that_can_not_load_fails_its_cells_and_the_next_one_runs(tiny_model, tiny_exports, texts, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    sources = {"onnx": tmp_path / "model.onnx", "onnx-fp16": tiny_exports / "tiny-onnx" / "model.onnx"}
+    sweep = replace(real_sweep(tiny_model, texts), sources=sources)
+    both = [replace(cell, variant=name) for name in sources for cell in cells(4, 8, workers=1)]
+    statuses = [figures["status"] for _, figures in run_benchmark.run_cells(sweep, both)]
+    assert all("parsing failed" in status for status in statuses[:2])
+    assert statuses[2:] == ["ok", "ok"]
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
