@@ -646,7 +646,16 @@ def test_a_variant_that_can_not_load_fails_its_cells_and_the_next_one_runs(tiny_
     both = [replace(cell, variant=name) for name in sources for cell in cells(4, 8, workers=1)]
     statuses = [figures["status"] for _, figures in run_benchmark.run_cells(sweep, both)]
     assert all("parsing failed" in status for status in statuses[:2])
-    assert statuses[2:] == ["ok", "ok"]
+    assert statuses[2:] == ["ok", "ok", "ok"], "two cells, and the faster one end to end"
+
+
+def test_a_cell_that_fails_end_to_end_keeps_its_figures(fake_workers):
+    """Its model's folder has no tokenizer."""
+    sweep = replace(fake_worker.make_sweep(), texts=["a"] * fake_worker.TEXTS)
+    (_, before), (_, after) = run_benchmark.run_cells(sweep, cells(2, workers=1))
+    assert before["status"] == "ok"
+    assert "has no tokenizer" in after["status"]
+    assert {**after, "status": "ok"} == before
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
