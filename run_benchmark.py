@@ -42,7 +42,7 @@ import zipfile
 import zlib
 from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -123,6 +123,7 @@ class Sweep:
     min_time: float
     timeout: float = 0  # seconds without a sign of life of a worker, 0 for no limit
     gpu: object = None  # NVML's handle
+    seconds: dict[tuple[Cell, str], list[float]] = field(default_factory=dict)  # of the passes, by cell and step
 
 
 @dataclass(frozen=True)
@@ -441,10 +442,7 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
     lengths = sweep.inputs.lengths
     batches = utils.make_batches(lengths, cell.size, cell.order)
     workers.ask("prepare", utils.deal_shards(lengths, batches, cell.workers))
-    seconds = []
-    while not seconds or sum(seconds) < sweep.min_time:
-        starts, ends = zip(*workers.ask("run", [None] * cell.workers), strict=True)
-        seconds.append(max(ends) - min(starts))
+    seconds, _ = passes(sweep, workers, cell, "run", [None] * cell.workers)
     reports = workers.ask("report", [None] * cell.workers)
 
     median = float(np.median(seconds))
@@ -470,6 +468,20 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
     return {name: f"{value:.6g}" for name, value in figures.items()} | {"status": status}
 
 
+def passes(sweep: Sweep, workers: Workers, cell: Cell, step: str, arguments: list) -> tuple[list[float], list]:
+    """Repeats a step that is a pass for --min-time; returns the seconds of its passes in this round and those before,
+    and the workers' last answers.
+    """
+    seconds = []
+    while not seconds or sum(seconds) < sweep.min_time:
+        answers = workers.ask(step, arguments)
+        starts, ends, *_ = zip(*answers, strict=True)
+        seconds.append(max(ends) - min(starts))
+    known = sweep.seconds.setdefault((cell, step), [])
+    known += seconds
+    return known, answers
+
+
 def measure_texts(sweep: Sweep, workers: Workers, cell: Cell, figures: dict) -> dict:
     """The figures of a measured cell with `end_to_end`, and the parity of the worse of both ways. Raises CellFailed."""
     shards = [
@@ -477,11 +489,8 @@ def measure_texts(sweep: Sweep, workers: Workers, cell: Cell, figures: dict) -> 
         for indices in (np.arange(i, len(sweep.texts), cell.workers) for i in range(cell.workers))
     ]
     workers.ask("run_texts", shards)  # loads the tokenizer, and warms up the shapes
-    seconds = []
-    while not seconds or sum(seconds) < sweep.min_time:
-        starts, ends, kept = zip(*workers.ask("run_texts", shards), strict=True)
-        seconds.append(max(ends) - min(starts))
-    max_diff, flips = parity(sweep, [batch for batches in kept for batch in batches])
+    seconds, answers = passes(sweep, workers, cell, "run_texts", shards)
+    max_diff, flips = parity(sweep, [batch for _, _, batches in answers for batch in batches])
     if not np.isfinite(max_diff):
         raise CellFailed("outputs are not finite")
     speed = len(sweep.texts) / float(np.median(seconds))
@@ -505,6 +514,7 @@ def run_cells(sweep: Sweep, cells: list[Cell]):
     Workers are started once for all cells of a variant and worker count, and again after a failed cell; where they
     can't be started, none of their cells is tried again.
     """
+    known = {}
     for (name, count), group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
         workers, no_start, good = None, None, {}
         try:
@@ -519,7 +529,7 @@ def run_cells(sweep: Sweep, cells: list[Cell]):
                     if sweep.gpu is not None:
                         figures["throttled"] = ", ".join(sorted(workers.throttled)) or "no"
                     if figures["status"] == "ok":
-                        good[cell] = figures
+                        good[cell] = known[cell] = figures
                     yield cell, figures
                 except CellFailed as error:
                     if workers is None:
@@ -527,7 +537,7 @@ def run_cells(sweep: Sweep, cells: list[Cell]):
                     else:
                         workers.kill()
                         workers = None
-                    yield cell, good.get(cell, {}) | {"status": str(error)}
+                    yield cell, known.get(cell, {}) | {"status": str(error)}
             if workers:
                 workers.close()
         finally:
@@ -583,6 +593,13 @@ def parse_arguments() -> Namespace:
     add("--order", type=list_of(order), default=list(utils.ORDERS), help="default: dataset,length,tokens")
     add("--limit", type=utils.int_from(1), help="only so many texts, evenly spaced through the dataset (default: all)")
     add("--min-time", type=seconds, default=3.0, help="repeat passes of a cell for so many seconds (default: 3)")
+    add(
+        "--rounds",
+        type=utils.int_from(1),
+        default=1,
+        help="go through all cells so often, and take a cell's passes together: a machine that others use too has slow "
+        "minutes, which hit every cell alike then (default: 1)",
+    )
     add(
         "--timeout",
         type=seconds,
@@ -885,8 +902,8 @@ def main() -> int:
     sweep = prepare(args, cells, dataset, machine["device"], gpu)
     unsaved = []
     print(" ".join(["variant".ljust(18), *(name.rjust(7) for name in PRINTED), " status"]), flush=True)
-    measured = contextlib.closing(run_cells(sweep, cells))
-    progress_bar = tqdm(total=len(cells), unit="cell", file=sys.stderr)
+    measured = contextlib.closing(run_cells(sweep, cells * args.rounds))
+    progress_bar = tqdm(total=len(cells) * args.rounds, unit="cell", file=sys.stderr)
     with keep(unsaved, args.results_dir), measured as measured, progress_bar as progress:
         for cell, figures in measured:
             date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -896,7 +913,7 @@ def main() -> int:
                 save(unsaved, args.results_dir)
             progress.write(line(row, args.device == "cpu"), file=sys.stdout)
             sys.stdout.flush()
-            progress.update(cell not in rows)
+            progress.update(not row["end_to_end"])
             rows[cell] = row
     for text in summary(list(rows.values()), args.model):
         say(text)

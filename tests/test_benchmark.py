@@ -649,6 +649,12 @@ def test_a_variant_that_can_not_load_fails_its_cells_and_the_next_one_runs(tiny_
     assert statuses[2:] == ["ok", "ok", "ok"], "two cells, and the faster one end to end"
 
 
+def test_rounds_take_the_passes_of_a_cell_together(fake_workers):
+    rows = [figures for _, figures in run_benchmark.run_cells(fake_worker.make_sweep(), cells(1, 3, workers=1) * 3)]
+    assert [row["passes"] for row in rows] == ["1", "1", "2", "2", "3", "3"]
+    assert all(float(row["min"]) <= float(row["messages/s"]) <= float(row["max"]) for row in rows)
+
+
 def test_a_cell_that_fails_end_to_end_keeps_its_figures(fake_workers):
     """Its model's folder has no tokenizer."""
     sweep = replace(fake_worker.make_sweep(), texts=["a"] * fake_worker.TEXTS)
