@@ -369,7 +369,7 @@ def probabilities(logits: np.ndarray, problem: str) -> np.ndarray:
     if problem == "regression":
         return logits
     if problem == "multi_label_classification":
-        return 1 / (1 + np.exp(-logits))
+        return 1 / (1 + np.exp(-np.maximum(logits, -700)))  # below, exp overflows
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponents / exponents.sum(axis=1, keepdims=True)
 
