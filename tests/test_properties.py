@@ -32,8 +32,13 @@ PROBLEMS = ("multi_label_classification", "single_label_classification", "regres
 @given(LENGTHS, SIZES, ORDERS)
 def test_every_text_is_in_one_batch_and_its_place_can_be_found_again(lengths, size, order):
     batches = utils.make_batches(lengths, size, order)
-    assert [len(batch) for batch in batches[:-1]] == [size] * (math.ceil(len(lengths) / size) - 1)
-    assert 1 <= len(batches[-1]) <= size
+    if order == "tokens":
+        assert all(len(batch) == 1 or utils.padded_tokens(lengths, batch) <= size for batch in batches)
+        grown = [len(batch) + 1 for batch in batches[:-1]], [lengths[batch[0]] for batch in batches[1:]]
+        assert (np.prod(grown, axis=0) > size).all()
+    else:
+        assert [len(batch) for batch in batches[:-1]] == [size] * (math.ceil(len(lengths) / size) - 1)
+        assert 1 <= len(batches[-1]) <= size
     indices = np.concatenate(batches)
     assert sorted(indices) == list(range(len(lengths)))
     outputs = np.full(len(lengths), -1)

@@ -25,11 +25,7 @@ def test_batches_keep_every_text_and_its_order_can_be_restored(order, size):
         restored[batch] = LENGTHS[batch]
     assert sorted(np.concatenate(batches)) == list(range(len(LENGTHS)))
     assert (restored == LENGTHS).all()
-    if order == "tokens":
-        full = [len(batch) + 1 for batch in batches[:-1]], [LENGTHS[batch[0]] for batch in batches[1:]]
-        assert all(len(batch) == 1 or utils.padded_tokens(LENGTHS, batch) <= size for batch in batches)
-        assert (np.prod(full, axis=0) > size).all(), "the next text would have fitted too"
-    else:
+    if order != "tokens":  # of which test_properties says more
         assert all(len(batch) == size for batch in batches[:-1]) and len(batches[-1]) <= size
 
 
