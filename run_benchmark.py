@@ -179,8 +179,8 @@ def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs)
     batches, prepared, outputs, latencies, warm, tokenizers = [], [], [], [], set(), []
 
     def prepare(shard: list[np.ndarray]) -> None:
-        """Pads and moves the batches, then warms up each shape that this worker has not run yet, longest first; on a
-        GPU every shape, since torch gave its memory back.
+        """Pads and moves the batches, then warms up each shape that this worker has not run yet: the longest by a
+        whole run, which grows the memory once; on a GPU every shape, since torch gave its memory back.
         """
         for state in (batches, prepared, outputs, latencies, *([] if place.gpu is None else [warm])):
             state.clear()
@@ -189,9 +189,10 @@ def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs)
         batches.extend(shard)
         prepared.extend(runner.prepare(*arrays) for arrays in padded)
         shapes = {arrays[0].shape: i for i, arrays in enumerate(padded)}
-        for shape in sorted(shapes.keys() - warm, key=lambda shape: (shape[1], shape[0]), reverse=True):
-            (runner.warm_up if warm else runner.forward)(prepared[shapes[shape]])
-            warm.add(shape)
+        new = sorted(shapes.keys() - warm, key=lambda shape: (shape[1], shape[0]), reverse=True)
+        for i, shape in enumerate(new):
+            (runner.warm_up if i else runner.forward)(prepared[shapes[shape]])
+        warm.update(new)
         runner.synchronize()
 
     def run(_) -> tuple[float, float]:
