@@ -111,6 +111,24 @@ def test_an_error_while_texts_are_prepared_reaches_the_worker():
         next(made)
 
 
+def test_each_new_shape_is_warmed_up_once_and_the_longest_by_a_whole_run():
+    def noted(name):
+        return lambda batch: calls.append((name, batch.shape)) or batch[:, :1]
+
+    lengths = np.array([3, 5, 5, 9, 9, 2])
+    inputs = run_benchmark.Inputs(np.zeros(lengths.sum(), int), lengths, pad_id=0, checked=np.arange(6))
+    runner = variants.Runner(lambda ids, mask: ids, noted("forward"), lambda: None, np.asarray, noted("warm up"))
+    steps = run_benchmark.worker_steps(runner, variants.Place(gpu=None, threads=1), inputs)
+    for size, expected in (
+        (1, [("forward", (1, 9)), ("warm up", (1, 5)), ("warm up", (1, 3)), ("warm up", (1, 2))]),
+        (1, []),
+        (2, [("forward", (2, 9)), ("warm up", (2, 5))]),
+    ):
+        calls = []
+        steps["prepare"](utils.make_batches(lengths, size, "dataset"))
+        assert calls == expected
+
+
 def test_warming_up_leaves_the_model_whole(tiny_model):
     runner = variants.load("torch", tiny_model, variants.Place(gpu=None, threads=1))
     batch = runner.prepare(np.full((2, 5), 7), np.ones((2, 5), dtype=np.int64))
