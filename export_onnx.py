@@ -61,7 +61,7 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Check:
-    """What both models run over: the texts, in batches of `size`, in an order of utils.ORDERS."""
+    """What both models run over: the texts, in batches of `size`, in dataset or length order."""
 
     texts: list[str]
     size: int

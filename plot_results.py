@@ -6,7 +6,7 @@
 
 For each model and dataset, into results/<model>/ or --output:
 
-    comparison_<model>_<dataset>         each variant at its best on each device, in both orders, and its factor
+    comparison_<model>_<dataset>         each variant at its best on each device, in each order, and its factor
     scaling_<model>_<device>_<dataset>   messages/s over batch size and over workers
     parity_<model>_<dataset>             messages/s against the largest deviation from eager FP32 torch
 
@@ -49,7 +49,7 @@ MAX_DIFF = "max_diff: the largest difference of any label's probability from eag
 FLIPS = "flips: the share of changed decisions"
 MFU = "of the peak: the real tokens' FLOP/s over those of large matrix products on the device"
 END_TO_END = "end to end: messages/s from the texts themselves, tokenized while the model runs"
-COMMANDS = "The commands are put together from the rows, which don't know `--min-time`, `--column` and `--gpu`."
+COMMANDS = "The commands are put together from the rows: they lack `--min-time`, `--rounds`, `--column` and `--gpu`."
 LEAST_DIFF = 1e-8  # where a figure draws this and less, which a log axis has no place for
 MOST = 10**12  # of anything that is measured; more is no figure but damage, and no axis has a place for it
 FORMATS = ("png", "svg", "pdf")
@@ -276,8 +276,8 @@ def device_title(row: dict) -> str:
     return device_name(row) + (f" ({row['messages']:,} messages)" if row["messages"] else "")
 
 
-def speed(row: dict) -> str:
-    return format(row["messages/s"], ",.0f" if row["messages/s"] >= 100 else ".3g")
+def speed(row: dict, column: str = "messages/s") -> str:
+    return shown(row[column], "{:,.0f}" if row[column] >= 100 else "{:.3g}")
 
 
 def batching(row: dict) -> str:
@@ -491,7 +491,7 @@ TABLE = {
     "batches": batching,
     "workers x threads": lambda row: f"{row['workers']} x {row['threads']}",
     "of the peak": lambda row: shown(row["mfu"], "{:.0%}"),
-    "end to end": lambda row: shown(row["end_to_end"], "{:,.3g}"),
+    "end to end": lambda row: speed(row, "end_to_end"),
     "max_diff": lambda row: shown(row["max_diff"], "{:.2g}"),
     "flips": lambda row: shown(row["flips"], "{:.3%}"),
 }

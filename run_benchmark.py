@@ -25,7 +25,6 @@ Exit code: 0, 1 if a cell failed (its row says why), 2 for wrong usage or input,
 """
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
@@ -41,7 +40,7 @@ import time
 import zipfile
 import zlib
 from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -112,7 +111,7 @@ class Sweep:
     """What all cells of a run share: the inputs, the reference they are checked against, and how to measure."""
 
     folder: Path  # the model's
-    texts: list[str]  # for `end_to_end`; without them it is left out
+    texts: list[str]
     inputs: Inputs
     flops: float  # of one pass over the real tokens
     reference: np.ndarray  # probabilities [checked texts, labels]
@@ -155,14 +154,20 @@ def serve(connection: Connection, name: str, source: Path, place: variants.Place
     variants.quiet_process()
     with contextlib.suppress(EOFError, ConnectionError):
         try:
+            if place.gpu is None:
+                os.environ["RAYON_NUM_THREADS"] = str(place.threads)  # the tokenizers'
             _, inputs = connection.recv()
             runner = variants.load(name, source, place)
 
-            def forward(batch):
-                alive.value = time.monotonic()
-                return runner.forward(batch)
+            def noted(run):
+                def note_and_run(batch):
+                    alive.value = time.monotonic()
+                    return run(batch)
 
-            steps = worker_steps(replace(runner, forward=forward), place, inputs)
+                return note_and_run
+
+            runner = replace(runner, forward=noted(runner.forward), warm_up=noted(runner.warm_up))
+            steps = worker_steps(runner, place, inputs)
             value = None
             while True:
                 connection.send((None, value))
@@ -179,7 +184,7 @@ def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs)
     batches, prepared, outputs, latencies, warm, tokenizers = [], [], [], [], set(), []
 
     def prepare(shard: list[np.ndarray]) -> None:
-        """Pads and moves the batches, then warms up each shape that this worker has not run yet: the longest by a
+        """Pads and moves the batches, then warms up each shape that this worker has not run yet: the largest by a
         whole run, which grows the memory once; on a GPU every shape, since torch gave its memory back.
         """
         for state in (batches, prepared, outputs, latencies, *([] if place.gpu is None else [warm])):
@@ -189,7 +194,7 @@ def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs)
         batches.extend(shard)
         prepared.extend(runner.prepare(*arrays) for arrays in padded)
         shapes = {arrays[0].shape: i for i, arrays in enumerate(padded)}
-        new = sorted(shapes.keys() - warm, key=lambda shape: (shape[1], shape[0]), reverse=True)
+        new = sorted(shapes.keys() - warm, key=lambda shape: (shape[0] * shape[1], shape[1]), reverse=True)
         for i, shape in enumerate(new):
             (runner.warm_up if i else runner.forward)(prepared[shapes[shape]])
         warm.update(new)
@@ -465,8 +470,7 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
         "max_diff": max_diff,
         "flips": flips,
     }
-    status = "ok" if np.isfinite(max_diff) else "outputs are not finite"
-    return {name: f"{value:.6g}" for name, value in figures.items()} | {"status": status}
+    return written(figures)
 
 
 def passes(sweep: Sweep, workers: Workers, cell: Cell, step: str, arguments: list) -> tuple[list[float], list]:
@@ -483,8 +487,8 @@ def passes(sweep: Sweep, workers: Workers, cell: Cell, step: str, arguments: lis
     return known, answers
 
 
-def measure_texts(sweep: Sweep, workers: Workers, cell: Cell, figures: dict) -> dict:
-    """The figures of a measured cell with `end_to_end`, and the parity of the worse of both ways. Raises CellFailed."""
+def measure_texts(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
+    """The cell's `end_to_end`, with the parity of those outputs. Raises CellFailed."""
     shards = [
         TextShard(sweep.folder, indices, [sweep.texts[i] for i in indices], cell.size, cell.order)
         for indices in (np.arange(i, len(sweep.texts), cell.workers) for i in range(cell.workers))
@@ -492,11 +496,25 @@ def measure_texts(sweep: Sweep, workers: Workers, cell: Cell, figures: dict) -> 
     workers.ask("run_texts", shards)  # loads the tokenizer, and warms up the shapes
     seconds, answers = passes(sweep, workers, cell, "run_texts", shards)
     max_diff, flips = parity(sweep, [batch for _, _, batches in answers for batch in batches])
-    if not np.isfinite(max_diff):
-        raise CellFailed("outputs are not finite")
-    speed = len(sweep.texts) / float(np.median(seconds))
-    worst = {"max_diff": max(max_diff, float(figures["max_diff"])), "flips": max(flips, float(figures["flips"]))}
-    return figures | {name: f"{value:.6g}" for name, value in {"end_to_end": speed, **worst}.items()}
+    return written({"end_to_end": len(sweep.texts) / np.median(seconds), "max_diff": max_diff, "flips": flips})
+
+
+def written(figures: dict[str, float]) -> dict[str, str]:
+    """Figures as a row has them, with the status that they give."""
+    status = "ok" if np.isfinite(figures["max_diff"]) else "outputs are not finite"
+    return {name: f"{value:.6g}" for name, value in figures.items()} | {"status": status}
+
+
+def together(before: dict | None, figures: dict) -> dict:
+    """What a cell's row says after it was measured again, in another round or end to end: the later figures, but the
+    worse parity, and all that throttled it.
+    """
+    if not before or not before["max_diff"]:
+        return figures
+    worst = written({name: np.maximum(float(before[name]), float(figures[name])) for name in ("max_diff", "flips")})
+    throttled = {reason for row in (before, figures) for reason in row.get("throttled", "").split(", ")} - {"", "no"}
+    clean = figures.get("throttled", "") and "no"
+    return before | figures | worst | {"throttled": ", ".join(sorted(throttled)) or clean}
 
 
 def parity(sweep: Sweep, kept: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
@@ -508,18 +526,18 @@ def parity(sweep: Sweep, kept: list[tuple[np.ndarray, np.ndarray]]) -> tuple[flo
     return float(np.abs(probs - sweep.reference).max()), utils.flips(probs, sweep.reference, sweep.problem)
 
 
-def run_cells(sweep: Sweep, cells: list[Cell]):
-    """Measures the cells, yielding each with the measured columns of its row; a failed one has only its status. Then
-    yields the fastest of each variant and worker count again, with `end_to_end`.
+def run_cells(sweep: Sweep, cells: list[Cell], rows: dict[Cell, dict] | None = None):
+    """Measures the cells, yielding each with the measured columns of its row, or with only a status where it failed.
+    Then yields the fastest of each variant and worker count again, with `end_to_end`: the fastest in `rows`, which the
+    caller fills meanwhile; without them nothing is measured end to end.
 
     Workers are started once for all cells of a variant and worker count, and again after a failed cell; where they
     can't be started, none of their cells is tried again.
     """
-    known = {}
     for (name, count), group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
-        workers, no_start, good = None, None, {}
+        workers, no_start = None, None
         try:
-            for cell, step in steps_of(group, good if sweep.texts else {}):
+            for cell, step in steps_of(list(group), {} if rows is None else rows):
                 try:
                     if no_start:
                         raise no_start
@@ -529,8 +547,6 @@ def run_cells(sweep: Sweep, cells: list[Cell]):
                     figures = step(sweep, workers, cell)
                     if sweep.gpu is not None:
                         figures["throttled"] = ", ".join(sorted(workers.throttled)) or "no"
-                    if figures["status"] == "ok":
-                        good[cell] = known[cell] = figures
                     yield cell, figures
                 except CellFailed as error:
                     if workers is None:
@@ -538,7 +554,7 @@ def run_cells(sweep: Sweep, cells: list[Cell]):
                     else:
                         workers.kill()
                         workers = None
-                    yield cell, known.get(cell, {}) | {"status": str(error)}
+                    yield cell, {"status": str(error)}
             if workers:
                 workers.close()
         finally:
@@ -546,12 +562,20 @@ def run_cells(sweep: Sweep, cells: list[Cell]):
                 workers.kill()
 
 
-def steps_of(cells: Iterable[Cell], good: dict[Cell, dict]) -> Iterator[tuple[Cell, Callable]]:
-    """Each cell with `measure`, then the fastest of those that were found good meanwhile with `measure_texts`."""
+def steps_of(cells: list[Cell], rows: dict[Cell, dict]) -> Iterator[tuple[Cell, Callable]]:
+    """The cells of one variant and worker count with `measure`, then the fastest of them in the rows by then with
+    `measure_texts`, unless it was resumed with it.
+    """
     yield from ((cell, measure) for cell in cells)
-    if good:
-        cell = max(good, key=lambda cell: float(good[cell]["messages/s"]))
-        yield cell, functools.partial(measure_texts, figures=good[cell])
+    speeds = {
+        cell: float(row["messages/s"])
+        for cell, row in rows.items()
+        if (cell.variant, cell.workers, row["status"]) == (cells[0].variant, cells[0].workers, "ok")
+    }
+    if speeds:
+        fastest = max(speeds, key=speeds.get)
+        if fastest in cells or not rows[fastest]["end_to_end"]:
+            yield fastest, measure_texts
 
 
 # ------------------------------------------------------------------------------------------------- the experiment
@@ -638,6 +662,17 @@ def seconds(text: str) -> float:
     return value
 
 
+def possible_sizes(sizes: list[int], messages: int) -> list[int]:
+    """The batch sizes that there are enough messages for; says which are left out. Raises UserError if all are."""
+    too_large = [size for size in sizes if size > messages]
+    if too_large:
+        named = ",".join(map(str, too_large))
+        if too_large == sizes:
+            raise UserError(f"--batches {named}: there are only {messages} messages")
+        say(f"note       sizes {named} are left out: there are only {messages} messages")
+    return [size for size in sizes if size not in too_large]
+
+
 def find_machine(args: Namespace) -> tuple[dict[str, str], object]:
     """The row's columns that say on what it was measured, and NVML's handle of the GPU or None. Raises UserError where
     the GPU asked for can't be used.
@@ -671,7 +706,7 @@ def cpu_load() -> str:
         before = cpu_seconds()
         time.sleep(0.25)
         busy, total = cpu_seconds() - before
-    except OSError:
+    except (OSError, AttributeError, TypeError, ValueError):  # other systems, and containers that number cores anew
         return ""
     load = busy / max(total, 1)
     if load > BUSY:
@@ -761,6 +796,8 @@ def prepared_before(folder: Path, texts: list[str], gpu: int | None) -> dict[str
     try:
         with np.load(path) as arrays:
             ready = dict(arrays)
+        if "flops" not in ready:
+            raise ValueError("of an older version")
         return ready | {"tokenizer": f"{ready['tokenizer']}, measured when these token ids were made"}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
         ready = variants.in_fresh_process(prepare_inputs, folder, texts, variants.Place(gpu, utils.cpu_cores()))
@@ -874,12 +911,7 @@ def main() -> int:
     machine, gpu = find_machine(args)
     for note in dataset.notes:
         say(f"note       {note}")
-    if too_large := [size for size in args.batches if size > len(dataset.texts)]:
-        args.batches = [size for size in args.batches if size not in too_large]
-        sizes = ",".join(map(str, too_large))
-        if not args.batches:
-            raise UserError(f"--batches {sizes}: there are only {len(dataset.texts)} messages")
-        say(f"note       sizes {sizes} are left out: there are only {len(dataset.texts)} messages")
+    args.batches = possible_sizes(args.batches, len(dataset.texts)) if args.order != ["tokens"] else []
     same = machine | {"model": args.model_id, "dataset": dataset.name, "messages": len(dataset.texts)}
     same["threads"] = args.threads
     batchings = [(size, order) for size in args.batches for order in args.order if order != "tokens"]
@@ -901,24 +933,29 @@ def main() -> int:
             utils.read_rows(path)
 
     sweep = prepare(args, cells, dataset, machine["device"], gpu)
-    unsaved = []
+    unsaved, failed = [], False
     print(" ".join(["variant".ljust(18), *(name.rjust(7) for name in PRINTED), " status"]), flush=True)
-    measured = contextlib.closing(run_cells(sweep, cells * args.rounds))
+    measured = contextlib.closing(run_cells(sweep, cells * args.rounds, rows))
     progress_bar = tqdm(total=len(cells) * args.rounds, unit="cell", file=sys.stderr)
     with keep(unsaved, args.results_dir), measured as measured, progress_bar as progress:
         for cell, figures in measured:
+            if "max_diff" not in figures and cell in rows and rows[cell]["max_diff"]:
+                say(f"{cell}: {figures['status']}; its earlier figures stay")
+                failed = True
+                continue
             date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            row = dict.fromkeys(utils.COLUMNS, "") | same | asdict(cell) | figures | {"date": date}
+            row = dict.fromkeys(utils.COLUMNS, "") | same | asdict(cell)
+            row |= together(rows.get(cell), figures) | {"date": date}
             if not args.no_save:
-                unsaved.append(row)
+                unsaved[:] = [other for other in unsaved if other is not rows.get(cell)] + [row]
                 save(unsaved, args.results_dir)
             progress.write(line(row, args.device == "cpu"), file=sys.stdout)
             sys.stdout.flush()
-            progress.update(not row["end_to_end"])
+            progress.update("end_to_end" not in figures)
             rows[cell] = row
     for text in summary(list(rows.values()), args.model):
         say(text)
-    return int(any(row["status"] != "ok" for row in rows.values()) or bool(unsaved))
+    return int(failed or any(row["status"] != "ok" for row in rows.values()) or bool(unsaved))
 
 
 if __name__ == "__main__":

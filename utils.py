@@ -41,7 +41,13 @@ LOCK_TIMEOUT = 10  # seconds
 # model types whose positions start behind the padding index, see token_limit
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod", "mpnet"}
 OFFSET_POSITIONS |= {"data2vec-text", "ibert", "longformer", "esm", "luke"}
-VERSIONS = {"torch": ["torch"], "transformers": ["transformers"], "onnxruntime": ["onnxruntime", "onnxruntime-gpu"]}
+VERSIONS = {
+    **{"torch": ["torch"], "transformers": ["transformers"], "onnxruntime": ["onnxruntime", "onnxruntime-gpu"]},
+    "openvino": ["openvino"],
+}
+# model types whose layers have BERT's products, see useful_flops
+BERT_LAYERS = {"bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "distilbert"}
+BERT_LAYERS |= {"albert", "electra", "mpnet", "data2vec-text", "ernie", "xmod"}
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # RoBERTa's, in RoBERTa's order
 
 # A result row: what was asked, what was measured, where it comes from.
@@ -52,7 +58,7 @@ COLUMNS = (
     *("p50_ms", "p99_ms", "memory_mib", "load", "throttled"),
     *("max_diff", "flips", "status"),
     *("variant", "model", "device", "dataset", "messages", "threads"),
-    *("torch", "transformers", "onnxruntime", "driver", "commit", "date"),
+    *("torch", "transformers", "onnxruntime", "openvino", "driver", "commit", "date"),
 )
 
 
@@ -332,19 +338,19 @@ def pad_batch(rows: list, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def useful_flops(config, lengths: np.ndarray) -> float:
-    """FLOPs of an encoder's forward pass over texts of so many tokens, padding not counted; nan for a config that
-    lacks what it is counted from.
+    """FLOPs of an encoder's forward pass over texts of so many tokens, padding not counted; nan for a model type whose
+    layers are not BERT's.
 
     A multiplication and an addition are 2 FLOPs. For each layer and token: 2 x (4 h² + 2 h i) for the products with
     weights (query, key, value and output, and the two of the feed-forward part), 4 h L for the two of the attention at
-    length L, with h the hidden and i the intermediate size (Kaplan et al., Scaling Laws for Neural Language Models,
-    2020, table 1, with a feed-forward part of any width). Embeddings, the head and everything element by element are
-    left out: below 1% in a model of base size.
+    length L, with h the hidden and i the intermediate size: the count of Kaplan et al., Scaling Laws for Neural
+    Language Models, 2020, section 2.1, with an attention that looks at the whole text and a feed-forward part of any
+    width. Embeddings, the head and everything element by element are left out: below 1% in a model of base size.
     """
-    hidden, layers = getattr(config, "hidden_size", None), getattr(config, "num_hidden_layers", None)
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "hidden_dim", None)  # DistilBERT's name
-    if not (hidden and layers and inner):
+    if config.model_type not in BERT_LAYERS:
         return float("nan")
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    inner = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
     lengths = lengths.astype(float)
     return float(layers * (2 * (4 * hidden**2 + 2 * hidden * inner) * lengths + 4 * hidden * lengths**2).sum())
 

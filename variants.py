@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -112,7 +113,8 @@ def choose_variants(names: list[str], device: str) -> list[str]:
     Raises UserError for an unknown name, and for one that can't run on the device, with the reason.
     """
     if names == ["all"]:
-        return [name for name, variant in VARIANTS.items() if device in variant.all_on]
+        found = {runtime for runtime in ("torch", "onnx", "openvino") if runtime == "onnx" or find_spec(runtime)}
+        return [name for name, variant in VARIANTS.items() if device in variant.all_on and variant.runtime in found]
     for name in names:
         if name not in VARIANTS:
             raise UserError(f"no variant {name!r}; there are: {', '.join(VARIANTS)}, or all of them as `all`")
@@ -729,8 +731,15 @@ def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
         finally:
             layers.extend(others)
 
+    # beside the stream that computes, which a copy would wait for
+    copying = contextlib.nullcontext() if place.gpu is None else torch.cuda.stream(torch.cuda.Stream(device))
+
+    def prepare(input_ids, mask):
+        with copying:
+            return torch.from_numpy(input_ids).to(device), torch.from_numpy(mask).to(device)
+
     return Runner(
-        prepare=lambda input_ids, mask: (torch.from_numpy(input_ids).to(device), torch.from_numpy(mask).to(device)),
+        prepare=prepare,
         forward=forward,
         synchronize=(lambda: None) if place.gpu is None else torch.cuda.synchronize,
         fetch=lambda logits: logits.float().cpu().numpy(),
@@ -792,8 +801,9 @@ def load_onnx(file: Path, place: Place) -> Runner:
         session.run_with_iobinding(binding, queue_only)
         return logits
 
-    fetch = lambda logits: logits.float().cpu().numpy()  # noqa: E731
-    return Runner(bind, forward, torch.cuda.synchronize, fetch, warm_up=forward)
+    return Runner(
+        bind, forward, torch.cuda.synchronize, fetch=lambda logits: logits.float().cpu().numpy(), warm_up=forward
+    )
 
 
 def load_openvino(file: Path, place: Place) -> Runner:
@@ -848,7 +858,7 @@ def measure_peaks(precisions: list[str], place: Place) -> dict[str, float]:
     torch.set_num_threads(utils.cpu_cores())
     torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.device("cpu" if place.gpu is None else f"cuda:{place.gpu}")
-    wait = (lambda: None) if place.gpu is None else torch.cuda.synchronize
+    wait = (lambda: None) if place.gpu is None else (lambda: torch.cuda.synchronize(device))
     peaks = {}
     for precision in precisions:
         for rows, inner, columns in PEAK_PRODUCTS[place.gpu is None :]:

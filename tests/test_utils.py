@@ -314,13 +314,13 @@ def test_a_status_that_is_not_text_is_saved(tmp_path):
 
 def test_useful_flops_of_roberta_base():
     """12 layers of 768 and 3,072: 12 x (8 x 768² + 4 x 768 x 3072) a token, and 12 x 4 x 768 x L at length L."""
-    config = SimpleNamespace(hidden_size=768, num_hidden_layers=12, intermediate_size=3072)
+    config = SimpleNamespace(model_type="roberta", hidden_size=768, num_hidden_layers=12, intermediate_size=3072)
     a_token = 2 * 84_934_656
     assert utils.useful_flops(config, np.array([1])) == a_token + 36_864
     assert utils.useful_flops(config, np.array([10, 512])) == 522 * a_token + 36_864 * (100 + 512**2)
-    distilled = SimpleNamespace(hidden_size=768, num_hidden_layers=6, hidden_dim=3072)
+    distilled = SimpleNamespace(model_type="distilbert", hidden_size=768, num_hidden_layers=6, hidden_dim=3072)
     assert utils.useful_flops(distilled, np.array([1])) == (a_token + 36_864) / 2
-    assert np.isnan(utils.useful_flops(SimpleNamespace(d_model=768), np.array([1])))
+    assert np.isnan(utils.useful_flops(SimpleNamespace(model_type="modernbert"), np.array([1])))
 
 
 def test_the_work_of_the_layers_is_what_torch_counts(tiny_model):
