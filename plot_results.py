@@ -526,7 +526,10 @@ def provenance(rows: list[dict]) -> list[str]:
     if not rows[0]["messages"]:
         return [f"- {device_title(rows[0])}: an older table, without versions, commit and command"]
     dated = [row | {"date": row["date"][:10]} for row in rows]
-    origin = [f"{name} {values(name, dated, ' and ') or '-'}" for name in ("driver", *utils.VERSIONS, "commit", "date")]
+    columns = [
+        name for name in ("driver", *utils.VERSIONS, "commit", "date") if name != "openvino" or values(name, rows)
+    ]
+    origin = [f"{name} {values(name, dated, ' and ') or '-'}" for name in columns]
     lines = [f"- {device_title(rows[0])}: {', '.join(origin)}"]
     device = "cpu" if rows[0]["device"].endswith("-cores") else "gpu"
     dataset = rows[0]["dataset"].removeprefix("synthetic-")

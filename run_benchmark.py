@@ -529,15 +529,16 @@ def parity(sweep: Sweep, kept: list[tuple[np.ndarray, np.ndarray]]) -> tuple[flo
 def run_cells(sweep: Sweep, cells: list[Cell], rows: dict[Cell, dict] | None = None):
     """Measures the cells, yielding each with the measured columns of its row, or with only a status where it failed.
     Then yields the fastest of each variant and worker count again, with `end_to_end`: the fastest in `rows`, which the
-    caller fills meanwhile; without them nothing is measured end to end.
+    caller fills meanwhile; without them, or without texts, nothing is measured end to end.
 
     Workers are started once for all cells of a variant and worker count, and again after a failed cell; where they
     can't be started, none of their cells is tried again.
     """
+    rows = rows if rows is not None and sweep.texts else {}
     for (name, count), group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
         workers, no_start = None, None
         try:
-            for cell, step in steps_of(list(group), {} if rows is None else rows):
+            for cell, step in steps_of(list(group), rows):
                 try:
                     if no_start:
                         raise no_start

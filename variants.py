@@ -487,6 +487,7 @@ def pack(file: Path) -> None:
 
     model = OnnxModel(onnx.load(file))
     PackingMode(model).convert(use_symbolic_shape_infer=False)
+    model.topological_sort()
     if not model.get_nodes_by_op_type("RemovePadding"):
         raise NotImplementedError("its attention can't be packed")
     for outside in file.parent.glob(f"{file.name}?data"):

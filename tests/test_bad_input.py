@@ -130,8 +130,8 @@ def test_a_terminal_that_can_not_show_a_text_does_not_end_the_script(monkeypatch
         (run_benchmark, [*BENCHMARK[:-1], "--model-id", ""], ". is not a model's folder"),
         (run_benchmark, [*BENCHMARK[:-1], "--results-dir", "file"], "nothing can be saved in file"),
         (run_benchmark, [*BENCHMARK[:-1], "--model-id", "a/taken"], "nothing can be saved in results/taken"),
-        (run_benchmark, [*BENCHMARK[:-1], "--model-id", "a/model"], "results file: [Errno 21] Is a directory"),
-        (run_benchmark, [*BENCHMARK, "--resume", "--model-id", "a/model"], "results file: [Errno 21] Is a directory"),
+        (run_benchmark, [*BENCHMARK[:-1], "--model-id", "a/model"], "can't be read: Is a directory"),
+        (run_benchmark, [*BENCHMARK, "--resume", "--model-id", "a/model"], "can't be read: Is a directory"),
         (export_onnx, ["file", "--no-upload"], "no model folder file"),
         (export_onnx, ["MODEL", "--no-upload", "--dataset", "folder"], "no dataset file folder"),
         (export_onnx, ["MODEL", "--no-upload", "--save-dir", "file"], "file exists"),
@@ -242,7 +242,8 @@ def test_strange_texts_are_measured(tiny_model):
     steps = run_benchmark.worker_steps(variants.load("torch", tiny_model, CPU), CPU, inputs)
     steps["prepare"](utils.make_batches(inputs.lengths, 3, "length"))
     steps["run"](None)
-    sweep = run_benchmark.Sweep(inputs, ready["reference"], ready["problem"], {}, CPU, 0)
+    known = (inputs, float(ready["flops"]), ready["reference"], ready["problem"])
+    sweep = run_benchmark.Sweep(tiny_model, STRANGE, *known, {}, CPU, {"fp32": 1e12}, 0)
     max_diff, flips = run_benchmark.parity(sweep, steps["report"](None)["kept"])
     assert max_diff < 1e-5 and flips == 0
 
@@ -265,13 +266,14 @@ def test_one_text_is_enough(script, tiny_model, call, monkeypatch):
         code, out, _ = call(script, tiny_model, *options, "--no-upload", "--precision", "fp32")
         assert code == 0 and "over 1 texts" in out
     else:
-        monkeypatch.setattr(run_benchmark, "run_cells", lambda sweep, cells: [(cell, ROW) for cell in cells])
+        monkeypatch.setattr(run_benchmark, "run_cells", lambda sweep, cells, rows: ((cell, ROW) for cell in cells))
         code, out, err = call(script, *options, "--model", "torch", "--model-id", tiny_model, "--no-save")
-        assert code == 0 and [line.split()[3] for line in out.splitlines()[1:]] == ["1", "1"]
+        assert code == 0 and [line.split()[3] for line in out.splitlines()[1:]] == ["1", "1", "1024", "4096", "16384"]
         assert "sizes 2,4,8,16,32 are left out: there are only 1 messages" in err
 
 
-ROW = dict.fromkeys(utils.COLUMNS[3:14], "1") | {"status": "ok"}
+FIGURES = utils.COLUMNS[utils.COLUMNS.index("messages/s") : utils.COLUMNS.index("status")]
+ROW = dict.fromkeys(FIGURES, "1") | {"throttled": "", "status": "ok"}
 
 
 class Watched:
@@ -541,7 +543,7 @@ def test_a_broken_report_beside_an_export_is_one_line(content, tmp_path, monkeyp
     "damage", [lambda good: b"", lambda good: good[:99], lambda good: good[:-9], lambda _: b"x" * 99]
 )
 def test_damaged_inputs_in_the_cache_are_made_anew(damage, model, monkeypatch, tmp_path):
-    ready = {"tokenizer": "fast", "lengths": np.arange(9999)}
+    ready = {"tokenizer": "fast", "lengths": np.arange(9999), "flops": 1e9}
     made = []
     monkeypatch.setattr(utils, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(variants, "in_fresh_process", lambda *_: made.append(1) or ready)
@@ -559,7 +561,7 @@ def test_damaged_inputs_in_the_cache_are_made_anew(damage, model, monkeypatch, t
 
 def result_row(**columns) -> dict:
     row = dict.fromkeys(utils.COLUMNS, "x") | dict.fromkeys(("workers", "threads", "size", "messages"), 1)
-    row |= dict.fromkeys(("messages/s", "min", "max", "max_diff", "flips"), "0.5") | {"order": "length"}
+    row |= dict.fromkeys((*plot_results.FLOATS, *plot_results.LATER_FLOATS), "0.5") | {"order": "length"}
     return row | {"status": "ok"} | columns
 
 

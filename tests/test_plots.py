@@ -452,3 +452,9 @@ def test_a_readme_without_markers_is_an_error_and_without_a_readme_figures_are_d
     code, out, err = plot()
     assert (code, out, err.count("\n")) == (0, "4 charts\n", 1)
     assert "without their table" in err
+
+
+def test_the_committed_figures_and_table_are_up_to_date(plot, monkeypatch):
+    monkeypatch.chdir(utils.ROOT)
+    code, _, err = plot("--check")
+    assert code == 0, err

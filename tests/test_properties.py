@@ -165,6 +165,7 @@ def good_row(size: int, **columns) -> dict:
     """A row whose every column names its cell, so that one that comes back changed is seen."""
     row = dict.fromkeys(utils.COLUMNS, f"text {size}") | dict.fromkeys(("workers", "threads", "messages"), "1")
     row |= dict.fromkeys(("messages/s", "min", "max"), f"{size}.5") | {"max_diff": "0.001", "flips": "0.25"}
+    row |= dict.fromkeys(plot_results.LATER_FLOATS, f"{size}.25")
     return row | {"size": str(size), "order": "length", "status": "ok", "model": "some/model"} | columns
 
 
