@@ -860,6 +860,7 @@ def measure_peaks(precisions: list[str], place: Place) -> dict[str, float]:
     torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.device("cpu" if place.gpu is None else f"cuda:{place.gpu}")
     wait = (lambda: None) if place.gpu is None else (lambda: torch.cuda.synchronize(device))
+    repeats = 1 if place.gpu is None else 10  # products between two waits
     peaks = {}
     for precision in precisions:
         for rows, inner, columns in PEAK_PRODUCTS[place.gpu is None :]:
@@ -875,10 +876,10 @@ def measure_peaks(precisions: list[str], place: Place) -> dict[str, float]:
             while time.monotonic() - begin < PEAK_SECONDS:
                 wait()
                 start = time.monotonic()
-                for _ in range(1 if place.gpu is None else 10):
+                for _ in range(repeats):
                     product(left, right.T)
                 wait()
-                seconds = (time.monotonic() - start) / (1 if place.gpu is None else 10)
+                seconds = (time.monotonic() - start) / repeats
                 peaks[precision] = max(peaks.get(precision, 0), 2 * rows * inner * columns / seconds)
     return peaks
 
