@@ -11,14 +11,13 @@ to be measured and it needs the texts to be trained, both are made twice, the fi
 The same seed and the same wordfreq version give the same files. They say nothing about how well a model classifies.
 """
 
-import argparse
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from wordfreq import top_n_list, word_frequency
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import utils
@@ -52,6 +51,11 @@ def draw_lengths(quantiles: tuple[int, ...], rng: np.random.Generator) -> np.nda
 
 def draw_pieces(count: int, rng: np.random.Generator) -> list[str]:
     """A stream of `count` words in sentences: the first word capitalized, the last one with its stop."""
+    try:
+        from wordfreq import top_n_list, word_frequency
+    except ImportError as error:
+        raise utils.UserError("wordfreq is missing: pip install wordfreq==3.1.1") from error
+
     words = top_n_list("en", WORDS)
     frequencies = np.array([word_frequency(word, "en") for word in words])
     drawn = rng.choice(words, size=count, p=frequencies / frequencies.sum()).tolist()
@@ -78,11 +82,12 @@ def compose(lengths: np.ndarray, pieces: Iterator[tuple[str, int]]) -> list[str]
     return texts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="default: 0, the bundled files' seed")
+def main() -> int:
+    parser = utils.Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=utils.int_from(0), default=0, help="default: 0, the bundled files' seed")
     parser.add_argument("--output-dir", type=Path, default=Path(__file__).parent, help="default: this folder")
     args = parser.parse_args()
+    utils.check_writable(args.output_dir)
 
     rng = np.random.default_rng(args.seed)
     lengths = {name: draw_lengths(quantiles, rng) for name, quantiles in QUANTILES.items()}
@@ -97,7 +102,8 @@ def main() -> None:
         table = pd.DataFrame({"id": [f"s{i:05d}" for i in range(TEXTS)], "subreddit": "synthetic", "body": column})
         # no time stamp in the gzip header: the same texts give the same bytes
         table.to_csv(args.output_dir / name, index=False, compression={"method": "gzip", "mtime": 0})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    utils.run(main)

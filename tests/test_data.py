@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "data")]
 import describe  # noqa: E402
 import download  # noqa: E402
 import sample_reddit  # noqa: E402
+import synthesize  # noqa: E402
 
 import utils  # noqa: E402
 
@@ -474,12 +475,37 @@ def test_wrong_usage_of_download_is_one_line(tmp_path, call, arguments, message)
     assert (code, err) == (2, f"download.py: {message}\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--seed -1", "argument --seed: '-1' is not a whole number from 0 on"),
+        ("--output-dir FILE", "nothing can be saved in FILE: File exists"),
+        ("--output-dir .", "wordfreq is missing: pip install wordfreq==3.1.1"),
+    ],
+)
+def test_wrong_usage_of_synthesize_is_one_line(tmp_path, call, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "wordfreq", None)
+    Path("FILE").touch()
+    assert call(synthesize, *arguments.split()) == (2, f"synthesize.py: {message}\n")
+
+
 # ----------------------------------------------------------------------------------------------------- data/README.md
 
 
 def test_the_readme_has_the_bundled_files_statistics():
     _, written, _ = describe.README.read_text(encoding="utf-8").split(describe.MARK)
     assert written == describe.table(), "run python data/describe.py"
+    for _, bundled in utils.DATASETS.values():
+        assert len(utils.load_dataset(str(utils.ROOT / "data" / bundled)).texts) == 10_000
+
+
+@pytest.mark.parametrize("row", ["tokens", "padded / real tokens, order `dataset`", "the same, order `length`"])
+def test_the_bundled_texts_cost_what_the_published_ones_do(row):
+    [line] = [line for line in describe.README.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {row}")]
+    figures = [[float(figure) for figure in cell.split(",")] for cell in line.strip("| ").split(" | ")[1:]]
+    for published, bundled in zip(figures[::2], figures[1::2], strict=True):
+        assert bundled == pytest.approx(published, rel=0.05)
 
 
 def test_describe():
