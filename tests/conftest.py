@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import tempfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -21,9 +21,10 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"  # the fake Hub speaks the plain protocol
 import utils  # noqa: E402
 import variants  # noqa: E402
 
-# peaks as if they had been measured today, which takes seconds
-device = f"{utils.slug(utils.cpu_name())}, torch {utils.versions()['torch']}, {datetime.now(UTC):%Y-%m-%d}"
-peaks = {f"{device}, {precision}": 1e12 for precision in ("fp32", "bf16", "fp16", "int8")}
+# peaks as if they had been measured in this hour and in the next, which takes seconds
+device = f"{utils.slug(utils.cpu_name())}, torch {utils.versions()['torch']}"
+hours = [datetime.now(UTC) + timedelta(hours=hours) for hours in (0, 1)]
+peaks = {f"{hour:%Y-%m-%dT%H}, {device}, {name}": 1e12 for hour in hours for name in ("fp32", "bf16", "fp16", "int8")}
 (Path(cache.name) / "peaks.json").write_text(json.dumps(peaks))
 
 

@@ -28,7 +28,7 @@ def fail(how: str) -> None:
         while True:
             pass
     if how == "slow":
-        time.sleep(0.3)
+        time.sleep(0.6)
     else:
         os.kill(os.getpid(), {"die": signal.SIGKILL, "stop": signal.SIGSTOP}[how])
 

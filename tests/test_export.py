@@ -329,20 +329,24 @@ def test_a_type_that_can_not_be_optimized_is_refused(tmp_path, tiny_model, here,
     assert "a classifier of type fnet can't be optimized" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_export_leaves_nothing_behind(sent, tmp_path, tiny_model):
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT, tiny_model, "--no-upload", "--device", "cpu"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stderr:
-        if line.startswith("exporting"):
-            break
-    process.send_signal(sent)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
-    assert "Traceback" not in errors
-    assert list(tmp_path.iterdir()) == []
+def test_an_interrupted_export_leaves_nothing_behind(tmp_path, tiny_model):
+    sent = {signal.SIGINT: 130, signal.SIGTERM: 143}
+    for sign in sent:
+        (tmp_path / sign.name).mkdir()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, tiny_model, "--no-upload", "--device", "cpu"],
+            cwd=tmp_path / sign.name,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for sign in sent
+    ]
+    for process, (sign, code) in zip(processes, sent.items(), strict=True):
+        assert any(line.startswith("exporting") for line in process.stderr)
+        process.send_signal(sign)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == code
+        assert "Traceback" not in errors
+        assert list((tmp_path / sign.name).iterdir()) == []
