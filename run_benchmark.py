@@ -9,19 +9,21 @@ standard error.
 
 What is timed: the forward passes over all batches of a cell, from the first worker's start to the last worker's end,
 on one clock, with the device synchronized at both ends. Left out: tokenizing (its own speed is on the card), padding,
-moving to the device, loading, compiling, and a warm-up of every distinct shape. A cell repeats whole passes until
---min-time seconds are measured; its row has the median, the minimum and the maximum. The fastest cell of each variant
-and worker count is timed once more from the texts themselves to the logits on the host, tokenizing, padding and moving
-while the model runs: `end_to_end`, in messages/s.
+moving to the device, loading, compiling, and the warm-up. A cell repeats whole passes until --min-time seconds are
+measured; its row has the median, the minimum and the maximum. The fastest cell of each variant and worker count is
+timed once more from the texts themselves to the logits on the host, tokenizing, padding and moving while the model
+runs: `end_to_end`, in messages/s.
 
 How far it is from the limit: `tflops` counts the FLOPs of the real tokens (utils.useful_flops), `mfu` is their share of
 what large matrix products reach on the whole device in the variant's precision, measured before the first cell.
 
 What is checked: 256 texts, evenly spaced. Their probabilities, taken from the last timed pass, are compared with those
 of the original model in eager FP32 PyTorch: `max_diff` is the largest difference of any label's probability, `flips`
-the share of changed decisions. A row is `ok` when it ran; whether it is right, these two say.
+the share of changed decisions. A row is `ok` when it ran and these outputs are finite; whether it is right, these two
+say.
 
-Exit code: 0, 1 if a cell failed (its row says why), 2 for wrong usage or input, 130 after Ctrl-C.
+Exit code: 0, 1 if a cell failed (its row or a line says why) or a row could not be saved, 2 for wrong usage or input,
+130 after Ctrl-C.
 """
 
 import contextlib
@@ -43,6 +45,7 @@ from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -57,7 +60,8 @@ from utils import UserError, say
 CHECK_TEXTS = 256
 CHUNK = 2048  # texts that are tokenized at once while the model runs
 QUEUED_BATCHES = 16  # that wait for the model, at most
-POLL = 0.2  # seconds between two looks at the workers and the GPU's clock
+POLL = 0.2  # seconds between two looks at the workers
+GPU_POLL = 0.02  # and, while they run, at the GPU's clock
 BUSY = 0.1  # a share of the device kept busy by others from which on the card says so
 BUSY_MIB = 1024  # and in use on a GPU; its desktop takes less
 # what makes a GPU's clock lower than its load and its settings ask for, by NVML's nvmlClocksEventReasons
@@ -68,6 +72,7 @@ THROTTLING = {
     0x40: "heat (hardware)",
     0x80: "power brake",
 }
+OUT_OF_MEMORY = "OutOfMemory", "out of memory", "can't allocate memory", "Failed to allocate memory", "ALLOC_FAILED"
 DAY = 24 * 60 * 60  # seconds
 LATENCY_BATCHES = 200  # on a GPU, where a pass does not wait for each batch, these are timed one by one
 # the columns of the printed table between variant and status, and how they are printed
@@ -102,8 +107,13 @@ class Inputs:
 
     def padded(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and attention mask of a batch, see utils.pad_batch."""
-        ends = np.cumsum(self.lengths)
-        return utils.pad_batch([self.token_ids[ends[i] - self.lengths[i] : ends[i]] for i in batch], self.pad_id)
+        rows = [self.token_ids[self.ends[i] - self.lengths[i] : self.ends[i]] for i in batch]
+        return utils.pad_batch(rows, self.pad_id)
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Where each text ends in `token_ids`."""
+        return np.cumsum(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -145,67 +155,86 @@ class CellFailed(Exception):
 
 def serve(connection: Connection, name: str, source: Path, place: variants.Place, alive) -> None:
     """A worker: receives the inputs, loads a variant once, then answers each request (a step, its argument) with
-    (error, value), and keeps the time of its last sign of life (a batch begun) in `alive`, a shared double.
+    (error, value), and keeps the time of its last sign of life (a batch prepared or begun) in `alive`, a shared double.
 
-    Steps: `prepare` (a shard: its batches), `run` (one pass over them) and `report`; `run_texts` (texts and how to
-    batch them) is a pass from the texts themselves. Ends when the parent does, and after an error, since memory or a
-    GPU may not be usable then.
+    A step is a method of Steps: `release`, `prepare`, `run` and `report`, or `prepare_texts` and `run_texts`. Ends when
+    the parent does, and after an error, since memory or a GPU may not be usable then.
     """
     variants.quiet_process()
     with contextlib.suppress(EOFError, ConnectionError):
         try:
             if place.gpu is None:
                 os.environ["RAYON_NUM_THREADS"] = str(place.threads)  # the tokenizers'
+            if variants.VARIANTS[name].runtime != "torch":
+                os.environ["USE_TORCH"] = "0"  # else transformers, here for its tokenizer, imports it: seconds
             _, inputs = connection.recv()
             runner = variants.load(name, source, place)
 
-            def noted(run):
-                def note_and_run(batch):
+            def noted(function):
+                def note_and_call(*arguments):
                     alive.value = time.monotonic()
-                    return run(batch)
+                    return function(*arguments)
 
-                return note_and_run
+                return note_and_call
 
-            runner = replace(runner, forward=noted(runner.forward), warm_up=noted(runner.warm_up))
-            steps = worker_steps(runner, place, inputs)
+            parts = ("prepare", "forward", "warm_up")
+            runner = replace(runner, **{part: noted(getattr(runner, part)) for part in parts})
+            steps = Steps(runner, place, inputs)
             value = None
             while True:
                 connection.send((None, value))
                 step, argument = connection.recv()
-                value = steps[step](argument)
+                value = getattr(steps, step)(argument)
         except (EOFError, ConnectionError):
             raise
         except Exception as error:
             connection.send((status_of(error), None))
 
 
-def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs) -> dict:
-    """The steps of a worker, by name, over one state: its batches, their outputs and their latencies."""
-    batches, prepared, outputs, latencies, warm, tokenizers = [], [], [], [], set(), []
+class Steps:
+    """What a worker does, over one state: its batches, their outputs and their latencies."""
 
-    def prepare(shard: list[np.ndarray]) -> None:
-        """Pads and moves the batches, then warms up each shape that this worker has not run yet: the largest by a
-        whole run, which grows the memory once; on a GPU every shape, since torch gave its memory back.
+    def __init__(self, runner: variants.Runner, place: variants.Place, inputs: Inputs):
+        self.runner, self.place, self.inputs = runner, place, inputs
+        self.batches, self.prepared, self.outputs, self.latencies = [], [], [], []
+        self.warm: set[tuple[int, int]] = set()  # the shapes that were run
+        self.tokenizer = self.token_limit = None
+
+    def warm_up(self, by_shape: dict[tuple[int, int], object]) -> None:
+        """Warms up each shape that this worker has not run yet: the largest by a whole run, which grows the memory
+        once.
         """
-        for state in (batches, prepared, outputs, latencies, *([] if place.gpu is None else [warm])):
-            state.clear()
-        release_memory(place.gpu)
-        padded = [inputs.padded(batch) for batch in shard]
-        batches.extend(shard)
-        prepared.extend(runner.prepare(*arrays) for arrays in padded)
-        shapes = {arrays[0].shape: i for i, arrays in enumerate(padded)}
-        new = sorted(shapes.keys() - warm, key=lambda shape: (shape[0] * shape[1], shape[1]), reverse=True)
+        new = sorted(by_shape.keys() - self.warm, key=lambda shape: (shape[0] * shape[1], shape[1]), reverse=True)
         for i, shape in enumerate(new):
-            (runner.warm_up if i else runner.forward)(prepared[shapes[shape]])
-        warm.update(new)
-        runner.synchronize()
+            (self.runner.warm_up if i else self.runner.forward)(by_shape[shape])
+        self.warm.update(new)
+        self.runner.synchronize()
 
-    def run(_) -> tuple[float, float]:
+    def release(self, _=None) -> None:
+        """Forgets the last cell; on a GPU every shape is warmed up again, since torch gives its memory back."""
+        for state in (self.batches, self.prepared, self.outputs, self.latencies):
+            state.clear()
+        if self.place.gpu is not None:
+            self.warm.clear()
+        release_memory(self.place.gpu)
+
+    def prepare(self, shard: list[np.ndarray]) -> None:
+        """Pads and moves the batches, and warms up: of a shape the batch of most real tokens, which needs most memory
+        where padding is not computed.
+        """
+        padded = [self.inputs.padded(batch) for batch in shard]
+        self.batches.extend(shard)
+        self.prepared.extend(self.runner.prepare(*arrays) for arrays in padded)
+        fullest_last = np.argsort([mask.sum() for _, mask in padded])
+        self.warm_up({padded[i][0].shape: self.prepared[i] for i in fullest_last})
+
+    def run(self, _=None) -> tuple[float, float]:
         """One pass; returns its start and end in seconds of the machine's monotonic clock."""
+        runner, outputs, latencies = self.runner, self.outputs, self.latencies
         outputs.clear()
         runner.synchronize()
         start = before = time.monotonic()
-        for batch in prepared:
+        for batch in self.prepared:
             outputs.append(runner.forward(batch))
             after = time.monotonic()
             latencies.append(after - before)
@@ -213,39 +242,49 @@ def worker_steps(runner: variants.Runner, place: variants.Place, inputs: Inputs)
         runner.synchronize()
         return start, time.monotonic()
 
-    def run_texts(shard: TextShard) -> tuple[float, float, list[tuple[np.ndarray, np.ndarray]]]:
-        """One pass over texts, up to the logits on the host: its start and end, and (indices, logits) by batch."""
-        if not tokenizers:
-            tokenizers.append(utils.load_tokenizer(shard.folder))
-        limit = utils.token_limit(variants.load_config(shard.folder), tokenizers[0])
-        start = time.monotonic()
-        made = padded_batches(shard, tokenizers[0], limit, inputs.pad_id)
-        done = []  # with the inputs: a GPU may still read them
-        for batch, padded in ahead((batch, runner.prepare(*arrays)) for batch, arrays in made):
-            done.append((batch, padded, runner.forward(padded)))
-        runner.synchronize()
-        fetched = [(batch, runner.fetch(logits)) for batch, _, logits in done]
-        return start, time.monotonic(), fetched
-
-    def report(_) -> dict:
+    def report(self, _=None) -> dict:
         """What the passes left: the checked texts' indices and logits, latencies in seconds, memory in MiB."""
-        memory = used_memory_mib(place.gpu)
-        checked = np.zeros(len(inputs.lengths), dtype=bool)
-        checked[inputs.checked] = True
+        memory = used_memory_mib(self.place.gpu)
+        checked = np.zeros(len(self.inputs.lengths), dtype=bool)
+        checked[self.inputs.checked] = True
         kept = []
-        for batch, logits in zip(batches, outputs, strict=True):
+        for batch, logits in zip(self.batches, self.outputs, strict=True):
             here = checked[batch]
-            kept.append((batch[here], runner.fetch(logits)[here]))
-        if place.gpu is not None:
-            latencies.clear()
-            for i in utils.evenly_spaced(len(prepared), LATENCY_BATCHES):
+            kept.append((batch[here], self.runner.fetch(logits)[here]))
+        if self.place.gpu is not None:
+            self.latencies.clear()
+            for i in utils.evenly_spaced(len(self.prepared), LATENCY_BATCHES):
                 before = time.monotonic()
-                runner.forward(prepared[i])
-                runner.synchronize()
-                latencies.append(time.monotonic() - before)
-        return {"kept": kept, "latencies": list(latencies), "memory": memory}
+                self.runner.forward(self.prepared[i])
+                self.runner.synchronize()
+                self.latencies.append(time.monotonic() - before)
+        return {"kept": kept, "latencies": list(self.latencies), "memory": memory}
 
-    return {"prepare": prepare, "run": run, "report": report, "run_texts": run_texts}
+    def made(self, shard: TextShard) -> Iterator:
+        """The texts' batches: (indices, (token ids, attention mask))."""
+        return padded_batches(shard, self.tokenizer, self.token_limit, self.inputs.pad_id)
+
+    def prepare_texts(self, shard: TextShard) -> None:
+        """Loads the tokenizer, and warms up: with one worker the batches are mostly those that were warmed up. On a GPU
+        a whole pass does it, which allocates all inputs.
+        """
+        if self.tokenizer is None:
+            self.tokenizer = utils.load_tokenizer(shard.folder)
+            self.token_limit = utils.token_limit(variants.load_config(shard.folder), self.tokenizer)
+        if self.place.gpu is not None:
+            self.run_texts(shard)
+        else:
+            self.warm_up({arrays[0].shape: self.runner.prepare(*arrays) for _, arrays in self.made(shard)})
+
+    def run_texts(self, shard: TextShard) -> tuple[float, float, list[tuple[np.ndarray, np.ndarray]]]:
+        """One pass over texts, up to the logits on the host: its start and end, and (indices, logits) by batch."""
+        start = time.monotonic()
+        done = []  # with the inputs: a GPU may still read them
+        for batch, padded in ahead((batch, self.runner.prepare(*arrays)) for batch, arrays in self.made(shard)):
+            done.append((batch, padded, self.runner.forward(padded)))
+        self.runner.synchronize()
+        fetched = [(batch, self.runner.fetch(logits)) for batch, _, logits in done]
+        return start, time.monotonic(), fetched
 
 
 def padded_batches(shard: TextShard, tokenizer, limit: int, pad_id: int) -> Iterator:
@@ -295,9 +334,7 @@ def ahead(items: Iterator) -> Iterator:
 def status_of(error: Exception) -> str:
     """What a row says of an error: `out of memory`, or the error's first line."""
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or any(
-        sign in text for sign in ("OutOfMemory", "out of memory", "can't allocate memory", "Failed to allocate memory")
-    ):
+    if isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
         return "out of memory"
     return (
         utils.first_line(error)
@@ -386,9 +423,11 @@ class Workers:
         waiting, errors = dict(enumerate(self.connections)), []
         values = [None] * len(waiting)
         asked = time.monotonic()
+        watched = step in ("run", "run_texts") and self.sweep.gpu is not None
         while waiting:
-            ready = wait([*waiting.values(), *(self.processes[i].sentinel for i in waiting)], POLL)
-            if step in ("run", "run_texts") and self.sweep.gpu is not None:
+            sentinels = [self.processes[i].sentinel for i in waiting]
+            ready = wait([*waiting.values(), *sentinels], GPU_POLL if watched else POLL)
+            if watched:
                 self.throttled |= throttling(self.sweep.gpu)
             for i, connection in list(waiting.items()):
                 if connection not in ready and self.processes[i].sentinel not in ready:
@@ -447,6 +486,7 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
     """The measured columns of a cell's row. Raises CellFailed."""
     lengths = sweep.inputs.lengths
     batches = utils.make_batches(lengths, cell.size, cell.order)
+    workers.ask("release", [None] * cell.workers)  # all of them, before one needs the memory
     workers.ask("prepare", utils.deal_shards(lengths, batches, cell.workers))
     seconds, _ = passes(sweep, workers, cell, "run", [None] * cell.workers)
     reports = workers.ask("report", [None] * cell.workers)
@@ -493,7 +533,7 @@ def measure_texts(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
         TextShard(sweep.folder, indices, [sweep.texts[i] for i in indices], cell.size, cell.order)
         for indices in (np.arange(i, len(sweep.texts), cell.workers) for i in range(cell.workers))
     ]
-    workers.ask("run_texts", shards)  # loads the tokenizer, and warms up the shapes
+    workers.ask("prepare_texts", shards)
     seconds, answers = passes(sweep, workers, cell, "run_texts", shards)
     max_diff, flips = parity(sweep, [batch for _, _, batches in answers for batch in batches])
     return written({"end_to_end": len(sweep.texts) / np.median(seconds), "max_diff": max_diff, "flips": flips})
@@ -764,24 +804,34 @@ def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset, device: 
             sources[name], origin = variants.find_onnx(variants.VARIANTS[name], args.model_id, folder)
         say(f"variant    {name}: {origin}")
     precisions = {variants.peak_precision(name, place.gpu) for name in sources}
-    peaks = peaks_today(f"{device}, torch {utils.versions()['torch']}", sorted(precisions), place)
+    peaks = peaks_lately(f"{device}, torch {utils.versions()['torch']}", sorted(precisions), place)
     say(f"peak       {', '.join(f'{name} {peak / 1e12:.3g}' for name, peak in peaks.items())} TFLOP/s, large products")
     return Sweep(
-        **{"folder": folder, "texts": dataset.texts, "inputs": inputs, "flops": float(ready["flops"])},
-        **{"reference": ready["reference"], "problem": str(ready["problem"]), "sources": sources},
-        **{"place": place, "peaks": peaks, "min_time": args.min_time, "timeout": args.timeout, "gpu": gpu},
+        folder,
+        dataset.texts,
+        inputs,
+        flops=float(ready["flops"]),
+        reference=ready["reference"],
+        problem=str(ready["problem"]),
+        sources=sources,
+        place=place,
+        peaks=peaks,
+        min_time=args.min_time,
+        timeout=args.timeout,
+        gpu=gpu,
     )
 
 
-def peaks_today(device: str, precisions: list[str], place: variants.Place) -> dict[str, float]:
-    """variants.measure_peaks, kept for the day."""
+def peaks_lately(device: str, precisions: list[str], place: variants.Place) -> dict[str, float]:
+    """variants.measure_peaks, kept for the hour."""
     path = utils.CACHE / "peaks.json"
-    key = f"{device}, {datetime.now(UTC):%Y-%m-%d}, "
+    hour = f"{datetime.now(UTC):%Y-%m-%dT%H}"
+    key = f"{hour}, {device}, "
     try:
-        known = json.loads(path.read_text())
-        peaks = {name: float(known[key + name]) for name in precisions if key + name in known}
-    except (OSError, ValueError, TypeError):
-        known, peaks = {}, {}
+        known = {name: float(peak) for name, peak in json.loads(path.read_text()).items() if name.startswith(hour)}
+    except (OSError, ValueError, TypeError, AttributeError):
+        known = {}
+    peaks = {name: known[key + name] for name in precisions if key + name in known}
     if missing := [name for name in precisions if name not in peaks]:
         peaks |= variants.in_fresh_process(variants.measure_peaks, missing, place)
         with utils.atomic_file(path) as file:
@@ -843,7 +893,19 @@ def measured_before(results_dir: Path, wanted: dict) -> dict | None:
     same = (*utils.CELL, *utils.VERSIONS, "commit")
     rows = utils.read_rows(utils.results_path(results_dir, wanted))
     found = [row for row in rows if row["status"] == "ok" and all(row[key] == str(wanted[key]) for key in same)]
-    return found[-1] | wanted if found else None
+    return found[-1] | wanted | {"load": found[-1]["load"]} if found else None
+
+
+def to_resume(cells: list[Cell], before: dict[Cell, dict | None]) -> list[Cell]:
+    """The cells that still have to run: those without a good row, and where a variant and worker count has them all,
+    but none that was timed end to end, the fastest.
+    """
+    missing = {cell for cell in cells if not before[cell]}
+    for _, adjacent in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
+        group = list(adjacent)
+        if missing.isdisjoint(group) and not any(before[cell]["end_to_end"] for cell in group):
+            missing.add(max(group, key=lambda cell: float(before[cell]["messages/s"])))
+    return [cell for cell in cells if cell in missing]
 
 
 def line(row: dict, on_cpu: bool) -> str:
@@ -921,7 +983,8 @@ def main() -> int:
     rows = {}
     if args.resume:
         before = {cell: measured_before(args.results_dir, same | asdict(cell)) for cell in cells}
-        cells, rows = [cell for cell in cells if not before[cell]], {cell: row for cell, row in before.items() if row}
+        cells = to_resume(cells, before)
+        rows = {cell: row for cell, row in before.items() if row and cell not in cells}
     if args.dry_run or not cells:
         say(f"{len(cells)} cells to run")
         for cell in cells:

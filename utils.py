@@ -28,7 +28,7 @@ from typing import BinaryIO, NoReturn
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent
-CACHE = Path(os.environ.get("BENCHMARK_CACHE", ROOT / ".cache"))  # random-roberta-base, token ids, reference outputs
+CACHE = Path(os.environ.get("BENCHMARK_CACHE", ROOT / ".cache"))  # random-roberta-base, token ids, references, peaks
 DATASETS = {
     "normal": ("random_sample_10k.csv.gz", "synthetic_10k.csv.gz"),
     "filtered": ("random_sample_10k_filtered.csv.gz", "synthetic_10k_filtered.csv.gz"),
@@ -546,7 +546,7 @@ def project_commit() -> str:
         ).stdout.strip()
 
     try:
-        commit, changed = git("rev-parse", "--short=10", "HEAD"), git("status", "--porcelain", "--", "*.py")
+        commit, changed = git("rev-parse", "--short=10", "HEAD"), git("status", "--porcelain", "--", ":(glob)*.py")
     except (OSError, subprocess.CalledProcessError):
         commit, changed = "", "no git"
     return f"{commit}+{code}" if changed else commit
@@ -561,6 +561,12 @@ def cpu_name() -> str:
         name = match[1] if match else name
     name = re.sub(r"\((R|TM|tm)\)|\bCPU\b|\bProcessor\b|@.*$|\d+-Core", " ", name)
     return f"{' '.join(name.split())}, {cpu_cores()} cores"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies in BF16 (AVX512-BF16 or AMX; not known, so False, where it is not Linux)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", cpuinfo.read_text()))
 
 
 def cpu_cores() -> int:

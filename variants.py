@@ -87,7 +87,8 @@ VARIANTS = {
 }
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 EXPORT_SUFFIX = {"fp32": "-onnx", "fp16": "-onnx-fp16", "fp16-packed": "-onnx-fp16-packed", "int8": "-onnx-int8"}
-PEAK_PRODUCTS = ((8192, 8192, 8192), (8192, 1024, 4096), (4096, 4096, 4096), (2048, 2048, 2048))  # rows, inner, columns
+PEAK_PRODUCTS = ((8192, 1024, 4096), (4096, 4096, 4096), (2048, 2048, 2048))  # rows, inner, columns
+GPU_PEAK_PRODUCTS = ((8192, 8192, 8192), *PEAK_PRODUCTS)
 PEAK_SECONDS = 0.5  # for each of them
 INSIDE_BYTES = 2**31 - 2**24  # protobuf's limit of 2 GiB for a file, less room for the graph
 # of a fused graph: kinds of node, how many of them for each layer, and what it means if there are fewer
@@ -108,12 +109,13 @@ PUBLISHED_EXPORTS = {
 
 
 def choose_variants(names: list[str], device: str) -> list[str]:
-    """The names asked for, `all` replaced by those that make sense on the device ("gpu" or "cpu").
+    """The names asked for, `all` replaced by those that make sense on the device ("gpu" or "cpu"), which leaves
+    OpenVINO out where it is not installed or would not compute in BF16.
 
     Raises UserError for an unknown name, and for one that can't run on the device, with the reason.
     """
     if names == ["all"]:
-        found = {runtime for runtime in ("torch", "onnx", "openvino") if runtime == "onnx" or find_spec(runtime)}
+        found = ["torch", "onnx"] + ["openvino"] * bool(find_spec("openvino") and utils.cpu_has_bf16())
         return [name for name, variant in VARIANTS.items() if device in variant.all_on and variant.runtime in found]
     for name in names:
         if name not in VARIANTS:
@@ -236,7 +238,7 @@ def within(seconds: float, function: Callable, *arguments):
 def find_onnx(variant: Variant, model_id: str, folder: Path) -> tuple[Path, str]:
     """The ONNX file of a variant and a few words saying where it is from.
 
-    A local export beside the working directory comes first, then the default model's published exports, and if there
+    A local export in the working directory comes first, then the default model's published exports, and if there
     is neither, the model is exported now into that folder.
     """
     exported = Path(Path(model_id).resolve().name + EXPORT_SUFFIX[variant.export])
@@ -661,7 +663,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Runner:
-    """A loaded variant, as functions: the timing covers `forward` alone.
+    """A loaded variant, as functions: of these a pass times `forward` alone (end to end, `prepare` and `fetch` too).
 
     prepare(input_ids, attention_mask), both int64 [texts, tokens] in numpy -> inputs on the device;
     forward(inputs) -> outputs on the device, perhaps not computed yet; synchronize() waits until they are;
@@ -736,7 +738,9 @@ def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
     copying = contextlib.nullcontext() if place.gpu is None else torch.cuda.stream(torch.cuda.Stream(device))
 
     def prepare(input_ids, mask):
-        with copying:
+        if place.gpu is not None:
+            torch.cuda.set_device(device)  # of this thread, which may be another than the one that loaded
+        with copying:  # waits for the copies, since they are from memory that is not pinned
             return torch.from_numpy(input_ids).to(device), torch.from_numpy(mask).to(device)
 
     return Runner(
@@ -785,13 +789,14 @@ def load_onnx(file: Path, place: Place) -> Runner:
     torch.cuda.set_device(device)
     dtype = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}[output.type]
     numpy_dtype = {torch.float32: np.float32, torch.float16: np.float16}[dtype]
+    labels = session.run([output.name], feed(names, *np.ones((2, 1, 2), np.int64)))[0].shape[1]  # not in every graph
     queue_only = onnxruntime.RunOptions()
     queue_only.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def bind(input_ids: np.ndarray, mask: np.ndarray):
         binding = session.io_binding()
         tensors = {name: torch.from_numpy(value).to(device) for name, value in feed(names, input_ids, mask).items()}
-        logits = torch.empty((len(input_ids), output.shape[1]), dtype=dtype, device=device)
+        logits = torch.empty((len(input_ids), labels), dtype=dtype, device=device)
         for name, tensor in tensors.items():
             binding.bind_input(name, "cuda", place.gpu, np.int64, tuple(tensor.shape), tensor.data_ptr())
         binding.bind_output(output.name, "cuda", place.gpu, numpy_dtype, tuple(logits.shape), logits.data_ptr())
@@ -863,7 +868,7 @@ def measure_peaks(precisions: list[str], place: Place) -> dict[str, float]:
     repeats = 1 if place.gpu is None else 10  # products between two waits
     peaks = {}
     for precision in precisions:
-        for rows, inner, columns in PEAK_PRODUCTS[place.gpu is None :]:
+        for rows, inner, columns in PEAK_PRODUCTS if place.gpu is None else GPU_PEAK_PRODUCTS:
             left, right = torch.rand(rows, inner, device=device), torch.rand(columns, inner, device=device)
             if precision == "int8":
                 left, right = ((100 * matrix).to(torch.int8) for matrix in (left, right))

@@ -31,6 +31,7 @@ import variants
 
 SCRIPT = utils.ROOT / "run_benchmark.py"
 CPU_VARIANTS = [name for name, variant in variants.VARIANTS.items() if "cpu" not in variant.refused]
+CPU_VARIANTS.remove("torch-compile-fp16")  # compiles for seconds, and nobody wants it on a CPU
 
 
 def command(model: Path, *arguments) -> list[str]:
@@ -67,15 +68,16 @@ def test_every_cpu_variant_agrees_with_fp32_torch(name, tiny_model, tiny_exports
     source = tiny_model
     if variant.runtime != "torch":
         source = tiny_exports / f"tiny{variants.EXPORT_SUFFIX[variant.export]}" / "model.onnx"
-    steps = run_benchmark.worker_steps(variants.load(name, source, place), place, inputs)
+    steps = run_benchmark.Steps(variants.load(name, source, place), place, inputs)
     for order in utils.ORDERS:
         size = 256 if order == "tokens" else 8
-        steps["prepare"](utils.make_batches(inputs.lengths, size, order))
-        steps["run"](None)
-        kept = steps["report"](None)["kept"]
-        _, _, of_texts = steps["run_texts"](
-            run_benchmark.TextShard(tiny_model, np.arange(60), sweep.texts, size, order)
-        )
+        steps.release()
+        steps.prepare(utils.make_batches(inputs.lengths, size, order))
+        steps.run()
+        kept = steps.report()["kept"]
+        shard = run_benchmark.TextShard(tiny_model, np.arange(60), sweep.texts, size, order)
+        steps.prepare_texts(shard)
+        _, _, of_texts = steps.run_texts(shard)
         assert sorted(i for batch, _ in of_texts for i in batch) == list(range(60))
         max_diff, flips = np.maximum(run_benchmark.parity(sweep, kept), run_benchmark.parity(sweep, of_texts))
         # this model's logits are wide, so that its rounding errors are larger than a trained model's
@@ -111,6 +113,18 @@ def test_an_error_while_texts_are_prepared_reaches_the_worker():
         next(made)
 
 
+def test_a_shape_is_warmed_up_by_its_fullest_batch():
+    lengths = np.array([9, 2, 9, 8, 9, 1])
+    inputs = run_benchmark.Inputs(np.zeros(lengths.sum(), int), lengths, pad_id=0, checked=np.arange(6))
+    ran = []
+    runner = variants.Runner(
+        lambda _, mask: int(mask.sum()), ran.append, lambda: None, np.asarray, warm_up=lambda _: None
+    )
+    steps = run_benchmark.Steps(runner, variants.Place(gpu=None, threads=1), inputs)
+    steps.prepare(utils.make_batches(lengths, 2, "dataset"))
+    assert ran == [17]
+
+
 def test_each_new_shape_is_warmed_up_once_and_the_longest_by_a_whole_run():
     def noted(name):
         return lambda batch: calls.append((name, batch.shape)) or batch[:, :1]
@@ -118,14 +132,15 @@ def test_each_new_shape_is_warmed_up_once_and_the_longest_by_a_whole_run():
     lengths = np.array([3, 5, 5, 9, 9, 2])
     inputs = run_benchmark.Inputs(np.zeros(lengths.sum(), int), lengths, pad_id=0, checked=np.arange(6))
     runner = variants.Runner(lambda ids, mask: ids, noted("forward"), lambda: None, np.asarray, noted("warm up"))
-    steps = run_benchmark.worker_steps(runner, variants.Place(gpu=None, threads=1), inputs)
+    steps = run_benchmark.Steps(runner, variants.Place(gpu=None, threads=1), inputs)
     for size, expected in (
         (1, [("forward", (1, 9)), ("warm up", (1, 5)), ("warm up", (1, 3)), ("warm up", (1, 2))]),
         (1, []),
         (2, [("forward", (2, 9)), ("warm up", (2, 5))]),
     ):
         calls = []
-        steps["prepare"](utils.make_batches(lengths, size, "dataset"))
+        steps.release()
+        steps.prepare(utils.make_batches(lengths, size, "dataset"))
         assert calls == expected
 
 
@@ -137,21 +152,21 @@ def test_warming_up_leaves_the_model_whole(tiny_model):
     assert (runner.fetch(runner.forward(batch)) == before).all()
 
 
-def test_peaks_are_measured_once_a_day(tmp_path, monkeypatch):
+def test_peaks_are_measured_once_an_hour(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "CACHE", tmp_path)
-    monkeypatch.setattr(variants, "PEAK_PRODUCTS", ((64, 64, 64),) * 2)
+    monkeypatch.setattr(variants, "PEAK_PRODUCTS", ((64, 64, 64),))
     monkeypatch.setattr(variants, "PEAK_SECONDS", 0.01)
     monkeypatch.setattr(variants, "in_fresh_process", lambda function, *arguments: function(*arguments))
     place = variants.Place(gpu=None, threads=1)
-    first = run_benchmark.peaks_today("a CPU", ["bf16", "fp32", "int8"], place)
+    first = run_benchmark.peaks_lately("a CPU", ["bf16", "fp32", "int8"], place)
     assert all(1e6 < peak < 1e15 for peak in first.values())
     (tmp_path / "peaks.json").write_text((tmp_path / "peaks.json").read_text().replace("fp32", "fp64"))
-    again = run_benchmark.peaks_today("a CPU", ["bf16", "fp32", "int8"], place)
+    again = run_benchmark.peaks_lately("a CPU", ["bf16", "fp32", "int8"], place)
     assert again.keys() == first.keys()
     assert (again["bf16"], again["int8"]) == (first["bf16"], first["int8"])
     assert again["fp32"] != first["fp32"]
     (tmp_path / "peaks.json").write_text("[1")
-    assert run_benchmark.peaks_today("a CPU", ["bf16"], place)["bf16"] != first["bf16"]
+    assert run_benchmark.peaks_lately("a CPU", ["bf16"], place)["bf16"] != first["bf16"]
 
 
 RUN_VARIANTS = ["torch", "onnx-fp16"]
@@ -160,8 +175,7 @@ CELLS = [(8, "dataset"), (8, "length"), (256, "tokens")]
 
 @pytest.fixture(scope="module")
 def sweep(tiny_model, tiny_exports):
-    """A real run over two workers, and its working directory; onnx-fp16 is exported by the run itself."""
-    shutil.rmtree(tiny_exports / "tiny-onnx-fp16")
+    """A real run over two workers, and its working directory."""
     names = ",".join(RUN_VARIANTS)
     options = ("--workers", 2, "--batches", 8, "--batch-tokens", 256)
     return tiny_exports, benchmark(tiny_exports, tiny_model, "--model", names, *options)
@@ -193,28 +207,38 @@ def test_the_table_is_on_standard_output_and_the_rest_is_not(sweep):
     assert [row.split()[0] for row in table[1:]] == [name for name in RUN_VARIANTS for _ in [*CELLS, "end to end"]]
     for told in ("Hub", "Traceback", "leaked"):
         assert told not in done.stderr
-    for told in ("machine ", "tokenizer ", "exported now into ./tiny-onnx-fp16", "no FP16 kernels", "1.00x"):
+    for told in ("machine ", "tokenizer ", "local export ./tiny-onnx-fp16/model.onnx", "no FP16 kernels", "1.00x"):
         assert told in done.stderr
 
 
 def test_resume_measures_only_what_is_missing(sweep, tiny_model):
     folder, _ = sweep
-    options = ("--model", "onnx-fp16", "--workers", 2, "--batches", 8, "--resume")
+    options = ("--model", "onnx-fp16", "--workers", 2, "--batches", 8, "--batch-tokens", 256, "--resume")
     assert "0 cells to run" in benchmark(folder, tiny_model, *options).stderr
     [path] = folder.glob("results/*/*_onnx-fp16_*.tsv")
     rows = {row["order"]: row for row in utils.read_rows(path)}
     utils.save_row(path, rows["dataset"] | {"commit": "another"})
     utils.save_row(path, rows["length"] | {"status": "out of memory"})
+    utils.save_row(path, rows["tokens"] | {"messages/s": "1e9", "end_to_end": ""})
     listed = benchmark(folder, tiny_model, *options, "--dry-run")
     assert listed.stdout.splitlines() == ["onnx-fp16\t2\t8\tdataset", "onnx-fp16\t2\t8\tlength"]
-    done = benchmark(folder, tiny_model, *options, "--order", "length")
+    done = benchmark(folder, tiny_model, *options, "--order", "length,tokens")
     assert "local export ./tiny-onnx-fp16/model.onnx" in done.stderr
-    assert len(done.stdout.splitlines()) == 3, "the header, the cell, and the cell end to end"
-    assert {(row["order"], row["status"], row["commit"]) for row in utils.read_rows(path)} == {
-        ("dataset", "ok", "another"),
-        ("length", "ok", rows["dataset"]["commit"]),
-        ("tokens", "ok", rows["dataset"]["commit"]),
-    }
+    assert len(done.stdout.splitlines()) == 3, "the header, the cell, and the fastest cell end to end"
+    resumed = {row["order"]: row for row in utils.read_rows(path)}
+    assert {order: row["status"] for order, row in resumed.items()} == dict.fromkeys(utils.ORDERS, "ok")
+    assert {order for order, row in resumed.items() if row["commit"] == "another"} == {"dataset"}
+    assert resumed["tokens"]["messages/s"] == "1e9" and float(resumed["tokens"]["end_to_end"]) > 0
+
+
+def test_resume_makes_up_what_was_never_timed_end_to_end():
+    def row(speed, end_to_end=""):
+        return {"messages/s": str(speed), "end_to_end": end_to_end}
+
+    several = [*cells(1, 2, 4, workers=1), *cells(1, 2, workers=2), *cells(1, 2, workers=3)]
+    before = [row(5), row(10), row(9), row(7, "6.5"), row(8), None, row(8)]
+    resumed = run_benchmark.to_resume(several, dict(zip(several, before, strict=True)))
+    assert resumed == [several[1], several[5]]
 
 
 # ------------------------------------------------------------------------------------------------------------ faults
@@ -252,14 +276,14 @@ def fake_workers(monkeypatch):
         ("prepare die", "worker [12] of 2 died (SIGKILL) in step prepare"),
         ("run die", "worker [12] of 2 died (SIGKILL) in step run"),
         ("report die", "worker [12] of 2 died (SIGKILL) in step report"),
-        ("load stop", "timeout: no answer in 3 s (step load)"),
-        ("run loop", "timeout: no answer in 3 s (step run)"),
+        ("load stop", "timeout: no answer in 5 s (step load)"),
+        ("run loop", "timeout: no answer in 5 s (step run)"),
         ("run memory", "out of memory"),
     ],
 )
 def test_a_fault_costs_its_cell_and_nothing_else(fake_workers, fault, status):
     step, how = fault.split()
-    sweep = fake_worker.make_sweep((step, how), timeout=3)
+    sweep = fake_worker.make_sweep((step, how), timeout=5)
     rows = [figures for _, figures in run_benchmark.run_cells(sweep, cells(1, 2, 4))]
     for row, failed in zip(rows, [step == "load", True, step == "load"], strict=True):
         assert (row.keys() == {"status"}) == failed
@@ -267,18 +291,18 @@ def test_a_fault_costs_its_cell_and_nothing_else(fake_workers, fault, status):
 
 
 def test_a_long_pass_is_no_timeout(fake_workers):
-    """Six batches of 0.3 s, none of which takes long."""
-    sweep = fake_worker.make_sweep(("run", "slow"), timeout=1)
+    """Six batches of 0.6 s, none of which takes long."""
+    sweep = fake_worker.make_sweep(("run", "slow"), timeout=3)
     [(_, row)] = run_benchmark.run_cells(sweep, cells(2, workers=1))
     assert row["status"] == "ok"
-    assert float(row["p50_ms"]) >= 300
+    assert float(row["p50_ms"]) >= 600
 
 
 def test_what_a_stopped_worker_does_not_read_is_not_waited_for(fake_workers):
-    workers = run_benchmark.Workers(1, "onnx", fake_worker.make_sweep(timeout=1))
+    workers = run_benchmark.Workers(1, "onnx", fake_worker.make_sweep(timeout=3))
     try:
         os.kill(workers.processes[0].pid, signal.SIGSTOP)
-        with time_limit(10), pytest.raises(run_benchmark.CellFailed, match="no answer in 1 s"):
+        with time_limit(20), pytest.raises(run_benchmark.CellFailed, match="no answer in 3 s"):
             workers.ask("prepare", [np.zeros(10**6)])
     finally:
         workers.kill()
@@ -363,7 +387,7 @@ def test_a_failed_cell_is_a_row_and_code_1(running):
     [path] = results.glob("*/*.tsv")
     first, second, third = utils.read_rows(path)
     assert (first["status"], third["status"]) == ("ok", "ok")
-    assert re.fullmatch(r"worker 1 of 2 died \(SIGKILL\) in step (prepare|run)", second["status"])
+    assert re.fullmatch(r"worker 1 of 2 died \(SIGKILL\) in step (release|prepare|run)", second["status"])
     assert second["messages/s"] == second["flips"] == ""
     assert not any(map(is_running, workers))
 
@@ -432,6 +456,7 @@ def test_out_of_memory_is_a_status():
     assert run_benchmark.status_of(MemoryError()) == "out of memory"
     assert run_benchmark.status_of(RuntimeError("DefaultCPUAllocator: can't allocate memory: x")) == "out of memory"
     assert run_benchmark.status_of(RuntimeError("CUDA out of memory. Tried to allocate")) == "out of memory"
+    assert run_benchmark.status_of(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")) == "out of memory"
     assert run_benchmark.status_of(ValueError("one\ntwo")) == "ValueError: one"
 
 
@@ -700,6 +725,21 @@ def test_a_row_measured_again_keeps_the_worse_parity_and_all_that_throttled_it()
     assert run_benchmark.together(before | on_cpu, after | on_cpu)["throttled"] == ""
 
 
+@pytest.mark.parametrize(
+    ("device", "flags", "only_here"),
+    [
+        ("gpu", "amx_bf16", {"torch-fp16", "torch-compile-fp16", "onnx-fp16", "onnx-fp16-packed"}),
+        ("cpu", "amx_bf16", {"onnx-int8", "openvino-bf16"}),
+        ("cpu", "avx2", {"onnx-int8"}),
+    ],
+)
+def test_all_are_those_that_make_sense(device, flags, only_here, monkeypatch):
+    real = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path: f"flags : {flags}" if "cpuinfo" in str(path) else real(path))
+    everywhere = {"torch", "torch-compile", "torch-bf16", "torch-compile-bf16", "onnx"}
+    assert set(variants.choose_variants(["all"], device)) == everywhere | only_here
+
+
 # --------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -735,12 +775,11 @@ def test_wrong_usage_is_one_line_and_code_2(arguments, message, monkeypatch, cap
     assert message in last
 
 
-def test_no_gpu_is_one_line(tmp_path, tiny_model):
-    arguments = [sys.executable, SCRIPT, "--model", "torch", "--device", "gpu", "--model-id", tiny_model, "--no-save"]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("run_benchmark.py: no GPU")
+def test_no_gpu_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(variants, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    assert run_main(monkeypatch, "--model", "torch", "--device", "gpu", "--no-save") == 2
+    assert capsys.readouterr().err.startswith("run_benchmark.py: no GPU: torch finds no CUDA device here")
 
 
 def test_a_hub_out_of_reach_is_said_in_one_line(tmp_path):
@@ -828,13 +867,11 @@ def test_a_model_that_is_not_on_the_hub_is_one_line(hub):
         variants.find_model("ann/nowhere")
 
 
-def test_help_is_instant():
-    spent = []
-    for _ in range(3):
-        start = time.monotonic()
-        subprocess.run([sys.executable, SCRIPT, "--help"], check=True, stdout=subprocess.DEVNULL)
-        spent.append(time.monotonic() - start)
-    assert min(spent) < 0.5
+def test_help_is_instant_because_nothing_heavy_is_imported():
+    heavy = {"torch", "transformers", "onnxruntime", "openvino", "huggingface_hub", "pandas", "matplotlib"}
+    code = f"import sys, run_benchmark; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=utils.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.gpu
@@ -844,5 +881,5 @@ def test_gpu_variants_agree_with_fp32_torch(tmp_path, tiny_model):
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = saved_rows(tmp_path)
-    precision = rows.variant.map(lambda name: variants.VARIANTS[name].precision)
+    precision = rows.variant.map(lambda name: variants.VARIANTS[name].precision.split("-")[0])
     assert (rows.max_diff < precision.map({"fp32": 1e-4, "fp16": 5e-3, "bf16": 5e-2})).all()
