@@ -401,7 +401,7 @@ def flips(probs: np.ndarray, reference: np.ndarray, problem: str) -> float:
 def results_path(results_dir: Path, row: dict) -> Path:
     """The file of a row: `<results_dir>/<model>/<device>_<variant>_<dataset>.tsv`."""
     file = "_".join(slug(row[key]) for key in ("device", "variant", "dataset"))
-    return results_dir / slug(Path(row["model"]).name) / f"{file}.tsv"
+    return results_dir / slug(Path(row["model"]).resolve().name) / f"{file}.tsv"
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

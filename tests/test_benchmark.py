@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import multiprocessing
 import os
 import re
@@ -152,21 +153,30 @@ def test_warming_up_leaves_the_model_whole(tiny_model):
     assert (runner.fetch(runner.forward(batch)) == before).all()
 
 
-def test_peaks_are_measured_once_an_hour(tmp_path, monkeypatch):
+def test_peaks_are_measured_once_an_hour_and_the_days_best_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "CACHE", tmp_path)
     monkeypatch.setattr(variants, "PEAK_PRODUCTS", ((64, 64, 64),))
     monkeypatch.setattr(variants, "PEAK_SECONDS", 0.01)
     monkeypatch.setattr(variants, "in_fresh_process", lambda function, *arguments: function(*arguments))
-    place = variants.Place(gpu=None, threads=1)
-    first = run_benchmark.peaks_lately("a CPU", ["bf16", "fp32", "int8"], place)
+    place, file = variants.Place(gpu=None, threads=1), tmp_path / "peaks.json"
+    first = run_benchmark.peaks_today("a CPU", ["bf16", "fp32", "int8"], place)
     assert all(1e6 < peak < 1e15 for peak in first.values())
-    (tmp_path / "peaks.json").write_text((tmp_path / "peaks.json").read_text().replace("fp32", "fp64"))
-    again = run_benchmark.peaks_lately("a CPU", ["bf16", "fp32", "int8"], place)
-    assert again.keys() == first.keys()
+    hour = f"{datetime.now(UTC):%Y-%m-%dT%H}"
+    known = json.loads(file.read_text())
+    assert known == {f"{hour}, a CPU, {name}": peak for name, peak in first.items()}
+    others = {
+        "2020-01-01T00, a CPU, fp32": 3e15,
+        f"{hour[:-2]}xx, a CPU, bf16": 2e15,
+        f"{hour[:-2]}xx, a CPU, fp32": 1.0,
+    }
+    file.write_text(json.dumps(known | others))
+    assert run_benchmark.peaks_today("a CPU", ["bf16", "fp32", "int8"], place) == first | {"bf16": 2e15}
+    file.write_text(json.dumps({name: peak for name, peak in known.items() if "fp32" not in name}))
+    again = run_benchmark.peaks_today("a CPU", ["bf16", "fp32", "int8"], place)
     assert (again["bf16"], again["int8"]) == (first["bf16"], first["int8"])
     assert again["fp32"] != first["fp32"]
-    (tmp_path / "peaks.json").write_text("[1")
-    assert run_benchmark.peaks_lately("a CPU", ["bf16"], place)["bf16"] != first["bf16"]
+    file.write_text("[1")
+    assert run_benchmark.peaks_today("a CPU", ["bf16"], place)["bf16"] != first["bf16"]
 
 
 RUN_VARIANTS = ["torch", "onnx-fp16"]

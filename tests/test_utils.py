@@ -167,6 +167,14 @@ def make_row(**values) -> dict:
     return row | {"variant": "onnx", "device": "NVIDIA-H200", "dataset": "normal"} | values
 
 
+def test_rows_of_a_model_are_in_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [
+        utils.results_path(Path("results"), make_row(model=model)).parent for model in ("ann/tiny", "./tiny/", ".")
+    ]
+    assert folders == [Path("results/tiny"), Path("results/tiny"), Path("results") / utils.slug(tmp_path.name)]
+
+
 def test_a_row_replaces_its_cell_and_keeps_the_others(tmp_path):
     path = utils.results_path(tmp_path, make_row())
     assert path == tmp_path / "name" / "NVIDIA-H200_onnx_normal.tsv"
