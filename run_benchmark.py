@@ -201,12 +201,10 @@ class Steps:
         self.tokenizer = self.token_limit = None
 
     def warm_up(self, by_shape: dict[tuple[int, int], object]) -> None:
-        """Warms up each shape that this worker has not run yet: the largest by a whole run, which grows the memory
-        once.
-        """
+        """Warms up each shape that this worker has not run yet, the largest first: memory grows once."""
         new = sorted(by_shape.keys() - self.warm, key=lambda shape: (shape[0] * shape[1], shape[1]), reverse=True)
-        for i, shape in enumerate(new):
-            (self.runner.warm_up if i else self.runner.forward)(by_shape[shape])
+        for shape in new:
+            self.runner.warm_up(by_shape[shape])
         self.warm.update(new)
         self.runner.synchronize()
 

@@ -667,8 +667,8 @@ class Runner:
 
     prepare(input_ids, attention_mask), both int64 [texts, tokens] in numpy -> inputs on the device;
     forward(inputs) -> outputs on the device, perhaps not computed yet; synchronize() waits until they are;
-    fetch(outputs) -> logits, float32 [texts, labels] in numpy; warm_up(inputs) does once what forward does the first
-    time that it gets inputs of a shape.
+    fetch(outputs) -> logits, float32 [texts, labels] in numpy; warm_up(inputs) does what forward does only the first
+    time that it gets inputs of a shape, if it is called for the largest shape first.
     """
 
     prepare: Callable
@@ -777,12 +777,21 @@ def load_onnx(file: Path, place: Place) -> Runner:
     names = [node.name for node in session.get_inputs()]
     [output] = session.get_outputs()
     if place.gpu is None:
+        largest = 0  # tokens, of the runs so far
+
+        def warm_up(inputs):
+            """Runs what is larger than all before: that grows the memory. The kernels prepare nothing for a shape."""
+            nonlocal largest
+            if inputs["input_ids"].size > largest:
+                session.run([output.name], inputs)
+                largest = inputs["input_ids"].size
+
         return Runner(
             prepare=lambda input_ids, mask: feed(names, input_ids, mask),
             forward=lambda inputs: session.run([output.name], inputs)[0],
             synchronize=lambda: None,
             fetch=lambda logits: logits,
-            warm_up=lambda inputs: None,  # its kernels prepare nothing for a shape, and the first run is the longest
+            warm_up=warm_up,
         )
 
     device = torch.device(f"cuda:{place.gpu}")

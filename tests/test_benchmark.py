@@ -118,31 +118,37 @@ def test_a_shape_is_warmed_up_by_its_fullest_batch():
     lengths = np.array([9, 2, 9, 8, 9, 1])
     inputs = run_benchmark.Inputs(np.zeros(lengths.sum(), int), lengths, pad_id=0, checked=np.arange(6))
     ran = []
-    runner = variants.Runner(
-        lambda _, mask: int(mask.sum()), ran.append, lambda: None, np.asarray, warm_up=lambda _: None
-    )
+    runner = variants.Runner(lambda _, mask: int(mask.sum()), None, lambda: None, np.asarray, warm_up=ran.append)
     steps = run_benchmark.Steps(runner, variants.Place(gpu=None, threads=1), inputs)
     steps.prepare(utils.make_batches(lengths, 2, "dataset"))
     assert ran == [17]
 
 
-def test_each_new_shape_is_warmed_up_once_and_the_longest_by_a_whole_run():
-    def noted(name):
-        return lambda batch: calls.append((name, batch.shape)) or batch[:, :1]
-
+def test_each_new_shape_is_warmed_up_once_and_the_largest_first():
     lengths = np.array([3, 5, 5, 9, 9, 2])
     inputs = run_benchmark.Inputs(np.zeros(lengths.sum(), int), lengths, pad_id=0, checked=np.arange(6))
-    runner = variants.Runner(lambda ids, mask: ids, noted("forward"), lambda: None, np.asarray, noted("warm up"))
+    runner = variants.Runner(
+        lambda ids, _: ids, None, lambda: None, np.asarray, warm_up=lambda ids: calls.append(ids.shape)
+    )
     steps = run_benchmark.Steps(runner, variants.Place(gpu=None, threads=1), inputs)
     for size, expected in (
-        (1, [("forward", (1, 9)), ("warm up", (1, 5)), ("warm up", (1, 3)), ("warm up", (1, 2))]),
+        (1, [(1, 9), (1, 5), (1, 3), (1, 2)]),
         (1, []),
-        (2, [("forward", (2, 9)), ("warm up", (2, 5))]),
+        (2, [(2, 9), (2, 5)]),
     ):
         calls = []
         steps.release()
         steps.prepare(utils.make_batches(lengths, size, "dataset"))
         assert calls == expected
+
+
+def test_onnxruntime_on_a_cpu_warms_up_what_is_larger_than_all_before(tiny_exports, monkeypatch):
+    runner = variants.load("onnx", tiny_exports / "tiny-onnx" / "model.onnx", variants.Place(gpu=None, threads=1))
+    ran = []
+    monkeypatch.setattr("onnxruntime.InferenceSession.run", lambda _, __, inputs: ran.append(inputs["input_ids"].shape))
+    for shape in ((2, 9), (1, 9), (3, 6), (4, 5)):
+        runner.warm_up(runner.prepare(*np.ones((2, *shape), np.int64)))
+    assert ran == [(2, 9), (4, 5)]
 
 
 def test_warming_up_leaves_the_model_whole(tiny_model):
