@@ -526,10 +526,13 @@ def passes(sweep: Sweep, workers: Workers, cell: Cell, step: str, arguments: lis
 
 
 def measure_texts(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
-    """The cell's `end_to_end`, with the parity of those outputs. Raises CellFailed."""
+    """The cell's `end_to_end`, with the parity of those outputs: each worker gets about as many characters, since what
+    tokens they are is not known yet. Raises CellFailed.
+    """
+    by_characters = np.argsort([len(text) for text in sweep.texts], kind="stable")
     shards = [
         TextShard(sweep.folder, indices, [sweep.texts[i] for i in indices], cell.size, cell.order)
-        for indices in (np.arange(i, len(sweep.texts), cell.workers) for i in range(cell.workers))
+        for indices in (np.sort(by_characters[i :: cell.workers]) for i in range(cell.workers))
     ]
     workers.ask("prepare_texts", shards)
     seconds, answers = passes(sweep, workers, cell, "run_texts", shards)
