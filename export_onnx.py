@@ -31,7 +31,7 @@ from utils import UserError, say
 
 PERCENTILES = (25, 50, 75, 90, 95, 99)
 WORST = 3
-WARM_UP = 3  # batches, the longest
+WARM_UP = 3  # shapes, the largest, on a CPU
 EXCERPT = 200  # characters of a text that the card shows
 ACTIVATIONS = {
     "multi_label_classification": "torch.sigmoid(model(**inputs).logits)",
@@ -89,8 +89,11 @@ def compare(folder: Path, file: Path, check: Check, place: variants.Place) -> Co
     token_ids = utils.tokenize(tokenizer, check.texts, limit)
     utils.check_vocabulary(token_ids, config)
     lengths = np.array([len(ids) for ids in token_ids])
-    batches = utils.make_batches(lengths, check.size, check.order)
-    longest = sorted(batches, key=lambda batch: -utils.padded_tokens(lengths, batch))[:WARM_UP]
+    widths = utils.shape_lengths(lengths, limit, place.gpu)
+    batches = utils.make_batches(widths, check.size, check.order)
+    by_shape = {(len(batch), widths[batch].max()): batch for batch in batches}.values()
+    first = sorted(by_shape, key=lambda batch: -utils.padded_tokens(widths, batch))
+    first = first[: WARM_UP if place.gpu is None else None]
     logits, speed = {}, {}
     for name, runner in (
         ("original", variants.load("torch", folder, place)),
@@ -98,12 +101,13 @@ def compare(folder: Path, file: Path, check: Check, place: variants.Place) -> Co
     ):
         logits[name] = np.empty((len(lengths), config.num_labels))
         seconds = 0.0
-        for i, batch in enumerate(tqdm([*longest, *batches], desc=name, unit="batch", file=sys.stderr)):
-            inputs = runner.prepare(*utils.pad_batch([token_ids[text] for text in batch], tokenizer.pad_token_id or 0))
+        for i, batch in enumerate(tqdm([*first, *batches], desc=name, unit="batch", file=sys.stderr)):
+            rows = [token_ids[text] for text in batch]
+            inputs = runner.prepare(*utils.pad_batch(rows, tokenizer.pad_token_id or 0, widths[batch].max()))
             start = time.monotonic()
             outputs = runner.forward(inputs)
             runner.synchronize()
-            seconds += time.monotonic() - start if i >= len(longest) else 0
+            seconds += time.monotonic() - start if i >= len(first) else 0
             logits[name][batch] = runner.fetch(outputs)
         speed[name] = len(lengths) / seconds
     labels = [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(config.num_labels)]

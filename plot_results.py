@@ -69,8 +69,8 @@ OLDER_ROW |= {"workers": "1", "threads": "1", "messages": "0", "order": "dataset
 # Paul Tol's "muted" colours for the colour-blind (https://sronpersonalpages.nl/~pault), in the order of
 # variants.VARIANTS and such that neighbours differ in lightness; markers, names and hatches say the same in grey.
 COLORS = ("#332288", "#88CCEE", "#44AA99", "#DDCC77", "#882255", "#AA4499", "#CC6677", "#117733", "#999933")
-COLORS += ("#661100", "#6699CC", "#222222")  # of his too, for more than nine
-MARKERS = "osD^vPX*h<>p"
+COLORS += ("#661100", "#6699CC", "#222222", "#EE8866")  # of his too, for more than nine
+MARKERS = "osD^vPX*h<>p8"
 STYLE = {
     **{"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "savefig.dpi": 150, "hatch.linewidth": 0.7},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},

@@ -98,17 +98,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The texts' token ids in one run (cut by `lengths`), what padding needs, and the indices of the checked texts."""
+    """The texts' token ids in one run (cut by `lengths`), what padding needs (`widths`: utils.shape_lengths), and the
+    indices of the checked texts.
+    """
 
     token_ids: np.ndarray
     lengths: np.ndarray
+    widths: np.ndarray
     pad_id: int
     checked: np.ndarray
 
     def padded(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and attention mask of a batch, see utils.pad_batch."""
         rows = [self.token_ids[self.ends[i] - self.lengths[i] : self.ends[i]] for i in batch]
-        return utils.pad_batch(rows, self.pad_id)
+        return utils.pad_batch(rows, self.pad_id, self.widths[batch].max())
 
     @cached_property
     def ends(self) -> np.ndarray:
@@ -260,19 +263,18 @@ class Steps:
 
     def made(self, shard: TextShard) -> Iterator:
         """The texts' batches: (indices, (token ids, attention mask))."""
-        return padded_batches(shard, self.tokenizer, self.token_limit, self.inputs.pad_id)
+        return padded_batches(shard, self.tokenizer, self.token_limit, self.inputs.pad_id, self.place.gpu)
 
     def prepare_texts(self, shard: TextShard) -> None:
         """Loads the tokenizer, and warms up: with one worker the batches are mostly those that were warmed up. On a GPU
-        a whole pass does it, which allocates all inputs.
+        a whole pass follows, which allocates all inputs.
         """
         if self.tokenizer is None:
             self.tokenizer = utils.load_tokenizer(shard.folder)
             self.token_limit = utils.token_limit(variants.load_config(shard.folder), self.tokenizer)
+        self.warm_up({arrays[0].shape: self.runner.prepare(*arrays) for _, arrays in self.made(shard)})
         if self.place.gpu is not None:
             self.run_texts(shard)
-        else:
-            self.warm_up({arrays[0].shape: self.runner.prepare(*arrays) for _, arrays in self.made(shard)})
 
     def run_texts(self, shard: TextShard) -> tuple[float, float, list[tuple[np.ndarray, np.ndarray]]]:
         """One pass over texts, up to the logits on the host: its start and end, and (indices, logits) by batch."""
@@ -285,7 +287,7 @@ class Steps:
         return start, time.monotonic(), fetched
 
 
-def padded_batches(shard: TextShard, tokenizer, limit: int, pad_id: int) -> Iterator:
+def padded_batches(shard: TextShard, tokenizer, limit: int, pad_id: int, gpu: int | None) -> Iterator:
     """Tokenizes the shard's texts in chunks, yielding (indices, (token ids, attention mask)) for each batch.
 
     Sorted by characters first unless in dataset order, so that a chunk's texts, sorted by tokens, are alike; a chunk's
@@ -300,10 +302,11 @@ def padded_batches(shard: TextShard, tokenizer, limit: int, pad_id: int) -> Iter
         chunk = slice(start, start + CHUNK)
         ids += utils.tokenize(tokenizer, texts[chunk], limit)
         rest = np.concatenate([rest, indices[chunk]])
-        batches = utils.make_batches(np.array([len(row) for row in ids]), shard.size, shard.order)
+        widths = utils.shape_lengths(np.array([len(row) for row in ids]), limit, gpu)
+        batches = utils.make_batches(widths, shard.size, shard.order)
         kept = batches.pop() if chunk.stop < len(texts) else []
         for batch in batches:
-            yield rest[batch], utils.pad_batch([ids[i] for i in batch], pad_id)
+            yield rest[batch], utils.pad_batch([ids[i] for i in batch], pad_id, widths[batch].max())
         rest, ids = rest[kept], [ids[i] for i in kept]
 
 
@@ -482,10 +485,10 @@ def throttling(gpu) -> set[str]:
 
 def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
     """The measured columns of a cell's row. Raises CellFailed."""
-    lengths = sweep.inputs.lengths
-    batches = utils.make_batches(lengths, cell.size, cell.order)
+    lengths, widths = sweep.inputs.lengths, sweep.inputs.widths
+    batches = utils.make_batches(widths, cell.size, cell.order)
     workers.ask("release", [None] * cell.workers)  # all of them, before one needs the memory
-    workers.ask("prepare", utils.deal_shards(lengths, batches, cell.workers))
+    workers.ask("prepare", utils.deal_shards(widths, batches, cell.workers))
     seconds, _ = passes(sweep, workers, cell, "run", [None] * cell.workers)
     reports = workers.ask("report", [None] * cell.workers)
 
@@ -499,7 +502,7 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
         "max": len(lengths) / min(seconds),
         "passes": len(seconds),
         "tokens/s": lengths.sum() / median,
-        "padding": sum(utils.padded_tokens(lengths, batch) for batch in batches) / lengths.sum(),
+        "padding": sum(utils.padded_tokens(widths, batch) for batch in batches) / lengths.sum(),
         "tflops": sweep.flops / median / 1e12,
         "mfu": sweep.flops / median / sweep.peaks[variants.peak_precision(cell.variant, sweep.place.gpu)],
         "p50_ms": p50,
@@ -791,7 +794,8 @@ def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset, device: 
     folder = variants.find_model(args.model_id)
     place = variants.Place(args.gpu if args.device == "gpu" else None, args.threads)
     ready = prepared_before(folder, dataset.texts, place.gpu)
-    inputs = Inputs(ready["token_ids"], ready["lengths"], int(ready["pad_id"]), ready["checked"])
+    widths = utils.shape_lengths(ready["lengths"], int(ready["limit"]), place.gpu)
+    inputs = Inputs(ready["token_ids"], ready["lengths"], widths, int(ready["pad_id"]), ready["checked"])
     p5, p50, p95, p99 = np.percentile(inputs.lengths, [5, 50, 95, 99])
     say(f"model      {args.model_id}: {ready['model']}")
     say(f"dataset    {dataset.name}: {len(dataset.texts)} messages; tokens: mean {inputs.lengths.mean():.1f},")
@@ -848,7 +852,7 @@ def prepared_before(folder: Path, texts: list[str], gpu: int | None) -> dict[str
     try:
         with np.load(path) as arrays:
             ready = dict(arrays)
-        if "flops" not in ready:
+        if "limit" not in ready:
             raise ValueError("of an older version")
         return ready | {"tokenizer": f"{ready['tokenizer']}, measured when these token ids were made"}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
@@ -879,6 +883,7 @@ def prepare_inputs(folder: Path, texts: list[str], place: variants.Place) -> dic
     return {
         "token_ids": np.concatenate(token_ids).astype(np.int32),
         "lengths": np.array([len(ids) for ids in token_ids]),
+        "limit": limit,
         "flops": utils.useful_flops(config, np.array([len(ids) for ids in token_ids])),
         "pad_id": pad_id,
         "checked": checked,

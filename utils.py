@@ -306,6 +306,19 @@ def make_batches(lengths: np.ndarray, size: int, order: str) -> list[np.ndarray]
     return np.split(indices, starts[1:])
 
 
+def shape_lengths(lengths: np.ndarray, limit: int, gpu: int | None) -> np.ndarray:
+    """What the lengths count as in the shapes of batches: on a CPU themselves, on a GPU rounded up to multiples of 2
+    from 32 on, of 4 from 64 on and so forth, but never above `limit`.
+
+    A GPU's libraries prepare each new shape (cuDNN's attention a plan, torch a CUDA graph), and this leaves a third of
+    the shapes for 1 to 2% more padding. On a CPU fewer shapes were no faster.
+    """
+    if gpu is None:
+        return lengths
+    step = 2 ** np.maximum(np.floor(np.log2(lengths)).astype(int) - 4, 0)
+    return np.minimum(-(-lengths // step) * step, limit)
+
+
 def padded_tokens(lengths: np.ndarray, batch: np.ndarray) -> int:
     """Tokens of a batch once each of its texts is padded to its longest."""
     return len(batch) * int(lengths[batch].max())
@@ -325,10 +338,12 @@ def deal_shards(lengths: np.ndarray, batches: list[np.ndarray], workers: int) ->
     return [[batches[i] for i in sorted(shard)] for shard in shards]
 
 
-def pad_batch(rows: list, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and attention mask of the rows of a batch, both int64 [texts, longest], padded on the right."""
+def pad_batch(rows: list, pad_id: int, width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and attention mask of the rows of a batch, both int64 [texts, longest, or `width` if that is more],
+    padded on the right.
+    """
     lengths = np.array([len(row) for row in rows])
-    mask = np.arange(lengths.max()) < lengths[:, None]
+    mask = np.arange(max(lengths.max(), width)) < lengths[:, None]
     input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
     input_ids[mask] = np.concatenate(rows)
     return input_ids, mask.astype(np.int64)

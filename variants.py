@@ -39,7 +39,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 @dataclass(frozen=True)
 class Variant:
-    """A way of running a model: runtime and precision, compiled or not, and where it can run.
+    """A way of running a model: runtime and precision, compiled or not, as CUDA graphs or not, and where it can run.
 
     `all_on`: the devices whose `--model all` includes it. `refused`, `notes`: device -> the reason, a plain line.
     """
@@ -47,6 +47,7 @@ class Variant:
     runtime: str
     precision: str
     compiled: bool = False
+    graphs: bool = False
     all_on: tuple[str, ...] = ("gpu", "cpu")
     refused: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class Variant:
         return "fp32" if self.runtime == "openvino" else self.precision
 
 
+GRAPHS_ON_CPU = {"cpu": "CUDA graphs are for GPUs"}
 VARIANTS = {
     "torch": Variant("torch", "fp32"),
     "torch-compile": Variant("torch", "fp32", compiled=True),
@@ -84,6 +86,8 @@ VARIANTS = {
         refused={"gpu": "dynamic INT8 quantization has kernels for CPUs only"},
     ),
     "openvino-bf16": Variant("openvino", "bf16", all_on=("cpu",), refused={"gpu": "OpenVINO runs on Intel's devices"}),
+    "torch-fp16-graphs": Variant("torch", "fp16", compiled=True, graphs=True, all_on=(), refused=GRAPHS_ON_CPU),
+    "onnx-fp16-graphs": Variant("onnx", "fp16", graphs=True, all_on=(), refused=GRAPHS_ON_CPU),
 }
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 EXPORT_SUFFIX = {"fp32": "-onnx", "fp16": "-onnx-fp16", "fp16-packed": "-onnx-fp16-packed", "int8": "-onnx-int8"}
@@ -683,14 +687,15 @@ def load(name: str, source: Path, place: Place) -> Runner:
     variant = VARIANTS[name]
     if variant.runtime == "torch":
         return load_torch(variant, source, place)
-    return load_onnx(source, place) if variant.runtime == "onnx" else load_openvino(source, place)
+    return load_onnx(source, place, variant.graphs) if variant.runtime == "onnx" else load_openvino(source, place)
 
 
 def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
     """The model in torch, with SDPA where it has it. FP32 is IEEE FP32, without TF32.
 
-    Compiled with dynamic shapes as one graph; what would make torch run it eagerly after all (a graph break, the limit
-    of recompilations) is an error. Raises UserError where weights are missing, which would be random then.
+    Compiled with dynamic shapes as one graph, and with `graphs` captured as a CUDA graph for each shape; what would
+    make torch do less after all (a graph break, the limit of recompilations, no capture) is an error. Raises UserError
+    where weights are missing, which would be random then.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -713,11 +718,13 @@ def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
     model.eval().to(device)
     if variant.compiled:
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        model.compile(dynamic=True, fullgraph=True)
+        torch._inductor.config.triton.cudagraph_or_error = variant.graphs
+        model.compile(dynamic=True, fullgraph=True, mode="reduce-overhead" if variant.graphs else None)
 
     @torch.inference_mode()
     def forward(inputs):
-        return model(*inputs).logits
+        logits = model(*inputs).logits
+        return logits.clone() if variant.graphs else logits  # a graph's next run writes into the same memory
 
     stacks = [
         module
@@ -734,6 +741,12 @@ def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
         finally:
             layers.extend(others)
 
+    def capture(inputs):
+        """The first run of a shape allocates, the second captures, the third is the first replay."""
+        for _ in range(3):
+            forward(inputs)
+
+    one_layer = place.gpu is None and len(stacks) == 1 and not variant.compiled
     # beside the stream that computes, which a copy would wait for
     copying = contextlib.nullcontext() if place.gpu is None else torch.cuda.stream(torch.cuda.Stream(device))
 
@@ -748,15 +761,15 @@ def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
         forward=forward,
         synchronize=(lambda: None) if place.gpu is None else torch.cuda.synchronize,
         fetch=lambda logits: logits.float().cpu().numpy(),
-        warm_up=warm_up if place.gpu is None and len(stacks) == 1 and not variant.compiled else forward,
+        warm_up=capture if variant.graphs else warm_up if one_layer else forward,
     )
 
 
-def load_onnx(file: Path, place: Place) -> Runner:
+def load_onnx(file: Path, place: Place, graphs: bool = False) -> Runner:
     """An onnxruntime session with one thread pool of `place.threads`, which spins only where it is alone.
 
-    On a GPU, FP32 is IEEE FP32 (no TF32), inputs and outputs stay in device memory, and a run only queues its work.
-    Raises UserError if the session did not get the CUDA provider.
+    On a GPU, FP32 is IEEE FP32 (no TF32), inputs and outputs stay in device memory, and a run only queues its work;
+    with `graphs` it replays the CUDA graph of its shape. Raises UserError if the session did not get the CUDA provider.
     """
     if place.gpu is not None:
         import torch  # before onnxruntime: it brings the CUDA libraries
@@ -771,53 +784,102 @@ def load_onnx(file: Path, place: Place) -> Runner:
     provider, settings = "CPUExecutionProvider", {}
     if place.gpu is not None:
         provider, settings = "CUDAExecutionProvider", {"device_id": place.gpu, "use_tf32": 0}
+        if graphs:
+            stream = torch.cuda.Stream(place.gpu)
+            torch.cuda.set_stream(stream)  # on which bind_onnx copies what goes into a graph and what comes out
+            settings |= {"enable_cuda_graph": 1, "user_compute_stream": stream.cuda_stream}
     session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)], enable_fallback=0)
     if session.get_providers()[0] != provider:
         raise UserError(f"onnxruntime gave a session on {session.get_providers()[0]} instead of {provider}")
+    if place.gpu is not None:
+        torch.cuda.set_device(place.gpu)
+        return bind_onnx(session, torch.device(f"cuda:{place.gpu}"), graphs)
     names = [node.name for node in session.get_inputs()]
     [output] = session.get_outputs()
-    if place.gpu is None:
-        largest = 0  # tokens, of the runs so far
+    largest = 0  # tokens, of the runs so far
 
-        def warm_up(inputs):
-            """Runs what is larger than all before: that grows the memory. The kernels prepare nothing for a shape."""
-            nonlocal largest
-            if inputs["input_ids"].size > largest:
-                session.run([output.name], inputs)
-                largest = inputs["input_ids"].size
+    def warm_up(inputs):
+        """Runs what is larger than all before: that grows the memory. The kernels prepare nothing for a shape."""
+        nonlocal largest
+        if inputs["input_ids"].size > largest:
+            session.run([output.name], inputs)
+            largest = inputs["input_ids"].size
 
-        return Runner(
-            prepare=lambda input_ids, mask: feed(names, input_ids, mask),
-            forward=lambda inputs: session.run([output.name], inputs)[0],
-            synchronize=lambda: None,
-            fetch=lambda logits: logits,
-            warm_up=warm_up,
-        )
+    return Runner(
+        prepare=lambda input_ids, mask: feed(names, input_ids, mask),
+        forward=lambda inputs: session.run([output.name], inputs)[0],
+        synchronize=lambda: None,
+        fetch=lambda logits: logits,
+        warm_up=warm_up,
+    )
 
-    device = torch.device(f"cuda:{place.gpu}")
-    torch.cuda.set_device(device)
+
+def bind_onnx(session, device, graphs: bool) -> Runner:
+    """Runs a session on inputs and outputs that stay in the memory of a torch device, without waiting for them.
+
+    With `graphs` (the provider's `enable_cuda_graph`, its stream torch's current one) a shape that was warmed up has a
+    CUDA graph and memory of its own, which its inputs are copied into; others run without one.
+    """
+    import onnxruntime
+    import torch
+
+    names = [node.name for node in session.get_inputs()]
+    [output] = session.get_outputs()
     dtype = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}[output.type]
     numpy_dtype = {torch.float32: np.float32, torch.float16: np.float16}[dtype]
-    labels = session.run([output.name], feed(names, *np.ones((2, 1, 2), np.int64)))[0].shape[1]  # not in every graph
-    queue_only = onnxruntime.RunOptions()
-    queue_only.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
-    def bind(input_ids: np.ndarray, mask: np.ndarray):
-        binding = session.io_binding()
-        tensors = {name: torch.from_numpy(value).to(device) for name, value in feed(names, input_ids, mask).items()}
-        logits = torch.empty((len(input_ids), labels), dtype=dtype, device=device)
+    def run_options(graph: int):
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        options.add_run_config_entry("gpu_graph_id", str(graph))
+        return options
+
+    uncaptured = run_options(-1)
+    probe = feed(names, *np.ones((2, 1, 2), np.int64))
+    labels = session.run([output.name], probe, uncaptured)[0].shape[1]  # not in every graph
+
+    def prepare(input_ids: np.ndarray, mask: np.ndarray) -> dict:
+        return {name: torch.from_numpy(value).to(device) for name, value in feed(names, input_ids, mask).items()}
+
+    def bind(tensors: dict):
+        binding, texts = session.io_binding(), len(tensors["input_ids"])
+        logits = torch.empty((texts, labels), dtype=dtype, device=device)
+        at = (device.type, device.index or 0)
         for name, tensor in tensors.items():
-            binding.bind_input(name, "cuda", place.gpu, np.int64, tuple(tensor.shape), tensor.data_ptr())
-        binding.bind_output(output.name, "cuda", place.gpu, numpy_dtype, tuple(logits.shape), logits.data_ptr())
+            binding.bind_input(name, *at, np.int64, tuple(tensor.shape), tensor.data_ptr())
+        binding.bind_output(output.name, *at, numpy_dtype, tuple(logits.shape), logits.data_ptr())
         return binding, logits, tensors  # the tensors own the memory that is bound
 
     def forward(inputs):
         binding, logits, _ = inputs
-        session.run_with_iobinding(binding, queue_only)
+        session.run_with_iobinding(binding, uncaptured)
         return logits
 
+    captured = {}  # shape -> what is bound, and the options that name its graph
+
+    def replay(tensors: dict):
+        shape = tensors["input_ids"].shape
+        if shape not in captured:
+            return forward(bind(tensors))
+        (binding, logits, static), options = captured[shape]
+        for name, tensor in tensors.items():
+            static[name].copy_(tensor)
+        session.run_with_iobinding(binding, options)
+        return logits.clone()
+
+    def capture(tensors: dict):
+        shape = tensors["input_ids"].shape
+        if shape not in captured:
+            static = {name: tensor.clone() for name, tensor in tensors.items()}
+            captured[shape] = bind(static), run_options(len(captured) + 1)
+        replay(tensors)
+
     return Runner(
-        bind, forward, torch.cuda.synchronize, fetch=lambda logits: logits.float().cpu().numpy(), warm_up=forward
+        prepare=prepare if graphs else lambda *arrays: bind(prepare(*arrays)),
+        forward=replay if graphs else forward,
+        synchronize=torch.cuda.synchronize if device.type == "cuda" else lambda: None,
+        fetch=lambda logits: logits.float().cpu().numpy(),
+        warm_up=capture if graphs else forward,
     )
 
 

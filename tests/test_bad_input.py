@@ -237,7 +237,7 @@ def test_strange_texts_come_back_as_they_were_written(strange):
 
 def test_strange_texts_are_measured(tiny_model):
     ready = run_benchmark.prepare_inputs(tiny_model, STRANGE, CPU)
-    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "pad_id", "checked")))
+    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "lengths", "pad_id", "checked")))
     assert inputs.lengths.min() >= 3 and inputs.lengths.max() == 128
     steps = run_benchmark.Steps(variants.load("torch", tiny_model, CPU), CPU, inputs)
     steps.prepare(utils.make_batches(inputs.lengths, 3, "length"))
@@ -543,7 +543,7 @@ def test_a_broken_report_beside_an_export_is_one_line(content, tmp_path, monkeyp
     "damage", [lambda good: b"", lambda good: good[:99], lambda good: good[:-9], lambda _: b"x" * 99]
 )
 def test_damaged_inputs_in_the_cache_are_made_anew(damage, model, monkeypatch, tmp_path):
-    ready = {"tokenizer": "fast", "lengths": np.arange(9999), "flops": 1e9}
+    ready = {"tokenizer": "fast", "lengths": np.arange(9999), "limit": 512}
     made = []
     monkeypatch.setattr(utils, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(variants, "in_fresh_process", lambda *_: made.append(1) or ready)

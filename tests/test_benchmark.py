@@ -55,7 +55,7 @@ def real_sweep(model: Path, texts: list[str]) -> run_benchmark.Sweep:
     """Of 60 texts in one thread, without a time limit, still without sources."""
     place = variants.Place(gpu=None, threads=1)
     ready = run_benchmark.prepare_inputs(model, texts[:60], place)
-    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "pad_id", "checked")))
+    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "lengths", "pad_id", "checked")))
     known = (inputs, float(ready["flops"]), ready["reference"], ready["problem"])
     return run_benchmark.Sweep(model, texts[:60], *known, {}, place, {"fp32": 1e12}, 0)
 
@@ -94,13 +94,33 @@ def test_texts_are_batched_across_chunks_as_if_there_were_none(tiny_model, texts
     tokenizer = utils.load_tokenizer(tiny_model)
     for size, order in ((4, "dataset"), (4, "length"), (128, "tokens")):
         shard = run_benchmark.TextShard(tiny_model, np.arange(100, 140), texts[:40], size, order)
-        batches = list(run_benchmark.padded_batches(shard, tokenizer, 64, pad_id=1))
+        batches = list(run_benchmark.padded_batches(shard, tokenizer, 64, 1, gpu=None))
         assert sorted(i for batch, _ in batches for i in batch) == list(range(100, 140))
         for batch, (input_ids, mask) in batches:
             for index, row, real in zip(batch, input_ids, mask, strict=True):
                 assert row[real == 1].tolist() == utils.tokenize(tokenizer, [texts[index - 100]], 64)[0]
         if order != "tokens":
             assert [len(batch) for batch, _ in batches] == [4] * 10
+
+
+def test_on_a_gpu_texts_are_padded_to_few_lengths(tiny_model, texts):
+    """The shapes of a GPU, run on the CPU: fewer than there are lengths, and the outputs stay those of the reference.
+
+    End to end they are those of the prepared inputs, which were warmed up.
+    """
+    sweep = real_sweep(tiny_model, texts)
+    inputs = replace(sweep.inputs, widths=utils.shape_lengths(sweep.inputs.lengths, 128, gpu=0))
+    steps = run_benchmark.Steps(variants.load("torch", tiny_model, sweep.place), sweep.place, inputs)
+    steps.prepare(utils.make_batches(inputs.widths, 1, "length"))
+    shapes = {ids.shape for ids, _ in steps.prepared}
+    assert len(shapes) < len(np.unique(inputs.lengths)) and steps.warm == shapes
+    steps.run()
+    max_diff, flips = run_benchmark.parity(sweep, steps.report()["kept"])
+    assert max_diff < 1e-5 and flips == 0
+
+    tokenizer = utils.load_tokenizer(tiny_model)
+    shard = run_benchmark.TextShard(tiny_model, np.arange(60), sweep.texts, 1, "length")
+    assert {ids.shape for _, (ids, _) in run_benchmark.padded_batches(shard, tokenizer, 128, 1, gpu=0)} == shapes
 
 
 def test_an_error_while_texts_are_prepared_reaches_the_worker():
@@ -116,7 +136,7 @@ def test_an_error_while_texts_are_prepared_reaches_the_worker():
 
 def test_a_shape_is_warmed_up_by_its_fullest_batch():
     lengths = np.array([9, 2, 9, 8, 9, 1])
-    inputs = run_benchmark.Inputs(np.zeros(lengths.sum(), int), lengths, pad_id=0, checked=np.arange(6))
+    inputs = run_benchmark.Inputs(np.zeros(lengths.sum(), int), lengths, lengths, pad_id=0, checked=np.arange(6))
     ran = []
     runner = variants.Runner(lambda _, mask: int(mask.sum()), None, lambda: None, np.asarray, warm_up=ran.append)
     steps = run_benchmark.Steps(runner, variants.Place(gpu=None, threads=1), inputs)
@@ -126,7 +146,7 @@ def test_a_shape_is_warmed_up_by_its_fullest_batch():
 
 def test_each_new_shape_is_warmed_up_once_and_the_largest_first():
     lengths = np.array([3, 5, 5, 9, 9, 2])
-    inputs = run_benchmark.Inputs(np.zeros(lengths.sum(), int), lengths, pad_id=0, checked=np.arange(6))
+    inputs = run_benchmark.Inputs(np.zeros(lengths.sum(), int), lengths, lengths, pad_id=0, checked=np.arange(6))
     runner = variants.Runner(
         lambda ids, _: ids, None, lambda: None, np.asarray, warm_up=lambda ids: calls.append(ids.shape)
     )
@@ -641,6 +661,72 @@ def test_a_session_without_cuda_is_an_error(tiny_exports, monkeypatch):
         variants.load("onnx", tiny_exports / "tiny-onnx" / "model.onnx", variants.Place(gpu=0, threads=1))
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_bound_inputs_and_outputs_are_right(graphs, tiny_exports, monkeypatch):
+    """What runs on a GPU, in the memory of the CPU: each batch has outputs of its own, and with CUDA graphs a shape
+    that was warmed up runs in one memory, under one number, others without a graph.
+    """
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(tiny_exports / "tiny-onnx" / "model.onnx")
+    runs = []
+    run = type(session).run_with_iobinding
+
+    def note(session, binding, options):
+        runs.append((id(binding), options.get_run_config_entry("gpu_graph_id")))
+        run(session, binding, options)
+
+    monkeypatch.setattr(type(session), "run_with_iobinding", note)
+    runner = variants.bind_onnx(session, torch.device("cpu"), graphs)
+    rng = np.random.default_rng(0)
+    arrays = [(rng.integers(4, 90, shape), np.ones(shape, np.int64)) for shape in [(2, 9), (3, 5), (2, 9), (1, 7)]]
+    prepared = [runner.prepare(*batch) for batch in arrays]
+    for batch in prepared[:2]:
+        runner.warm_up(batch)
+    warm, runs[:] = list(runs), []
+    outputs = [runner.forward(batch) for batch in prepared]
+    for (input_ids, mask), logits in zip(arrays, outputs, strict=True):
+        expected = session.run(None, {"input_ids": input_ids, "attention_mask": mask})[0]
+        assert np.allclose(runner.fetch(logits), expected, atol=1e-6)
+    if graphs:
+        assert [graph for _, graph in warm] == ["1", "2"]
+        assert [*runs[:3], runs[3][1]] == [warm[0], warm[1], warm[0], "-1"]
+    else:
+        assert {graph for _, graph in [*warm, *runs]} == {"-1"}
+
+
+def test_outputs_of_a_cuda_graph_of_torch_are_kept(tiny_model, monkeypatch):
+    """A stand-in for the compiled model that, as a CUDA graph does, puts the outputs of a shape into one memory."""
+    import torch
+
+    static, runs, asked = {}, [], {}
+
+    def compile_module(model, **options):
+        asked.update(options)
+        forward = model.forward
+
+        def replay(input_ids, mask):
+            runs.append(tuple(input_ids.shape))
+            logits = forward(input_ids, mask).logits
+            return SimpleNamespace(logits=static.setdefault(input_ids.shape, torch.empty_like(logits)).copy_(logits))
+
+        model.forward = replay
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_module)
+    place = variants.Place(gpu=None, threads=1)
+    runner = variants.load("torch-fp16-graphs", tiny_model, place)
+    assert asked["mode"] == "reduce-overhead" and torch._inductor.config.triton.cudagraph_or_error
+    prepared = [runner.prepare(np.full((2, 9), token), np.ones((2, 9), np.int64)) for token in (5, 50)]
+    runner.warm_up(prepared[0])
+    assert runs == [(2, 9)] * 3  # torch captures in the second, so that the third is the first that is as fast as later
+    outputs = [runner.fetch(logits) for logits in [runner.forward(batch) for batch in prepared]]
+    eager = variants.load("torch-fp16", tiny_model, place)
+    assert all(
+        (eager.fetch(eager.forward(batch)) == logits).all() for batch, logits in zip(prepared, outputs, strict=True)
+    )
+
+
 def test_a_compiled_model_that_torch_would_run_eagerly_is_an_error(tiny_model, monkeypatch):
     """At the limit of recompilations, here of one; the backend is of no account."""
     import torch
@@ -766,6 +852,7 @@ def test_all_are_those_that_make_sense(device, flags, only_here, monkeypatch):
         ("--device cpu", "required: --model"),
         ("--model fast --device cpu", "no variant 'fast'; there are: torch, torch-compile"),
         ("--model onnx-int8 --device gpu", "onnx-int8 can't run on a gpu: dynamic INT8"),
+        ("--model torch-fp16-graphs --device cpu", "torch-fp16-graphs can't run on a cpu: CUDA graphs are for GPUs"),
         ("--model torch --device cpu --batches 0", "'0' is not a whole number from 1 on"),
         ("--model torch --device cpu --batches 1,,2", "'' is not a whole number"),
         ("--model torch --device cpu --workers -1", "'-1' is not a whole number"),
@@ -892,8 +979,9 @@ def test_help_is_instant_because_nothing_heavy_is_imported():
 
 @pytest.mark.gpu
 def test_gpu_variants_agree_with_fp32_torch(tmp_path, tiny_model):
-    arguments = ["--model", "all", "--device", "gpu", "--model-id", tiny_model, "--limit", 60, "--min-time", 0]
-    arguments = [sys.executable, SCRIPT, *map(str, arguments), "--batches", "1,8", "--workers", "2"]
+    names = [name for name, variant in variants.VARIANTS.items() if "gpu" not in variant.refused]
+    arguments = ["--model", ",".join(names), "--device", "gpu", "--model-id", tiny_model, "--limit", 60]
+    arguments = [sys.executable, SCRIPT, *map(str, arguments), "--min-time", "0", "--batches", "1,8", "--workers", "2"]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = saved_rows(tmp_path)

@@ -51,6 +51,16 @@ def test_every_text_is_in_one_batch_and_its_place_can_be_found_again(lengths, si
         assert (indices == sorted(range(len(lengths)), key=lambda i: (lengths[i], i))).all()
 
 
+@given(LENGTHS, st.sampled_from([512, 500]))
+def test_a_gpu_gets_few_lengths_and_hardly_more_padding(lengths, limit):
+    lengths = np.minimum(lengths, limit)
+    widths = utils.shape_lengths(lengths, limit, gpu=0)
+    assert (widths >= lengths).all() and (widths <= np.minimum(limit, lengths * 17 / 16)).all()
+    every = utils.shape_lengths(np.arange(1, limit + 1), limit, gpu=0)
+    assert (np.diff(every) >= 0).all() and set(widths) <= set(every) and len(set(every)) <= 96
+    assert (utils.shape_lengths(lengths, limit, gpu=None) == lengths).all()
+
+
 @given(LENGTHS, SIZES)
 def test_sorting_by_length_never_pads_more(lengths, size):
     padded = {
