@@ -277,14 +277,19 @@ ROW = dict.fromkeys(FIGURES, "1") | {"throttled": "", "status": "ok"}
 
 
 class Watched:
-    """A tokenizer that notes the longest text that it is given."""
+    """A fast tokenizer that notes the longest text that it is given."""
+
+    is_fast, truncation_side = True, "right"
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.longest = tokenizer, 0
+        self.tokenizer, self.backend_tokenizer, self.longest = tokenizer.backend_tokenizer, self, 0
 
-    def __call__(self, texts: list[str], **options):
+    def __getattr__(self, name: str):
+        return getattr(self.tokenizer, name)
+
+    def encode_batch_fast(self, texts: list[str]):
         self.longest = max(self.longest, *map(len, texts))
-        return self.tokenizer(texts, **options)
+        return self.tokenizer.encode_batch_fast(texts)
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +316,18 @@ def test_only_the_beginning_of_a_long_text_is_tokenized_and_gives_the_same_token
     monkeypatch.setattr(utils, "LONG_TEXT", 10**9)
     assert ids == utils.tokenize(tokenizers[name], given, 128)
     assert mixed == utils.tokenize(tokenizers[name], [*given, *needs_all], 128)
+
+
+@pytest.mark.parametrize("name", ["tiny", "bert", "xlm"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_tokens_are_those_of_transformers(name, side, tokenizers, texts, monkeypatch):
+    tokenizer = tokenizers[name]
+    monkeypatch.setattr(tokenizer, "truncation_side", side)
+    tokenizer.backend_tokenizer.enable_padding(length=99)  # as in the files of some tokenizers
+    given = [*STRANGE[:-1], *texts]  # the last is of 10 MB
+    ids = utils.tokenize(tokenizer, given, 24)
+    assert ids == tokenizer(given, truncation=True, max_length=24)["input_ids"]
+    assert {len(row) for row in ids} > {23, 24}
 
 
 # ------------------------------------------------------------------------------------------------------------ models
