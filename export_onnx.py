@@ -89,21 +89,21 @@ def compare(folder: Path, file: Path, check: Check, place: variants.Place) -> Co
     token_ids = utils.tokenize(tokenizer, check.texts, limit)
     utils.check_vocabulary(token_ids, config)
     lengths = np.array([len(ids) for ids in token_ids])
-    widths = utils.shape_lengths(lengths, limit, place.gpu)
-    batches = utils.make_batches(widths, check.size, check.order)
+    widths = lengths if place.gpu is None else utils.few_lengths(lengths, limit)
+    batches = utils.make_batches(lengths, check.size, check.order)
     by_shape = {(len(batch), widths[batch].max()): batch for batch in batches}.values()
     first = sorted(by_shape, key=lambda batch: -utils.padded_tokens(widths, batch))
     first = first[: WARM_UP if place.gpu is None else None]
     logits, speed = {}, {}
-    for name, runner in (
-        ("original", variants.load("torch", folder, place)),
-        ("export", variants.load_onnx(file, place)),
+    for name, runner, width in (
+        ("original", variants.load("torch", folder, place), lengths),
+        ("export", variants.load_onnx(file, place), widths),
     ):
         logits[name] = np.empty((len(lengths), config.num_labels))
         seconds = 0.0
         for i, batch in enumerate(tqdm([*first, *batches], desc=name, unit="batch", file=sys.stderr)):
             rows = [token_ids[text] for text in batch]
-            inputs = runner.prepare(*utils.pad_batch(rows, tokenizer.pad_token_id or 0, widths[batch].max()))
+            inputs = runner.prepare(*utils.pad_batch(rows, tokenizer.pad_token_id or 0, width[batch].max()))
             start = time.monotonic()
             outputs = runner.forward(inputs)
             runner.synchronize()

@@ -98,20 +98,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The texts' token ids in one run (cut by `lengths`), what padding needs (`widths`: utils.shape_lengths), and the
-    indices of the checked texts.
+    """The texts' token ids in one run (cut by `lengths`), the indices of the checked texts, and what padding needs:
+    the most tokens of a text, and whether batches are to have few shapes.
     """
 
     token_ids: np.ndarray
     lengths: np.ndarray
-    widths: np.ndarray
     pad_id: int
     checked: np.ndarray
+    limit: int = utils.MAX_TOKENS
+    few_shapes: bool = False
 
     def padded(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and attention mask of a batch, see utils.pad_batch."""
         rows = [self.token_ids[self.ends[i] - self.lengths[i] : self.ends[i]] for i in batch]
         return utils.pad_batch(rows, self.pad_id, self.widths[batch].max())
+
+    @cached_property
+    def widths(self) -> np.ndarray:
+        """What each text's length counts as in the shape of its batch."""
+        return utils.few_lengths(self.lengths, self.limit) if self.few_shapes else self.lengths
 
     @cached_property
     def ends(self) -> np.ndarray:
@@ -201,7 +207,7 @@ class Steps:
         self.runner, self.place, self.inputs = runner, place, inputs
         self.batches, self.prepared, self.outputs, self.latencies = [], [], [], []
         self.warm: set[tuple[int, int]] = set()  # the shapes that were run
-        self.tokenizer = self.token_limit = None
+        self.tokenizer = None
 
     def warm_up(self, by_shape: dict[tuple[int, int], object]) -> None:
         """Warms up each shape that this worker has not run yet, the largest first: memory grows once."""
@@ -263,7 +269,7 @@ class Steps:
 
     def made(self, shard: TextShard) -> Iterator:
         """The texts' batches: (indices, (token ids, attention mask))."""
-        return padded_batches(shard, self.tokenizer, self.token_limit, self.inputs.pad_id, self.place.gpu)
+        return padded_batches(shard, self.tokenizer, self.inputs)
 
     def prepare_texts(self, shard: TextShard) -> None:
         """Loads the tokenizer, and warms up: with one worker the batches are mostly those that were warmed up. On a GPU
@@ -271,7 +277,6 @@ class Steps:
         """
         if self.tokenizer is None:
             self.tokenizer = utils.load_tokenizer(shard.folder)
-            self.token_limit = utils.token_limit(variants.load_config(shard.folder), self.tokenizer)
         self.warm_up({arrays[0].shape: self.runner.prepare(*arrays) for _, arrays in self.made(shard)})
         if self.place.gpu is not None:
             self.run_texts(shard)
@@ -287,8 +292,9 @@ class Steps:
         return start, time.monotonic(), fetched
 
 
-def padded_batches(shard: TextShard, tokenizer, limit: int, pad_id: int, gpu: int | None) -> Iterator:
-    """Tokenizes the shard's texts in chunks, yielding (indices, (token ids, attention mask)) for each batch.
+def padded_batches(shard: TextShard, tokenizer, like: Inputs) -> Iterator:
+    """Tokenizes the shard's texts in chunks, yielding (indices, (token ids, attention mask)) for each batch, padded as
+    those of the prepared inputs are.
 
     Sorted by characters first unless in dataset order, so that a chunk's texts, sorted by tokens, are alike; a chunk's
     last batch, which may not be full, is filled from the next chunk.
@@ -300,13 +306,13 @@ def padded_batches(shard: TextShard, tokenizer, limit: int, pad_id: int, gpu: in
     rest, ids = np.empty(0, int), []
     for start in range(0, len(texts), CHUNK):
         chunk = slice(start, start + CHUNK)
-        ids += utils.tokenize(tokenizer, texts[chunk], limit)
+        ids += utils.tokenize(tokenizer, texts[chunk], like.limit)
         rest = np.concatenate([rest, indices[chunk]])
-        widths = utils.shape_lengths(np.array([len(row) for row in ids]), limit, gpu)
+        widths = replace(like, lengths=np.array([len(row) for row in ids])).widths
         batches = utils.make_batches(widths, shard.size, shard.order)
         kept = batches.pop() if chunk.stop < len(texts) else []
         for batch in batches:
-            yield rest[batch], utils.pad_batch([ids[i] for i in batch], pad_id, widths[batch].max())
+            yield rest[batch], utils.pad_batch([ids[i] for i in batch], like.pad_id, widths[batch].max())
         rest, ids = rest[kept], [ids[i] for i in kept]
 
 
@@ -357,7 +363,7 @@ def release_memory(gpu: int | None) -> None:
 
 def used_memory_mib(gpu: int | None) -> float:
     """MiB: on a CPU this process's peak resident set since release_memory; on a GPU all that is in use on it now, of
-    which onnxruntime gives nothing back from cell to cell.
+    which onnxruntime and CUDA graphs give nothing back from cell to cell.
     """
     if gpu is not None:
         import torch
@@ -378,11 +384,13 @@ class Workers:
 
     def __init__(self, count: int, name: str, sweep: Sweep):
         self.sweep, self.throttled = sweep, set()
+        few_shapes = sweep.place.gpu is not None and variants.VARIANTS[name].few_shapes
+        self.inputs = replace(sweep.inputs, few_shapes=few_shapes)
         self.connections, self.processes, self.alive = [], [], []
         try:
             for _ in range(count):
                 self.start(name, alone=count == 1)
-            self.ask("load", [sweep.inputs] * count)
+            self.ask("load", [self.inputs] * count)
         except OSError as error:  # of processes or files there are no more
             self.kill()
             raise CellFailed(f"{status_of(error)} (worker {len(self.processes)} of {count}, step load)") from error
@@ -485,7 +493,7 @@ def throttling(gpu) -> set[str]:
 
 def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict:
     """The measured columns of a cell's row. Raises CellFailed."""
-    lengths, widths = sweep.inputs.lengths, sweep.inputs.widths
+    lengths, widths = workers.inputs.lengths, workers.inputs.widths
     batches = utils.make_batches(widths, cell.size, cell.order)
     workers.ask("release", [None] * cell.workers)  # all of them, before one needs the memory
     workers.ask("prepare", utils.deal_shards(widths, batches, cell.workers))
@@ -794,8 +802,8 @@ def prepare(args: Namespace, cells: list[Cell], dataset: utils.Dataset, device: 
     folder = variants.find_model(args.model_id)
     place = variants.Place(args.gpu if args.device == "gpu" else None, args.threads)
     ready = prepared_before(folder, dataset.texts, place.gpu)
-    widths = utils.shape_lengths(ready["lengths"], int(ready["limit"]), place.gpu)
-    inputs = Inputs(ready["token_ids"], ready["lengths"], widths, int(ready["pad_id"]), ready["checked"])
+    pad_id, limit = int(ready["pad_id"]), int(ready["limit"])
+    inputs = Inputs(ready["token_ids"], ready["lengths"], pad_id, ready["checked"], limit)
     p5, p50, p95, p99 = np.percentile(inputs.lengths, [5, 50, 95, 99])
     say(f"model      {args.model_id}: {ready['model']}")
     say(f"dataset    {dataset.name}: {len(dataset.texts)} messages; tokens: mean {inputs.lengths.mean():.1f},")

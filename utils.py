@@ -312,15 +312,10 @@ def make_batches(lengths: np.ndarray, size: int, order: str) -> list[np.ndarray]
     return np.split(indices, starts[1:])
 
 
-def shape_lengths(lengths: np.ndarray, limit: int, gpu: int | None) -> np.ndarray:
-    """What the lengths count as in the shapes of batches: on a CPU themselves, on a GPU rounded up to multiples of 2
-    from 32 on, of 4 from 64 on and so forth, but never above `limit`.
-
-    A GPU's libraries prepare each new shape (cuDNN's attention a plan, torch a CUDA graph), and this leaves a third of
-    the shapes for 1 to 2% more padding. On a CPU fewer shapes were no faster.
+def few_lengths(lengths: np.ndarray, limit: int) -> np.ndarray:
+    """The lengths rounded up to multiples of 2 from 32 on, of 4 from 64 on and so forth, but never above `limit`: a
+    third of the shapes for 1 to 2% more padding.
     """
-    if gpu is None:
-        return lengths
     step = 2 ** np.maximum(np.floor(np.log2(lengths)).astype(int) - 4, 0)
     return np.minimum(-(-lengths // step) * step, limit)
 

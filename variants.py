@@ -57,6 +57,13 @@ class Variant:
         """The precision of the ONNX export that it reads: OpenVINO rounds the plain one itself."""
         return "fp32" if self.runtime == "openvino" else self.precision
 
+    @property
+    def few_shapes(self) -> bool:
+        """Whether a GPU prepares each shape of it: captures it, or, in the cuDNN attention that onnxruntime takes in
+        FP16 on Hopper and later, plans it.
+        """
+        return self.graphs or (self.runtime, self.precision) == ("onnx", "fp16")
+
 
 GRAPHS_ON_CPU = {"cpu": "CUDA graphs are for GPUs"}
 VARIANTS = {
@@ -694,8 +701,8 @@ def load_torch(variant: Variant, folder: Path, place: Place) -> Runner:
     """The model in torch, with SDPA where it has it. FP32 is IEEE FP32, without TF32.
 
     Compiled with dynamic shapes as one graph, and with `graphs` captured as a CUDA graph for each shape; what would
-    make torch do less after all (a graph break, the limit of recompilations, no capture) is an error. Raises UserError
-    where weights are missing, which would be random then.
+    make torch do less after all (a graph break, the limit of recompilations, a capture that is skipped) is an error.
+    Raises UserError where weights are missing, which would be random then.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -817,8 +824,8 @@ def load_onnx(file: Path, place: Place, graphs: bool = False) -> Runner:
 def bind_onnx(session, device, graphs: bool) -> Runner:
     """Runs a session on inputs and outputs that stay in the memory of a torch device, without waiting for them.
 
-    With `graphs` (the provider's `enable_cuda_graph`, its stream torch's current one) a shape that was warmed up has a
-    CUDA graph and memory of its own, which its inputs are copied into; others run without one.
+    With `graphs` (the provider's `enable_cuda_graph`, its stream torch's current one) each shape has a CUDA graph and
+    memory of its own, which its inputs are copied into, from when it is warmed up.
     """
     import onnxruntime
     import torch
@@ -842,8 +849,8 @@ def bind_onnx(session, device, graphs: bool) -> Runner:
         return {name: torch.from_numpy(value).to(device) for name, value in feed(names, input_ids, mask).items()}
 
     def bind(tensors: dict):
-        binding, texts = session.io_binding(), len(tensors["input_ids"])
-        logits = torch.empty((texts, labels), dtype=dtype, device=device)
+        binding = session.io_binding()
+        logits = torch.empty((len(tensors["input_ids"]), labels), dtype=dtype, device=device)
         at = (device.type, device.index or 0)
         for name, tensor in tensors.items():
             binding.bind_input(name, *at, np.int64, tuple(tensor.shape), tensor.data_ptr())
@@ -858,10 +865,7 @@ def bind_onnx(session, device, graphs: bool) -> Runner:
     captured = {}  # shape -> what is bound, and the options that name its graph
 
     def replay(tensors: dict):
-        shape = tensors["input_ids"].shape
-        if shape not in captured:
-            return forward(bind(tensors))
-        (binding, logits, static), options = captured[shape]
+        (binding, logits, static), options = captured[tensors["input_ids"].shape]
         for name, tensor in tensors.items():
             static[name].copy_(tensor)
         session.run_with_iobinding(binding, options)
@@ -870,7 +874,7 @@ def bind_onnx(session, device, graphs: bool) -> Runner:
     def capture(tensors: dict):
         shape = tensors["input_ids"].shape
         if shape not in captured:
-            static = {name: tensor.clone() for name, tensor in tensors.items()}
+            static = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
             captured[shape] = bind(static), run_options(len(captured) + 1)
         replay(tensors)
 
@@ -972,19 +976,8 @@ def check_gpu(gpu: int, with_onnx: bool) -> tuple[str, str, str]:
     if gpu >= torch.cuda.device_count():
         raise UserError(f"no GPU {gpu}: there are {torch.cuda.device_count()}, numbered from 0")
     if with_onnx:
-        import onnx
-        from onnx import TensorProto, helper
-
-        tokens = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["texts", 1])
-        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["texts", 1])
-        cast = helper.make_node("Cast", ["input_ids"], ["logits"], to=TensorProto.FLOAT)
-        opset = helper.make_opsetid("", 17)
-        model = helper.make_model(
-            helper.make_graph([cast], "probe", [tokens], [logits]), opset_imports=[opset], ir_version=8
-        )
         with tempfile.TemporaryDirectory() as folder:
-            onnx.save(model, Path(folder) / "probe.onnx")
-            load_onnx(Path(folder) / "probe.onnx", Place(gpu, threads=1))
+            load_onnx(write_probe(Path(folder) / "probe.onnx"), Place(gpu, threads=1))
     import pynvml
 
     try:
@@ -993,3 +986,17 @@ def check_gpu(gpu: int, with_onnx: bool) -> tuple[str, str, str]:
     except pynvml.NVMLError:
         driver = ""
     return torch.cuda.get_device_name(gpu), driver, f"GPU-{torch.cuda.get_device_properties(gpu).uuid}"
+
+
+def write_probe(file: Path) -> Path:
+    """A graph with a classifier's input and output that does nothing, for a session of no other purpose."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    shape = ["texts", "tokens"]
+    tokens = helper.make_tensor_value_info("input_ids", TensorProto.INT64, shape)
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
+    cast = helper.make_node("Cast", ["input_ids"], ["logits"], to=TensorProto.FLOAT)
+    graph = helper.make_graph([cast], "probe", [tokens], [logits])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+    return file

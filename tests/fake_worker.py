@@ -76,9 +76,8 @@ run_benchmark_serve = run_benchmark.serve
 
 
 def make_sweep(source: tuple[str, str] = ("", ""), timeout: float = 60, gpu: object = None) -> run_benchmark.Sweep:
-    lengths = np.full(TEXTS, 4)
     inputs = run_benchmark.Inputs(
-        np.arange(TEXTS * 4, dtype=np.int32), lengths, lengths, pad_id=0, checked=np.arange(TEXTS)
+        np.arange(TEXTS * 4, dtype=np.int32), np.full(TEXTS, 4), pad_id=0, checked=np.arange(TEXTS)
     )
     place = variants.Place(gpu=None, threads=1)
     sources = dict.fromkeys(variants.VARIANTS, source)

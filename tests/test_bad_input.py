@@ -237,7 +237,7 @@ def test_strange_texts_come_back_as_they_were_written(strange):
 
 def test_strange_texts_are_measured(tiny_model):
     ready = run_benchmark.prepare_inputs(tiny_model, STRANGE, CPU)
-    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "lengths", "pad_id", "checked")))
+    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "pad_id", "checked", "limit")))
     assert inputs.lengths.min() >= 3 and inputs.lengths.max() == 128
     steps = run_benchmark.Steps(variants.load("torch", tiny_model, CPU), CPU, inputs)
     steps.prepare(utils.make_batches(inputs.lengths, 3, "length"))

@@ -55,7 +55,7 @@ def real_sweep(model: Path, texts: list[str]) -> run_benchmark.Sweep:
     """Of 60 texts in one thread, without a time limit, still without sources."""
     place = variants.Place(gpu=None, threads=1)
     ready = run_benchmark.prepare_inputs(model, texts[:60], place)
-    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "lengths", "pad_id", "checked")))
+    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "pad_id", "checked", "limit")))
     known = (inputs, float(ready["flops"]), ready["reference"], ready["problem"])
     return run_benchmark.Sweep(model, texts[:60], *known, {}, place, {"fp32": 1e12}, 0)
 
@@ -94,7 +94,8 @@ def test_texts_are_batched_across_chunks_as_if_there_were_none(tiny_model, texts
     tokenizer = utils.load_tokenizer(tiny_model)
     for size, order in ((4, "dataset"), (4, "length"), (128, "tokens")):
         shard = run_benchmark.TextShard(tiny_model, np.arange(100, 140), texts[:40], size, order)
-        batches = list(run_benchmark.padded_batches(shard, tokenizer, 64, 1, gpu=None))
+        like = run_benchmark.Inputs(np.empty(0), np.empty(0), pad_id=1, checked=np.empty(0), limit=64)
+        batches = list(run_benchmark.padded_batches(shard, tokenizer, like))
         assert sorted(i for batch, _ in batches for i in batch) == list(range(100, 140))
         for batch, (input_ids, mask) in batches:
             for index, row, real in zip(batch, input_ids, mask, strict=True):
@@ -103,13 +104,10 @@ def test_texts_are_batched_across_chunks_as_if_there_were_none(tiny_model, texts
             assert [len(batch) for batch, _ in batches] == [4] * 10
 
 
-def test_on_a_gpu_texts_are_padded_to_few_lengths(tiny_model, texts):
-    """The shapes of a GPU, run on the CPU: fewer than there are lengths, and the outputs stay those of the reference.
-
-    End to end they are those of the prepared inputs, which were warmed up.
-    """
+def test_few_shapes_give_the_same_outputs(tiny_model, texts):
+    """Fewer than there are lengths; end to end they are those of the prepared inputs, which were warmed up."""
     sweep = real_sweep(tiny_model, texts)
-    inputs = replace(sweep.inputs, widths=utils.shape_lengths(sweep.inputs.lengths, 128, gpu=0))
+    inputs = replace(sweep.inputs, few_shapes=True)
     steps = run_benchmark.Steps(variants.load("torch", tiny_model, sweep.place), sweep.place, inputs)
     steps.prepare(utils.make_batches(inputs.widths, 1, "length"))
     shapes = {ids.shape for ids, _ in steps.prepared}
@@ -118,9 +116,8 @@ def test_on_a_gpu_texts_are_padded_to_few_lengths(tiny_model, texts):
     max_diff, flips = run_benchmark.parity(sweep, steps.report()["kept"])
     assert max_diff < 1e-5 and flips == 0
 
-    tokenizer = utils.load_tokenizer(tiny_model)
-    shard = run_benchmark.TextShard(tiny_model, np.arange(60), sweep.texts, 1, "length")
-    assert {ids.shape for _, (ids, _) in run_benchmark.padded_batches(shard, tokenizer, 128, 1, gpu=0)} == shapes
+    steps.prepare_texts(run_benchmark.TextShard(tiny_model, np.arange(60), sweep.texts, 1, "length"))
+    assert steps.warm == shapes
 
 
 def test_an_error_while_texts_are_prepared_reaches_the_worker():
@@ -136,7 +133,7 @@ def test_an_error_while_texts_are_prepared_reaches_the_worker():
 
 def test_a_shape_is_warmed_up_by_its_fullest_batch():
     lengths = np.array([9, 2, 9, 8, 9, 1])
-    inputs = run_benchmark.Inputs(np.zeros(lengths.sum(), int), lengths, lengths, pad_id=0, checked=np.arange(6))
+    inputs = run_benchmark.Inputs(np.zeros(lengths.sum(), int), lengths, pad_id=0, checked=np.arange(6))
     ran = []
     runner = variants.Runner(lambda _, mask: int(mask.sum()), None, lambda: None, np.asarray, warm_up=ran.append)
     steps = run_benchmark.Steps(runner, variants.Place(gpu=None, threads=1), inputs)
@@ -146,7 +143,7 @@ def test_a_shape_is_warmed_up_by_its_fullest_batch():
 
 def test_each_new_shape_is_warmed_up_once_and_the_largest_first():
     lengths = np.array([3, 5, 5, 9, 9, 2])
-    inputs = run_benchmark.Inputs(np.zeros(lengths.sum(), int), lengths, lengths, pad_id=0, checked=np.arange(6))
+    inputs = run_benchmark.Inputs(np.zeros(lengths.sum(), int), lengths, pad_id=0, checked=np.arange(6))
     runner = variants.Runner(
         lambda ids, _: ids, None, lambda: None, np.asarray, warm_up=lambda ids: calls.append(ids.shape)
     )
@@ -663,8 +660,8 @@ def test_a_session_without_cuda_is_an_error(tiny_exports, monkeypatch):
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_bound_inputs_and_outputs_are_right(graphs, tiny_exports, monkeypatch):
-    """What runs on a GPU, in the memory of the CPU: each batch has outputs of its own, and with CUDA graphs a shape
-    that was warmed up runs in one memory, under one number, others without a graph.
+    """What runs on a GPU, in the memory of the CPU: each batch has outputs of its own, and with CUDA graphs each shape
+    runs in one memory, under one number.
     """
     import onnxruntime
     import torch
@@ -680,7 +677,7 @@ def test_bound_inputs_and_outputs_are_right(graphs, tiny_exports, monkeypatch):
     monkeypatch.setattr(type(session), "run_with_iobinding", note)
     runner = variants.bind_onnx(session, torch.device("cpu"), graphs)
     rng = np.random.default_rng(0)
-    arrays = [(rng.integers(4, 90, shape), np.ones(shape, np.int64)) for shape in [(2, 9), (3, 5), (2, 9), (1, 7)]]
+    arrays = [(rng.integers(4, 90, shape), np.ones(shape, np.int64)) for shape in [(2, 9), (3, 5), (2, 9)]]
     prepared = [runner.prepare(*batch) for batch in arrays]
     for batch in prepared[:2]:
         runner.warm_up(batch)
@@ -691,9 +688,47 @@ def test_bound_inputs_and_outputs_are_right(graphs, tiny_exports, monkeypatch):
         assert np.allclose(runner.fetch(logits), expected, atol=1e-6)
     if graphs:
         assert [graph for _, graph in warm] == ["1", "2"]
-        assert [*runs[:3], runs[3][1]] == [warm[0], warm[1], warm[0], "-1"]
+        assert runs == [warm[0], warm[1], warm[0]]
     else:
         assert {graph for _, graph in [*warm, *runs]} == {"-1"}
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_worker_of_a_gpu_in_the_memory_of_the_cpu(graphs, tiny_model, tiny_exports, texts, monkeypatch):
+    """All of its steps over several cells: each shape is warmed up in each cell, batches are timed one by one, and the
+    outputs are right.
+    """
+    import onnxruntime
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (2**30, 3 * 2**30))
+    sweep = real_sweep(tiny_model, texts)
+    inputs = replace(sweep.inputs, few_shapes=True)
+    session = onnxruntime.InferenceSession(tiny_exports / "tiny-onnx" / "model.onnx")
+    runner = variants.bind_onnx(session, torch.device("cpu"), graphs)
+    steps = run_benchmark.Steps(runner, variants.Place(gpu=0, threads=1), inputs)
+    for size, order in ((8, "dataset"), (8, "length"), (256, "tokens")):
+        steps.release()
+        assert not steps.warm
+        steps.prepare(utils.make_batches(inputs.widths, size, order))
+        start, end = steps.run()
+        report = steps.report()
+        assert report["memory"] == 2048 and start < end
+        assert len(report["latencies"]) == len(steps.batches) and min(report["latencies"]) > 0
+        shard = run_benchmark.TextShard(tiny_model, np.arange(60), sweep.texts, size, order)
+        steps.prepare_texts(shard)
+        for kept in (report["kept"], steps.run_texts(shard)[2]):
+            max_diff, flips = run_benchmark.parity(sweep, kept)
+            assert max_diff < 1e-5 and flips == 0
+
+
+def test_the_probe_of_a_gpu_is_one_that_a_session_runs(tmp_path):
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(variants.write_probe(tmp_path / "probe.onnx"))
+    runner = variants.bind_onnx(session, torch.device("cpu"), graphs=False)
+    assert runner.fetch(runner.forward(runner.prepare(np.array([[5, 7]]), None))).tolist() == [[5, 7]]
 
 
 def test_outputs_of_a_cuda_graph_of_torch_are_kept(tiny_model, monkeypatch):

@@ -52,13 +52,12 @@ def test_every_text_is_in_one_batch_and_its_place_can_be_found_again(lengths, si
 
 
 @given(LENGTHS, st.sampled_from([512, 500]))
-def test_a_gpu_gets_few_lengths_and_hardly_more_padding(lengths, limit):
+def test_few_lengths_are_hardly_more_padding(lengths, limit):
     lengths = np.minimum(lengths, limit)
-    widths = utils.shape_lengths(lengths, limit, gpu=0)
+    widths = utils.few_lengths(lengths, limit)
     assert (widths >= lengths).all() and (widths <= np.minimum(limit, lengths * 17 / 16)).all()
-    every = utils.shape_lengths(np.arange(1, limit + 1), limit, gpu=0)
+    every = utils.few_lengths(np.arange(1, limit + 1), limit)
     assert (np.diff(every) >= 0).all() and set(widths) <= set(every) and len(set(every)) <= 96
-    assert (utils.shape_lengths(lengths, limit, gpu=None) == lengths).all()
 
 
 @given(LENGTHS, SIZES)
