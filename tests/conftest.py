@@ -18,6 +18,7 @@ os.environ["BENCHMARK_CACHE"] = cache.name  # for the scripts that the tests run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it runs in the background
 os.environ["HF_HUB_DISABLE_XET"] = "1"  # the fake Hub speaks the plain protocol
 
+import run_benchmark  # noqa: E402
 import utils  # noqa: E402
 import variants  # noqa: E402
 
@@ -121,6 +122,15 @@ def make_tiny_xlm_roberta(folder: Path, texts: list[str], **options) -> Path:
     tokenizer = XLMRobertaTokenizer(str(folder / "sentencepiece.bpe.model"), model_max_length=128)
     config = {"vocab_size": len(tokenizer), "max_position_embeddings": 130, "type_vocab_size": 1}
     return make_tiny(folder, tokenizer, XLMRobertaConfig(**SIZES | MULTI_LABEL | config | options))
+
+
+def real_sweep(model: Path, texts: list[str]) -> run_benchmark.Sweep:
+    """Of 60 texts in one thread, without a time limit, still without sources."""
+    place = variants.Place(gpu=None, threads=1)
+    ready = run_benchmark.prepare_inputs(model, texts[:60], place)
+    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "pad_id", "checked", "limit")))
+    known = (inputs, float(ready["flops"]), ready["reference"], ready["problem"])
+    return run_benchmark.Sweep(model, texts[:60], *known, {}, place, {"fp32": 1e12}, 0)
 
 
 def pytest_collection_modifyitems(config, items):
