@@ -1,5 +1,7 @@
 """Each variant in this process: whether it is right, what prepares it, and what a GPU runs, in the CPU's memory."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,3 +219,18 @@ def test_a_compiled_model_that_torch_would_run_eagerly_is_an_error(tiny_model, m
                 runner.forward(runner.prepare(np.ones(shape, np.int64), np.ones(shape, np.int64)))
     torch.compiler.reset()
     assert "recompile_limit" in run_benchmark.status_of(caught.value)
+
+
+def test_a_run_on_a_gpu_whose_place_the_cpu_takes(tiny_model, tiny_exports, tmp_path):
+    """From the probe to the row, with all that is asked of CUDA and NVML; the reference is torch's on the GPU."""
+    (tmp_path / "tiny-onnx-fp16").symlink_to(tiny_exports / "tiny-onnx-fp16")
+    options = ["--model", "onnx-fp16-graphs", "--device", "gpu", "--model-id", tiny_model, "--limit", 40]
+    options += ["--batches", 1, "--order", "length", "--min-time", 0]
+    command = [sys.executable, utils.ROOT / "tests" / "fake_cuda.py", "run_benchmark", *map(str, options)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "machine    Fake H200, driver 580.1" in done.stderr
+    [row] = utils.read_rows(next(tmp_path.glob("results/*/Fake-H200_onnx-fp16-graphs_*.tsv")))
+    assert (row["status"], row["throttled"], row["memory_mib"]) == ("ok", "power cap", "2")
+    assert float(row["padding"]) > 1, "of few lengths, though of size 1"
+    assert 1e-5 < float(row["max_diff"]) < 5e-3 and float(row["end_to_end"]) > 0
