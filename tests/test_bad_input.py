@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_tiny_bert, make_tiny_xlm_roberta
+from conftest import make_tiny_bert, make_tiny_xlm_roberta, real_sweep
 
 import export_onnx
 import plot_results
@@ -236,14 +236,12 @@ def test_strange_texts_come_back_as_they_were_written(strange):
 
 
 def test_strange_texts_are_measured(tiny_model):
-    ready = run_benchmark.prepare_inputs(tiny_model, STRANGE, CPU)
-    inputs = run_benchmark.Inputs(*(ready[key] for key in ("token_ids", "lengths", "pad_id", "checked", "limit")))
+    sweep = real_sweep(tiny_model, STRANGE)
+    inputs = sweep.inputs
     assert inputs.lengths.min() >= 3 and inputs.lengths.max() == 128
     steps = run_benchmark.Steps(variants.load("torch", tiny_model, CPU), CPU, inputs)
     steps.prepare(utils.make_batches(inputs.lengths, 3, "length"))
     steps.run()
-    known = (inputs, float(ready["flops"]), ready["reference"], ready["problem"])
-    sweep = run_benchmark.Sweep(tiny_model, STRANGE, *known, {}, CPU, {"fp32": 1e12}, 0)
     max_diff, flips = run_benchmark.parity(sweep, steps.report()["kept"])
     assert max_diff < 1e-5 and flips == 0
 
