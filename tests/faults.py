@@ -1,0 +1,62 @@
+"""What workers do in the tests: small functions that count, fail, hang and die."""
+
+import os
+import signal
+import sys
+import time
+
+from bench.workers import Workers, beat
+from utils import UserError
+
+
+class Echo:
+    """A worker's object that knows its name, and whose every step can go wrong."""
+
+    def __init__(self, name: str, fault: str = ""):
+        self.name = name
+        fail(fault)
+
+    def tell(self, *arguments) -> tuple:
+        return self.name, *arguments
+
+    def fail_in(self, name: str, how: str) -> None:
+        if self.name == name:
+            fail(how)
+
+    def count(self, seconds: float, pause: float) -> int:
+        """Works for so long, with a heartbeat in each pause."""
+        begin, done = time.monotonic(), 0
+        while time.monotonic() - begin < seconds:
+            time.sleep(pause)
+            done += 1
+            beat(done)
+        return done
+
+    def own_pid(self) -> int:
+        return os.getpid()
+
+
+def fail(how: str) -> None:
+    if how == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if how == "exit":
+        sys.exit(3)
+    while how == "loop":
+        pass
+    if how == "memory":
+        raise MemoryError
+    if how == "end of file":
+        raise EOFError("half a file")
+    if how == "value":
+        raise ValueError("one\ntwo")
+    if how == "user":
+        raise UserError("no such thing")
+
+
+def parent() -> None:
+    """Has two workers, of which the second loops for ever; prints their pids."""
+    with Workers(Echo, [("a",), ("b",)]) as workers:
+        print(*workers.ask(Echo.own_pid), flush=True)
+        workers.ask(Echo.fail_in, "b", "loop")

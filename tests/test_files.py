@@ -1,0 +1,57 @@
+"""Files and folders that appear whole or not at all."""
+
+import pytest
+
+from bench.files import make_once, new_file, new_folder
+from utils import RunError
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file"
+    with new_file(path) as file:
+        file.write(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+    assert path.stat().st_mode & 0o777 == 0o644
+    with pytest.raises(ValueError, match="half"), new_file(path) as file:
+        file.write(b"half")
+        raise ValueError("half")
+    assert path.read_bytes() == b"whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def fill(folder, content: str) -> None:
+    (folder / "file").write_text(content)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "folder"
+    with new_folder(folder) as temporary:
+        fill(temporary, "first")
+        assert not folder.exists()
+    with pytest.raises(ValueError, match="half"), new_folder(folder, replace=True) as temporary:
+        fill(temporary, "half")
+        raise ValueError("half")
+    assert (folder / "file").read_text() == "first"
+    with pytest.raises(RunError, match="folder can't be made: Directory not empty"), new_folder(folder) as temporary:
+        fill(temporary, "second")
+    with new_folder(folder, replace=True) as temporary:
+        fill(temporary, "third")
+    assert (folder / "file").read_text() == "third"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_is_made_once_and_another_runs_is_taken(tmp_path):
+    made = []
+    for content in ("first", "second"):
+        make_once(tmp_path / "a", lambda folder, content=content: made.append(content) or fill(folder, content))
+    assert made == ["first"]
+
+    def meanwhile(folder):
+        (tmp_path / "b").mkdir()
+        fill(tmp_path / "b", "another run's")
+        fill(folder, "ours")
+
+    make_once(tmp_path / "b", meanwhile)
+    assert (tmp_path / "b" / "file").read_text() == "another run's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
