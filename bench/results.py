@@ -1,0 +1,127 @@
+"""Rows <-> results/*.tsv: files that are only ever appended to, one whole line at a time."""
+
+import errno
+from pathlib import Path
+
+from utils import CONTROL, slug
+
+# A row: what was asked, what was measured, where it comes from. results/README.md says what each column means.
+COLUMNS = (
+    *("workers", "threads", "size", "order", "timed"),
+    *("messages/s", "min", "max", "passes", "tokens/s", "padding", "tflops", "mfu"),
+    *("p50_ms", "p99_ms", "memory_mib", "load", "throttled", "max_diff", "flips", "status"),
+    *("variant", "model", "device", "dataset", "messages", "versions", "driver", "commit", "date"),
+)
+# the columns that say which cell a row is of
+CELL = ("model", "device", "dataset", "messages", "variant", "workers", "threads", "size", "order", "timed")
+INTEGERS = ("workers", "threads", "size", "messages")
+SPEEDS = ("messages/s", "min", "max")
+NUMBERS = (*INTEGERS, *SPEEDS, "passes", "tokens/s", "padding", "tflops", "mfu", "max_diff", "flips")
+OLDER_HEADERS = (["size", "messages/s"], ["workers", "size", "messages/s"])
+OLDER_VARIANTS = {"torch-base": "torch", "torch": "torch-compile"}
+
+
+def results_path(results_dir: Path, row: dict) -> Path:
+    """Returns the file of a row: `<results_dir>/<model>/<device>_<variant>_<dataset>.tsv`."""
+    file = "_".join(slug(row[key]) for key in ("device", "variant", "dataset"))
+    return results_dir / slug(Path(row["model"]).resolve().name) / f"{file}.tsv"
+
+
+def line_of(row: dict) -> str:
+    """Returns a row as a line of text; a value's tabs and line breaks become spaces."""
+    return "\t".join(CONTROL.sub(" ", str(row[name])) for name in COLUMNS) + "\n"
+
+
+HEADER = line_of(dict(zip(COLUMNS, COLUMNS, strict=True)))
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Appends a row in one write, behind a header if the last one in the file is not ours. Raises OSError.
+
+    Several processes can append to one file. A line that a crash or a full disk cut short is closed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file:
+        file.seek(0)
+        before = file.read()
+        headers = [line for line in before.split(b"\n") if line.startswith(b"workers\t")]
+        text = "" if headers[-1:] == [HEADER.strip().encode()] else HEADER
+        text = "\n" * (before[-1:] not in (b"", b"\n")) + text + line_of(row)
+        if file.write(text.encode()) < len(text.encode()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, str]], int]:
+    """Reads the rows of a file, ours or an older table, as text by column, and counts the lines that can't be read.
+
+    A line belongs to the header before it, so that files of several versions can be joined; columns that it lacks are
+    empty. Raises OSError.
+    """
+    rows, skipped, header, known = [], 0, [], {}
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").split("\n"):
+        fields = line.rstrip("\r").split("\t")
+        if {"size", "messages/s"} <= set(fields):
+            header = fields
+            known = older_row(path) if [name for name in header if name] in OLDER_HEADERS else {}
+            if known:
+                header = [name for name in header if name]
+            continue
+        if known:  # some of their lines have empty fields between
+            fields = [field for field in fields if field]
+        if header and len(fields) == len(header):
+            rows.append(dict.fromkeys(COLUMNS, "") | known | dict(zip(header, fields, strict=True)))
+        elif line.strip():
+            skipped += 1
+    return rows, skipped
+
+
+def older_row(path: Path) -> dict[str, str]:
+    """Returns what the name of an older table, <device>_<variant>_<dataset>.tsv, says about its rows."""
+    device, variant, dataset = [*path.stem.split("_", 2), "unknown", "unknown"][:3]
+    row = {"model": path.resolve().parent.name, "device": device, "dataset": dataset, "order": "dataset"}
+    row |= {"variant": OLDER_VARIANTS.get(variant, variant), "workers": "1", "threads": "1", "messages": "0"}
+    return row | {"timed": "forward", "status": "ok"}
+
+
+def read_results(paths: list[Path]):
+    """Reads the good rows of several files as a pandas DataFrame, numbers as numbers, in the order of the files.
+
+    Returns (rows, how many failed cells, {path: how many lines can't be read}). An `ok` row without possible figures
+    can't be read.
+    """
+    import pandas as pd
+
+    tables, skipped = [pd.DataFrame(columns=[*COLUMNS, "path"])], {}
+    for path in paths:
+        try:
+            rows, skipped[path] = read_rows(path)
+        except OSError:
+            rows, skipped[path] = [], 1
+        tables.append(pd.DataFrame(rows).assign(path=str(path)))
+    table = pd.concat(tables, ignore_index=True)
+    for name in NUMBERS:
+        table[name] = pd.to_numeric(table[name], errors="coerce")
+    for name in ("min", "max"):
+        table[name] = table[name].fillna(table["messages/s"])
+    good = table[table.status == "ok"]
+    whole = good[[*INTEGERS]]
+    possible = (
+        (whole % 1 == 0).all(axis=1) & (whole < 2**31).all(axis=1) & (whole.drop(columns="messages") > 0).all(axis=1)
+    )
+    possible &= good["messages/s"].between(0, float("inf"), inclusive="neither")
+    possible &= (good["min"] <= good["messages/s"]) & (good["messages/s"] <= good["max"])
+    for path in good.path[~possible]:
+        skipped[Path(path)] += 1
+    failed = len(table) - len(good)
+    return good[possible].astype(dict.fromkeys(INTEGERS, int)), failed, {p: n for p, n in skipped.items() if n}
+
+
+def latest(rows):
+    """Returns one row for each cell of a DataFrame of good rows: those of its latest run, all rounds together.
+
+    Of several rounds the speed is the median, `min` and `max` are of all passes, and parity is the worst.
+    """
+    rows = rows[rows.date == rows.groupby([*CELL], sort=False).date.transform("last")]
+    together = dict.fromkeys(rows.columns, "last") | {"messages/s": "median", "min": "min", "max": "max"}
+    together |= {"passes": "sum", "max_diff": "max", "flips": "max"} | dict.fromkeys(("tflops", "mfu"), "median")
+    return rows.groupby([*CELL], sort=False, as_index=False).agg({k: v for k, v in together.items() if k not in CELL})

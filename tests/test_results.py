@@ -1,0 +1,205 @@
+"""Result files: rows appended and read, whatever happened to the file; older tables; the latest run of a cell."""
+
+import errno
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from bench import results
+from bench.results import COLUMNS, HEADER, append_row, latest, line_of, read_results, read_rows, results_path
+from bench.workers import Workers
+from utils import slug
+
+
+def make_row(size: int = 8, speed: float = 100.0, **columns) -> dict:
+    """A good row; what is not given is the same in all."""
+    row = dict.fromkeys(COLUMNS, "") | {"workers": 1, "threads": 1, "size": size, "order": "length", "messages": 60}
+    row |= {"messages/s": speed, "min": speed, "max": speed, "max_diff": 0.001, "flips": 0.25, "passes": 1}
+    row |= {"timed": "forward", "status": "ok", "variant": "onnx", "model": "org/name", "device": "NVIDIA-H200"}
+    return row | {"dataset": "normal", "date": "2026-11-22T10:00:00Z"} | columns
+
+
+def sizes(path: Path) -> list[int]:
+    rows, _, _ = read_results([path])
+    return rows["size"].tolist()
+
+
+def test_rows_of_a_model_are_in_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [results_path(Path("results"), make_row(model=model)) for model in ("ann/tiny", "./tiny/", ".")]
+    names = ("tiny", "tiny", slug(tmp_path.name))
+    assert paths == [Path(f"results/{name}/NVIDIA-H200_onnx_normal.tsv") for name in names]
+
+
+TEXT = st.text(max_size=20) | st.sampled_from(["", '"', "\t", "a\tb", 'a"\n"b', "\r", "\0", "\ufeff", "NA", " x "])
+
+
+@given(st.lists(st.fixed_dictionaries(dict.fromkeys(COLUMNS, TEXT)), min_size=1, max_size=4))
+def test_rows_come_back_as_they_were_appended_but_for_line_breaks(tmp_path, rows):
+    path = tmp_path / "rows.tsv"
+    path.unlink(missing_ok=True)
+    for row in rows:
+        append_row(path, row)
+    expected = [{name: results.CONTROL.sub(" ", value) for name, value in row.items()} for row in rows]
+    assert read_rows(path) == (expected, 0)
+    assert path.read_text().count(HEADER) == 1
+
+
+def test_appending_changes_nothing_that_is_there(tmp_path):
+    path = tmp_path / "rows.tsv"
+    before = b""
+    for damage in ("", "a line that is cut", "\n", "size\tmessages/s\n1\t2\n", "\xff\n"):
+        with path.open("ab") as file:
+            file.write(damage.encode("latin-1"))
+        before = path.read_bytes()
+        append_row(path, make_row())
+        assert path.read_bytes().startswith(before)
+        assert path.read_text(errors="replace").endswith("\n" + line_of(make_row()))
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_line_is_an_error_and_costs_no_other_row(tmp_path, monkeypatch):
+    path = tmp_path / "rows.tsv"
+    append_row(path, make_row(size=1))
+
+    class Full(io.FileIO):
+        def write(self, data):
+            return super().write(data[:20])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode, buffering: Full(path, "ab+"))
+        with pytest.raises(OSError, match="No space left") as caught:
+            append_row(path, make_row(size=2))
+    assert caught.value.errno == errno.ENOSPC
+    append_row(path, make_row(size=3))
+    assert sizes(path) == [1, 3]
+    assert read_rows(path)[1] == 1, "the half line is counted"
+
+
+class Writer:
+    def __init__(self, path: Path, numbers: range):
+        self.path, self.numbers = path, numbers
+
+    def write(self) -> None:
+        for size in self.numbers:
+            append_row(self.path, make_row(size=size))
+
+
+def test_two_runs_into_one_file_lose_no_row(tmp_path):
+    path = tmp_path / "rows.tsv"
+    with Workers(Writer, [(path, range(i, 201, 2)) for i in (1, 2)]) as workers:
+        workers.ask(Writer.write)
+    assert sorted(sizes(path)) == list(range(1, 201))
+    assert read_rows(path)[1] == 0
+
+
+def test_files_of_several_versions_can_be_joined(tmp_path):
+    """As a spreadsheet saves them: with a byte order mark and CRLF; with columns less, more and in another order."""
+    path = tmp_path / "rows.tsv"
+    older = [name for name in COLUMNS if name not in ("load", "throttled")] + ["kelvin"]
+    row = make_row(size=4, kelvin="300")
+    lines = ["\t".join(older), "\t".join(str(row[name]) for name in older), ""]
+    path.write_text("\r\n".join(lines), encoding="utf-8-sig", newline="")
+    append_row(path, make_row(size=8, load="0.1"))
+    rows, skipped = read_rows(path)
+    assert [(row["size"], row["load"], row.get("kelvin")) for row in rows] == [("4", "", "300"), ("8", "0.1", None)]
+    assert skipped == 0
+
+
+def test_older_tables(tmp_path):
+    path = tmp_path / "old_model" / "NVIDIA-H200_torch_normal.tsv"
+    path.parent.mkdir()
+    path.write_text("workers\tsize\tmessages/s\n1\t8\t2400\n4\t\t8\t3600.5\n1\t2\n")
+    other = path.with_name("NVIDIA-H200_torch-base_my_data.tsv")
+    other.write_text("size\tmessages/s\n2\t1200\t\n")
+    rows, failed, skipped = read_results([path, other])
+    assert (failed, skipped) == (0, {path: 1})
+    shown = rows[["variant", "dataset", "workers", "size", "messages/s", "max", "messages", "order", "model"]]
+    assert shown.values.tolist() == [
+        ["torch-compile", "normal", 1, 8, 2400.0, 2400.0, 0, "dataset", "old_model"],
+        ["torch-compile", "normal", 4, 8, 3600.5, 3600.5, 0, "dataset", "old_model"],
+        ["torch", "my_data", 1, 2, 1200.0, 1200.0, 0, "dataset", "old_model"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"size": "8.5"},
+        {"workers": "0"},
+        {"threads": ""},
+        {"messages": "many"},
+        {"messages/s": "-1"},
+        {"messages/s": "0"},
+        {"messages/s": "nan"},
+        {"messages/s": "inf"},
+        {"messages/s": "fast"},
+        {"min": "101"},
+        {"max": "99"},
+    ],
+)
+def test_a_row_that_can_not_be_is_counted_and_left_out(columns, tmp_path):
+    path = tmp_path / "rows.tsv"
+    append_row(path, make_row(size=1))
+    append_row(path, make_row(size=2) | columns)
+    append_row(path, make_row(size=3, status="out of memory") | dict.fromkeys(results.SPEEDS, ""))
+    rows, failed, skipped = read_results([path, tmp_path / "missing.tsv"])
+    assert rows["size"].tolist() == [1]
+    assert (failed, skipped) == (1, {path: 1, tmp_path / "missing.tsv": 1})
+
+
+def test_the_latest_good_rows_of_a_cell_count_and_its_rounds_together(tmp_path):
+    path = tmp_path / "rows.tsv"
+    append_row(path, make_row(speed=500, date="2026-11-20T10:00:00Z"))
+    for speed, flips in ((100, 0.2), (90, 0.1), (140, 0.0)):
+        append_row(path, make_row(speed=speed, flips=flips, passes=2, min=speed - 10, max=speed + 10))
+        append_row(path, make_row(size=16, speed=speed))
+    append_row(path, make_row(date="2026-11-23T10:00:00Z", status="out of memory", speed=""))
+    append_row(path, make_row(timed="texts", speed=80))
+    rows, failed, _ = read_results([path])
+    assert failed == 1
+    shown = latest(rows)[["size", "timed", "messages/s", "min", "max", "passes", "flips"]]
+    assert shown.values.tolist() == [
+        [8, "forward", 100, 80, 150, 6, 0.2],
+        [16, "forward", 100, 90, 140, 3, 0.25],
+        [8, "texts", 80, 80, 80, 1, 0.25],
+    ]
+
+
+PIECES = [b"\t", b"\n", b"\r", b'"', b"\0", b"\xff", b"\xef\xbb\xbf", b"1", b"ok", b"nan", b"1e999", HEADER.encode()]
+PIECES += [b"size\tmessages/s\n", b"workers\tsize\tmessages/s\n", b"9" * 5000, "²".encode(), b"-1", b"x" * 200_000]
+NOISE = st.binary(max_size=300) | st.lists(st.sampled_from(PIECES), max_size=80).map(b"".join)
+NOISE |= NOISE.map(HEADER.encode().__add__) | st.lists(st.sampled_from(PIECES), min_size=29).map(b"\t".join)
+
+
+@given(NOISE)
+@example(b"")
+@example(HEADER.encode() + b"\t".join([b"1"] * len(COLUMNS)) + b"\n")
+def test_whatever_is_in_a_file_it_is_read_or_counted(tmp_path, content):
+    path = tmp_path / "device_variant_dataset.tsv"
+    path.write_bytes(content)
+    rows, _, _ = read_results([path])
+    assert ((rows["messages/s"] > 0) & (rows["size"] >= 1) & (rows["status"] == "ok")).all()
+    append_row(path, make_row(size=77))
+    assert sizes(path)[-1] == 77
+
+
+EDITS = st.binary(max_size=5) | st.sampled_from([b'"', b'""', b"\t", b"\n", b"\r\n", b"\xff", b"9" * 400, b"\0"])
+
+
+@given(st.integers(1, 8), st.data())
+def test_an_edit_or_a_cut_within_a_line_costs_no_other_row(tmp_path, count, data):
+    path = tmp_path / "device_variant_dataset.tsv"
+    lines = [line_of(make_row(size=size)).encode() for size in range(1, count + 1)]
+    edited = data.draw(st.integers(0, count - 1))
+    line = lines[edited]
+    at = data.draw(st.integers(0, len(line) - 1))
+    end = min(at + data.draw(st.integers(0, 10)), len(line) - 1)  # its line break stays
+    changed = [*lines[:edited], line[:at] + data.draw(EDITS) + line[end:], *lines[edited + 1 :]]
+    path.write_bytes(HEADER.encode() + b"".join(changed))
+    assert set(range(1, count + 1)) - {edited + 1} <= set(sizes(path))
+
+    path.write_bytes(HEADER.encode() + b"".join(lines[:edited]) + line[:at])
+    assert sizes(path)[:edited] == list(range(1, edited + 1))
