@@ -1,0 +1,100 @@
+"""Logits -> probabilities -> how far they are from the reference, and what counts as a changed decision."""
+
+import numpy as np
+
+PERCENTILES = {"p25": 25, "median": 50, "p75": 75, "p90": 90, "p95": 95, "p99": 99}
+WORST = 3  # texts that a report shows
+EXCERPT = 200  # characters of each
+# what `flips` counts
+DECISIONS = {
+    "multi_label_classification": "labels that cross 0.5",
+    "single_label_classification": "texts with another most probable label",
+    "regression": "values that move by more than a tenth of the original's standard deviation",
+}
+
+
+def problem_type(config) -> str:
+    """Returns `regression`, `single_label_classification` or `multi_label_classification` of a transformers config.
+
+    A problem type of None is resolved as transformers' models do in their loss: one label is regression, several are
+    single label.
+    """
+    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+
+
+def probabilities(logits: np.ndarray, problem: str) -> np.ndarray:
+    """Turns logits [texts, labels] into what a user gets, in float64: sigmoid, softmax, or a regression's raw value.
+
+    An infinite logit becomes nan, not 0 or 1.
+    """
+    logits = np.where(np.isfinite(logits), logits, np.nan).astype(np.float64)
+    if problem == "regression":
+        return logits
+    if problem == "multi_label_classification":
+        return 1 / (1 + np.exp(-np.maximum(logits, -700)))  # below, exp overflows
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def flips(probs: np.ndarray, reference: np.ndarray, problem: str) -> float:
+    """Returns the share of changed decisions between two [texts, labels]: see DECISIONS.
+
+    A regression decides nothing, so there a value counts that moves by more than a tenth of its standard deviation in
+    the reference (or by 0.0001). A value that is not finite is a change.
+    """
+    lost = ~np.isfinite(probs)
+    if problem == "single_label_classification":
+        return float(((probs.argmax(axis=1) != reference.argmax(axis=1)) | lost.any(axis=1)).mean())
+    if problem == "multi_label_classification":
+        changed = (probs > 0.5) != (reference > 0.5)
+    else:
+        changed = np.abs(probs - reference) > np.maximum(reference.std(axis=0) / 10, 1e-4)
+    return float((changed | lost).mean())
+
+
+def statistics(probs: np.ndarray, reference: np.ndarray, problem: str) -> dict:
+    """Describes the differences of two [texts, labels].
+
+    `largest_difference`: the distribution over the texts of the largest absolute difference of any label;
+    `mean_over_labels`; `flips`; `non_finite_texts`: how many texts have a value that is not finite. Those are left out
+    of the differences, and count as changed.
+    """
+    finite = np.isfinite(probs).all(axis=1)
+    differences = np.abs(probs - reference)[finite]
+    largest = differences.max(axis=1) if finite.any() else np.array([np.nan])
+    summary = {"mean": largest.mean(), "std": largest.std(), "min": largest.min(), "max": largest.max()}
+    summary |= {name: np.percentile(largest, p) for name, p in PERCENTILES.items()}
+    return {
+        "largest_difference": {name: float(value) for name, value in summary.items()},
+        "mean_over_labels": float(differences.mean()) if finite.any() else float("nan"),
+        "flips": flips(probs, reference, problem),
+        "non_finite_texts": int((~finite).sum()),
+    }
+
+
+def worst_texts(probs: np.ndarray, reference: np.ndarray, texts: list[str], labels: list[str]) -> list[dict]:
+    """Returns the texts whose labels differ most, each with its labels, the most different first."""
+    differences = np.nan_to_num(np.abs(probs - reference), nan=np.inf)
+    found = []
+    for i in np.argsort(-differences.max(axis=1), kind="stable")[:WORST]:
+        table = [
+            {
+                "label": labels[j],
+                "original": float(reference[i, j]),
+                "export": float(probs[i, j]),
+                "difference": float(probs[i, j] - reference[i, j]),
+            }
+            for j in np.argsort(-differences[i], kind="stable")
+        ]
+        excerpt = " ".join(texts[i].split())
+        found.append({"excerpt": excerpt[:EXCERPT] + "…" * (len(excerpt) > EXCERPT), "labels": table})
+    return found
+
+
+def failed_gate(stats: dict, tolerance: float) -> str:
+    """Says why an export with these statistics must not be used; empty if it may."""
+    if stats["non_finite_texts"]:
+        return f"{stats['non_finite_texts']} texts have outputs that are not finite"
+    if stats["flips"] > tolerance:
+        return f"{stats['flips']:.3%} of the decisions changed, more than the tolerance of {tolerance:.3%}"
+    return ""

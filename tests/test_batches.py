@@ -1,0 +1,86 @@
+"""Batches, shards and padding: what holds for any lengths, and an example of each."""
+
+import math
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.batches import ORDERS, deal_shards, make_batches, pad, padded_tokens, padding, round_up
+
+LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=200).map(np.array)
+SIZES = st.integers(1, 300)
+
+
+@given(LENGTHS, SIZES, st.sampled_from(ORDERS))
+def test_every_text_is_in_one_batch_and_its_place_can_be_found_again(lengths, size, order):
+    batches = make_batches(lengths, size, order)
+    if order == "tokens":
+        assert all(len(batch) == 1 or padded_tokens(lengths, [batch])[0] <= size for batch in batches)
+        grown = [len(batch) + 1 for batch in batches[:-1]], [lengths[batch[0]] for batch in batches[1:]]
+        assert (np.prod(grown, axis=0) > size).all()
+    else:
+        assert [len(batch) for batch in batches[:-1]] == [size] * (math.ceil(len(lengths) / size) - 1)
+        assert 1 <= len(batches[-1]) <= size
+    indices = np.concatenate(batches)
+    assert sorted(indices) == list(range(len(lengths)))
+    outputs = np.full(len(lengths), -1)
+    for batch in batches:
+        outputs[batch] = lengths[batch] * 1000 + batch  # of a text alone, as a model's are
+    assert (outputs == lengths * 1000 + np.arange(len(lengths))).all()
+    if order == "dataset":
+        assert (indices == np.arange(len(lengths))).all()
+    else:
+        assert (indices == sorted(range(len(lengths)), key=lambda i: (lengths[i], i))).all()
+
+
+@given(LENGTHS, st.sampled_from([512, 500]))
+def test_few_lengths_are_hardly_more_padding(lengths, limit):
+    lengths = np.minimum(lengths, limit)
+    widths = round_up(lengths, limit)
+    assert (widths >= lengths).all() and (widths <= np.minimum(limit, lengths * 17 / 16)).all()
+    every = round_up(np.arange(1, limit + 1), limit)
+    assert (np.diff(every) >= 0).all() and set(widths) <= set(every) and len(set(every)) <= 96
+
+
+@given(LENGTHS, SIZES)
+def test_sorting_by_length_never_pads_more(lengths, size):
+    padded = {order: padding(lengths, make_batches(lengths, size, order), lengths.sum()) for order in ORDERS}
+    assert 1 <= padded["length"] <= padded["dataset"]
+
+
+@given(LENGTHS, SIZES, st.sampled_from(ORDERS), st.integers(1, 20))
+def test_shards_lose_nothing_keep_the_order_and_are_balanced(lengths, size, order, workers):
+    batches = make_batches(lengths, size, order)
+    shards = deal_shards(lengths, batches, workers)
+    assert len(shards) == workers
+    place = {tuple(batch): i for i, batch in enumerate(batches)}
+    dealt = [[place[tuple(batch)] for batch in shard] for shard in shards]
+    assert sorted(i for shard in dealt for i in shard) == list(range(len(batches)))
+    assert all(shard == sorted(shard) for shard in dealt)
+    loads = [padded_tokens(lengths, shard).sum() for shard in shards]
+    costs = padded_tokens(lengths, batches)
+    # the bound of any list scheduling (Graham 1969)
+    assert max(loads) <= costs.sum() / workers + (1 - 1 / workers) * costs.max() + 1e-6
+
+
+@given(st.lists(st.lists(st.integers(0, 50_000), min_size=1, max_size=40), min_size=1, max_size=20), st.integers(0, 3))
+def test_padding_keeps_every_token_and_masks_the_rest(rows, pad_id):
+    input_ids, mask = pad(rows, pad_id).values()
+    assert input_ids.shape == mask.shape == (len(rows), max(map(len, rows)))
+    assert input_ids.dtype == mask.dtype == np.int64
+    for row, ids, ones in zip(rows, input_ids, mask, strict=True):
+        assert ids.tolist() == row + [pad_id] * (len(ids) - len(row))
+        assert ones.tolist() == [1] * len(row) + [0] * (len(ids) - len(row))
+
+
+def test_more_workers_than_batches_leaves_some_without_work():
+    shards = deal_shards(np.array([5, 7, 9]), make_batches(np.array([5, 7, 9]), 2, "length"), 5)
+    assert sorted(map(len, shards)) == [0, 0, 0, 1, 1]
+
+
+def test_pad_batch_pads_on_the_right_with_a_mask():
+    input_ids, mask = pad([[8], [5, 6, 7]], pad_id=1).values()
+    assert input_ids.tolist() == [[8, 1, 1], [5, 6, 7]]
+    assert mask.tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert input_ids.dtype == mask.dtype == np.int64

@@ -1,0 +1,120 @@
+"""Probabilities, changed decisions and their statistics."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from bench import parity
+from bench.parity import failed_gate, flips, probabilities, problem_type, statistics, worst_texts
+
+PROBLEMS = ("multi_label_classification", "single_label_classification", "regression")
+
+
+def test_probabilities_by_problem_type():
+    logits = np.array([[0.0, np.log(3)]])
+    assert probabilities(logits, "multi_label_classification") == pytest.approx(np.array([[0.5, 0.75]]))
+    assert probabilities(logits, "single_label_classification") == pytest.approx(np.array([[0.25, 0.75]]))
+    assert (probabilities(logits, "regression") == logits).all()
+    huge = probabilities(np.array([[1e4, -1e4]], dtype=np.float32), "single_label_classification")
+    assert huge.tolist() == [[1, 0]]
+    infinite = np.array([[np.inf, -np.inf, 0]], dtype=np.float16)
+    assert np.isnan(probabilities(infinite, "multi_label_classification")).tolist() == [[True, True, False]]
+
+
+def test_flips_counts_flips():
+    reference = np.array([[0.4, 0.6], [0.1, 0.9]])
+    assert flips(reference, reference, "multi_label_classification") == 0
+    one_label = np.array([[0.51, 0.6], [0.1, 0.9]])
+    assert flips(one_label, reference, "multi_label_classification") == 1 / 4
+    assert flips(one_label, reference, "single_label_classification") == 0
+    assert flips(reference[:, ::-1], reference, "single_label_classification") == 1
+    assert flips(np.array([[np.nan, 0.6], [0.1, 0.9]]), reference, "multi_label_classification") == 1 / 4
+    moved = reference + np.array([0, 0.02])  # the second label's standard deviation is 0.15
+    assert flips(moved, reference, "regression") == 1 / 2
+
+
+@pytest.mark.parametrize(
+    ("declared", "labels", "resolved"),
+    [
+        (None, 1, "regression"),
+        (None, 3, "single_label_classification"),
+        ("multi_label_classification", 3, "multi_label_classification"),
+    ],
+)
+def test_problem_type_of_none_is_resolved_from_the_labels(declared, labels, resolved):
+    assert problem_type(SimpleNamespace(problem_type=declared, num_labels=labels)) == resolved
+
+
+def test_statistics_of_hand_computed_arrays():
+    reference = np.array([[0.1, 0.2], [0.4, 0.6], [0.5, 0.9], [0.3, 0.3]])
+    probs = np.array([[0.1, 0.3], [0.6, 0.6], [0.5, 0.5], [np.nan, 0.3]])
+    stats = statistics(probs, reference, "multi_label_classification")
+    largest = stats["largest_difference"]
+    assert largest["mean"] == pytest.approx((0.1 + 0.2 + 0.4) / 3)
+    assert (largest["min"], largest["median"], largest["max"]) == pytest.approx((0.1, 0.2, 0.4))
+    assert largest["p75"] == pytest.approx(0.3)
+    assert stats["mean_over_labels"] == pytest.approx(0.7 / 6)
+    assert stats["flips"] == 3 / 8  # 0.4 -> 0.6, 0.9 -> 0.5 and the nan
+    assert stats["non_finite_texts"] == 1
+    assert statistics(probs[:3], reference[:3], "regression")["flips"] == 3 / 6
+    worst = worst_texts(probs, reference, list("abcd"), ["x", "y"])
+    assert [text["excerpt"] for text in worst] == ["d", "c", "b"]
+    assert [row["label"] for row in worst[1]["labels"]] == ["y", "x"]
+
+
+def test_the_gate():
+    good = {"non_finite_texts": 0, "flips": 0.001}
+    assert failed_gate(good, 0.001) == ""
+    assert "0.100% of the decisions changed" in failed_gate(good, 0.0009)
+    assert "not finite" in failed_gate(good | {"non_finite_texts": 1}, 1)
+
+
+@st.composite
+def pairs(draw):
+    """A problem and two arrays of logits [texts, labels], the second with values that are not finite."""
+    shape = draw(st.tuples(st.integers(1, 12), st.integers(1, 5)))
+    logits = draw(arrays.arrays(np.float32, shape, elements=st.floats(-1e4, 1e4, width=32)))
+    others = draw(arrays.arrays(np.float32, shape, elements=st.floats(width=32), fill=st.just(np.float32(0))))
+    return draw(st.sampled_from(PROBLEMS)), logits, others
+
+
+@pytest.mark.filterwarnings("error")
+@given(pairs())
+def test_parity_and_its_statistics(pair):
+    problem, logits, others = pair
+    reference, probs = probabilities(logits, problem), probabilities(others, problem)
+    if problem != "regression":
+        assert ((reference >= 0) & (reference <= 1)).all()
+        assert not ((probs < 0) | (probs > 1)).any()
+    if problem == "single_label_classification":
+        assert reference.sum(axis=1) == pytest.approx(np.ones(len(reference)))
+
+    assert flips(reference, reference, problem) == 0
+    changed = flips(probs, reference, problem)
+    assert 0 <= changed <= 1
+    lost = ~np.isfinite(probs)
+    assert changed >= (lost.any(axis=1) if problem == "single_label_classification" else lost).mean() - 1e-12
+    if problem != "regression" and not lost.any():
+        assert flips(reference, probs, problem) == changed
+
+    same = statistics(reference, reference, problem)
+    assert set(same["largest_difference"].values()) == {0.0}
+    assert (same["mean_over_labels"], same["flips"], same["non_finite_texts"]) == (0, 0, 0)
+    stats = statistics(probs, reference, problem)
+    assert stats["non_finite_texts"] == lost.any(axis=1).sum()
+    largest = stats["largest_difference"]
+    ordered = [largest[key] for key in ("min", "p25", "median", "p75", "p90", "p95", "p99", "max")]
+    if stats["non_finite_texts"] == len(probs):
+        assert np.isnan([*largest.values(), stats["mean_over_labels"]]).all()
+    else:
+        assert ordered == pytest.approx(sorted(ordered)) and ordered[0] >= 0
+        assert ordered[0] <= largest["mean"] * (1 + 1e-9) and largest["mean"] <= ordered[-1] * (1 + 1e-9)
+        assert stats["mean_over_labels"] <= largest["mean"] * (1 + 1e-9)
+    gate = failed_gate(stats, changed)
+    assert bool(gate) == bool(lost.any())
+    worst = worst_texts(probs, reference, ["a text"] * len(probs), ["label"] * probs.shape[1])
+    assert len(worst) == min(parity.WORST, len(probs))

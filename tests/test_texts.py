@@ -1,0 +1,203 @@
+"""Datasets and token ids: what comes back, and what is refused."""
+
+import gzip
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import refused
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import make_tiny_bert, make_tiny_xlm_roberta
+
+from bench import texts as room
+from bench.texts import (
+    DATASETS,
+    Dataset,
+    evenly_spaced,
+    load_dataset,
+    load_tokenizer,
+    token_limit,
+    tokenize,
+)
+from utils import slug
+
+
+def test_dataset_says_what_it_really_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "ROOT", tmp_path)
+    (tmp_path / "data").mkdir()
+    for file in DATASETS["normal"]:
+        pd.DataFrame({"body": [file]}).to_csv(tmp_path / "data" / file)
+    assert load_dataset("normal") == Dataset("normal", ["random_sample_10k.csv.gz"], [])
+    (tmp_path / "data" / "random_sample_10k.csv.gz").unlink()
+    synthetic = load_dataset("normal")
+    assert (synthetic.name, synthetic.texts) == ("synthetic-normal", ["synthetic_10k.csv.gz"])
+    assert "not there" in synthetic.notes[0]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
+def test_texts_come_back_as_they_were_written(tmp_path, suffix):
+    texts = ['with "quotes", and\na line', "😀 emoji", "NA", "null", " spaces "]
+    path = tmp_path / f"my_sample{suffix}"
+    table = pd.DataFrame({"body": [*texts, "", "  "]})
+    if suffix == ".parquet":
+        table.to_parquet(path)
+    else:
+        table.to_csv(path)
+    dataset = load_dataset(str(path))
+    assert dataset.texts == texts
+    assert dataset.name == "my-sample"
+    assert "2 of 7 rows have no text" in dataset.notes[0]
+    assert load_dataset(str(path), limit=2).texts == [texts[0], texts[2]]
+
+
+PACKED = gzip.compress(b"id,body\n" + b"".join(b"%d,word %d\n" % (i, i * 7919) for i in range(9999)), mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"", "can't be read"),
+        ("a.csv", b"id,body", "has no text in column 'body'"),
+        ("a.csv", b'id,body\n1," \t"\n2,"\n\n"\n3,\xc2\xa0\n', "has no text in column 'body'"),
+        ("a.csv", b"id;body\n1;x\n", "has no column 'body'; its columns: id;body"),
+        ("a.csv", b"body\ncaf\xe9\n", "can't be read: 'utf-8' codec"),
+        ("a.csv", b"body\n\xed\xa0\xbd half a pair\n", "can't be read: 'utf-8' codec"),
+        ("a.csv", "body\nx\n".encode("utf-16"), "can't be read: 'utf-8' codec"),
+        ("a.csv", b'body\n"never closed\nx\n', "can't be read"),
+        ("a.csv", b"id,body\n1,fine\n2,a comma, not quoted\n", "Expected 2 fields in line 3, saw 3"),
+        ("a.csv", b"id,body\n1,always,one\n2,field,more\n", "its rows have more fields than its header"),
+        ("a.csv", PACKED, "can't be read"),
+        ("a.csv.gz", b"body\nnot packed\n", "can't be read"),
+        ("a.csv.gz", PACKED[:5], "can't be read"),
+        ("a.csv.gz", PACKED[: len(PACKED) // 2], "can't be read"),
+        ("a.csv.gz", PACKED[:3000] + b"\0\1\2\3" + PACKED[3004:], "can't be read"),
+        ("a.csv.gz", PACKED[:-8] + bytes(4) + PACKED[-4:], "can't be read"),
+        ("a.csv.gz", PACKED + b"something", "can't be read"),
+        ("a.csv.xz", b"something", "can't be read"),
+        ("a.csv.zst", b"something", "can't be read"),
+        ("a.csv.zip", b"something", "can't be read"),
+        ("a.parquet", b"", "can't be read"),
+        ("a.parquet", b"PAR1" + bytes(20) + b"PAR1", "can't be read"),
+    ],
+)
+def test_a_bad_file_is_one_line(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    assert message in refused(load_dataset, str(tmp_path / name))
+
+
+def test_a_parquet_file_without_text_or_with_broken_text_is_one_line(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    file = tmp_path / "a.parquet"
+    for values, message in (([1, 2], "no text"), ([b"a"], "no text"), ([["a"]], "no text"), ([None], "no text")):
+        pd.DataFrame({"body": values}).to_parquet(file)
+        assert message in refused(load_dataset, str(file))
+    offsets, content = pyarrow.py_buffer(struct.pack("<iii", 0, 2, 6)), pyarrow.py_buffer(b"ab\xff\xfecd")
+    parquet.write_table(pyarrow.table({"body": pyarrow.StringArray.from_buffers(2, offsets, content)}), file)
+    assert "can't be read" in refused(load_dataset, str(file))
+
+
+def test_names_in_any_script_stay_apart():
+    assert slug("Комментарии_2024 (1)") == "Комментарии-2024-1"
+    assert slug("評論") != slug("レビュー")
+
+
+STRANGE = [
+    'quotes "", commas,\nand\r\nlines',
+    "😀 " * 20,
+    "NUL \0 inside",
+    "\0",
+    "\u200b",
+    "<s> <mask> </s> <pad>",
+    "\ufffd\uffff\U0010ffff",
+    "text without end " * 600_000,  # 10 MB
+]
+
+
+@pytest.fixture(scope="module")
+def strange(tmp_path_factory) -> Path:
+    """A dataset of strange texts, and of rows that have none."""
+    file = tmp_path_factory.mktemp("strange") / "strange.csv.gz"
+    pd.DataFrame({"body": [*STRANGE, None, "", " \n\t "]}).to_csv(file, index=False, quoting=1)
+    return file
+
+
+def test_strange_texts_come_back_as_they_were_written(strange):
+    dataset = load_dataset(str(strange))
+    assert dataset.texts == STRANGE
+    assert dataset.notes == ["dataset strange: 3 of 11 rows have no text and are left out"]
+
+
+@given(st.integers(1, 10**6), st.integers(1, 2000))
+def test_evenly_spaced_indices_are_distinct_and_evenly_spaced(total, count):
+    indices = evenly_spaced(total, count)
+    gaps = np.diff([*indices, total])
+    assert len(indices) == min(count, total) and indices[0] == 0
+    assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
+
+
+def test_token_limit_is_the_models_and_at_most_512():
+    tokenizer = SimpleNamespace(model_max_length=10**30)
+    roberta = SimpleNamespace(model_type="roberta", max_position_embeddings=514, pad_token_id=1)
+    assert token_limit(roberta, tokenizer) == 512
+    assert token_limit(SimpleNamespace(model_type="bert", max_position_embeddings=128), tokenizer) == 128
+    assert token_limit(SimpleNamespace(model_type="t5"), SimpleNamespace(model_max_length=64)) == 64
+
+
+class Watched:
+    """A fast tokenizer that notes the longest text that it is given."""
+
+    is_fast, truncation_side = True, "right"
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.backend_tokenizer, self.longest = tokenizer.backend_tokenizer, self, 0
+
+    def __getattr__(self, name: str):
+        return getattr(self.tokenizer, name)
+
+    def encode_batch_fast(self, texts: list[str]):
+        self.longest = max(self.longest, *map(len, texts))
+        return self.tokenizer.encode_batch_fast(texts)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory, tiny_model, texts) -> dict:
+    """Byte-level BPE, WordPiece and SentencePiece, all of them fast."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    models = [tiny_model, make_tiny_bert(folder / "bert", texts), make_tiny_xlm_roberta(folder / "xlm", texts)]
+    return {model.name: load_tokenizer(model) for model in models}
+
+
+@pytest.mark.parametrize("name", ["tiny", "bert", "xlm"])
+def test_only_the_beginning_of_a_long_text_is_tokenized_and_gives_the_same_tokens(name, tokenizers, texts, monkeypatch):
+    monkeypatch.setattr(room, "LONG_TEXT", 8_000)
+    letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 20_000))
+    long = [" ".join(texts), " ".join(letters[i : i + 5] for i in range(0, 20_000, 5)), "é😀 ß" * 5_000]
+    needs_all = [" " * 9_000 + "behind white space", "x" + "\0" * 9_000 + "y"]
+    one_word = [letters, "a" * 20_000]  # one token of a WordPiece tokenizer
+    (needs_all if name == "bert" else long).extend(one_word)
+    watched = Watched(tokenizers[name])
+    given = ["short", *long, "short too"]
+    ids = tokenize(watched, given, 128)
+    assert watched.longest == room.LONG_TEXT
+    mixed = tokenize(watched, [*given, *needs_all], 128)
+    monkeypatch.setattr(room, "LONG_TEXT", 10**9)
+    assert ids == tokenize(tokenizers[name], given, 128)
+    assert mixed == tokenize(tokenizers[name], [*given, *needs_all], 128)
+
+
+@pytest.mark.parametrize("name", ["tiny", "bert", "xlm"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_tokens_are_those_of_transformers(name, side, tokenizers, texts, monkeypatch):
+    tokenizer = tokenizers[name]
+    monkeypatch.setattr(tokenizer, "truncation_side", side)
+    tokenizer.backend_tokenizer.enable_padding(length=99)  # as in the files of some tokenizers
+    given = [*STRANGE[:-1], *texts]  # the last is of 10 MB
+    ids = tokenize(tokenizer, given, 24)
+    assert ids == tokenizer(given, truncation=True, max_length=24)["input_ids"]
+    assert {len(row) for row in ids} > {23, 24}
