@@ -1,0 +1,54 @@
+"""A report -> the model card, from the template model_card.md."""
+
+from pathlib import Path
+
+from bench.export import EXPORTS
+from bench.models import RANDOM_MODEL
+from bench.parity import DECISIONS
+from utils import ROOT, first_line, say
+
+ACTIVATIONS = {
+    "multi_label_classification": "torch.sigmoid(model(**inputs).logits)",
+    "single_label_classification": "torch.softmax(model(**inputs).logits, dim=-1)",
+    "regression": "model(**inputs).logits",
+}
+
+
+def write_card(folder: Path, source: Path, report: dict) -> None:
+    """Writes README.md into `folder`, with the licence, language and tags of the source's card."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    card, inherited = source / "README.md", ModelCardData()
+    try:
+        inherited = ModelCard.load(card).data if card.is_file() else inherited
+    except Exception as error:  # YAML's, the Hub's, the file's: no reason to lose the export
+        say(f"{card} can't be read, so the card has no licence, language and tags of it: {first_line(error)}")
+    known = {key: getattr(inherited, key, None) for key in ("license", "language", "datasets")}
+    data = ModelCardData(
+        library_name="optimum",
+        pipeline_tag="text-classification",
+        tags=list(dict.fromkeys([*map(str, inherited.tags or []), "onnx", "text-classification", report["precision"]])),
+        **{key: value for key, value in known.items() if value},
+    )
+    model, link = report["model"], f"`{report['model']}`"
+    if not Path(model).exists() and model != RANDOM_MODEL:
+        data.base_model, data.base_model_relation = model, "quantized"
+        link = f"[{model}](https://huggingface.co/{model})"
+    problem, export = report["problem"], EXPORTS[report["precision"]]
+    text = ModelCard.from_template(
+        data,
+        template_path=str(ROOT / "model_card.md"),
+        **report,
+        title=Path(report["repo"]).name,
+        source=link,
+        precision_words=export.words,
+        options=export.options,
+        output_word="value" if problem == "regression" else "probability",
+        decision_words=DECISIONS[problem],
+        stats=report["largest_difference"],
+        activation=ACTIVATIONS[problem],
+        runtime_package="onnxruntime" if report["precision"] == "int8" else "onnxruntime-gpu",
+        ray_gpus="" if report["precision"] == "int8" else ", num_gpus=1",
+        gate_passed=not report["gate"],
+    )
+    (folder / "README.md").write_text(str(text), encoding="utf-8")

@@ -1,0 +1,82 @@
+"""Exports of tiny classifiers: their graphs and weights, and which export a variant loads."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import refused
+from tiny import make_tiny_bert
+
+from bench import export as room
+from bench.batches import pad
+from bench.export import check_exportable, export, find_export
+from bench.models import DEFAULT_MODEL
+from runtimes.onnx import load
+from runtimes.runner import Place
+
+CPU = Place(gpu=None, threads=1)
+
+
+def test_attention_that_does_not_fuse_is_said(tmp_path, texts):
+    model = make_tiny_bert(tmp_path / "relative", texts, position_embedding_type="relative_key")
+    (tmp_path / "out").mkdir()
+    findings = export(model, tmp_path / "out", "fp16")["findings"]
+    assert any(finding.startswith("0 of 2 Attention/MultiHeadAttention nodes") for finding in findings)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_external_weights_are_found_under_the_name_that_loaders_expect(
+    precision, tiny_model, tiny_exports, tmp_path, monkeypatch
+):
+    inside = tiny_exports / f"tiny{room.EXPORTS[precision].suffix}"
+    assert not (inside / "model.onnx_data").exists()
+    monkeypatch.setattr(room, "INSIDE_BYTES", 1000)
+    for name in ("outside", "fresh"):
+        (tmp_path / name).mkdir()
+    export(tiny_model, tmp_path / "outside", precision)
+    for name in ("model.onnx", "model.onnx_data"):
+        shutil.move(tmp_path / "outside" / name, tmp_path / "fresh" / name)
+    assert not list((tmp_path / "outside").glob("*.data"))
+    assert (tmp_path / "fresh" / "model.onnx").stat().st_size < (inside / "model.onnx").stat().st_size / 2
+    logits = []
+    for folder in (inside, tmp_path / "fresh"):
+        runner = load(folder / "model.onnx", CPU)
+        logits.append(runner.forward(runner.prepare(pad([[0, 5, 6, 2], [0, 7, 2]], 1))))
+    assert (logits[0] == logits[1]).all()
+
+
+def test_a_type_that_can_not_be_optimized_is_refused(tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "odd")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "fnet", "architectures": ["FNetForSequenceClassification"]}
+    (model / "config.json").write_text(json.dumps(config))
+    assert "a classifier of type fnet can't be optimized" in refused(check_exportable, model, "fp16")
+
+
+def test_the_default_models_published_export_is_taken_before_exporting(
+    hub, tiny_model, tmp_path, capsys, monkeypatch, in_this_process
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "published" / "onnx").mkdir(parents=True)
+    for name in ("onnx/model.onnx", "onnx/model_quantized.onnx", "config.json"):
+        (tmp_path / "published" / name).write_bytes(name.encode())
+    hub.models["SamLowe/roberta-base-go_emotions-onnx"] = tmp_path / "published"
+    file, origin = find_export("fp32", DEFAULT_MODEL, tiny_model)
+    assert file.read_bytes() == b"onnx/model.onnx"
+    assert origin == "published export SamLowe/roberta-base-go_emotions-onnx, onnx/model.onnx"
+    assert hub.sent == ["model.onnx"]
+    file, origin = find_export("fp16", DEFAULT_MODEL, tiny_model)
+    assert origin == "exported now into ./roberta-base-go_emotions-onnx-fp16"
+    assert "no published export: no model joaopn/" in capsys.readouterr().err
+    assert file.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_broken_report_beside_an_export_is_one_line(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tiny-onnx").mkdir()
+    assert "exists but holds no model.onnx" in refused(find_export, "fp32", "tiny", tmp_path)
+    Path("tiny-onnx/model.onnx").touch()
+    Path("tiny-onnx/parity.json").write_bytes(content)
+    assert "tiny-onnx/parity.json can't be read" in refused(find_export, "fp32", "tiny", tmp_path)

@@ -1,0 +1,221 @@
+"""Models that are found, downloaded, broken, or bring code of their own."""
+
+import contextlib
+import json
+import pickle
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import refused
+from tiny import make_tiny_bert
+
+from bench.batches import pad
+from bench.export import check_exportable
+from bench.inputs import prepare_inputs
+from bench.models import RANDOM_MODEL, find_model
+from bench.texts import load_tokenizer, tokenize
+from runtimes.pytorch import load
+from runtimes.runner import Place
+
+CPU = Place(gpu=None, threads=1)
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path) -> Path:
+    """A copy of the tiny model, to be damaged."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def configure(model: Path, **changes) -> None:
+    """Changes fields of a model's config; None removes one."""
+    config = json.loads((model / "config.json").read_text()) | changes
+    config = {key: value for key, value in config.items() if value is not None or key not in changes}
+    (model / "config.json").write_text(json.dumps(config))
+
+
+def unlink(*names: str):
+    return lambda model: [(model / name).unlink() for name in names]
+
+
+def write(name: str, content: bytes):
+    return lambda model: (model / name).write_bytes(content)
+
+
+def cut(name: str, size: int):
+    return lambda model: (model / name).write_bytes((model / name).read_bytes()[:size])
+
+
+def set_config(**changes):
+    return lambda model: configure(model, **changes)
+
+
+def pickled(model: Path) -> None:
+    """Its weights as a pickle instead of safetensors."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+
+
+def without_head(model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    weights = {name: weight for name, weight in weights.items() if not name.startswith("classifier")}
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def all_of(*steps):
+    return lambda model: [step(model) for step in steps]
+
+
+TOKENIZER = ("merges.txt", "vocab.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+BROKEN_MODELS = {
+    "no tokenizer": (unlink(*TOKENIZER), "has no tokenizer that can be loaded: no tokenizer.json"),
+    "tokenizer.json cut": (cut("tokenizer.json", 999), "has no tokenizer that can be loaded: EOF while parsing"),
+    "tokenizer.json a list": (write("tokenizer.json", b"[]"), "has no tokenizer that can be loaded"),
+    "tokenizer_config cut": (write("tokenizer_config.json", b"{"), "tokenizer_config.json can't be read"),
+    "no weights": (unlink("model.safetensors"), "can't be loaded: Error no file named"),
+    "weights cut": (cut("model.safetensors", 99_999), "can't be loaded: Error while deserializing header"),
+    "weights cut in their header": (cut("model.safetensors", 20), "can't be loaded: Error while deserializing header"),
+    "weights empty": (cut("model.safetensors", 0), "can't be loaded: Error while deserializing header"),
+    "weights of noise": (write("model.safetensors", b"\1\2\3" * 999), "can't be loaded: Error while deserializing"),
+    "pickle cut": (all_of(pickled, cut("pytorch_model.bin", 99_999)), "can't be loaded: Unable to load weights"),
+    "pickle empty": (all_of(pickled, cut("pytorch_model.bin", 0)), "can't be loaded: Unable to load weights"),
+    "pickle of noise": (all_of(pickled, write("pytorch_model.bin", b"\1" * 999)), "can't be loaded: Unable to load"),
+    "another type": (set_config(model_type="bert"), "lacks weights: bert."),
+    "more layers": (set_config(num_hidden_layers=3), "lacks weights: roberta.encoder.layer.2."),
+    "fewer layers": (set_config(num_hidden_layers=1), "has layers that its config.json doesn't count"),
+    "another width": (set_config(hidden_size=64), "can't be loaded: Error(s) in loading state_dict"),
+    "more labels": (set_config(id2label={i: "x" for i in range(7)}), "can't be loaded: Error(s) in loading state_dict"),
+    "smaller vocabulary": (set_config(vocab_size=100), "the model has 100: they don't belong together"),
+    "no heads of attention": (set_config(num_attention_heads=0), "can't be loaded: "),
+    "width in words": (set_config(hidden_size="many"), "can't be loaded: "),
+    "padding outside": (set_config(pad_token_id=10**6), "can't be loaded: Padding_idx must be within"),
+    "a vocabulary that fills the memory": (set_config(vocab_size=10**12), "can't be loaded: "),
+    "unknown type of numbers": (set_config(dtype="float12"), "config.json can't be used: "),
+    "quantized with what is not installed": (
+        set_config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        "can't be loaded: ",
+    ),
+    "no head": (without_head, "lacks weights: classifier."),
+    "no head, and no word of one": (all_of(without_head, set_config(architectures=None)), "lacks weights: classifier."),
+    "another head": (set_config(architectures=["RobertaForMaskedLM"]), "no sequence-classification head, it is a Robe"),
+    "heads of numbers": (set_config(architectures=[5]), "no sequence-classification head, it is a 5"),
+    "a head that is no list": (set_config(architectures="RobertaForMaskedLM"), "its architectures are not a list"),
+    "a number of heads": (set_config(architectures=5), "its architectures are not a list"),
+    "no type": (set_config(model_type=None), "config.json has no model_type"),
+    "a number as type": (set_config(model_type=5), "config.json has no model_type"),
+    "unknown type": (set_config(model_type="newest"), "config.json can't be used: "),
+    "a type that is no encoder": (set_config(model_type="t5"), ""),
+    "unknown kind of problem": (set_config(problem_type="ranking"), "config.json can't be used: "),
+    "labels without numbers": (set_config(id2label={"x": "a"}), "config.json can't be used: "),
+    "config empty": (write("config.json", b""), "config.json can't be read"),
+    "config cut": (cut("config.json", 99), "config.json can't be read"),
+    "config a list": (write("config.json", b"[]"), "config.json can't be read: it holds a list"),
+    "config null": (write("config.json", b"null"), "config.json can't be read: it holds a NoneType"),
+    "config of noise": (write("config.json", b"\xff\xfe\0"), "config.json can't be read"),
+    "config without bottom": (write("config.json", b"[" * 99_999), "config.json can't be read: maximum recursion"),
+    "no config": (unlink("config.json"), "is not a model's folder: it has no config.json"),
+    "code for the config": (set_config(model_type="mine", auto_map={"AutoConfig": "mine.Config"}), "code of its own"),
+    "code for the model": (
+        set_config(auto_map={"AutoModelForSequenceClassification": "mine.Model"}),
+        "needs code of its own (auto_map in config.json), which is never run here",
+    ),
+    "code elsewhere": (set_config(auto_map={"AutoConfig": "ann/evil--mine.Config"}), "code of its own"),
+    "code for the tokenizer": (
+        write("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["mine.Tokenizer", null]}}'),
+        "needs code of its own (auto_map in tokenizer_config.json), which is never run here",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_MODELS)
+def test_a_broken_model_is_refused_in_one_line_by_the_benchmark_and_before_the_export(name, model, texts):
+    damage, message = BROKEN_MODELS[name]
+    damage(model)
+    marker = model / "was run"
+    (model / "mine.py").write_text(f"open({str(marker)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    assert message in refused(lambda: prepare_inputs(find_model(str(model)), texts[:3], None))
+    refused(lambda: check_exportable(find_model(str(model)), "fp32"))
+    assert not marker.exists()
+    runpy.run_path(str(model / "mine.py"))
+    assert marker.exists(), "code that leaves no trace proves nothing"
+
+
+class Evil:
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+@pytest.mark.parametrize("form", ["plain", "zip"])
+def test_a_pickle_is_never_run(form, model, texts):
+    import torch
+
+    marker, file = model / "was run", model / "pytorch_model.bin"
+    evil = {"classifier.dense.bias": Evil(marker)}
+    file.write_bytes(pickle.dumps(evil, protocol=2)) if form == "plain" else torch.save(evil, file)
+    runner = load(model, CPU)  # from the safetensors beside it
+    assert runner.forward(runner.prepare(pad([[0, 5, 2]], 1))).shape == (1, 5)
+    (model / "model.safetensors").unlink()
+    assert "can't be loaded" in refused(prepare_inputs, model, texts[:3], None)
+    assert "can't be loaded" in refused(check_exportable, model, "fp32")
+    assert not marker.exists()
+    with contextlib.suppress(RuntimeError):  # once it has run what it finds, torch sees that it is none of its files
+        torch.load(file, weights_only=False)
+    assert marker.exists(), "a pickle that leaves no trace proves nothing"
+
+
+def test_weights_in_a_pickle_are_loaded_where_there_are_no_others(model, texts):
+    pickled(model)
+    assert prepare_inputs(model, texts[:3], None).reference.shape == (3, 5)
+
+
+def test_a_tokenizer_of_another_model_is_refused(model, texts, tmp_path):
+    other = load_tokenizer(make_tiny_bert(tmp_path / "bert", texts))
+    unlink(*TOKENIZER)(model)
+    other.save_pretrained(model)
+    configure(model, vocab_size=3000)
+    resize(model, 3000)
+    last = other.convert_ids_to_tokens(len(other) - 1)
+    assert tokenize(other, [last], 9)[0][1] >= 3000
+    assert "the model has 3000: they don't belong together" in refused(prepare_inputs, model, [last], None)
+
+
+def resize(model: Path, vocabulary: int) -> None:
+    """Cuts a model's embeddings to those of its first tokens."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    name = "roberta.embeddings.word_embeddings.weight"
+    weights[name] = weights[name][:vocabulary].clone()
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_model_comes_from_the_hub_without_pickles_and_then_from_the_cache(hub, tiny_model, tmp_path, monkeypatch):
+    served = shutil.copytree(tiny_model, tmp_path / "served")
+    for name in ("pytorch_model.bin", "model.onnx", "tf_model.h5"):
+        (served / name).write_bytes(b"not asked for")
+    hub.models["ann/tiny"] = served
+    folder = find_model("ann/tiny")
+    assert sorted(hub.sent) == sorted(file.name for file in tiny_model.iterdir())
+    assert (folder / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert find_model("ann/tiny") == folder
+
+
+def test_random_roberta_base_is_built_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bench.models.CACHE", tmp_path)
+    monkeypatch.setattr("bench.models.build_random_roberta_base", lambda folder: (folder / "config.json").touch())
+    assert find_model(RANDOM_MODEL) == find_model(RANDOM_MODEL) == tmp_path / RANDOM_MODEL
+    assert capsys.readouterr().err.count("building random-roberta-base") == 1
