@@ -1,0 +1,247 @@
+"""What a worker does for a cell, and what of it is timed."""
+
+import contextlib
+import os
+import queue
+import resource
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.batches import deal_shards, make_batches, pad, round_up
+from bench.inputs import load_inputs
+from bench.texts import evenly_spaced, load_tokenizer, tokenize
+from bench.workers import beat
+from runtimes import VARIANTS
+from runtimes.runner import Place
+
+CHUNK = 2048  # texts that are tokenized at once while the model runs
+QUEUED_BATCHES = 16  # that wait for the model, at most
+LATENCY_BATCHES = 200  # on a GPU, where a pass does not wait for each batch, these are timed one by one
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination that is measured, which gives one row.
+
+    `size`: texts in a batch (in order `tokens`: tokens). `timed`: `forward`, the forward passes alone, or `texts`, from
+    the texts to the logits on the host.
+    """
+
+    variant: str
+    workers: int
+    size: int
+    order: str
+    timed: str = "forward"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know of a sweep: the model's folder, what the variant loads, where, and the inputs."""
+
+    model: Path
+    variant: str
+    source: Path
+    place: Place
+    inputs: Path
+
+
+class Worker:
+    """A loaded variant in a process of its own, with its share of one cell after another."""
+
+    def __init__(self, number: int, job: Job):
+        self.number, self.job, self.gpu = number, job, job.place.gpu
+        variant = VARIANTS[job.variant]
+        if self.gpu is None:
+            os.environ["RAYON_NUM_THREADS"] = str(job.place.threads)  # the tokenizer's
+        if "torch" not in variant.packages:
+            os.environ["USE_TORCH"] = "0"  # else transformers, here for its tokenizer, imports it: seconds
+        self.inputs = load_inputs(job.inputs)
+        self.few_shapes = self.gpu is not None and variant.plans_shapes
+        self.widths = self.shape_lengths(self.inputs.lengths)
+        self.runner = variant.load(job.source, job.place)
+        self.warm: set[tuple[int, int]] = set()  # the shapes that were run
+        self.tokenizer = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Gives the memory of the last cell back; on a GPU every shape is warmed up again then."""
+        self.cell, self.texts, self.batches, self.prepared, self.outputs, self.latencies = None, [], [], [], [], []
+        if self.gpu is None:
+            with contextlib.suppress(OSError):  # not Linux, or not allowed: memory is the peak of the whole life then
+                Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+        else:
+            import torch
+
+            torch.cuda.empty_cache()
+            self.warm.clear()
+
+    def shape_lengths(self, lengths: np.ndarray) -> np.ndarray:
+        """Returns what each text's length counts as in the shape of its batch."""
+        return round_up(lengths, self.inputs.about["limit"]) if self.few_shapes else lengths
+
+    def pad(self, rows: list, widths: np.ndarray) -> dict[str, np.ndarray]:
+        return pad(rows, self.inputs.about["pad_id"], widths.max())
+
+    # ------------------------------------------------------------------------------------------ the steps of a cell
+
+    def prepare(self, cell: Cell) -> None:
+        """Takes this worker's share of a cell, and warms up each shape that it has not run yet."""
+        self.cell = cell
+        if cell.timed == "texts":
+            self.prepare_texts()
+            return
+        batches = make_batches(self.widths, cell.size, cell.order)
+        self.batches = deal_shards(self.widths, batches, cell.workers)[self.number]
+        by_shape = {}
+        for batch in self.batches:
+            inputs = self.pad(self.inputs.rows(batch), self.widths[batch])
+            self.prepared.append(self.runner.prepare(inputs))
+            by_shape[inputs["input_ids"].shape] = self.prepared[-1]
+            beat()
+        self.warm_up(by_shape)
+
+    def warm_up(self, by_shape: dict[tuple[int, int], object]) -> None:
+        """Warms up the new shapes, the largest first, so that memory grows once."""
+        new = sorted(by_shape.keys() - self.warm, key=lambda shape: (shape[0] * shape[1], shape[1]), reverse=True)
+        for shape in new:
+            self.runner.warm_up(by_shape[shape])
+            beat()
+        self.warm.update(new)
+        self.runner.synchronize()
+
+    def run(self) -> tuple[float, float]:
+        """Makes one pass; returns its start and end in seconds of the machine's monotonic clock."""
+        if self.cell.timed == "texts":
+            return self.run_texts()
+        runner, outputs, latencies = self.runner, self.outputs, self.latencies
+        outputs.clear()
+        runner.synchronize()
+        start = before = time.monotonic()
+        for batch in self.prepared:
+            outputs.append(runner.forward(batch))
+            after = time.monotonic()
+            latencies.append(after - before)
+            before = after
+            beat(len(outputs))
+        runner.synchronize()
+        return start, time.monotonic()
+
+    def report(self) -> dict:
+        """Returns what the last pass left, and forgets the cell.
+
+        `kept`: [(indices, logits)] of the checked texts; `latencies`: seconds of single batches; `memory`: MiB;
+        `padded`: tokens with the padding.
+        """
+        memory = used_memory_mib(self.gpu)
+        checked = np.isin(np.arange(len(self.inputs.lengths)), self.inputs.checked)
+        kept, padded = [], 0
+        for batch, outputs in zip(self.batches, self.outputs, strict=True):
+            here = checked[batch]
+            logits = outputs if self.cell.timed == "texts" else self.runner.fetch(outputs)
+            kept.append((batch[here], logits[here]))
+            padded += len(batch) * int(self.widths[batch].max())
+        if self.gpu is not None:
+            self.latencies = [self.time_batch(i) for i in evenly_spaced(len(self.prepared), LATENCY_BATCHES)]
+        answer = {"kept": kept, "latencies": self.latencies, "memory": memory, "padded": padded}
+        self.forget()
+        return answer
+
+    def time_batch(self, i: int) -> float:
+        start = time.monotonic()
+        self.runner.forward(self.prepared[i])
+        self.runner.synchronize()
+        return time.monotonic() - start
+
+    # ------------------------------------------------------------------------------------------- from texts to logits
+
+    def prepare_texts(self) -> None:
+        """Takes about as many characters as every other worker, loads the tokenizer, and warms up.
+
+        On a GPU a whole pass follows, which allocates all inputs.
+        """
+        texts = self.inputs.texts()
+        by_characters = np.argsort([len(text) for text in texts], kind="stable")
+        self.indices = np.sort(by_characters[self.number :: self.cell.workers])
+        self.texts = [texts[i] for i in self.indices]
+        self.tokenizer = self.tokenizer or load_tokenizer(self.job.model)
+        self.warm_up({inputs["input_ids"].shape: self.runner.prepare(inputs) for _, inputs in self.padded_batches()})
+        if self.gpu is not None:
+            self.run_texts()
+
+    def run_texts(self) -> tuple[float, float]:
+        start = time.monotonic()
+        done = []  # with the inputs: a GPU may still read them
+        for batch, inputs in prefetch((batch, self.runner.prepare(inputs)) for batch, inputs in self.padded_batches()):
+            done.append((batch, inputs, self.runner.forward(inputs)))
+            beat(len(done))
+        self.runner.synchronize()
+        self.batches = [batch for batch, _, _ in done]
+        self.outputs = [self.runner.fetch(logits) for _, _, logits in done]
+        return start, time.monotonic()
+
+    def padded_batches(self) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Tokenizes the texts in chunks, yielding (indices, inputs) for each batch.
+
+        Sorted by characters first unless in dataset order, so that a chunk's texts, sorted by tokens, are alike; a
+        chunk's last batch, which may not be full, is filled from the next chunk.
+        """
+        indices, texts, order = self.indices, self.texts, self.cell.order
+        if order != "dataset":
+            by_characters = np.argsort([len(text) for text in texts], kind="stable")
+            indices, texts = indices[by_characters], [texts[i] for i in by_characters]
+        rest, ids = np.empty(0, int), []
+        for start in range(0, len(texts), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            ids += tokenize(self.tokenizer, texts[chunk], self.inputs.about["limit"])
+            rest = np.concatenate([rest, indices[chunk]])
+            widths = self.shape_lengths(np.array([len(row) for row in ids]))
+            batches = make_batches(widths, self.cell.size, order)
+            kept = batches.pop() if chunk.stop < len(texts) else []
+            for batch in batches:
+                yield rest[batch], self.pad([ids[i] for i in batch], widths[batch])
+            rest, ids = rest[kept], [ids[i] for i in kept]
+
+
+def prefetch(items: Iterator) -> Iterator:
+    """Yields the items, which a thread makes while the caller works on earlier ones; its error is raised here."""
+    ready = queue.Queue(QUEUED_BATCHES)
+
+    def make() -> None:
+        try:
+            for item in items:
+                ready.put((item, None))
+            ready.put((None, None))
+        except Exception as error:
+            ready.put((None, error))
+
+    threading.Thread(target=make, daemon=True).start()
+    while True:
+        item, error = ready.get()
+        if error:
+            raise error
+        if item is None:
+            return
+        yield item
+
+
+def used_memory_mib(gpu: int | None) -> float:
+    """Returns MiB: on a CPU this process's peak resident set since `forget`, on a GPU all that is in use on it now.
+
+    Of that, onnxruntime gives nothing back from cell to cell.
+    """
+    if gpu is not None:
+        import torch
+
+        free, total = torch.cuda.mem_get_info(gpu)
+        return (total - free) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib / 2**20 if sys.platform == "darwin" else kib / 2**10  # macOS counts in bytes

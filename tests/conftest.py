@@ -1,0 +1,132 @@
+"""Fixtures: tiny models and their exports, made here, so that no test needs a network, a GPU or more than seconds."""
+
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "data")]
+
+cache = tempfile.TemporaryDirectory(prefix="benchmark-cache-")
+os.environ["BENCHMARK_CACHE"] = cache.name  # for the scripts that the tests run, too
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # the fake Hub speaks the plain protocol
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it runs in the background
+
+from fake_hub import fake_hub  # noqa: E402
+from tiny import make_tiny_roberta  # noqa: E402
+
+CHECKS = [HealthCheck.function_scoped_fixture]  # a file that every example writes anew
+settings.register_profile(
+    "same", deadline=None, max_examples=100, derandomize=True, database=None, suppress_health_check=CHECKS
+)
+settings.load_profile("same")
+
+import bench.workers  # noqa: E402
+import export_onnx  # noqa: E402
+import utils  # noqa: E402
+from bench import machine, sweep  # noqa: E402
+from bench.export import EXPORTS, export  # noqa: E402
+from bench.texts import load_dataset  # noqa: E402
+
+
+def refused(function, *arguments) -> str:
+    """Returns the one line of the UserError that function(*arguments) raises."""
+    with pytest.raises(utils.UserError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value) and caught.value.code == 2
+    return str(caught.value)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return load_dataset("normal", limit=300).texts
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, texts) -> Path:
+    """The folder of a RoBERTa classifier of 2 layers and 5 labels (multi-label) that takes 128 tokens."""
+    return make_tiny_roberta(tmp_path_factory.mktemp("models") / "tiny", texts)
+
+
+@pytest.fixture(scope="session")
+def tiny_exports(tmp_path_factory, tiny_model) -> Path:
+    """A working directory with the tiny model's exports, where the benchmark finds them."""
+    folder = tmp_path_factory.mktemp("exports")
+    for precision, kind in EXPORTS.items():
+        (folder / f"tiny{kind.suffix}").mkdir()
+        export(tiny_model, folder / f"tiny{kind.suffix}", precision)
+    return folder
+
+
+class WorkersHere:
+    """Stands in for bench.workers.Workers, in this process: torch is imported once."""
+
+    def __init__(self, make, arguments, timeout=0):
+        self.objects = [self.call(make, *own) for own in arguments]
+
+    def ask(self, step, *arguments, on_beat=None):
+        return [self.call(step, made, *arguments) for made in self.objects]
+
+    def call(self, function, *arguments):
+        kind, value = bench.workers.attempt(function, *arguments)
+        if kind == "error":
+            raise value
+        return value
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Everything that the scripts do in processes of their own; the peak is measured in no time."""
+    for module in (bench.workers, sweep, export_onnx):
+        monkeypatch.setattr(module, "Workers", WorkersHere)
+    monkeypatch.setattr(machine, "PEAK_SECONDS", 0)
+    before = dict(os.environ)
+    yield
+    os.environ.clear()  # workers set variables
+    os.environ.update(before)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, in_this_process):
+    """Runs a script in this process: returns its exit code, standard output and standard error."""
+
+    def call(script, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            utils.run(script.main)
+        return stopped.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A fake Hub on this machine, with a cache of its own, and nobody logged in."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with fake_hub() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests marked `gpu` are left out where there is no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        gpu = [item for item in items if item.get_closest_marker("gpu")]
+        items[:] = [item for item in items if item not in gpu]
+        config.hook.pytest_deselected(items=gpu)

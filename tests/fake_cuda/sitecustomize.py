@@ -1,0 +1,57 @@
+"""With this folder in PYTHONPATH every Python process runs as on a GPU, with the CPU in its place.
+
+torch's device is the CPU, what it says of CUDA is made up, onnxruntime computes on the CPU and says that it is CUDA.
+"""
+
+from types import SimpleNamespace
+
+import onnxruntime
+import pynvml
+import torch
+
+from bench import machine
+
+NAME, DRIVER = "Fake H200", "580.1"
+MIB = 2**20
+
+
+class DeviceType(type):
+    """Of a class that stands for torch.device and gives the CPU for a GPU."""
+
+    real = torch.device
+
+    def __instancecheck__(cls, value):
+        return isinstance(value, DeviceType.real)
+
+    def __call__(cls, *arguments):
+        return DeviceType.real("cpu" if str(arguments[0]).startswith("cuda") else arguments[0], *arguments[1:])
+
+
+class Session(onnxruntime.InferenceSession):
+    def __init__(self, *arguments, providers=("CPUExecutionProvider",), **more):
+        self.asked = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+        super().__init__(*arguments, providers=["CPUExecutionProvider"], **more)
+
+    def get_providers(self):
+        return self.asked
+
+
+torch.device = DeviceType("device", (), {})
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 1
+torch.cuda.get_device_name = lambda gpu: NAME
+torch.cuda.get_device_properties = lambda gpu: SimpleNamespace(uuid="1")
+torch.cuda.set_device = lambda device: None
+torch.cuda.empty_cache = lambda: None
+torch.cuda.synchronize = lambda device=None: None
+torch.cuda.mem_get_info = lambda gpu: (MIB, 3 * MIB)
+onnxruntime.InferenceSession = Session
+pynvml.nvmlInit = lambda: None
+pynvml.nvmlSystemGetDriverVersion = lambda: DRIVER
+pynvml.nvmlDeviceGetHandleByUUID = {"GPU-1": "gpu"}.get
+pynvml.nvmlDeviceGetUtilizationRates = lambda gpu: SimpleNamespace(gpu=0)
+pynvml.nvmlDeviceGetComputeRunningProcesses = lambda gpu: []
+pynvml.nvmlDeviceGetMemoryInfo = lambda gpu, version: SimpleNamespace(used=0)
+pynvml.nvmlDeviceGetCurrentClocksEventReasons = lambda gpu: 0x04
+machine.GPU_PEAK_PRODUCTS = ((64, 64, 64),)
+machine.PEAK_SECONDS = 0.01

@@ -1,0 +1,264 @@
+"""export_onnx.py: exports that are checked, described, uploaded, refused and interrupted."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+from tiny import make_tiny_albert, make_tiny_bert, make_tiny_distilbert, make_tiny_roberta, make_tiny_xlm_roberta
+
+import export_onnx
+from bench.batches import pad
+from bench.parity import EXCERPT, probabilities
+from bench.texts import load_tokenizer, tokenize
+from runtimes.pytorch import load
+from runtimes.runner import Place
+
+SCRIPT = ROOT / "export_onnx.py"
+
+
+MODELS = {
+    "bert": (make_tiny_bert, {"problem_type": "multi_label_classification", "num_labels": 3}),
+    "distilbert": (make_tiny_distilbert, {"problem_type": None, "num_labels": 3}),
+    "xlm-roberta": (make_tiny_xlm_roberta, {"problem_type": "single_label_classification", "num_labels": 4}),
+    "roberta": (make_tiny_roberta, {"problem_type": None, "num_labels": 1}),
+}
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """An empty working directory."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def export(call):
+    """Runs export_onnx.py in this process over 40 texts: its exit code, standard output and standard error."""
+    options = ["--limit", 40, "--batch-size", 8, "--device", "cpu"]
+    return lambda model, *arguments: call(export_onnx, model, *options, *arguments)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory, texts) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("kinds")
+    return {name: make(folder / f"my-{name}", texts, **config) for name, (make, config) in MODELS.items()}
+
+
+def usage_example(card: str) -> dict:
+    """Runs the card's example, and returns its names."""
+    [example] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names = {}
+    exec(example, names)
+    return names
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_export_is_right_and_its_card_says_how_to_use_it(name, models, here, export):
+    code, out, _ = export(models[name], "--no-upload", "--tolerance", 0.01)
+    assert code == 0
+    assert out.splitlines()[-1] == f"my-{name}-onnx-fp16: good"
+    assert "FP16 arithmetic was not exercised" in out
+    folder = here / f"my-{name}-onnx-fp16"
+    assert list(here.iterdir()) == [folder]
+    report = json.loads((folder / "parity.json").read_text())
+    assert 0 < report["largest_difference"]["max"] < 5e-3
+    assert report["findings"] == []
+    assert "2 Attention" in report["nodes"] and "2 FastGelu" in report["nodes"]
+
+    card = (folder / "README.md").read_text()
+    _, metadata, body = card.split("---\n", 2)
+    assert yaml.safe_load(metadata)["pipeline_tag"] == "text-classification"
+    assert not re.search(r"{{|{%|None|Undefined", card)
+    assert "not FP16 arithmetic" in body
+    classify = usage_example(card)["classify"]
+    tokenizer = load_tokenizer(models[name])
+    texts = ["a long one with many words in it", "short", "of medium length"]
+    runner = load(models[name], Place(None, 1))
+    logits = [
+        runner.fetch(runner.forward(runner.prepare(pad([ids], tokenizer.pad_token_id))))
+        for ids in tokenize(tokenizer, texts, 100)
+    ]
+    expected = probabilities(np.concatenate(logits), report["problem"])
+    assert classify(texts, batch_size=2) == pytest.approx(expected, abs=5e-3)
+
+
+def test_the_precisions_have_their_own_folders(tiny_model, here, export):
+    assert export(tiny_model, "--no-upload", "--precision", "fp32", "--tolerance", 0)[0] == 0
+    assert export(tiny_model, "--no-upload", "--precision", "int8", "--tolerance", 0.05)[0] == 0
+    assert sorted(folder.name for folder in here.iterdir()) == ["tiny-onnx", "tiny-onnx-int8"]
+    fp32, int8 = (json.loads((here / f"tiny-onnx{s}" / "parity.json").read_text()) for s in ("", "-int8"))
+    assert fp32["largest_difference"]["max"] < 1e-5 < int8["largest_difference"]["max"]
+    assert "MatMulInteger" in int8["nodes"]
+
+
+def test_int8_of_layers_that_share_their_weights(tmp_path, texts, here, export):
+    model = make_tiny_albert(tmp_path / "albert", texts)
+    assert export(model, "--no-upload", "--precision", "int8", "--tolerance", 1)[0] == 0
+    report = json.loads((here / "albert-onnx-int8" / "parity.json").read_text())
+    assert report["largest_difference"]["max"] < 0.05
+
+
+def test_a_wrong_export_fails_the_gate_and_is_not_uploaded(tiny_model, here, hub, export, monkeypatch):
+    right = export_onnx.export
+
+    def wrong(folder, target, *arguments):
+        import onnx
+        from onnx import numpy_helper
+
+        graph = right(folder, target, *arguments)
+        model = onnx.load(target / "model.onnx")
+        [head] = [weight for weight in model.graph.initializer if weight.name == "classifier.out_proj.weight"]
+        head.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(head), head.name))
+        onnx.save(model, target / "model.onnx")
+        return graph
+
+    monkeypatch.setattr(export_onnx, "export", wrong)
+    code, out, _ = export(tiny_model, "--upload", "--hf-token", "good")
+    assert code == 1 and "NOT GOOD" in out
+    assert not hub.commits and not hub.repos
+    assert "This export failed its check" in (here / "tiny-onnx-fp16" / "README.md").read_text()
+
+
+def test_upload_makes_one_commit_with_everything(tiny_model, here, hub, export, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "good")
+    code, *printed = export(tiny_model, "--upload", "--repo-id", "team/tiny", "--private", "--tolerance", 0.01)
+    assert code == 0
+    [repo] = hub.repos
+    assert (repo["name"], repo["organization"], repo["private"]) == ("tiny", "team", True)
+    [(_, lines)] = hub.commits
+    files = {line["value"]["path"]: line["value"] for line in lines if line["key"] in ("file", "lfsFile")}
+    folder = here / "tiny-onnx-fp16"
+    assert set(files) == {file.name for file in folder.iterdir()}
+    assert hub.stored[files["model.onnx"]["oid"]] == (folder / "model.onnx").read_bytes()
+    card = base64.b64decode(files["README.md"]["content"]).decode()
+    assert 'folder = "team/tiny"' in card
+    assert f"uploaded: {hub.url}/team/tiny/commit/1" in "".join(printed)
+    assert "good" not in card.replace("go_emotions", "") and "HF_TOKEN" not in card
+
+
+def test_a_token_on_the_command_line_is_written_nowhere(tiny_model, here, hub, export):
+    options = ["--upload", "--hf-token", "fine", "--create-pr", "--repo-id", "other/tiny"]
+    _, *printed = export(tiny_model, *options)
+    written = "".join(file.read_text() for file in (here / "tiny-onnx-fp16").glob("*.[jm][sd]*"))
+    assert "--hf-token ..." in written
+    assert not re.search(r"hf-token[ =]fine", written + "".join(printed))
+
+
+@pytest.mark.parametrize(
+    ("token", "options", "message"),
+    [
+        (None, "", "no token for the upload"),
+        ("bad", "", "no upload with this token"),
+        ("reader", "", "the token may only read"),
+        ("good", "--repo-id elsewhere/tiny", "may not write to elsewhere"),
+        ("good", "--repo-id club/tiny", "may not write to club"),
+        ("fine", "--repo-id team/tiny", "may not write to team"),
+    ],
+)
+def test_a_token_that_can_not_upload_is_one_line_before_the_export(
+    token, options, message, tiny_model, here, hub, export, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+    code, _, err = export(tiny_model, "--upload", *options.split())
+    assert code == 2 and message in err.splitlines()[-1]
+    assert list(here.iterdir()) == []
+
+
+WRONG_VALUES = [("--batch-size", "0"), ("--limit", "1,,2"), ("--threads", "1000000000"), ("--gpu", "-1")]
+WRONG_VALUES += [("--tolerance", value) for value in ("-1", "abc", "", "nan", "inf")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--tolerance 2", "argument --tolerance: invalid share value: '2'"),
+        ("--precision fp64", "invalid choice: 'fp64'"),
+        ("--upload --no-upload", "not allowed with"),
+        ("--precision int8 --device gpu", "int8 has kernels for CPUs only"),
+        ("--batch-size 1000000000", "--batch-size 1000000000: there are only 40 texts"),
+        *((f"{option}={value}", f"argument {option}: ") for option, value in WRONG_VALUES),
+        ("--dataset nowhere.csv", "no dataset file"),
+        ("--save-dir taken", "taken exists; --overwrite replaces it"),
+        ("--save-dir foreign --overwrite", "it holds no model.onnx"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_code_2(options, message, tiny_model, here, export):
+    (here / "taken").mkdir()
+    (here / "taken" / "model.onnx").touch()
+    (here / "foreign").mkdir()
+    code, out, err = export(tiny_model, "--no-upload" if "upload" not in options else "--private", *options.split())
+    assert (code, out) == (2, "") and message in err.splitlines()[-1]
+    assert sorted(path.name for path in here.iterdir()) == ["foreign", "taken"]
+
+
+def test_too_little_room_is_said_before_the_export(tiny_model, here, monkeypatch, export):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
+    code, _, err = export(tiny_model, "--no-upload")
+    assert code == 2 and "too little room" in err
+
+
+def test_an_interrupted_export_leaves_nothing_behind(tmp_path, tiny_model):
+    sent = {signal.SIGINT: 130, signal.SIGTERM: 143}
+    for sign in sent:
+        (tmp_path / sign.name).mkdir()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, tiny_model, "--no-upload", "--device", "cpu"],
+            cwd=tmp_path / sign.name,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for sign in sent
+    ]
+    for process, (sign, code) in zip(processes, sent.items(), strict=True):
+        assert any(line.startswith("exporting") for line in process.stderr)
+        process.send_signal(sign)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == code
+        assert "Traceback" not in errors
+        assert list((tmp_path / sign.name).iterdir()) == []
+
+
+STRANGE = ['quotes "", commas,\nand\r\nlines', "😀 " * 20, "NUL \0 inside", "\u200b", "text without end " * 60_000]
+
+
+def test_strange_texts_are_exported_and_shown(tiny_model, here, call):
+    pd.DataFrame({"body": [*STRANGE, None, " \n\t "]}).to_csv(here / "strange.csv.gz", index=False, quoting=1)
+    options = ["--no-upload", "--device", "cpu", "--dataset", "strange.csv.gz", "--tolerance", 1, "--precision", "fp32"]
+    code, out, err = call(export_onnx, tiny_model, *options)
+    assert code == 0 and out.endswith("tiny-onnx: good\n")
+    assert "2 of 7 rows have no text" in err
+    report = json.loads(Path("tiny-onnx/parity.json").read_text())
+    assert report["messages"] == len(STRANGE) and report["non_finite_texts"] == 0
+    assert max(len(text["excerpt"]) for text in report["worst"]) <= EXCERPT + 1
+    assert len(report["worst"][0]["labels"]) == 5
+
+
+def test_one_text_is_enough(tiny_model, here, export):
+    Path("one.csv").write_text("body\nhello\n")
+    options = ["--no-upload", "--dataset", "one.csv", "--precision", "fp32", "--batch-size", 1]
+    code, out, _ = export(tiny_model, *options)
+    assert code == 0 and "over 1 texts" in out
+
+
+def test_labels_without_names_are_numbered(tiny_model, here, export):
+    model = shutil.copytree(tiny_model, here / "odd")
+    config = json.loads((model / "config.json").read_text())
+    config["id2label"] = {str(i): f"L{i}" for i in (0, 1, 2, 3, 9)}
+    (model / "config.json").write_text(json.dumps(config))
+    assert export(model, "--no-upload", "--precision", "fp32")[0] == 0
+    report = json.loads(Path("odd-onnx/parity.json").read_text())
+    assert {row["label"] for row in report["worst"][0]["labels"]} == {"L0", "L1", "L2", "L3", "LABEL_4"}

@@ -1,0 +1,113 @@
+"""What is said of the machine: its name, versions and commit, its load, its peak, and the work of a model."""
+
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pynvml
+import pytest
+from conftest import refused
+from tiny import make_tiny_bert
+
+from bench import machine
+from bench.machine import count_flops, cpu_load, cpu_name, find_gpu, gpu_load, measure_peaks, project_commit, versions
+from runtimes.pytorch import load_model
+from runtimes.runner import Place
+from utils import cpu_cores
+
+
+def test_names_and_versions():
+    assert re.fullmatch(r"[^()@]+, \d+ cores", cpu_name())
+    assert versions("pytest", "no-such-package") == {"pytest": pytest.__version__}
+
+
+def test_the_commit_is_marked_where_the_code_is_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    (tmp_path / "script.py").write_text("1")
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "room.py").write_text("2")
+    assert re.fullmatch(r"\+[0-9a-f]{8}", project_commit()), "without git"
+    environment = dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME", "EMAIL"), "x") | {"PATH": os.environ["PATH"]}
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run(["git", *command], cwd=tmp_path, env=environment, check=True)
+    assert re.fullmatch(r"[0-9a-f]{10}", project_commit())
+    (tmp_path / "README.md").write_text("no code")
+    assert re.fullmatch(r"[0-9a-f]{10}", project_commit())
+    (tmp_path / "bench" / "room.py").write_text("3")
+    assert re.fullmatch(r"[0-9a-f]{10}\+[0-9a-f]{8}", project_commit())
+
+
+def test_load_is_what_others_keep_busy(monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as burner:
+        try:
+            assert 0.5 / cpu_cores() < cpu_load() <= 1
+        finally:
+            burner.kill()
+    ticks = iter([np.array([700, 1000]), np.array([702, 1050])])
+    monkeypatch.setattr(machine, "cpu_seconds", lambda: next(ticks))
+    assert cpu_load() == pytest.approx(0.04)
+    monkeypatch.setattr(machine, "cpu_seconds", lambda: np.array(["?"]).astype(int))
+    assert cpu_load() is None
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """NVML with one GPU."""
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: "580.1")
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", lambda gpu: SimpleNamespace(gpu=37))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda gpu: ["one", "two"])
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda gpu, version: SimpleNamespace(used=3 * 2**30))
+
+    def handle(uuid):
+        if uuid != "GPU-1":
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return "gpu"
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", handle)
+
+
+def test_others_on_a_gpu(nvml):
+    assert gpu_load("GPU-1") == (0.37, 2, 3072)
+    assert "is not known: Not Found" in refused(gpu_load, "GPU-2")
+
+
+def test_a_gpu_is_found_checked_and_named(nvml, monkeypatch):
+    import torch
+
+    assert "no GPU: torch finds no CUDA device here" in refused(find_gpu, 0, [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace(uuid="1"))
+    checked = []
+    assert find_gpu(0, [checked.append]) == ("NVIDIA H200", "580.1", "GPU-1")
+    assert checked == [0]
+    assert "no GPU 1: there are 1, numbered from 0" in refused(find_gpu, 1, [])
+
+
+def test_peaks_are_possible(monkeypatch):
+    monkeypatch.setattr(machine, "PEAK_PRODUCTS", ((256, 256, 256),))
+    monkeypatch.setattr(machine, "PEAK_SECONDS", 0.01)
+    peaks = measure_peaks(["fp32", "bf16", "int8"], Place(None, 1))
+    assert list(peaks) == ["fp32", "bf16", "int8"] and all(1e8 < peak < 1e15 for peak in peaks.values())
+
+
+def test_the_work_of_a_model_is_kaplans_count_and_the_heads(tmp_path, texts):
+    """Kaplan et al., Scaling Laws for Neural Language Models, 2020, section 2.1, for BERT's layers: for each layer and
+    token 2 x (4 h² + 2 h i), and 4 h L at length L; the pooler and the head once a text.
+    """
+    folder = make_tiny_bert(tmp_path / "bert", texts)
+    config = load_model(folder).config
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    head = 2 * hidden * (hidden + config.num_labels)
+
+    def kaplan(length: int) -> int:
+        return layers * length * (2 * (4 * hidden**2 + 2 * hidden * inner) + 4 * hidden * length) + head
+
+    assert count_flops(folder, np.array([16, 64, 100])) == sum(map(kaplan, (16, 64, 100)))
+    between = np.arange(5, 120)
+    assert count_flops(folder, between) == pytest.approx(sum(map(kaplan, between)), rel=1e-3)
