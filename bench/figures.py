@@ -1,0 +1,173 @@
+"""Rows -> figures: each variant at its best, speed over batch size and workers, speed against changed decisions."""
+
+import math
+import re
+from pathlib import Path
+
+TOLERANCE = 0.001  # the share of changed decisions that export_onnx.py allows by default
+WINNER, OTHERS, WRONG = "#0072B2", "#8FB6CE", "#DDDDDD"  # Okabe and Ito's blue, and paler
+ORDER_STYLES = {
+    "dataset": {"color": "#777777", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
+    "length": {"color": WINNER, "linestyle": "-", "marker": "s"},
+    "tokens": {"color": "#D55E00", "linestyle": "-", "marker": "^"},
+}
+ORDER_WORDS = {"dataset": "dataset order", "length": "length order", "tokens": "batches by tokens"}
+STYLE = {
+    **{"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "savefig.dpi": 150, "hatch.linewidth": 0.6},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
+    **{"axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "svg.hashsalt": "plot_results"},
+}
+
+
+# ------------------------------------------------------------------------------------------------------ in words
+
+
+def device_name(device: str) -> str:
+    """Returns what figures and the table call a device: `RTX 4090`, `Intel Xeon Platinum 8481C, 4 cores`."""
+    name = re.sub(r"^(NVIDIA )?(GeForce )?", "", device.replace("-", " "))
+    return re.sub(r" (\d+ cores)$", r", \1", name)
+
+
+def device_title(row) -> str:
+    return device_name(row["device"]) + (f" ({row['messages']:,} messages)" if row["messages"] else "")
+
+
+def speed(value: float) -> str:
+    return shown(value, "{:,.0f}" if value >= 100 else "{:.3g}")
+
+
+def batching(row) -> str:
+    """Says how a row's batches were made."""
+    size = row["size"]
+    return f"batches of {size:,} tokens" if row["order"] == "tokens" else f"{row['order']} order, size {size}"
+
+
+def shown(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else form.format(value)
+
+
+# ---------------------------------------------------------------------------------------------------- the figures
+
+
+def draw_comparison(rows, figsize: tuple | None):
+    """Draws a bar for each variant at its best, the fastest first, in a panel for each device.
+
+    `rows`: the best row of each device and variant. The fastest whose flips are within the tolerance is marked.
+    """
+    devices = list(rows.groupby("device", sort=False))
+    heights = [len(group) for _, group in devices]
+    figure, axes = panels(len(devices), 1, (8.5, 0.42 * sum(heights) / len(heights) + 0.75), figsize, heights)
+    for ax, (_, group) in zip(axes, devices, strict=True):
+        bars = group.sort_values("messages/s", ascending=False)
+        right = ~(bars["flips"] > TOLERANCE)
+        for i, (_, row) in enumerate(bars.iterrows()):
+            winner = right.any() and i == list(right).index(True)
+            fill = {"color": WINNER if winner else OTHERS} if right.iloc[i] else {"color": WRONG, "hatch": "///"}
+            ax.barh(i, row["messages/s"], 0.7, edgecolor="white", **fill)
+            if row["passes"] > 1:
+                spread = [[row["messages/s"] - row["min"]], [row["max"] - row["messages/s"]]]
+                ax.errorbar(row["messages/s"], i, xerr=spread, color="black", capsize=2, elinewidth=0.8)
+            factor = "" if math.isnan(row["factor"]) else f" = {row['factor']:.1f}x"
+            text = f"{speed(row['messages/s'])}{factor}  {batching(row)}, {row['workers']} x {row['threads']}"
+            text += "" if right.iloc[i] else f"; changes {row['flips']:.2%} of decisions"
+            weight = "bold" if winner else "normal"
+            at = (max(row["messages/s"], row["max"]), i)
+            ax.annotate(text, at, (5, 0), textcoords="offset points", va="center", fontsize=8, weight=weight)
+        ax.set(xlim=(0, 2.1 * bars["max"].max()), ylim=(len(bars) - 0.4, -0.6), title=device_title(bars.iloc[0]))
+        ax.set_yticks(range(len(bars)), bars["variant"])
+        ax.set_xticks([tick for tick in ax.get_xticks() if tick <= bars["max"].max()])
+        ax.xaxis.set_major_formatter("{x:,g}")
+        ax.tick_params(axis="y", length=0)
+        ax.grid(visible=False, axis="y")
+        ax.spines["bottom"].set_visible(False)
+    axes[-1].set_xlabel("messages/s", loc="left")
+    return figure
+
+
+def draw_scaling(rows, figsize: tuple | None):
+    """Draws messages/s over the texts in a batch, a panel for each variant; the rows of one device.
+
+    Each point is at its best worker count, and the fastest of a panel is named. The texts in a batch by tokens are the
+    tokens divided by a text's mean.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    rows = rows.assign(texts=rows["size"].astype(float))
+    by_tokens = rows["order"] == "tokens"
+    rows.loc[by_tokens, "texts"] *= (rows["messages/s"] / rows["tokens/s"])[by_tokens]
+    fastest = rows.groupby("variant")["messages/s"].max().sort_values(ascending=False)
+    columns = min(len(fastest), 3)
+    figure, axes = panels(len(fastest), columns, (3.4, 2.6), figsize, sharex=True, sharey=True)
+    best = rows.sort_values("messages/s", ascending=False).drop_duplicates(["variant", "order", "size"])
+    several = rows["workers"].nunique() > 1
+    for ax, variant in zip(axes, fastest.index, strict=False):
+        for order, points in best[best["variant"] == variant].groupby("order"):
+            line = points.sort_values("texts")
+            ax.plot(line["texts"], line["messages/s"], markersize=4, label=ORDER_WORDS[order], **ORDER_STYLES[order])
+        top = best[best["variant"] == variant].iloc[0]
+        text = f"{speed(top['messages/s'])}" + f" with {top['workers']} workers" * several
+        at = (top["texts"], top["messages/s"])
+        ax.annotate(text, at, (0, 5), textcoords="offset points", ha="center", fontsize=8)
+        ax.set(title=variant, xscale="log", yscale="log")
+        ax.xaxis.set(major_locator=LogLocator(base=2), minor_locator=NullLocator(), major_formatter="{x:g}")
+        ax.margins(x=0.15)
+        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:,g}")
+    low, high = best["messages/s"].min(), best["messages/s"].max()
+    axes[0].set(ylim=(low / 1.3, high * 1.6))
+    for ax in axes[::columns]:
+        ax.set_ylabel("messages/s")
+    for ax in axes[-columns:]:
+        ax.set_xlabel("texts in a batch")
+    handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def draw_parity(rows, figsize: tuple | None):
+    """Draws messages/s against the share of changed decisions, a panel for each device; no change stands at the left.
+
+    `rows`: the best checked row of each device and variant.
+    """
+    from matplotlib.ticker import NullLocator
+
+    devices = list(rows.groupby("device", sort=False))
+    figure, axes = panels(len(devices), min(len(devices), 2), (5.5, 3.8), figsize)
+    least = 1e-5  # where no change at all is drawn
+    for ax, (_, points) in zip(axes, devices, strict=False):
+        top = points["messages/s"].max()
+        ax.axvline(TOLERANCE, color="#D55E00", linewidth=1)
+        ax.annotate("tolerance", (TOLERANCE, 0), (3, 3), textcoords="offset points", color="#D55E00", fontsize=8)
+        placed = []
+        for _, row in points.sort_values("messages/s").iterrows():
+            x, y = max(row["flips"], least), row["messages/s"]
+            ax.plot(x, y, "o", color=WINNER if row["flips"] <= TOLERANCE else "#D55E00", markersize=5)
+            label = max([y, *(other + 0.05 * top for other in placed[-1:])])  # names are kept apart, from below up
+            placed.append(label)
+            text = f"{row['variant']} ({row['max_diff']:.0e})"
+            ax.annotate(text, (x, y), (x * 1.15, label), va="center", fontsize=8)
+        ax.set(xscale="log", xlim=(least / 1.5, max(0.3, 10 * points["flips"].max())), ylim=(0, 1.15 * top))
+        ax.set(title=device_title(points.iloc[0]), xlabel="changed decisions (largest difference)", ylabel="messages/s")
+        ax.set_xticks([least, 1e-4, 1e-3, 1e-2, 1e-1], ["0", "0.01%", "0.1%", "1%", "10%"])
+        ax.xaxis.set_minor_locator(NullLocator())
+    return figure
+
+
+def panels(count: int, columns: int, size: tuple[float, float], figsize: tuple | None, heights=None, **options):
+    """Makes a figure with `count` panels, `columns` side by side, each of `size` in inches but for a figsize."""
+    from matplotlib.figure import Figure
+
+    lines = math.ceil(count / columns)
+    figure = Figure(figsize or (size[0] * columns, size[1] * lines + 1), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, height_ratios=heights, **options).flatten()
+    for ax in axes[count:]:
+        ax.remove()
+    for ax in axes[:count]:
+        ax.tick_params(labelbottom=True)
+    return figure, axes[:count]
+
+
+def add_title(figure, rows, what: str) -> None:
+    """Writes the model's name, the dataset and what is shown above the panels."""
+    row = rows.iloc[0]
+    name = Path(row["model"]).name.replace("$", r"\$")
+    figure.suptitle(f"{name} on {row['dataset']} comments: {what}", fontsize=11, x=0.01, ha="left")
