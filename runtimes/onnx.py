@@ -1,0 +1,139 @@
+"""ONNX Runtime on a GPU or a CPU. It loads the ONNX export that each variant asks for."""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from runtimes.runner import Place, Runner, Variant
+from utils import UserError
+
+
+def load(file: Path, place: Place) -> Runner:
+    """Starts an onnxruntime session with one pool of `place.threads` threads, which spin only where it is alone.
+
+    On a GPU, FP32 is IEEE FP32 (no TF32), inputs and outputs stay in device memory, and a run only queues its work.
+    Raises UserError if the session did not get the CUDA provider.
+    """
+    if place.gpu is not None:
+        import torch  # before onnxruntime: it brings the CUDA libraries
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = place.threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # it would allocate anew in the second run of each shape, inside the timing
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if place.alone else "0")
+    provider, settings = "CPUExecutionProvider", {}
+    if place.gpu is not None:
+        provider, settings = "CUDAExecutionProvider", {"device_id": place.gpu, "use_tf32": 0}
+    session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)], enable_fallback=0)
+    if session.get_providers()[0] != provider:
+        raise UserError(f"onnxruntime gave a session on {session.get_providers()[0]} instead of {provider}")
+    if place.gpu is not None:
+        torch.cuda.set_device(place.gpu)
+        return bind(session, torch.device(f"cuda:{place.gpu}"))
+    names = [node.name for node in session.get_inputs()]
+    [output] = session.get_outputs()
+    largest = 0  # tokens, of the runs so far
+
+    def warm_up(inputs):
+        """Runs what is larger than all before: that grows the memory. The kernels prepare nothing for a shape."""
+        nonlocal largest
+        if inputs["input_ids"].size > largest:
+            session.run([output.name], inputs)
+            largest = inputs["input_ids"].size
+
+    return Runner(
+        prepare=partial(feed, names),
+        forward=lambda inputs: session.run([output.name], inputs)[0],
+        synchronize=lambda: None,
+        fetch=lambda logits: logits,
+        warm_up=warm_up,
+    )
+
+
+def bind(session, device) -> Runner:
+    """Runs a session on inputs and outputs that stay in the memory of a torch device, without waiting for them."""
+    import onnxruntime
+    import torch
+
+    names = [node.name for node in session.get_inputs()]
+    [output] = session.get_outputs()
+    dtype = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}[output.type]
+    numpy_dtype = {torch.float32: np.float32, torch.float16: np.float16}[dtype]
+    only_queue = onnxruntime.RunOptions()
+    only_queue.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    example = {"input_ids": np.ones((1, 2), np.int64), "attention_mask": np.ones((1, 2), np.int64)}
+    labels = session.run([output.name], feed(names, example))[0].shape[1]  # not in every graph
+
+    def prepare(inputs):
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in feed(names, inputs).items()}
+        binding = session.io_binding()
+        logits = torch.empty((len(inputs["input_ids"]), labels), dtype=dtype, device=device)
+        at = (device.type, device.index or 0)
+        for name, tensor in tensors.items():
+            binding.bind_input(name, *at, np.int64, tuple(tensor.shape), tensor.data_ptr())
+        binding.bind_output(output.name, *at, numpy_dtype, tuple(logits.shape), logits.data_ptr())
+        return binding, logits, tensors  # the tensors own the memory that is bound
+
+    def forward(inputs):
+        binding, logits, _ = inputs
+        session.run_with_iobinding(binding, only_queue)
+        return logits
+
+    return Runner(
+        prepare=prepare,
+        forward=forward,
+        synchronize=partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None,
+        fetch=lambda logits: logits.float().cpu().numpy(),
+        warm_up=forward,
+    )
+
+
+def feed(names: list[str], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the inputs that a graph asks for by name."""
+    return {name: inputs[name] if name in inputs else np.zeros_like(inputs["input_ids"]) for name in names}
+
+
+def check_gpu(gpu: int) -> None:
+    """Raises UserError if onnxruntime gets no session on this GPU; tried with a graph that does nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        load(write_probe(Path(folder) / "probe.onnx"), Place(gpu, threads=1))
+
+
+def write_probe(file: Path) -> Path:
+    """Writes a graph with a classifier's input and output that does nothing."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    shape = ["texts", "tokens"]
+    tokens = helper.make_tensor_value_info("input_ids", TensorProto.INT64, shape)
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
+    cast = helper.make_node("Cast", ["input_ids"], ["logits"], to=TensorProto.FLOAT)
+    graph = helper.make_graph([cast], "probe", [tokens], [logits])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+    return file
+
+
+def variant(export: str, **options) -> Variant:
+    return Variant(
+        load, export, ("onnxruntime-gpu", "onnxruntime"), export=export, **{"check_gpu": check_gpu} | options
+    )
+
+
+VARIANTS = {
+    "onnx": variant("fp32"),
+    "onnx-fp16": variant(
+        "fp16",
+        cpu_precision="fp32",
+        all_on=("gpu",),
+        notes={"cpu": "onnxruntime has no FP16 kernels for it on a CPU: it computes in FP32 between casts"},
+        plans_shapes=True,  # in the cuDNN attention that onnxruntime takes in FP16 on Hopper and later
+    ),
+    "onnx-int8": variant(
+        "int8", all_on=("cpu",), refused={"gpu": "dynamic INT8 quantization has kernels for CPUs only"}
+    ),
+}

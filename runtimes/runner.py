@@ -1,0 +1,59 @@
+"""What a runtime gives: variants, and runners of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a variant runs: `gpu` (its id, None for the CPU), CPU `threads`, and whether it is `alone` there."""
+
+    gpu: int | None
+    threads: int
+    alone: bool = True
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A loaded variant, as functions; of these a pass times `forward` alone (from texts also `prepare` and `fetch`).
+
+    prepare(inputs: name -> int64 [texts, tokens] in numpy) -> inputs on the device;
+    forward(inputs) -> outputs on the device, perhaps not computed yet; synchronize() waits until they are;
+    fetch(outputs) -> logits, float32 [texts, labels] in numpy;
+    warm_up(inputs) does what forward does only the first time that it gets inputs of a shape. It is called for the
+    largest shape first.
+    """
+
+    prepare: Callable
+    forward: Callable
+    synchronize: Callable
+    fetch: Callable
+    warm_up: Callable
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of running a model: a runtime with a precision, compiled or not.
+
+    load(source, place) -> Runner; the source is a model's folder, or the file of the `export` that it asks for.
+    precision: of its large matrix products; cpu_precision: on a CPU, where that is another.
+    packages: the one of these that is installed is the runtime; its version is in the rows.
+    all_on: the devices whose `--model all` includes it. refused, notes: device -> the reason, a plain line.
+    check_gpu(gpu): raises UserError if the runtime can't use this GPU.
+    plans_shapes: whether each new shape costs GPU set-up (cuDNN planning).
+    """
+
+    load: Callable
+    precision: str
+    packages: tuple[str, ...]
+    export: str | None = None
+    cpu_precision: str | None = None
+    all_on: tuple[str, ...] = ("gpu", "cpu")
+    refused: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    check_gpu: Callable | None = None
+    plans_shapes: bool = False
+
+    def computes_in(self, gpu: int | None) -> str:
+        """Returns the precision of its matrix products on this GPU, or on the CPU."""
+        return (self.cpu_precision if gpu is None else None) or self.precision

@@ -1,0 +1,50 @@
+"""The ONNX Runtime: warm-up, a session without CUDA, and what a GPU runs, in the CPU's memory."""
+
+import numpy as np
+import pytest
+
+from runtimes.onnx import bind, load, write_probe
+from runtimes.runner import Place
+from utils import UserError
+
+
+def ones(texts: int, tokens: int) -> dict:
+    return dict.fromkeys(("input_ids", "attention_mask"), np.ones((texts, tokens), np.int64))
+
+
+def test_only_what_is_larger_than_all_before_is_warmed_up_on_a_cpu(tiny_exports, monkeypatch):
+    runner = load(tiny_exports / "tiny-onnx" / "model.onnx", Place(gpu=None, threads=1))
+    ran = []
+    monkeypatch.setattr("onnxruntime.InferenceSession.run", lambda _, __, inputs: ran.append(inputs["input_ids"].shape))
+    for shape in ((2, 9), (1, 9), (3, 6), (4, 5)):
+        runner.warm_up(runner.prepare(ones(*shape)))
+    assert ran == [(2, 9), (4, 5)]
+
+
+def test_a_session_without_cuda_is_an_error(tiny_exports, monkeypatch):
+    """onnxruntime gives a session on the CPU without raising, as it does here where there is no GPU."""
+    monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda _: ["CPUExecutionProvider"])
+    with pytest.raises(UserError, match="a session on CPUExecutionProvider instead of CUDAExecutionProvider"):
+        load(tiny_exports / "tiny-onnx" / "model.onnx", Place(gpu=0, threads=1))
+
+
+def test_bound_inputs_and_outputs_are_right(tiny_exports):
+    """Each batch has outputs of its own, also where two have one shape."""
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(tiny_exports / "tiny-onnx" / "model.onnx")
+    runner = bind(session, torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    batches = [ones(*shape) | {"input_ids": rng.integers(4, 90, shape)} for shape in [(2, 9), (3, 5), (2, 9)]]
+    outputs = [runner.forward(inputs) for inputs in map(runner.prepare, batches)]
+    for inputs, logits in zip(batches, outputs, strict=True):
+        assert np.allclose(runner.fetch(logits), session.run(None, inputs)[0], atol=1e-6)
+
+
+def test_the_probe_of_a_gpu_is_one_that_a_session_runs(tmp_path):
+    import onnxruntime
+    import torch
+
+    runner = bind(onnxruntime.InferenceSession(write_probe(tmp_path / "probe.onnx")), torch.device("cpu"))
+    assert runner.fetch(runner.forward(runner.prepare({"input_ids": np.array([[5, 7]])}))).tolist() == [[5, 7]]

@@ -1,0 +1,43 @@
+"""The PyTorch runtime: what warms it up, and that nothing runs eagerly under the compiled name."""
+
+import numpy as np
+import pytest
+
+from bench.batches import pad
+from bench.workers import describe
+from runtimes import VARIANTS
+from runtimes.pytorch import load
+from runtimes.runner import Place
+
+CPU = Place(gpu=None, threads=1)
+
+
+def test_warming_up_runs_one_layer_and_leaves_the_model_whole(tiny_model, monkeypatch):
+    from transformers.models.roberta.modeling_roberta import RobertaLayer
+
+    layers = []
+    real = RobertaLayer.forward
+    monkeypatch.setattr(RobertaLayer, "forward", lambda *args, **more: layers.append(1) or real(*args, **more))
+    runner = load(tiny_model, CPU)
+    batch = runner.prepare(pad([[0, 7, 7, 2]], 1))
+    before = runner.fetch(runner.forward(batch))
+    assert len(layers) == 2
+    runner.warm_up(batch)
+    assert len(layers) == 3
+    assert (runner.fetch(runner.forward(batch)) == before).all()
+
+
+def test_a_compiled_model_that_torch_would_run_eagerly_is_an_error(tiny_model, monkeypatch):
+    """At the limit of recompilations, here of one; the backend is of no account."""
+    import torch
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *args, **kw: compile_module(*args, **kw, backend="eager"))
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        runner = VARIANTS["torch-compile"].load(tiny_model, CPU)
+        with pytest.raises(Exception, match="recompile_limit") as caught:
+            for texts, tokens in [(4, 8), (1, 8), (4, 1), (1, 1)]:
+                runner.forward(runner.prepare(pad(np.ones((texts, tokens), int), 1)))
+    torch.compiler.reset()
+    assert "recompile_limit" in describe(caught.value)
