@@ -12,12 +12,13 @@ Exit code: 0, 1 if a file can't be fetched or is not the published one, 2 for wr
 import re
 import shutil
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import utils
-from utils import UserError
+from bench.files import check_writable
+from bench.texts import DATASETS
+from utils import Parser, RunError, UserError, first_line, run, say
 
 PUBLISHED = "https://github.com/joaopn/gpu_benchmark_goemotions/raw/main/data"
 SHA256 = {
@@ -59,7 +60,7 @@ def fetch(source: str, target: Path, sha256: str) -> None:
 
 
 def parse_arguments() -> Namespace:
-    parser = utils.Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("dataset", nargs="?", choices=(*SHA256, "all"), default="all", help="default: all")
     add(
@@ -76,20 +77,19 @@ def parse_arguments() -> Namespace:
 def main() -> int:
     args = parse_arguments()
     names = list(SHA256) if args.dataset == "all" else [args.dataset]
-    sources = {name: locate(utils.DATASETS[name][0], args.origin) for name in names}
+    sources = {name: locate(DATASETS[name][0], args.origin) for name in names}
     if len(set(sources.values())) < len(sources):
         raise UserError("--from is one file: say whether it is normal or filtered")
-    utils.check_writable(args.output_dir)
+    check_writable(args.output_dir)
     for name, source in sources.items():
-        target = args.output_dir / utils.DATASETS[name][0]
+        target = args.output_dir / DATASETS[name][0]
         try:
             fetch(source, target, SHA256[name])
         except (OSError, ValueError) as error:
-            print(f"download.py: {source}: {utils.first_line(error)}", file=sys.stderr)
-            return 1
-        print(f"{target}: there, and the published file", file=sys.stderr)
+            raise RunError(f"{source}: {first_line(error)}") from error
+        say(f"{target}: there, and the published file")
     return 0
 
 
 if __name__ == "__main__":
-    utils.run(main)
+    run(main)

@@ -22,34 +22,32 @@ import csv
 import gzip
 import io
 import json
+import math
 import os
 import re
-import signal
 import sys
-from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentTypeError, Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
-from math import inf, nan
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from operator import call
 from pathlib import Path
 
 import msgspec
+from tqdm import tqdm
 from xxhash import xxh3_64_intdigest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import utils
-from utils import int_from
+from bench.files import check_writable, new_file
+from bench.texts import DATASETS
+from bench.workers import Workers, beat
+from utils import Parser, RunError, first_line, int_from, run, say
 
 WINDOW = 2**31  # bytes, the largest that zstandard has (--long=31)
-CHUNK = 2**20  # compressed bytes that are read at a time
 PIECE = 2**13  # compressed bytes that are decompressed at a time: so few that the result stays in the cache
 LONGEST_LINE = 2**26  # bytes; the longest comments have about 100 KB of JSON
-ANY_DATE = (-inf, inf)  # comments without a date included
 # What becomes of a line. Each is counted once, under the first of these that is true of it.
 COUNTS = {
     "broken": "not JSON",
@@ -76,36 +74,37 @@ class Comment(msgspec.Struct, frozen=True, gc=False):
     created_utc: int | float | str | None = None  # seconds since 1970; a string in some early dumps
 
 
-@dataclass(frozen=True)
-class Rules:
-    """How many comments to draw, and which may be drawn."""
-
-    count: int
-    seed: int
-    subreddits: frozenset[str]  # in lower case; empty for all
-    dates: tuple[float, float]  # seconds since 1970, the first included, the last not
-    chars: tuple[int, float]  # both included
-
-
-class Failed(Exception):
-    """The sample can't be drawn; the message says why."""
-
-
-class BadDump(Failed):
+class BadDump(RunError):
     """A dump can't be read to its end; the message names it and says why."""
 
 
-# ------------------------------------------------------------------------------------------------------- one dump
+# ------------------------------------------------------------------------------------------------- in a worker
 
 
-def sample_dump(path: Path, rules: Rules, report: Callable[[int], object]) -> tuple[Counter, list[Drawn]]:
-    """How many lines each of COUNTS is true of, and the `rules.count` eligible comments of the lowest priority.
+def sample_dumps(dumps: list[Path], rules: Namespace) -> tuple[Counter, list[Drawn], list[str]]:
+    """Counts the lines that each of COUNTS is true of, and draws the eligible comments of the lowest priority.
 
-    `report` is called with the compressed bytes read since the last call. Raises BadDump and MemoryError.
+    A bad dump adds to neither: what is wrong with it is a line of the third value, or BadDump without --skip-bad.
     """
+    counts, drawn, bad, before = Counter(), [], [], 0
+    for path in dumps:
+        try:
+            more, comments = sample_dump(path, rules, before)
+            counts += more
+            drawn = lowest(drawn + comments, rules.count)
+        except BadDump as error:
+            if not rules.skip_bad:
+                raise
+            bad.append(str(error))
+        before += path.stat().st_size
+    return counts, drawn, bad
+
+
+def sample_dump(path: Path, rules: Namespace, before: int = 0) -> tuple[Counter, list[Drawn]]:
+    """Does this for one dump; `before`: bytes of the dumps that were read before. Raises BadDump."""
     decoder = msgspec.json.Decoder(Comment)
     counts, drawn, bound = Counter(), [], 2**64
-    for block in read_blocks(path, report):
+    for block in read_blocks(path, before):
         comments = parse(block, decoder)
         verdicts = [judge(comment, rules) if isinstance(comment, Comment) else comment for comment in comments]
         counts.update(verdicts)
@@ -120,50 +119,41 @@ def sample_dump(path: Path, rules: Rules, report: Callable[[int], object]) -> tu
     return counts, lowest(drawn, rules.count)
 
 
-def read_blocks(path: Path, report: Callable[[int], object]) -> Iterator[bytes]:
-    """A dump in blocks of whole lines. Raises BadDump and MemoryError."""
-    rest = b""
-    for piece in decompress(path, report):
-        end = piece.rfind(b"\n") + 1
-        if end:
-            yield rest + piece[:end]
-            rest = b""
-        rest += piece[end:]
-        if len(rest) > LONGEST_LINE:
-            raise BadDump(f"{path}: corrupt: a line of more than {LONGEST_LINE >> 20} MiB")
+def read_blocks(path: Path, before: int) -> Iterator[bytes]:
+    """Reads a zstandard file of one or more frames, in blocks of whole lines. Raises BadDump."""
+    import zstandard  # whose stream reader would take a truncated file for a whole one
+
+    decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW)
+    frame, rest = None, b""
+    try:
+        with path.open("rb", buffering=2**20) as file:
+            if not file.peek(1):
+                raise BadDump(f"{path}: empty")
+            while piece := file.read(PIECE):
+                beat(before + file.tell())
+                while piece:
+                    frame = frame or decompressor.decompressobj()
+                    text = frame.decompress(piece)
+                    piece = frame.unused_data
+                    frame = None if frame.eof else frame
+                    end = text.rfind(b"\n") + 1
+                    if end:
+                        yield rest + text[:end]
+                        rest = b""
+                    rest += text[end:]
+                    if len(rest) > LONGEST_LINE:
+                        raise BadDump(f"{path}: corrupt: a line of more than {LONGEST_LINE >> 20} MiB")
+    except (zstandard.ZstdError, OSError) as error:
+        if "llocation error" in str(error):
+            raise RunError(f"{path}: out of memory: use fewer --workers") from error
+        raise BadDump(f"{path}: corrupt: {first_line(error)}") from error
+    if frame:
+        raise BadDump(f"{path}: truncated")
     yield rest
 
 
-def decompress(path: Path, report: Callable[[int], object]) -> Iterator[bytes]:
-    """The contents of a zstandard file of one or more frames, in pieces. Raises BadDump and MemoryError."""
-    import zstandard
-
-    decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW)
-    frame = None
-    try:
-        with path.open("rb") as file:
-            if not file.peek(1):
-                raise BadDump(f"{path}: empty")
-            while chunk := file.read(CHUNK):
-                report(len(chunk))
-                for start in range(0, len(chunk), PIECE):
-                    piece = chunk[start : start + PIECE]
-                    while piece:
-                        frame = frame or decompressor.decompressobj()
-                        yield frame.decompress(piece)
-                        piece = frame.unused_data
-                        if frame.eof:
-                            frame = None
-    except (zstandard.ZstdError, OSError) as error:
-        if "llocation error" in str(error):
-            raise MemoryError from error
-        raise BadDump(f"{path}: corrupt: {utils.first_line(error)}") from error
-    if frame:
-        raise BadDump(f"{path}: truncated")
-
-
 def parse(block: bytes, decoder: msgspec.json.Decoder) -> list[Comment | str]:
-    """The comment in each line of a block that is not blank; instead of one that has none, `broken` or `other`."""
+    """Returns the comment in each line of a block that is not blank; for one that has none, `broken` or `other`."""
     try:
         return decoder.decode_lines(block)
     except (ValueError, RecursionError):
@@ -171,7 +161,7 @@ def parse(block: bytes, decoder: msgspec.json.Decoder) -> list[Comment | str]:
 
 
 def parse_line(line: bytes, decoder: msgspec.json.Decoder) -> Comment | str:
-    """What parse() says of a line. Half surrogate pairs, which msgspec refuses, are replaced."""
+    """Returns what parse says of a line. Half surrogate pairs, which msgspec refuses, are replaced."""
     try:
         return decoder.decode(line)
     except (ValueError, RecursionError):
@@ -191,121 +181,65 @@ def parse_line(line: bytes, decoder: msgspec.json.Decoder) -> Comment | str:
         return "other"
 
 
-def judge(comment: Comment, rules: Rules) -> str:
-    """Which of COUNTS is true of a comment."""
+def judge(comment: Comment, rules: Namespace) -> str:
+    """Returns which of COUNTS is true of a comment."""
     text = comment.body.strip()
     if not text:
         return "empty"
     if text in ("[deleted]", "[removed]"):
         return text[1:-1]
-    if rules.subreddits and comment.subreddit.lower() not in rules.subreddits:
+    if rules.subreddit and comment.subreddit.lower() not in rules.subreddit:
         return "subreddit"
-    if rules.dates != ANY_DATE and not rules.dates[0] <= seconds(comment.created_utc) < rules.dates[1]:
+    dated = rules.after > -math.inf or rules.before < math.inf
+    if dated and not rules.after <= seconds(comment.created_utc) < rules.before:
         return "date"
-    if not rules.chars[0] <= len(comment.body) <= rules.chars[1]:
+    if not rules.min_chars <= len(comment.body) <= rules.max_chars:
         return "length"
     return "eligible"
 
 
 def seconds(created_utc: int | float | str | None) -> float:
-    """A date as a number, nan where it is none."""
+    """Returns a date as a number, nan where it is none."""
     try:
         return float(created_utc)
     except (TypeError, ValueError, OverflowError):
-        return nan
+        return math.nan
 
 
 def lowest(drawn: list[Drawn], count: int) -> list[Drawn]:
-    """The `count` comments of the lowest priority, in this order, each id once."""
+    """Returns the `count` comments of the lowest priority, in this order, each id once."""
     once = {}
     for comment in sorted(drawn):
         once.setdefault(comment[1], comment)
     return list(once.values())[:count]
 
 
-# ------------------------------------------------------------------------------------------------------ all dumps
+# -------------------------------------------------------------------------------------------------- the script
 
 
-def serve(connection: Connection, path: Path, rules: Rules) -> None:
-    """A worker: samples a dump, and sends compressed bytes read, now and then, and at last the sample or an error."""
-    try:
-        try:
-            connection.send(sample_dump(path, rules, connection.send))
-        except (BadDump, MemoryError) as error:
-            connection.send(error)
-    except BrokenPipeError:
-        return  # the parent has died
-
-
-def sample_dumps(dumps: list[Path], rules: Rules, workers: int, skip_bad: bool) -> tuple[Counter, list[Drawn]]:
-    """The counts and the sample of all dumps; a bad one adds to neither and is counted as `bad`. Raises Failed."""
-    from tqdm import tqdm
-
-    left = sorted(dumps, key=lambda path: path.stat().st_size)  # the largest are begun first
-    running, counts, drawn = {}, Counter(), []
-    progress = tqdm(total=sum(path.stat().st_size for path in dumps), unit="B", unit_scale=True, mininterval=0.5)
-    try:
-        while left or running:
-            while left and len(running) < workers:
-                path = left.pop()
-                running.update([start_worker(path, rules)])
-            for connection in wait(running):
-                message = receive(connection, *running[connection])
-                if isinstance(message, int):
-                    progress.update(message)
-                    continue
-                del running[connection]
-                if isinstance(message, BadDump) and skip_bad:
-                    progress.write(f"passed over {message}", file=sys.stderr)
-                    counts["bad"] += 1
-                elif isinstance(message, Failed):
-                    raise message
-                else:
-                    counts += message[0]
-                    drawn = lowest(drawn + message[1], rules.count)
-    finally:
-        progress.close()
-        for _, process in running.values():
-            process.kill()
-            process.join()
-    return counts, drawn
-
-
-def start_worker(path: Path, rules: Rules) -> tuple[Connection, tuple[Path, BaseProcess]]:
-    """Starts a worker on a dump: (the connection that it sends on, (the dump, its process))."""
-    context = get_context("spawn")
-    mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=serve, args=(theirs, path, rules), daemon=True)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker inherits it: the parent ends its workers
-    try:
-        process.start()
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    theirs.close()
-    return mine, (path, process)
-
-
-def receive(connection: Connection, path: Path, process: BaseProcess) -> int | tuple[Counter, list[Drawn]] | Failed:
-    """What a worker sends next: compressed bytes read, or its sample or error, after which it ends."""
-    try:
-        message = connection.recv()
-    except EOFError:
-        process.join()
-        message = Failed(f"the worker that read {path} died, exit code {process.exitcode}: out of memory?")
-    if isinstance(message, MemoryError):
-        message = Failed(f"{path}: out of memory: use fewer --workers")
-    if not isinstance(message, int):
-        process.join()
-        connection.close()
-    return message
+def sample_all(rules: Namespace) -> tuple[Counter, list[Drawn], list[str]]:
+    """Deals the dumps to the workers, the largest first, and takes their counts and samples together."""
+    shards = [[] for _ in range(min(rules.workers, len(rules.dumps)))]
+    for path in sorted(rules.dumps, key=lambda path: -path.stat().st_size):
+        min(shards, key=lambda shard: sum(path.stat().st_size for path in shard)).append(path)
+    total = sum(path.stat().st_size for path in rules.dumps)
+    with (
+        tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr) as progress,
+        Workers(partial, [(sample_dumps, shard, rules) for shard in shards]) as workers,
+    ):
+        samples = workers.ask(call, on_beat=lambda done: progress.update(sum(filter(None, done)) - progress.n))
+        progress.update(total - progress.n)
+    counts, drawn, bad = zip(*samples, strict=True)
+    return sum(counts, Counter()), lowest(list(chain(*drawn)), rules.count), list(chain(*bad))
 
 
 def write_sample(path: Path, sample: list[Drawn]) -> None:
-    """Writes a CSV.gz, atomically, with no time stamp, so that the same sample gives the same file. Every field is
-    quoted, since pandas takes a bare carriage return for the end of a row.
+    """Writes a CSV.gz, whole or not at all, without a time stamp, so that the same sample gives the same file.
+
+    Every field is quoted, since pandas takes a bare carriage return for the end of a row.
     """
     with (
-        utils.atomic_file(path) as file,
+        new_file(path) as file,
         gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
         io.TextIOWrapper(packed, encoding="utf-8", newline="") as text,
     ):
@@ -315,33 +249,25 @@ def write_sample(path: Path, sample: list[Drawn]) -> None:
         writer.writerows(row[1:] for row in sorted(sample, key=lambda row: (len(row[1]), row[1])))
 
 
-# ----------------------------------------------------------------------------------------------------- the script
-
-
 def parse_arguments() -> Namespace:
-    parser = utils.Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("dumps", nargs="+", type=dump, metavar="DUMPS", help="RC_*.zst files")
     add("--count", type=int_from(1), default=10_000, help="comments to draw (default: 10000)")
     add("--min-chars", type=int_from(0), default=0, help="the shortest body drawn (default: 0)")
-    add("--max-chars", type=int_from(1), default=inf, help="the longest body drawn (default: any)")
+    add("--max-chars", type=int_from(1), default=math.inf, help="the longest body drawn (default: any)")
     add("--subreddit", type=subreddits, default=frozenset(), metavar="LIST", help="only these, in any case: a,b,c")
-    add("--after", type=day, default=-inf, metavar="DATE", help="only from YYYY-MM-DD on, 00:00 UTC, inclusive")
-    add("--before", type=day, default=inf, metavar="DATE", help="only before YYYY-MM-DD, 00:00 UTC, exclusive")
-    add("--seed", type=int_from(0), default=0, help="below 2**64; another draws another sample (default: 0)")
+    add("--after", type=day, default=-math.inf, metavar="DATE", help="only from YYYY-MM-DD on, 00:00 UTC, inclusive")
+    add("--before", type=day, default=math.inf, metavar="DATE", help="only before YYYY-MM-DD, 00:00 UTC, exclusive")
+    seed_help = "below 2**64; another draws another sample (default: 0)"
+    add("--seed", type=int_from(0, 2**64 - 1), default=0, help=seed_help)
     add("--workers", type=int_from(1), default=1, help="dumps read at once, 2 GiB of memory each (default: 1)")
     add("--skip-bad", action="store_true", help="pass over corrupt and truncated dumps, as if they were not given")
-    add(
-        "--output",
-        type=csv_gz,
-        default=Path(__file__).with_name("my_sample.csv.gz"),
-        help="default: data/my_sample.csv.gz",
-    )
+    sample = Path(__file__).with_name("my_sample.csv.gz")
+    add("--output", type=csv_gz, default=sample, help="default: data/my_sample.csv.gz")
     args = parser.parse_args()
     if len({path.resolve() for path in args.dumps}) < len(args.dumps):
         parser.error("the same dump is given twice")
-    if args.seed >= 2**64:
-        parser.error("--seed is not below 2**64")
     if args.min_chars > args.max_chars:
         parser.error("--min-chars is more than --max-chars: no comment has such a length")
     if args.after >= args.before:
@@ -363,7 +289,7 @@ def subreddits(text: str) -> frozenset[str]:
 
 
 def day(text: str) -> float:
-    """Seconds from 1970 to 00:00 UTC of a date."""
+    """Returns the seconds from 1970 to 00:00 UTC of a date."""
     try:
         return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()
     except ValueError as error:
@@ -371,42 +297,41 @@ def day(text: str) -> float:
 
 
 def csv_gz(text: str) -> Path:
-    if not text.endswith(".csv.gz"):
-        raise ArgumentTypeError(f"{text!r} does not end in .csv.gz")
-    if Path(text).is_dir():
-        raise ArgumentTypeError(f"{text!r} is a folder")
-    if Path(text).name in chain(*utils.DATASETS.values()):
+    if not text.endswith(".csv.gz") or Path(text).is_dir():
+        raise ArgumentTypeError(f"{text!r} is no name of a .csv.gz file")
+    if Path(text).name in chain(*DATASETS.values()):
         raise ArgumentTypeError(f"{text!r} is the name of a published or bundled dataset")
     return Path(text)
 
 
-def summary(counts: Counter, dumps: int, drawn: int) -> list[str]:
-    """What was read, excluded and kept, in lines."""
-    rows = [("dumps", dumps - counts["bad"], f"read to their end; bad and passed over: {counts['bad']}")]
+def print_summary(counts: Counter, bad: list[str], dumps: int, drawn: int) -> None:
+    """Says what was read, left out and drawn."""
+    for line in bad:
+        say(f"passed over {line}")
+    rows = [("dumps", dumps - len(bad), f"read to their end; bad and passed over: {len(bad)}")]
     rows += [("lines", sum(counts[name] for name in COUNTS), "of these dumps, blank ones left out")]
     rows += [(f"  {name}", counts[name], meaning) for name, meaning in COUNTS.items()]
-    rows += [("drawn", drawn, "each id once")]
-    return [f"{name:<11} {count:>14,}  {meaning}" for name, count, meaning in rows]
+    for name, count, meaning in [*rows, ("drawn", drawn, "each id once")]:
+        say(f"{name:<11} {count:>14,}  {meaning}")
 
 
 def main() -> int:
     args = parse_arguments()
-    utils.check_writable(args.output.parent)
-    dates, chars = (args.after, args.before), (args.min_chars, args.max_chars)
-    rules = Rules(args.count, args.seed, args.subreddit, dates, chars)
+    check_writable(args.output.parent)
+    counts, sample, bad = sample_all(args)
+    print_summary(counts, bad, len(args.dumps), len(sample))
+    if not sample:
+        raise RunError("no comment is eligible, so nothing is written")
     try:
-        counts, sample = sample_dumps(args.dumps, rules, args.workers, args.skip_bad)
-        print(*summary(counts, len(args.dumps), len(sample)), sep="\n", file=sys.stderr)
-        if not sample:
-            raise Failed("no comment is eligible, so nothing is written")
         write_sample(args.output, sample)
-    except (Failed, OSError) as error:
-        print(f"sample_reddit.py: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        raise RunError(f"{args.output}: {first_line(error)}") from error
     fewer = f", fewer than the {args.count} asked for" if len(sample) < args.count else ""
-    print(f"{args.output}: {len(sample)} comments{fewer}", file=sys.stderr)
+    say(f"{args.output}: {len(sample)} comments{fewer}")
     return 0
 
 
 if __name__ == "__main__":
-    utils.run(main)
+    import sample_reddit  # workers need its functions under this name
+
+    run(sample_reddit.main)
