@@ -36,11 +36,10 @@ from bench.passes import Cell, Job, Worker
 from bench.sweep import gather
 from bench.texts import Dataset, load_dataset
 from bench.workers import Workers, in_fresh_process
+from runtimes import VARIANTS
 from runtimes.onnx import check_gpu
 from runtimes.runner import Place
 from utils import Parser, UserError, cpu_cores, int_from, process_count, run, say
-
-VARIANTS_OF = {"fp16": "onnx-fp16", "int8": "onnx-int8", "fp32": "onnx"}
 
 
 def parse_arguments() -> Namespace:
@@ -122,8 +121,9 @@ def run_over(inputs: Inputs, job: Job, cell: Cell) -> tuple[np.ndarray, float]:
 def compare(args: Namespace, source: Path, file: Path, texts: list[str], place: Place) -> dict:
     """Runs the original and the export over the same batches; returns what the report says of both."""
     inputs = prepare_inputs(source, texts, place.gpu, with_reference=False)
+    exported = next(name for name, variant in VARIANTS.items() if variant.export == args.precision)
     logits, speed = {}, {}
-    for name, variant, loaded in (("original", "torch", source), ("export", VARIANTS_OF[args.precision], file)):
+    for name, variant, loaded in (("original", "torch", source), ("export", exported, file)):
         cell = Cell(variant, 1, args.batch_size, args.order)
         logits[name], speed[name] = run_over(inputs, Job(source, variant, loaded, place, inputs.folder), cell)
     problem = inputs.about["problem"]

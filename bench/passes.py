@@ -72,6 +72,7 @@ class Worker:
     def forget(self) -> None:
         """Gives the memory of the last cell back; on a GPU every shape is warmed up again then."""
         self.cell, self.texts, self.batches, self.prepared, self.outputs, self.latencies = None, [], [], [], [], []
+        self.padded = 0
         if self.gpu is None:
             with contextlib.suppress(OSError):  # not Linux, or not allowed: memory is the peak of the whole life then
                 Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
@@ -86,7 +87,10 @@ class Worker:
         return round_up(lengths, self.inputs.about["limit"]) if self.few_shapes else lengths
 
     def pad(self, rows: list, widths: np.ndarray) -> dict[str, np.ndarray]:
-        return pad(rows, self.inputs.about["pad_id"], widths.max())
+        """Pads a batch, and counts its tokens."""
+        inputs = pad(rows, self.inputs.about["pad_id"], widths.max())
+        self.padded += inputs["input_ids"].size
+        return inputs
 
     # ------------------------------------------------------------------------------------------ the steps of a cell
 
@@ -140,15 +144,14 @@ class Worker:
         """
         memory = used_memory_mib(self.gpu)
         checked = np.isin(np.arange(len(self.inputs.lengths)), self.inputs.checked)
-        kept, padded = [], 0
+        kept = []
         for batch, outputs in zip(self.batches, self.outputs, strict=True):
             here = checked[batch]
             logits = outputs if self.cell.timed == "texts" else self.runner.fetch(outputs)
             kept.append((batch[here], logits[here]))
-            padded += len(batch) * int(self.widths[batch].max())
         if self.gpu is not None:
             self.latencies = [self.time_batch(i) for i in evenly_spaced(len(self.prepared), LATENCY_BATCHES)]
-        answer = {"kept": kept, "latencies": self.latencies, "memory": memory, "padded": padded}
+        answer = {"kept": kept, "latencies": self.latencies, "memory": memory, "padded": self.padded}
         self.forget()
         return answer
 
@@ -175,6 +178,7 @@ class Worker:
             self.run_texts()
 
     def run_texts(self) -> tuple[float, float]:
+        self.padded = 0
         start = time.monotonic()
         done = []  # with the inputs: a GPU may still read them
         for batch, inputs in prefetch((batch, self.runner.prepare(inputs)) for batch, inputs in self.padded_batches()):
