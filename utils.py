@@ -4,6 +4,8 @@ Nothing heavy is imported here, so that every `--help` is instant.
 """
 
 import argparse
+import contextlib
+import html
 import math
 import os
 import re
@@ -38,8 +40,16 @@ class Parser(argparse.ArgumentParser):
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
 
+    def parse_args(self, *arguments):
+        """Parses all arguments; an unknown one is named without its value, which may be a token."""
+        args, unknown = self.parse_known_args(*arguments)
+        if unknown:
+            names = [word.split("=")[0] for word in unknown if word.startswith("-")] or ["a word too many"]
+            self.error(f"unrecognized arguments: {' '.join(names)}")
+        return args
+
     def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {clean(message)}\n")
 
 
 def int_from(least: int, most: float = math.inf) -> Callable[[str], int]:
@@ -74,14 +84,29 @@ def say(line: str = "") -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def clean(text: str) -> str:
+    """Replaces line breaks, escape codes and half surrogates by spaces."""
+    return CONTROL.sub(" ", text)
+
+
+def markdown(text: str) -> str:
+    """Escapes a text for Markdown, so that it brings no HTML, links, pictures or table cells."""
+    return re.sub(r"([\\`*_\[\]()!|~#])", r"\\\1", html.escape(clean(text), quote=False))
+
+
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return clean((str(error).strip().splitlines() or [type(error).__name__])[0][:300])
 
 
 def slug(name: str) -> str:
-    """Turns a name into a part of a file name: letters, digits, dots and dashes (underscores separate the parts)."""
+    """Turns a name into letters, digits, dots and dashes: `RTX 4090` into `RTX-4090`."""
     return re.sub(r"(?:[^\w.]|_)+", "-", name).strip("-.")
+
+
+def file_name(name: str) -> str:
+    """Turns a name into a part of a file name, each into another: `a b` into `a%20b`."""
+    return re.sub(r"^\.|[^\w.-]", lambda character: f"%{ord(character[0]):02X}", name) or "%"
 
 
 def stop(number: int, _) -> NoReturn:
@@ -92,21 +117,40 @@ def stop(number: int, _) -> NoReturn:
     sys.exit(128 + number)
 
 
+def open_standard_streams() -> None:
+    """Opens to nothing what is closed (`2>&-`): else the next file that is opened would get what is printed."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
+
+
 def run(main: Callable[[], int]) -> NoReturn:
-    """Runs a script and exits with what `main` returns; a UserError is one line, Ctrl-C is code 130."""
-    script = Path(sys.argv[0]).name
-    signal.signal(signal.SIGTERM, stop)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless a shell has it ignored
-        signal.signal(signal.SIGINT, stop)
+    """Runs a script and exits with what `main` returns.
+
+    A UserError, or what the system refuses, is one line; Ctrl-C is code 130, a reader who has gone (`| head`) 141.
+    """
+    script, message = Path(sys.argv[0]).name, ""
+    open_standard_streams()
     sys.stdout.reconfigure(errors="backslashreplace")  # for text that the terminal can't show
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell or nohup has it
+            signal.signal(number, stop)
     try:
         if CONTROL.search("".join(sys.argv[1:])):
             raise UserError("an argument has a line break, a control character or bytes that are no UTF-8")
         code = main()
+        sys.stdout.flush()
     except UserError as error:
-        code = error.code
-        say(f"{script}: {error}")
+        code, message = error.code, clean(str(error))
     except KeyboardInterrupt:
-        code = 130
-        say(f"{script}: interrupted")
+        code, message = 130, "interrupted"
+    except OSError as error:  # a full disk, a terminal or a reader that is gone
+        code, message = (141, "") if isinstance(error, BrokenPipeError) else (1, first_line(error))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest when it ends
+    with contextlib.suppress(OSError):
+        if message:
+            say(f"{script}: {message}")
     sys.exit(code)

@@ -24,10 +24,10 @@ from types import SimpleNamespace
 
 from utils import RunError, UserError, first_line
 
-LOOK = 1.0  # seconds between two heartbeats, and between two looks at the clock
+POLL_SECONDS = 1.0  # between two heartbeats, and between two looks at the clock
 PR_SET_PDEATHSIG = 1  # prctl(2)
 OUT_OF_MEMORY = "OutOfMemory", "out of memory", "can't allocate memory", "Failed to allocate memory", "ALLOC_FAILED"
-parent = SimpleNamespace(connection=None, told=0.0)  # in a worker: the way to its parent, and when it last used it
+parent = SimpleNamespace(connection=None, last_beat=0.0)  # in a worker
 
 
 class WorkerFailed(RunError):
@@ -35,10 +35,10 @@ class WorkerFailed(RunError):
 
 
 class Workers:
-    """Starts processes, asks all of them the same, and kills them in the end; used as a context manager.
+    """Starts a process for each tuple of arguments, calls methods in all of them, and kills them at the end.
 
-    Each makes its object with `make(*arguments)`, with arguments of its own. `timeout`: seconds without an answer or a
-    heartbeat after which a worker hangs, 0 for no limit.
+    A context manager. Each process makes its object with `make(*arguments)`. `timeout`: seconds of silence after which
+    a worker counts as hung, 0 for never.
     """
 
     def __init__(self, make: Callable, arguments: list[tuple], timeout: float = 0):
@@ -86,7 +86,7 @@ class Workers:
         waiting, heard = dict(enumerate(self.connections)), [time.monotonic()] * len(self.connections)
         values, beats, errors = [None] * len(waiting), [None] * len(waiting), []
         while waiting:
-            ready = wait(waiting.values(), LOOK)
+            ready = wait(waiting.values(), POLL_SECONDS)
             now = time.monotonic()
             for i, connection in list(waiting.items()):
                 if connection in ready:
@@ -148,8 +148,8 @@ def beat(value=None) -> None:
     Does nothing in a process that is no worker.
     """
     now = time.monotonic()
-    if parent.connection and now - parent.told >= LOOK:
-        parent.told = now
+    if parent.connection and now - parent.last_beat >= POLL_SECONDS:
+        parent.last_beat = now
         parent.connection.send(("beat", value))
 
 
@@ -162,17 +162,17 @@ def serve(descriptor: int) -> None:
     warnings.simplefilter("ignore")
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
         make, arguments = connection.recv()
-        kind, made = attempt(make, *arguments)
-        connection.send((kind, made if kind == "error" else None))
+        kind, target = attempt(make, *arguments)
+        connection.send((kind, target if kind == "error" else None))
         while kind == "value":
             step, arguments = connection.recv()
-            kind, value = attempt(step, made, *arguments)
+            kind, value = attempt(step, target, *arguments)
             connection.send((kind, value))
             del value
 
 
 def attempt(function: Callable, *arguments) -> tuple[str, object]:
-    """Calls the function: ("value", what it returns) or ("error", a UserError)."""
+    """Calls the function; returns ("value", its result) or ("error", a UserError)."""
     try:
         return "value", function(*arguments)
     except UserError as error:

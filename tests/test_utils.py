@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,75 @@ def test_a_terminal_that_can_not_show_a_text_does_not_end_the_script(monkeypatch
     assert (stopped.value.code, screen.getvalue()) == (0, b"\\u2026\\U0001f600\n")
 
 
+def test_names_become_parts_of_file_names_each_into_another():
+    names = [
+        "a b",
+        "a-b",
+        "a_b",
+        "a.b",
+        ".a",
+        "a",
+        "Комментарии_2024 (1)",
+        "評論",
+        "???",
+        "",
+        "..",
+        "a/b",
+        "a%20b",
+        "x" * 9,
+    ]
+    files = [utils.file_name(name) for name in names]
+    assert len(set(files)) == len(files)
+    assert not any(re.search(r"[\s/?]|^[.]|^$", file) for file in files)
+    assert utils.file_name("Комментарии_2024") == "Комментарии_2024"
+    assert utils.slug("NVIDIA GeForce RTX 4090") == "NVIDIA-GeForce-RTX-4090"
+
+
+def test_a_text_for_markdown_brings_nothing_of_its_own():
+    attack = "<!-- end --> ![x](http://evil) | `code` \x1b[31m <script> **b**\nnext"
+    assert utils.markdown(attack) == (
+        "&lt;\\!-- end --&gt; \\!\\[x\\]\\(http://evil\\) \\| \\`code\\`  \\[31m &lt;script&gt; \\*\\*b\\*\\* next"
+    )
+
+
+def test_an_unknown_option_is_named_without_its_value(call):
+    for secret in (["--hf_token", "SECRET"], ["--hf_token=SECRET"], ["SECRET"]):
+        code, out, err = call(export_onnx, "model", *secret)
+        assert (code, out) == (2, "") and "unrecognized arguments: " in err and "SECRET" not in err
+
+
+SCRIPT = """
+import sys, utils
+def main():
+    utils.say("a note")
+    for i in range(int(sys.argv[1])):
+        print("row", i, flush=i % 2 == 0)
+    return 0
+utils.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        ('python -c "$SCRIPT" 9999 | head -1', 141, "row 0\n"),
+        ('python -c "$SCRIPT" 1 >/dev/full', 1, ""),
+        ('python -c "$SCRIPT" 1 >&-', 0, ""),
+        ('python -c "$SCRIPT" 1 <&- 2>&-', 0, "row 0\n"),
+        ('python -c "$SCRIPT" 1 2>/dev/full', 1, ""),
+        ('python -c "$SCRIPT" 1 <&- >&- 2>&-', 0, ""),
+    ],
+)
+def test_streams_that_are_closed_full_or_left(how, code, said):
+    how = how.replace("python", sys.executable)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SCRIPT": SCRIPT}
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", how], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, said)
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
 SLEEPER = """
 import time, utils
 def main():
@@ -45,7 +115,9 @@ utils.run(main)
 """
 
 
-@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, 131)]
+)
 def test_a_signal_cleans_up(sign, code):
     process = subprocess.Popen(
         [sys.executable, "-c", SLEEPER],
@@ -59,3 +131,12 @@ def test_a_signal_cleans_up(sign, code):
     out, err = process.communicate(timeout=10)
     assert (process.returncode, out) == (code, "cleaned up\n")
     assert "Traceback" not in err
+
+
+def test_what_nohup_has_ignored_stays_ignored():
+    command = ["bash", "-c", 'trap "" HUP; exec "$0" -c "$SLEEPER"', sys.executable]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SLEEPER": SLEEPER.replace("30", "1")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=10)[0] == "cleaned up\n" and process.returncode == 0
