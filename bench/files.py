@@ -1,12 +1,14 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and digests of what is in them."""
 
 import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from xxhash import xxh3_64
 
 from utils import RunError, UserError
 
@@ -70,3 +72,16 @@ def make_once(folder: Path, make: Callable[[Path], object]) -> None:
     except RunError:
         if not folder.exists():
             raise
+
+
+def digest(content: Iterable[bytes | Path]) -> str:
+    """Returns 16 hexadecimal digits for byte strings, and names and contents of files, in this order."""
+    total = xxh3_64()
+    for part in content:
+        single = xxh3_64(part if isinstance(part, bytes) else part.name.encode())
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                while block := file.read(2**20):
+                    single.update(block)
+        total.update(single.digest())
+    return total.hexdigest()

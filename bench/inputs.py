@@ -1,18 +1,20 @@
 """Texts -> what every cell of a sweep gets: token ids and the reference, made once and kept in the cache."""
 
-import hashlib
+import contextlib
+import inspect
 import json
+import math
 import shutil
 import time
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from bench.batches import pad
-from bench.files import make_once
+from bench.files import digest, make_once
 from bench.machine import count_flops, versions
 from bench.models import load_config
 from bench.parity import probabilities, problem_type
@@ -20,100 +22,143 @@ from bench.texts import check_vocabulary, evenly_spaced, load_tokenizer, token_l
 from bench.workers import in_fresh_process
 from runtimes import VARIANTS
 from runtimes.runner import Place
-from utils import CACHE, cpu_cores
+from utils import CACHE, UserError, clean, cpu_cores
 
 CHECK_TEXTS = 256
+WEIGHTS = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What the cells of a sweep share; kept in a folder of the cache, from which each worker loads it.
 
-    token_ids: of all texts in one run, int32; lengths: the token count of each text; checked: indices of the texts that
-    are compared; reference: their probabilities [checked, labels] from the original model in eager FP32 torch, computed
-    text by text, without padding (empty if it was not asked for); flops: of one pass over the real tokens; about:
-    `model` and `tokenizer` (lines to print), `problem`, `labels` (names), `pad_id`, `limit` (most tokens of a text).
+    ids: of all texts in one run, int32 [tokens], by name (`input_ids`, perhaps `token_type_ids`); lengths: the token
+    count of each text; ends: where each ends in `ids`; checked: indices of the texts that are compared; reference:
+    their probabilities [checked, labels] from the original model in eager FP32 torch, computed text by text, without
+    padding (empty if it was not asked for); flops: of one pass over the real tokens; about: `model` and `tokenizer`
+    (lines to print), `problem`, `labels` (names), `limit` (most tokens of a text), `fills` and `side` (see
+    batches.pad), `empty` (how many texts gave no token and were left out).
     """
 
     folder: Path
-    token_ids: np.ndarray
+    ids: dict[str, np.ndarray]
     lengths: np.ndarray
+    ends: np.ndarray
     checked: np.ndarray
     reference: np.ndarray
     flops: float
     about: dict
 
-    @cached_property
-    def ends(self) -> np.ndarray:
-        """Where each text ends in `token_ids`."""
-        return np.cumsum(self.lengths)
-
-    def rows(self, batch: np.ndarray) -> list[np.ndarray]:
-        """Returns the token ids of each text of a batch."""
-        return [self.token_ids[self.ends[i] - self.lengths[i] : self.ends[i]] for i in batch]
+    def rows(self, batch: Iterable[int]) -> dict[str, list[np.ndarray]]:
+        """Returns the ids of each text of a batch."""
+        spans = [slice(self.ends[i] - self.lengths[i], self.ends[i]) for i in batch]
+        return {name: [values[span] for span in spans] for name, values in self.ids.items()}
 
     def texts(self) -> list[str]:
         return json.loads((self.folder / "texts.json").read_text(encoding="utf-8"))
 
 
 def load_inputs(folder: Path) -> Inputs:
-    with np.load(folder / "arrays.npz") as arrays:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        return Inputs(folder, **arrays, flops=about.pop("flops"), about=about)
+    with np.load(folder / "arrays.npz") as file:
+        arrays = dict(file)
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    ids = {name: arrays.pop(name) for name in ("input_ids", "token_type_ids") if name in arrays}
+    return Inputs(folder, ids, **arrays, flops=about.pop("flops"), about=about)
+
+
+def identify(model: Path, texts: list[str]) -> dict[str, str]:
+    """Returns the digests that a row carries: of the texts, and of the model's weights, config and tokenizer."""
+    parts = [file for file in sorted(model.iterdir()) if file.suffix in (".json", ".txt", ".model", *WEIGHTS)]
+    return {"texts_id": digest(text.encode() for text in texts), "weights_id": digest(parts)}
 
 
 def prepare_inputs(model: Path, texts: list[str], gpu: int | None, with_reference: bool = True) -> Inputs:
-    """Returns the inputs that these texts are for the model in a folder, from the cache or made now.
+    """Tokenizes the texts and computes the reference, or loads both from the cache.
 
     With a reference some of the texts are checked, evenly spaced; without one, all of them.
     """
-    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(model.iterdir())]
-    what = [str(model.resolve()), files, texts, versions("torch", "transformers"), CHECK_TEXTS, gpu is not None]
-    key = hashlib.sha256(json.dumps([*what, with_reference]).encode()).hexdigest()[:32]
+    known = [*identify(model, texts).values(), *versions("torch", "transformers", "tokenizers").values()]
+    key = digest(str(part).encode() for part in (*known, CHECK_TEXTS, gpu is not None, with_reference))
     folder = CACHE / "inputs" / key
 
     def make(temporary: Path) -> None:
         (temporary / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
         in_fresh_process(make_inputs, model, temporary, Place(gpu, cpu_cores()), with_reference)
 
-    for _ in range(2):
-        make_once(folder, make)
-        try:
-            return load_inputs(folder)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-            shutil.rmtree(folder)  # damaged, so it is made anew
+    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return load_inputs(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # it is not there, or damaged
+    make_once(folder, make)
     return load_inputs(folder)
 
 
 def make_inputs(model: Path, folder: Path, place: Place, with_reference: bool) -> None:
-    """Writes the inputs of the texts in `folder`/texts.json beside it."""
+    """Writes arrays.npz and about.json beside `folder`/texts.json."""
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     config, tokenizer = load_config(model), load_tokenizer(model)
-    limit = token_limit(config, tokenizer)
+    limit, fills = token_limit(config, tokenizer), input_fills(config, tokenizer)
+    names = [name for name in fills if name != "attention_mask"]
     tokenize(tokenizer, texts[:1], limit)  # the first call sets the tokenizer up
     start = time.monotonic()
-    token_ids = tokenize(tokenizer, texts, limit)
+    rows = tokenize(tokenizer, texts, limit, names)
     speed = len(texts) / (time.monotonic() - start)
-    check_vocabulary(token_ids, config)
+    full = [i for i, ids in enumerate(rows["input_ids"]) if ids]
+    if not full:
+        raise UserError("the tokenizer gives no token for any text")
+    if len(full) < len(texts):
+        (folder / "texts.json").write_text(json.dumps([texts[i] for i in full]), encoding="utf-8")
+        rows = {name: [values[i] for i in full] for name, values in rows.items()}
+    check_vocabulary(rows["input_ids"], config)
+    if fills.get("token_type_ids") == 0 and not any(any(types) for types in rows["token_type_ids"]):
+        del rows["token_type_ids"]  # pad() gives zeros
 
-    lengths = np.array([len(ids) for ids in token_ids])
-    problem, pad_id = problem_type(config), tokenizer.pad_token_id or 0
-    checked, reference, flops = np.arange(len(texts)), np.empty(0), 0.0
+    arrays = {name: np.concatenate(values).astype(np.int32) for name, values in rows.items()}
+    lengths = np.array([len(ids) for ids in rows["input_ids"]])
+    problem, flops = problem_type(config), 0.0
+    arrays |= {"lengths": lengths, "ends": np.cumsum(lengths)}
+    arrays |= {"checked": np.arange(len(full)), "reference": np.empty(0)}
     if with_reference:
-        checked = evenly_spaced(len(texts), CHECK_TEXTS)
+        arrays["checked"] = evenly_spaced(len(full), CHECK_TEXTS)
         runner = VARIANTS["torch"].load(model, place)
-        logits = [runner.fetch(runner.forward(runner.prepare(pad([token_ids[i]], pad_id)))) for i in checked]
-        reference = probabilities(np.concatenate(logits), problem)
-        flops = count_flops(model, lengths)
+        alone = [{name: [values[i]] for name, values in rows.items()} for i in arrays["checked"]]
+        logits = [runner.fetch(runner.forward(runner.prepare(pad(row, fills)))) for row in alone]
+        arrays["reference"] = probabilities(np.concatenate(logits), problem)
+        try:
+            flops = count_flops(model, lengths, max(rows["input_ids"], key=len))
+        except Exception:  # torch's counter fails for Perceiver, and CANINE takes no short texts
+            flops = math.nan
     about = {
         "model": f"{config.model_type}, {config.num_labels} labels, {problem}, at most {limit} tokens",
         "tokenizer": f"{speed:,.0f} messages/s ({'fast' if tokenizer.is_fast else 'slow'} tokenizer)",
         "problem": problem,
-        "labels": [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(config.num_labels)],
-        "pad_id": pad_id,
+        "labels": [clean(str(config.id2label.get(i, f"LABEL_{i}"))) for i in range(config.num_labels)],
         "limit": limit,
+        "fills": fills,
+        "side": tokenizer.padding_side,
+        "empty": len(texts) - len(full),
         "flops": flops,
     }
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
-    flat = np.concatenate(token_ids).astype(np.int32)
-    np.savez(folder / "arrays.npz", token_ids=flat, lengths=lengths, checked=checked, reference=reference)
+    np.savez(folder / "arrays.npz", **arrays)
+
+
+def input_fills(config, tokenizer) -> dict[str, int]:
+    """Returns what the model gets, by name, and what stands where padding is.
+
+    These are the names that its forward has, and of token types those that its tokenizer gives, as in transformers'
+    `model(**tokenizer(text))`. Raises UserError for a model that can't tell padding from text.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    kind = config.model_type
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UserError(f"transformers has no classifier of type {kind}")
+    accepted = inspect.signature(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].forward).parameters
+    if "attention_mask" not in accepted:
+        raise UserError(f"a {kind} has no attention mask, so that padding would change its answers")
+    if config.pad_token_id is None and "past_key_values" in accepted and not config.is_encoder_decoder:
+        raise UserError(f"this {kind} has no pad_token_id, which it needs to find the end of each text")
+    fills = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 0}
+    if "token_type_ids" in accepted and "token_type_ids" in tokenizer.model_input_names:
+        fills["token_type_ids"] = tokenizer.pad_token_type_id
+    return fills

@@ -7,8 +7,9 @@ import numpy as np
 
 from bench.batches import pad
 from bench.models import load_config
-from bench.texts import load_dataset, load_tokenizer, token_limit, tokenize
+from bench.texts import DATASETS, load_dataset, load_tokenizer, token_limit, tokenize
 from runtimes.onnx import feed
+from utils import ROOT
 
 OUTLIERS = 8  # channels: more change nothing on trained weights
 TEXTS = 64  # to find them with
@@ -61,11 +62,13 @@ def find_outliers(folder: Path, plain: Path, tensors: set[str]) -> dict[str, np.
     onnx.save(probe, file)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     tokenizer = load_tokenizer(folder)
-    texts = load_dataset("normal", limit=TEXTS).texts
+    texts = load_dataset(str(ROOT / "data" / DATASETS["normal"][1]), limit=TEXTS).texts  # bundled, so always the same
     names = [node.name for node in session.get_inputs()]
     largest = dict.fromkeys(sorted(tensors), 0.0)
-    for ids in tokenize(tokenizer, texts, token_limit(load_config(folder), tokenizer)):
-        outputs = session.run(list(largest), feed(names, pad([ids], pad_id=0)))
+    rows = tokenize(tokenizer, texts, token_limit(load_config(folder), tokenizer))
+    for ids in filter(None, rows["input_ids"]):
+        one = pad({"input_ids": [ids]}, {"input_ids": 0, "attention_mask": 0})
+        outputs = session.run(list(largest), feed(names, one))
         for name, values in zip(largest, outputs, strict=True):
             largest[name] = np.maximum(largest[name], np.abs(values).reshape(-1, values.shape[-1]).max(axis=0))
     return {name: np.sort(np.argsort(-values)[:OUTLIERS]) for name, values in largest.items()}

@@ -26,7 +26,7 @@ THROTTLING = {
     0x40: "heat (hardware)",
     0x80: "power brake",
 }
-LOOK = 0.2  # seconds between two looks at a GPU's clock
+POLL_SECONDS = 0.2  # between two looks at a GPU's clock
 PEAK_PRODUCTS = ((8192, 1024, 4096), (4096, 4096, 4096), (2048, 2048, 2048))  # rows, inner, columns
 GPU_PEAK_PRODUCTS = ((8192, 8192, 8192), *PEAK_PRODUCTS)
 PEAK_SECONDS = 0.5  # for each of them
@@ -150,7 +150,7 @@ def nvml_handle(uuid: str):
 
 @contextlib.contextmanager
 def watch_throttling(uuid: str) -> Iterator[set[str]]:
-    """Gives a set that grows, while the block runs, by what keeps the GPU's clock low, of THROTTLING."""
+    """Yields a set that collects, while the block runs, why the GPU's clock is held down: see THROTTLING."""
     import pynvml
 
     reasons, done = set(), threading.Event()
@@ -161,7 +161,7 @@ def watch_throttling(uuid: str) -> Iterator[set[str]]:
             while not over:
                 bits = pynvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)
                 reasons.update(name for bit, name in THROTTLING.items() if bits & bit)
-                over = done.wait(LOOK)
+                over = done.wait(POLL_SECONDS)
         except pynvml.NVMLError:
             reasons.add("not known")
 
@@ -212,8 +212,10 @@ def measure_peaks(precisions: list[str], place: Place) -> dict[str, float]:
     return peaks
 
 
-def count_flops(folder: Path, lengths: np.ndarray) -> float:
+def count_flops(folder: Path, lengths: np.ndarray, example: list[int]) -> float:
     """Counts the FLOPs of the model's forward pass over texts of so many tokens, padding not counted.
+
+    `example`: the token ids of the longest text, of which beginnings and the last token are run.
 
     torch's counter counts some lengths with eager attention (of others it misses the products on a CPU); between them
     the FLOPs a token are interpolated, which are linear in the length but for the head and for relative positions.
@@ -226,8 +228,8 @@ def count_flops(folder: Path, lengths: np.ndarray) -> float:
     counted = np.unique(np.clip([0, 16, 64, 256, 10**9], lengths.min(), lengths.max()))
     per_token = []
     for length in counted:
-        ones = torch.ones((1, int(length)), dtype=torch.int64)
+        ids = torch.tensor([[*example[: length - 1], example[-1]]])
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            model(input_ids=ones, attention_mask=ones)
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
         per_token.append(counter.get_total_flops() / length)
     return float((np.interp(lengths, counted, per_token) * lengths).sum())

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+TOLERANCE = 0.001  # of changed decisions, up to which an export is good
 PERCENTILES = {"p25": 25, "median": 50, "p75": 75, "p90": 90, "p95": 95, "p99": 99}
 WORST = 3  # texts that a report shows
 EXCERPT = 200  # characters of each
@@ -16,10 +17,12 @@ DECISIONS = {
 def problem_type(config) -> str:
     """Returns `regression`, `single_label_classification` or `multi_label_classification` of a transformers config.
 
-    A problem type of None is resolved as transformers' models do in their loss: one label is regression, several are
-    single label.
+    As transformers' text-classification pipeline has it: unless it is a regression, a single label gets a sigmoid, and
+    several labels a softmax where the config doesn't say.
     """
-    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+    if config.problem_type != "regression" and config.num_labels == 1:
+        return "multi_label_classification"
+    return config.problem_type or "single_label_classification"
 
 
 def probabilities(logits: np.ndarray, problem: str) -> np.ndarray:
@@ -39,8 +42,8 @@ def probabilities(logits: np.ndarray, problem: str) -> np.ndarray:
 def flips(probs: np.ndarray, reference: np.ndarray, problem: str) -> float:
     """Returns the share of changed decisions between two [texts, labels]: see DECISIONS.
 
-    A regression decides nothing, so there a value counts that moves by more than a tenth of its standard deviation in
-    the reference (or by 0.0001). A value that is not finite is a change.
+    In a regression, a value counts as changed if it moves by more than a tenth of the reference's standard deviation
+    (at least 0.0001). A value that is not finite is a change.
     """
     lost = ~np.isfinite(probs)
     if problem == "single_label_classification":

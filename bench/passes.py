@@ -7,7 +7,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,12 +83,12 @@ class Worker:
             self.warm.clear()
 
     def shape_lengths(self, lengths: np.ndarray) -> np.ndarray:
-        """Returns what each text's length counts as in the shape of its batch."""
+        """Rounds lengths up where each new shape costs GPU set-up; else returns them as they are."""
         return round_up(lengths, self.inputs.about["limit"]) if self.few_shapes else lengths
 
-    def pad(self, rows: list, widths: np.ndarray) -> dict[str, np.ndarray]:
+    def pad(self, rows: dict[str, list], widths: np.ndarray) -> dict[str, np.ndarray]:
         """Pads a batch, and counts its tokens."""
-        inputs = pad(rows, self.inputs.about["pad_id"], widths.max())
+        inputs = pad(rows, self.inputs.about["fills"], self.inputs.about["side"], widths.max())
         self.padded += inputs["input_ids"].size
         return inputs
 
@@ -143,10 +143,9 @@ class Worker:
         `padded`: tokens with the padding.
         """
         memory = used_memory_mib(self.gpu)
-        checked = np.isin(np.arange(len(self.inputs.lengths)), self.inputs.checked)
         kept = []
         for batch, outputs in zip(self.batches, self.outputs, strict=True):
-            here = checked[batch]
+            here = np.isin(batch, self.inputs.checked)
             logits = outputs if self.cell.timed == "texts" else self.runner.fetch(outputs)
             kept.append((batch[here], logits[here]))
         if self.gpu is not None:
@@ -173,7 +172,11 @@ class Worker:
         self.indices = np.sort(by_characters[self.number :: self.cell.workers])
         self.texts = [texts[i] for i in self.indices]
         self.tokenizer = self.tokenizer or load_tokenizer(self.job.model)
-        self.warm_up({inputs["input_ids"].shape: self.runner.prepare(inputs) for _, inputs in self.padded_batches()})
+        by_shape = {}
+        for _, inputs in self.padded_batches():
+            by_shape[inputs["input_ids"].shape] = self.runner.prepare(inputs)
+            beat()
+        self.warm_up(by_shape)
         if self.gpu is not None:
             self.run_texts()
 
@@ -190,26 +193,31 @@ class Worker:
         return start, time.monotonic()
 
     def padded_batches(self) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Tokenizes the texts in chunks, yielding (indices, inputs) for each batch.
+        """Tokenizes chunk by chunk, and yields (indices, inputs) of each batch.
 
-        Sorted by characters first unless in dataset order, so that a chunk's texts, sorted by tokens, are alike; a
-        chunk's last batch, which may not be full, is filled from the next chunk.
+        Unless in dataset order, texts are first sorted by characters, so that a chunk's texts have similar lengths. A
+        chunk's last batch, which may not be full, is carried over into the next chunk.
         """
         indices, texts, order = self.indices, self.texts, self.cell.order
         if order != "dataset":
             by_characters = np.argsort([len(text) for text in texts], kind="stable")
             indices, texts = indices[by_characters], [texts[i] for i in by_characters]
-        rest, ids = np.empty(0, int), []
+        rest, rows = np.empty(0, int), {name: [] for name in self.inputs.ids}
         for start in range(0, len(texts), CHUNK):
             chunk = slice(start, start + CHUNK)
-            ids += tokenize(self.tokenizer, texts[chunk], self.inputs.about["limit"])
+            for name, more in tokenize(self.tokenizer, texts[chunk], self.inputs.about["limit"], list(rows)).items():
+                rows[name] += more
             rest = np.concatenate([rest, indices[chunk]])
-            widths = self.shape_lengths(np.array([len(row) for row in ids]))
+            widths = self.shape_lengths(np.array([len(ids) for ids in rows["input_ids"]]))
             batches = make_batches(widths, self.cell.size, order)
             kept = batches.pop() if chunk.stop < len(texts) else []
             for batch in batches:
-                yield rest[batch], self.pad([ids[i] for i in batch], widths[batch])
-            rest, ids = rest[kept], [ids[i] for i in kept]
+                yield rest[batch], self.pad(pick(rows, batch), widths[batch])
+            rest, rows = rest[kept], pick(rows, kept)
+
+
+def pick(rows: dict[str, list], batch: Iterable[int]) -> dict[str, list]:
+    return {name: [values[i] for i in batch] for name, values in rows.items()}
 
 
 def prefetch(items: Iterator) -> Iterator:
@@ -237,7 +245,7 @@ def prefetch(items: Iterator) -> Iterator:
 def used_memory_mib(gpu: int | None) -> float:
     """Returns MiB: on a CPU this process's peak resident set since `forget`, on a GPU all that is in use on it now.
 
-    Of that, onnxruntime gives nothing back from cell to cell.
+    onnxruntime keeps its GPU memory between cells, so later cells show at least what earlier ones needed.
     """
     if gpu is not None:
         import torch

@@ -1,20 +1,24 @@
 """Dataset file -> texts -> token ids."""
 
+import csv
+import gzip
 import os
-import re
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from utils import ROOT, UserError, first_line, slug
+from utils import ROOT, UserError, first_line
 
 # name: the published file, and the bundled one that takes its place until it is downloaded
 DATASETS = {
     "normal": ("random_sample_10k.csv.gz", "synthetic_10k.csv.gz"),
     "filtered": ("random_sample_10k_filtered.csv.gz", "synthetic_10k_filtered.csv.gz"),
 }
-MAX_TOKENS = 512
+NO_LIMIT = 10**9  # and above: the model takes texts of any length
+DEFAULT_LIMIT = 512  # tokens, of such a model
 LONG_TEXT = 50_000  # characters, see tokenize
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # RoBERTa's, in RoBERTa's order
 # model types whose positions start behind the padding index, see token_limit
@@ -32,7 +36,7 @@ class Dataset:
 
 
 def load_dataset(name_or_path: str, column: str = "body", limit: int | None = None) -> Dataset:
-    """Reads the texts of `normal`, `filtered` or a CSV, CSV.gz or Parquet file.
+    """Reads the texts of `normal`, `filtered` or a CSV, CSV.gz or Parquet file, which is named as its file is.
 
     Rows without text (missing, empty, only white space) are left out and counted in the notes. `limit` keeps that many
     texts, evenly spaced through the file. Raises UserError where the file, the column or every text is missing.
@@ -48,7 +52,7 @@ def load_dataset(name_or_path: str, column: str = "body", limit: int | None = No
             )
     else:
         path = Path(name_or_path)
-        name = slug(re.sub(r"(\.csv|\.gz|\.parquet)+$", "", path.name))
+        name = path.name
     bodies = read_column(path, column)
     texts = [body for body in bodies if isinstance(body, str) and body.strip()]
     if len(texts) < len(bodies):
@@ -62,30 +66,43 @@ def load_dataset(name_or_path: str, column: str = "body", limit: int | None = No
 
 def read_column(path: Path, column: str) -> list:
     """Reads one column of a CSV, CSV.gz or Parquet file, as it stands there."""
-    import pandas as pd
-
     if not os.path.isfile(path):  # unlike Path's, it takes a name that is too long for one that isn't there
         raise UserError(f"no dataset file {path} (names: {', '.join(DATASETS)}; or a .csv, .csv.gz or .parquet file)")
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             import pyarrow.parquet
 
             columns = pyarrow.parquet.read_schema(path).names
-            table = pd.read_parquet(path, columns=[column]) if column in columns else None
+            rows = iter(())
         else:
-            # "null" and "NA" are words that people write, not missing values
-            options = {"dtype": str, "keep_default_na": False}
-            columns = list(pd.read_csv(path, nrows=0, **options).columns)
-            # all columns: with usecols, what follows a comma that should have been quoted is lost without a word
-            table = pd.read_csv(path, **options) if column in columns else None
-            if table is not None and not isinstance(table.index, pd.RangeIndex):
-                raise ValueError("its rows have more fields than its header")
-        bodies = None if table is None else table[column].tolist()
-    except Exception as error:  # pandas, pyarrow and each compression have errors of their own
+            rows = read_csv(path)
+            columns = next(rows, [])
+        if columns.count(column) != 1:
+            several = f"{columns.count(column)} columns" if column in columns else "no column"
+            raise UserError(f"{path} has {several} {column!r}; its columns: {', '.join(columns)}")
+        if path.suffix.lower() == ".parquet":
+            return pyarrow.parquet.read_table(path, columns=[column])[column].to_pylist()
+        at = columns.index(column)
+        return [row[at] if at < len(row) else None for row in rows]
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:  # pyarrow's are among them
         raise UserError(f"{path} can't be read: {first_line(error)}") from error
-    if bodies is None:
-        raise UserError(f"{path} has no column {column!r}; its columns: {', '.join(map(str, columns))}")
-    return bodies
+
+
+def read_csv(path: Path) -> Iterator[list[str]]:
+    """Yields the header and the rows of a CSV or CSV.gz file in UTF-8, without blank lines.
+
+    Raises ValueError or csv.Error where a comma or a line break stands unquoted in a field, rather than guess.
+    """
+    csv.field_size_limit(2**31 - 1)
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+        reader, width = csv.reader(file, strict=True), 0
+        for row in reader:
+            width = width or len(row)
+            if len(row) > width:
+                raise ValueError(f"line {reader.line_num} has {len(row)} fields, the header has {width}")
+            if row:
+                yield row
 
 
 def evenly_spaced(total: int, count: int) -> np.ndarray:
@@ -127,44 +144,52 @@ def load_tokenizer(folder: Path):
 
 
 def token_limit(config, tokenizer) -> int:
-    """Returns the most tokens of a text that the model takes, at most 512.
+    """Returns the most tokens of a text that the model takes; 512 where neither the model nor its tokenizer says.
 
     RoBERTa and its relatives number positions from padding_idx + 1 (`create_position_ids_from_input_ids` in
-    transformers), so that many of their position embeddings are never used.
+    transformers), so that many of their position embeddings are never used. Raises UserError for an impossible limit.
     """
-    positions = getattr(config, "max_position_embeddings", MAX_TOKENS)
-    if config.model_type in OFFSET_POSITIONS:
-        positions -= (config.pad_token_id or 0) + 1
-    return min(MAX_TOKENS, positions if positions > 0 else MAX_TOKENS, tokenizer.model_max_length)
+    offset = (config.pad_token_id or 0) + 1 if config.model_type in OFFSET_POSITIONS else 0
+    limits = {"model_max_length": (tokenizer.model_max_length, 0)}
+    if getattr(config, "max_position_embeddings", None) not in (None, -1):  # -1: any number (XLNet)
+        limits["max_position_embeddings"] = config.max_position_embeddings, offset
+    for name, (limit, unused) in limits.items():
+        least = tokenizer.num_special_tokens_to_add() + 1 + unused
+        if not isinstance(limit, int | float) or limit < least or limit % 1:
+            raise UserError(f"{name} is {limit!r}, where a whole number from {least} on is needed")
+    limit = int(min(limit - unused for limit, unused in limits.values()))
+    return limit if limit < NO_LIMIT else DEFAULT_LIMIT
 
 
-def tokenize(tokenizer, texts: list[str], limit: int) -> list[list[int]]:
-    """Returns the token ids of each text, special tokens included, truncated to `limit`, not padded.
+def tokenize(tokenizer, texts: list[str], limit: int, names: Sequence[str] = ("input_ids",)) -> dict[str, list]:
+    """Returns the token ids of each text, and, if they are among the names, its `token_type_ids`.
 
-    Asks a fast tokenizer directly: what transformers adds for each text can't be shared among cores. Of a text over
-    LONG_TEXT only the beginning is tokenized, where that gives at least twice `limit` tokens: then what the cut changes
-    lies behind the tokens that are kept. (In whole, a text of 10 MB takes 15 seconds and 2 GB.)
+    Special tokens are included; it is truncated to `limit`, not padded. Asks a fast tokenizer directly: what
+    transformers adds for each text can't be shared among cores. Of a text over LONG_TEXT only the beginning is
+    tokenized, where that gives at least twice `limit` tokens: then what the cut changes lies behind the tokens that are
+    kept. (In whole, a text of 10 MB takes 15 seconds and 2 GB.)
     """
 
-    def truncated(texts: list[str], limit: int) -> list[list[int]]:
+    def truncated(texts: list[str], limit: int) -> dict[str, list]:
         if not tokenizer.is_fast:
-            return tokenizer(texts, truncation=True, max_length=limit, return_attention_mask=False)["input_ids"]
+            found = tokenizer(texts, truncation=True, max_length=limit)
+            return {name: found[name] for name in names}
         fast = tokenizer.backend_tokenizer
         fast.no_padding()
         fast.enable_truncation(limit, direction=tokenizer.truncation_side)
-        return [encoding.ids for encoding in fast.encode_batch_fast(texts)]
+        encodings = fast.encode_batch_fast(texts)
+        attributes = {"input_ids": "ids", "token_type_ids": "type_ids"}
+        return {name: [getattr(encoding, attributes[name]) for encoding in encodings] for name in names}
 
     beginnings = [text[:LONG_TEXT] for text in texts]
     for i, text in enumerate(texts):
-        if len(text) > LONG_TEXT and len(truncated([beginnings[i]], 2 * limit)[0]) < 2 * limit:
+        if len(text) > LONG_TEXT and len(truncated([beginnings[i]], 2 * limit)["input_ids"][0]) < 2 * limit:
             beginnings[i] = text
     return truncated(beginnings, limit)
 
 
 def check_vocabulary(token_ids: list[list[int]], config) -> None:
     """Raises UserError for a token that the model has no embedding of: a GPU would read one out of bounds."""
-    highest = max(max(ids) for ids in token_ids)
-    if highest >= config.vocab_size:
-        raise UserError(
-            f"the tokenizer gives token {highest}, the model has {config.vocab_size}: they don't belong together"
-        )
+    highest, size = max(max(ids) for ids in token_ids), getattr(config, "vocab_size", None)
+    if size and highest >= size:
+        raise UserError(f"the tokenizer gives token {highest}, the model has {size}: they don't belong together")

@@ -11,7 +11,7 @@ from utils import UserError
 
 
 def load(file: Path, place: Place) -> Runner:
-    """Starts an onnxruntime session with one pool of `place.threads` threads, which spin only where it is alone.
+    """Starts an onnxruntime session with `place.threads` threads, which spin-wait only if no other worker runs.
 
     On a GPU, FP32 is IEEE FP32 (no TF32), inputs and outputs stay in device memory, and a run only queues its work.
     Raises UserError if the session did not get the CUDA provider.
@@ -62,8 +62,8 @@ def bind(session, device) -> Runner:
 
     names = [node.name for node in session.get_inputs()]
     [output] = session.get_outputs()
-    dtype = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}[output.type]
-    numpy_dtype = {torch.float32: np.float32, torch.float16: np.float16}[dtype]
+    dtypes = {"tensor(float)": (torch.float32, np.float32), "tensor(float16)": (torch.float16, np.float16)}
+    dtype, numpy_dtype = dtypes[output.type]
     only_queue = onnxruntime.RunOptions()
     only_queue.add_run_config_entry("disable_synchronize_execution_providers", "1")
     example = {"input_ids": np.ones((1, 2), np.int64), "attention_mask": np.ones((1, 2), np.int64)}
@@ -94,7 +94,9 @@ def bind(session, device) -> Runner:
 
 
 def feed(names: list[str], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the inputs that a graph asks for by name."""
+    """Picks a graph's inputs; token types that the model did not ask for are zeros. Raises UserError for others."""
+    if unknown := set(names) - {*inputs, "token_type_ids"}:
+        raise UserError(f"the graph asks for {', '.join(sorted(unknown))}, which no tokenizer gives")
     return {name: inputs[name] if name in inputs else np.zeros_like(inputs["input_ids"]) for name in names}
 
 

@@ -30,10 +30,10 @@ def load(folder: Path, place: Place, precision: str = "fp32", compiled: bool = F
 
     @torch.inference_mode()
     def forward(inputs):
-        return model(*inputs).logits
+        return model(**inputs, return_dict=True).logits
 
     def prepare(inputs):
-        return [torch.from_numpy(inputs[name]).to(device) for name in ("input_ids", "attention_mask")]
+        return {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
 
     return Runner(
         prepare=prepare,

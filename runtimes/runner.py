@@ -15,7 +15,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Runner:
-    """A loaded variant, as functions; of these a pass times `forward` alone (from texts also `prepare` and `fetch`).
+    """Functions that run a loaded variant. A pass times `forward` alone; from texts, also `prepare` and `fetch`.
 
     prepare(inputs: name -> int64 [texts, tokens] in numpy) -> inputs on the device;
     forward(inputs) -> outputs on the device, perhaps not computed yet; synchronize() waits until they are;
@@ -36,7 +36,7 @@ class Variant:
     """A way of running a model: a runtime with a precision, compiled or not.
 
     load(source, place) -> Runner; the source is a model's folder, or the file of the `export` that it asks for.
-    precision: of its large matrix products; cpu_precision: on a CPU, where that is another.
+    precision: in which it multiplies large matrices; cpu_precision: the same on a CPU, if different.
     packages: the one of these that is installed is the runtime; its version is in the rows.
     all_on: the devices whose `--model all` includes it. refused, notes: device -> the reason, a plain line.
     check_gpu(gpu): raises UserError if the runtime can't use this GPU.

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.batches import ORDERS, deal_shards, make_batches, pad, padded_tokens, padding, round_up
+from bench.batches import ORDERS, deal_shards, make_batches, pad, padded_tokens, round_up
 
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=200).map(np.array)
 SIZES = st.integers(1, 300)
@@ -45,7 +45,9 @@ def test_few_lengths_are_hardly_more_padding(lengths, limit):
 
 @given(LENGTHS, SIZES)
 def test_sorting_by_length_never_pads_more(lengths, size):
-    padded = {order: padding(lengths, make_batches(lengths, size, order), lengths.sum()) for order in ORDERS}
+    padded = {
+        order: padded_tokens(lengths, make_batches(lengths, size, order)).sum() / lengths.sum() for order in ORDERS
+    }
     assert 1 <= padded["length"] <= padded["dataset"]
 
 
@@ -64,23 +66,32 @@ def test_shards_lose_nothing_keep_the_order_and_are_balanced(lengths, size, orde
     assert max(loads) <= costs.sum() / workers + (1 - 1 / workers) * costs.max() + 1e-6
 
 
-@given(st.lists(st.lists(st.integers(0, 50_000), min_size=1, max_size=40), min_size=1, max_size=20), st.integers(0, 3))
-def test_padding_keeps_every_token_and_masks_the_rest(rows, pad_id):
-    input_ids, mask = pad(rows, pad_id).values()
-    assert input_ids.shape == mask.shape == (len(rows), max(map(len, rows)))
-    assert input_ids.dtype == mask.dtype == np.int64
-    for row, ids, ones in zip(rows, input_ids, mask, strict=True):
-        assert ids.tolist() == row + [pad_id] * (len(ids) - len(row))
-        assert ones.tolist() == [1] * len(row) + [0] * (len(ids) - len(row))
+ROWS = st.lists(st.lists(st.integers(0, 50_000), min_size=1, max_size=40), min_size=1, max_size=20)
+
+
+@given(ROWS, st.integers(0, 3), st.sampled_from(["right", "left"]), st.integers(0, 50))
+def test_padding_keeps_every_token_and_masks_the_rest(rows, pad_id, side, width):
+    types = [[index % 2 for index in range(len(row))] for row in rows]
+    fills = {"input_ids": pad_id, "attention_mask": 0, "token_type_ids": 3}
+    inputs = pad({"input_ids": rows, "token_type_ids": types}, fills, side, width)
+    shape = (len(rows), max(*map(len, rows), width))
+    assert all(array.shape == shape and array.dtype == np.int64 for array in inputs.values())
+    for i, row in enumerate(rows):
+        real = slice(0, len(row)) if side == "right" else slice(shape[1] - len(row), None)
+        for name, values in {"input_ids": row, "attention_mask": [1] * len(row), "token_type_ids": types[i]}.items():
+            assert inputs[name][i][real].tolist() == values
+            assert inputs[name][i].sum() == sum(values) + (shape[1] - len(row)) * fills[name]
+
+
+def test_token_types_that_are_not_given_are_zeros():
+    inputs = pad({"input_ids": [[8], [5, 6, 7]]}, {"input_ids": 1, "attention_mask": 0, "token_type_ids": 0})
+    assert {name: array.tolist() for name, array in inputs.items()} == {
+        "input_ids": [[8, 1, 1], [5, 6, 7]],
+        "attention_mask": [[1, 0, 0], [1, 1, 1]],
+        "token_type_ids": [[0, 0, 0], [0, 0, 0]],
+    }
 
 
 def test_more_workers_than_batches_leaves_some_without_work():
     shards = deal_shards(np.array([5, 7, 9]), make_batches(np.array([5, 7, 9]), 2, "length"), 5)
     assert sorted(map(len, shards)) == [0, 0, 0, 1, 1]
-
-
-def test_pad_batch_pads_on_the_right_with_a_mask():
-    input_ids, mask = pad([[8], [5, 6, 7]], pad_id=1).values()
-    assert input_ids.tolist() == [[8, 1, 1], [5, 6, 7]]
-    assert mask.tolist() == [[1, 0, 0], [1, 1, 1]]
-    assert input_ids.dtype == mask.dtype == np.int64

@@ -40,7 +40,9 @@ def test_flips_counts_flips():
 @pytest.mark.parametrize(
     ("declared", "labels", "resolved"),
     [
-        (None, 1, "regression"),
+        (None, 1, "multi_label_classification"),
+        ("single_label_classification", 1, "multi_label_classification"),
+        ("regression", 1, "regression"),
         (None, 3, "single_label_classification"),
         ("multi_label_classification", 3, "multi_label_classification"),
     ],

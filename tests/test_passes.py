@@ -88,7 +88,7 @@ def test_texts_are_batched_across_chunks_as_if_there_were_none(size, order, job,
     assert sorted(i for batch, _ in batches for i in batch) == list(range(60))
     for batch, inputs in batches:
         for index, row, real in zip(batch, inputs["input_ids"], inputs["attention_mask"], strict=True):
-            assert row[real == 1].tolist() == tokenize(load_tokenizer(tiny_model), [texts[index]], 128)[0]
+            assert row[real == 1].tolist() == tokenize(load_tokenizer(tiny_model), [texts[index]], 128)["input_ids"][0]
     if order != "tokens":
         assert [len(batch) for batch, _ in batches] == [4] * 15
 

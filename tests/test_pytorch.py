@@ -10,6 +10,7 @@ from runtimes.pytorch import load
 from runtimes.runner import Place
 
 CPU = Place(gpu=None, threads=1)
+FILLS = {"input_ids": 1, "attention_mask": 0}
 
 
 def test_warming_up_runs_one_layer_and_leaves_the_model_whole(tiny_model, monkeypatch):
@@ -19,7 +20,7 @@ def test_warming_up_runs_one_layer_and_leaves_the_model_whole(tiny_model, monkey
     real = RobertaLayer.forward
     monkeypatch.setattr(RobertaLayer, "forward", lambda *args, **more: layers.append(1) or real(*args, **more))
     runner = load(tiny_model, CPU)
-    batch = runner.prepare(pad([[0, 7, 7, 2]], 1))
+    batch = runner.prepare(pad({"input_ids": [[0, 7, 7, 2]]}, FILLS))
     before = runner.fetch(runner.forward(batch))
     assert len(layers) == 2
     runner.warm_up(batch)
@@ -38,6 +39,6 @@ def test_a_compiled_model_that_torch_would_run_eagerly_is_an_error(tiny_model, m
         runner = VARIANTS["torch-compile"].load(tiny_model, CPU)
         with pytest.raises(Exception, match="recompile_limit") as caught:
             for texts, tokens in [(4, 8), (1, 8), (4, 1), (1, 1)]:
-                runner.forward(runner.prepare(pad(np.ones((texts, tokens), int), 1)))
+                runner.forward(runner.prepare(pad({"input_ids": np.ones((texts, tokens), int)}, FILLS)))
     torch.compiler.reset()
     assert "recompile_limit" in describe(caught.value)

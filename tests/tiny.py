@@ -78,3 +78,79 @@ def make_tiny_xlm_roberta(folder: Path, texts: list[str], **options) -> Path:
     tokenizer = XLMRobertaTokenizer(str(folder / "sentencepiece.bpe.model"), model_max_length=128)
     config = {"vocab_size": len(tokenizer), "max_position_embeddings": 130, "type_vocab_size": 1}
     return make_tiny(folder, tokenizer, XLMRobertaConfig(**SIZES | MULTI_LABEL | config | options))
+
+
+# the names that configs have for the sizes of a model
+SMALL = {
+    **dict.fromkeys(("vocab_size", "n_words"), 200),
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "emb_dim", "dim", "embed_dim"), 32),
+    **dict.fromkeys(("num_hidden_layers", "encoder_layers", "decoder_layers", "n_layer", "n_layers", "num_layers"), 2),
+    **dict.fromkeys(
+        ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads", "n_head", "n_heads"), 4
+    ),
+    **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "d_inner", "d_ff"), 36),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 64),
+    **{
+        "n_head": 4,
+        "n_heads": 4,
+        "num_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "d_head": 8,
+        "d_kv": 8,
+        "embedding_size": 16,
+    },
+    **{"rotary_dim": 4, "initializer_range": 0.3, "init_std": 0.3, "initializer_factor": 3.0},
+}
+TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+TOKENS |= {"decoder_start_token_id": 2}
+# what some types need besides
+SPECIAL = {
+    "squeezebert": {"embedding_size": 32},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "funnel": {"block_sizes": [1, 1], "num_decoder_layers": 0},
+    "layoutlmv3": {"coordinate_size": 5, "shape_size": 6, "input_size": 32, "patch_size": 16},
+    "lilt": {"hidden_size": 24},
+    "deepseek_v2": {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 9},
+    "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 8), "attn_layers": ["local", "local"]},
+    "luke": {"entity_vocab_size": 10},
+    "perceiver": {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 2},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "xlm": {"use_lang_emb": False},
+}
+
+
+def tiny_config(kind: str):
+    """A config of the type with all its sizes small, and three labels."""
+    from transformers import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[kind]
+    default = config()
+    names = {*default.to_dict(), *default.attribute_map}
+    aliases = {alias for alias, name in default.attribute_map.items() if alias != name}
+    sizes = {name: size for name, size in SMALL.items() if name in names - aliases}
+    return config(**sizes | TOKENS | {"num_labels": 3} | SPECIAL.get(kind, {}))
+
+
+def word_level_tokenizer(kind: str):
+    """A fast tokenizer of 200 tokens that gives what the type's own one gives, and pads on its side."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(196))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    template = "$A:0 </s>:0 <s>:2" if kind == "xlnet" else "<s>:0 $A:0 </s>:0"
+    special = [("<s>", 0), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    own = next((name for name in TOKENIZER_MAPPING_NAMES.get(kind, ()) if name), "PreTrainedTokenizerFast")
+    own = getattr(transformers, own)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=[name for name in own.model_input_names if name != "bbox"],
+        padding_side=own.padding_side,
+        pad_token_type_id=3 if kind == "xlnet" else 0,
+        model_max_length=60,
+        **{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},
+    )
