@@ -14,6 +14,7 @@ Exit code: 0, 1 if the check or the upload failed, 2 for wrong usage or input, 1
 """
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -25,13 +26,13 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.card import write_card
-from bench.export import EXPORTS, check_exportable, export, export_folder
+from bench.export import EXPORTS, check_exportable, export, export_folder, foreign_files
 from bench.files import check_writable, new_folder
-from bench.hub import find_destination, upload
+from bench.hub import with_timeout
 from bench.inputs import Inputs, prepare_inputs
 from bench.machine import cpu_name, find_gpu, project_commit, versions
 from bench.models import RANDOM_MODEL, find_model
-from bench.parity import DECISIONS, failed_gate, probabilities, statistics, worst_texts
+from bench.parity import DECISIONS, TOLERANCE, failed_gate, probabilities, statistics, worst_texts
 from bench.passes import Cell, Job, Worker
 from bench.sweep import gather
 from bench.texts import Dataset, load_dataset
@@ -39,7 +40,9 @@ from bench.workers import Workers, in_fresh_process
 from runtimes import VARIANTS
 from runtimes.onnx import check_gpu
 from runtimes.runner import Place
-from utils import Parser, UserError, cpu_cores, int_from, process_count, run, say
+from utils import CACHE, Parser, RunError, UserError, clean, cpu_cores, first_line, int_from, process_count, run, say
+
+LONGEST_NAME = 200  # bytes; most file systems have 255, of which a temporary name needs some
 
 
 def parse_arguments() -> Namespace:
@@ -59,14 +62,16 @@ def parse_arguments() -> Namespace:
     order_help = "order of the check's batches (default: length)"
     add("--order", choices=("dataset", "length"), default="length", help=order_help)
     add("--batch-size", type=whole, default=1, help="batch size of the check (default: 1)")
-    add("--tolerance", type=share, default=0.001, help="largest share of changed decisions (default: 0.001)")
+    tolerance_help = f"largest share of changed decisions (default: {TOLERANCE})"
+    add("--tolerance", type=share, default=TOLERANCE, help=tolerance_help)
     asking = parser.add_mutually_exclusive_group()
     asking.add_argument("--upload", action="store_true", help="upload without asking")
     asking.add_argument("--no-upload", action="store_true", help="do not ask, do not upload")
     add("--repo-id", help="where to upload (default: <user>/<name>-onnx-fp16)")
     add("--private", action="store_true", help="make the repository private")
     add("--create-pr", action="store_true", help="upload as a pull request")
-    add("--hf-token", help="better: HF_TOKEN or `hf auth login`, since any user sees the command lines of a machine")
+    token_help = "access token; prefer HF_TOKEN or `hf auth login`, since other users can see command lines"
+    add("--hf-token", help=token_help)
     return parser.parse_args()
 
 
@@ -94,10 +99,19 @@ def find_place(args: Namespace) -> tuple[Place, str]:
 
 
 def check_target(target: Path, source: Path, overwrite: bool) -> None:
-    """Raises UserError if the folder is taken or can't be made, or if the disk has too little room."""
-    if target.exists() and not (overwrite and (target / "model.onnx").is_file()):
-        hint = "it holds no model.onnx, so --overwrite won't replace it" if overwrite else "--overwrite replaces it"
-        raise UserError(f"{target} exists; {hint}")
+    """Raises UserError if the folder is taken or can't be made, or if the disk is too full."""
+    here, there = target.resolve(), source.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise UserError(f"{target} is, holds or lies in the model's own folder {source}")
+    if os.path.lexists(target):
+        if not overwrite:
+            raise UserError(f"{target} exists; --overwrite replaces it")
+        if not target.is_dir() or target.is_symlink():
+            raise UserError(f"{target} is not a folder, so --overwrite won't replace it")
+        if foreign := foreign_files(target):
+            raise UserError(f"{target} holds {foreign[0]}, which no export made, so --overwrite won't replace it")
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        raise UserError(f"{target.name[:20]}... is too long for the name of a folder")
     check_writable(target.absolute().parent)
     needed = 3 * sum(file.stat().st_size for file in source.iterdir() if file.suffix in (".safetensors", ".bin"))
     free = shutil.disk_usage(target.absolute().parent).free
@@ -153,7 +167,7 @@ def export_and_check(args: Namespace, source: Path, dataset: Dataset, folder: Pa
         "model": args.model_id,
         "repo": repo,
         "precision": args.precision,
-        "command": shlex.join(["python", "export_onnx.py", *hidden_token(sys.argv[1:])]),
+        "command": clean(shlex.join(["python", "export_onnx.py", *hidden_token(sys.argv[1:])])).replace("`", "'"),
         "versions": ", ".join(f"{name} {version}" for name, version in [*known.items(), ("commit", project_commit())]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": machine,
@@ -182,7 +196,7 @@ def without_nan(value):
 
 
 def hidden_token(arguments: list[str]) -> list[str]:
-    """Returns the arguments without a token that stands among them."""
+    """Replaces a token among the arguments by dots."""
     hidden = []
     for i, argument in enumerate(arguments):
         is_value = i > 0 and arguments[i - 1] == "--hf-token"
@@ -208,17 +222,74 @@ def print_report(report: dict) -> None:
         print("\na CPU computes this file in FP32 between casts: FP16 arithmetic was not exercised")
 
 
+def find_destination(args: Namespace, name: str):
+    """Returns the Hub's API with its token, and the repository to upload to.
+
+    Raises UserError if the token is missing or not valid, or may not write there. A pull request may go anywhere.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    token = args.hf_token or get_token()
+    if not token:
+        raise UserError("no token for the upload: set HF_TOKEN or run `hf auth login`")
+    api = HfApi(token=token)
+    try:
+        me = with_timeout(api.whoami)
+    except Exception as error:  # requests', the Hub's, ours
+        raise UserError(f"no upload with this token: {first_line(error)}") from error
+    repo = args.repo_id or f"{me['name']}/{name}"
+    owner = repo.split("/")[0]
+    owners = [me["name"], *(org["name"] for org in me.get("orgs", []) if org.get("roleInOrg") != "read")]
+    access = me.get("auth", {}).get("accessToken", {})
+    scopes = access.get("fineGrained", {}).get("scoped", [])
+    writable = [scope["entity"].get("name") for scope in scopes if "repo.write" in scope["permissions"]]
+    if access.get("role") == "read":
+        raise UserError("the token may only read: make one that may write, https://huggingface.co/settings/tokens")
+    if not args.create_pr and (owner not in owners or (access.get("role") == "fineGrained" and owner not in writable)):
+        raise UserError(f"the token may not write to {owner} (user {me['name']}); see --repo-id and --create-pr")
+    return api, repo
+
+
+def upload(api, repo: str, folder: Path, args: Namespace) -> None:
+    """Uploads the whole folder in one commit. Raises UserError where it can't, with the command to try again."""
+    options = ["--create-pr"] * args.create_pr + ["--private"] * args.private
+    again = shlex.join(["hf", "upload", repo, str(folder), ".", *options])
+    public = False
+    try:
+        if not args.create_pr:
+            api.create_repo(repo, private=args.private, exist_ok=True)
+            public = args.private and not api.model_info(repo).private
+        if not public:
+            message = f"ONNX {args.precision} export"
+            commit = api.upload_folder(
+                repo_id=repo, folder_path=folder, commit_message=message, create_pr=args.create_pr
+            )
+    except Exception as error:  # requests', the Hub's, the disk's
+        raise RunError(f"the upload failed: {first_line(error)}; {folder} is kept, to try again: {again}") from error
+    if public:
+        raise UserError(f"nothing is uploaded: {repo} exists and is public; {folder} is kept")
+    say(f"uploaded: {commit.pr_url or commit.commit_url}")
+
+
+def wants_upload(repo: str) -> bool:
+    try:
+        return input(f"upload to {repo}? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
 def main() -> int:
     args = parse_arguments()
     source = find_model(args.model_id)
     target = args.save_dir or export_folder(args.model_id, args.precision)
     check_target(target, source, args.overwrite)
+    check_writable(CACHE)
     dataset = load_dataset(args.dataset, args.column, args.limit)
     for note in dataset.notes:
-        say(note)
+        say(clean(note))
     if args.batch_size > len(dataset.texts):
         raise UserError(f"--batch-size {args.batch_size}: there are only {len(dataset.texts)} texts")
-    api, repo = None, str(target)
+    api, repo = None, ""
     if args.upload or (not args.no_upload and sys.stdin.isatty()):
         try:
             api, repo = find_destination(args, target.name)
@@ -228,16 +299,14 @@ def main() -> int:
             say(f"it will not be uploaded: {error}")
     in_fresh_process(check_exportable, source, args.precision)
     with new_folder(target, args.overwrite) as folder:
-        report = export_and_check(args, source, dataset, folder, repo)
+        report = export_and_check(args, source, dataset, folder, str(target))
     print_report(report)
-    print(f"\n{target}: " + (f"NOT GOOD, {report['gate']}" if report["gate"] else "good"))
+    print(f"\n{target}: " + (f"NOT GOOD, {report['gate']}" if report["gate"] else "good"), flush=True)
     if report["gate"]:
         return 1
-    if not api:
-        return 0
-    if args.upload or input(f"upload to {repo}? [y/N] ").strip().lower() in ("y", "yes"):
-        return upload(api, repo, target, args)
-    write_card(target, source, report | {"repo": str(target)})  # its example loads the folder, not the repository
+    if api and (args.upload or wants_upload(repo)):
+        write_card(target, source, report | {"repo": repo})  # its example loads the repository, not the folder
+        upload(api, repo, target, args)
     return 0
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from bench.export import EXPORTS
 from bench.models import RANDOM_MODEL
 from bench.parity import DECISIONS
-from utils import ROOT, first_line, say
+from utils import ROOT, first_line, markdown, say
 
 ACTIVATIONS = {
     "multi_label_classification": "torch.sigmoid(model(**inputs).logits)",
@@ -30,16 +30,25 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         tags=list(dict.fromkeys([*map(str, inherited.tags or []), "onnx", "text-classification", report["precision"]])),
         **{key: value for key, value in known.items() if value},
     )
-    model, link = report["model"], f"`{report['model']}`"
+    model, link = report["model"], markdown(report["model"])
     if not Path(model).exists() and model != RANDOM_MODEL:
-        data.base_model, data.base_model_relation = model, "quantized"
+        data.base_model = model
+        data.base_model_relation = None if report["precision"] == "fp32" else "quantized"
         link = f"[{model}](https://huggingface.co/{model})"
     problem, export = report["problem"], EXPORTS[report["precision"]]
+    shown = {name: markdown(report[name]) for name in ("dataset", "column", "machine", "gate")}
+    shown["worst"] = [
+        {
+            "excerpt": markdown(text["excerpt"]),
+            "labels": [label | {"label": markdown(label["label"])} for label in text["labels"]],
+        }
+        for text in report["worst"]
+    ]
     text = ModelCard.from_template(
         data,
         template_path=str(ROOT / "model_card.md"),
-        **report,
-        title=Path(report["repo"]).name,
+        **report | shown,
+        title=markdown(Path(report["repo"]).name),
         source=link,
         precision_words=export.words,
         options=export.options,

@@ -1,5 +1,6 @@
 """Model folder -> ONNX: plain, O4 FP16, INT8; what the graph looks like; and which file a variant loads."""
 
+import json
 import re
 import tempfile
 from collections import Counter
@@ -17,6 +18,7 @@ from bench.workers import in_fresh_process
 from runtimes.pytorch import load_model
 from utils import UserError, first_line, say
 
+ABOUT = "export.json"  # beside model.onnx: what made it, and its files
 INSIDE_BYTES = 2**31 - 2**24  # protobuf's limit of 2 GiB for a file, less room for the graph
 # of a fused graph: kinds of node, how many of them for each layer, and what it means if there are fewer
 FUSIONS = (
@@ -101,9 +103,9 @@ def find_export(precision: str, model_id: str, folder: Path) -> tuple[Path, str]
 
 
 def check_exportable(folder: Path, precision: str) -> None:
-    """Raises UserError if optimum can't export, or can't optimize, a classifier of the folder's model type.
+    """Raises UserError if optimum can't export or optimize a classifier of the folder's model type.
 
-    So it does if the folder's tokenizer or weights don't load: optimum would export random ones for those missing.
+    Also if the tokenizer or weights don't load: optimum would fill in random ones.
     """
     import optimum.exporters.onnx.model_configs  # noqa: F401  registers the model types
     from optimum.exporters.tasks import TasksManager
@@ -154,11 +156,20 @@ def export(folder: Path, target: Path, precision: str, shape_inference: bool = T
     finally:
         tempfile.tempdir = None
     load_tokenizer(folder).save_pretrained(target)
+    files = sorted(path.name for path in target.iterdir())
+    (target / ABOUT).write_text(json.dumps({"precision": precision, "files": files}, indent=2), encoding="utf-8")
     return describe_graph(file, precision, getattr(model.config, "num_hidden_layers", 0))
 
 
+def foreign_files(folder: Path) -> list[str]:
+    """Returns the names in a folder that no export of ours made."""
+    about = folder / ABOUT
+    files = read_json(about).get("files", []) if about.is_file() else []
+    return sorted({path.name for path in folder.iterdir()} - {*map(str, files), ABOUT, "parity.json", "README.md"})
+
+
 def store_weights(file: Path) -> None:
-    """Puts the weights where every loader finds them: inside model.onnx, or from 2 GB on in model.onnx_data beside it.
+    """Keeps weights inside model.onnx, or moves 2 GB and more to model.onnx_data, the name that every loader looks for.
 
     onnxruntime's optimizer writes model.onnx.data, which optimum's Hub loader does not download; a mere rename would
     leave the old name inside the model.

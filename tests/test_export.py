@@ -16,6 +16,7 @@ from runtimes.onnx import load
 from runtimes.runner import Place
 
 CPU = Place(gpu=None, threads=1)
+FILLS = {"input_ids": 1, "attention_mask": 0}
 
 
 def test_attention_that_does_not_fuse_is_said(tmp_path, texts):
@@ -42,7 +43,7 @@ def test_external_weights_are_found_under_the_name_that_loaders_expect(
     logits = []
     for folder in (inside, tmp_path / "fresh"):
         runner = load(folder / "model.onnx", CPU)
-        logits.append(runner.forward(runner.prepare(pad([[0, 5, 6, 2], [0, 7, 2]], 1))))
+        logits.append(runner.forward(runner.prepare(pad({"input_ids": [[0, 5, 6, 2], [0, 7, 2]]}, FILLS))))
     assert (logits[0] == logits[1]).all()
 
 

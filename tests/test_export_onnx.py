@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ import export_onnx
 from bench.batches import pad
 from bench.parity import EXCERPT, probabilities
 from bench.texts import load_tokenizer, tokenize
+from export_onnx import upload
 from runtimes.pytorch import load
 from runtimes.runner import Place
+from utils import RunError, UserError
 
+FILLS = {"input_ids": 1, "attention_mask": 0}
 SCRIPT = ROOT / "export_onnx.py"
 
 
@@ -87,8 +91,8 @@ def test_an_export_is_right_and_its_card_says_how_to_use_it(name, models, here, 
     texts = ["a long one with many words in it", "short", "of medium length"]
     runner = load(models[name], Place(None, 1))
     logits = [
-        runner.fetch(runner.forward(runner.prepare(pad([ids], tokenizer.pad_token_id))))
-        for ids in tokenize(tokenizer, texts, 100)
+        runner.fetch(runner.forward(runner.prepare(pad({"input_ids": [ids]}, FILLS))))
+        for ids in tokenize(tokenizer, texts, 100)["input_ids"]
     ]
     expected = probabilities(np.concatenate(logits), report["problem"])
     assert classify(texts, batch_size=2) == pytest.approx(expected, abs=5e-3)
@@ -156,6 +160,42 @@ def test_a_token_on_the_command_line_is_written_nowhere(tiny_model, here, hub, e
     assert not re.search(r"hf-token[ =]fine", written + "".join(printed))
 
 
+@pytest.fixture
+def arguments():
+    return Namespace(create_pr=False, private=False, precision="fp16")
+
+
+@pytest.fixture
+def api(hub):
+    from huggingface_hub import HfApi
+
+    return HfApi(token="good")
+
+
+def test_an_upload_that_breaks_keeps_the_folder_and_says_how_to_go_on(tiny_exports, hub, api, arguments):
+    hub.broken = True
+    folder = tiny_exports / "tiny-onnx"
+    with pytest.raises(RunError, match=f"the upload failed: .*hf upload ann/tiny {folder} [.]"):
+        upload(api, "ann/tiny", folder, arguments)
+    assert (folder / "model.onnx").exists()
+
+
+def test_a_private_upload_to_a_public_repository_is_refused_without_a_hint_how_to_publish_it(
+    tiny_exports, hub, api, arguments
+):
+    hub.public = arguments.private = True
+    with pytest.raises(UserError, match="ann/tiny exists and is public") as caught:
+        upload(api, "ann/tiny", tiny_exports / "tiny-onnx", arguments)
+    assert "hf upload" not in str(caught.value) and not hub.commits
+
+
+def test_upload_as_a_pull_request(tiny_exports, hub, api, arguments, capsys):
+    arguments.create_pr = True
+    upload(api, "other/tiny", tiny_exports / "tiny-onnx", arguments)
+    assert f"uploaded: {hub.url}/other/tiny/discussions/7" in capsys.readouterr().err
+    assert not hub.repos
+
+
 @pytest.mark.parametrize(
     ("token", "options", "message"),
     [
@@ -191,16 +231,56 @@ WRONG_VALUES += [("--tolerance", value) for value in ("-1", "abc", "", "nan", "i
         *((f"{option}={value}", f"argument {option}: ") for option, value in WRONG_VALUES),
         ("--dataset nowhere.csv", "no dataset file"),
         ("--save-dir taken", "taken exists; --overwrite replaces it"),
-        ("--save-dir foreign --overwrite", "it holds no model.onnx"),
+        ("--save-dir " + "x" * 300, "is too long for the name of a folder"),
+        ("--save-dir foreign --overwrite", "foreign holds notes.txt, which no export made"),
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(options, message, tiny_model, here, export):
     (here / "taken").mkdir()
     (here / "taken" / "model.onnx").touch()
     (here / "foreign").mkdir()
+    (here / "foreign" / "notes.txt").touch()
     code, out, err = export(tiny_model, "--no-upload" if "upload" not in options else "--private", *options.split())
     assert (code, out) == (2, "") and message in err.splitlines()[-1]
     assert sorted(path.name for path in here.iterdir()) == ["foreign", "taken"]
+
+
+@pytest.mark.parametrize("where", ["", "..", "inside", "link"])
+def test_the_models_own_folder_is_never_a_target(where, tiny_model, here, export):
+    """Nor what holds it or lies in it, though it also holds an export."""
+    source = shutil.copytree(tiny_model, here / "all" / "source")
+    (source / "model.onnx").touch()
+    (source / "notes.txt").touch()
+    (here / "link").symlink_to(source)
+    before = sorted(path.name for path in here.rglob("*"))
+    target = here / "link" if where == "link" else source / where
+    code, _, err = export(source, "--no-upload", "--overwrite", "--save-dir", target)
+    assert code == 2 and "is, holds or lies in the model's own folder" in err
+    assert sorted(path.name for path in here.rglob("*")) == before
+
+
+def test_overwrite_replaces_an_export_and_nothing_else(tiny_model, here, export):
+    options = ["--no-upload", "--precision", "fp32", "--overwrite"]
+    assert export(tiny_model, *options)[0] == 0
+    assert export(tiny_model, *options)[0] == 0
+    (here / "tiny-onnx" / "thesis.txt").write_text("years of work")
+    code, _, err = export(tiny_model, *options)
+    assert code == 2 and "holds thesis.txt, which no export made" in err
+    assert (here / "tiny-onnx" / "thesis.txt").read_text() == "years of work"
+
+
+LABEL = "half \ud83d <b>|</b>\n![x](http://evil)"
+
+
+def test_strange_label_names_harm_neither_report_nor_card(tiny_model, here, export):
+    model = shutil.copytree(tiny_model, here / "odd")
+    config = json.loads((model / "config.json").read_text())
+    config["id2label"] = {str(i): f"{LABEL} {i}" for i in range(5)}
+    (model / "config.json").write_text(json.dumps(config))
+    code, out, _ = export(model, "--no-upload", "--precision", "fp32")
+    assert code == 0 and "half   <b>|</b> ![x](http://evil) 3" in out
+    card = (here / "odd-onnx" / "README.md").read_text()
+    assert "<b>" not in card and "![" not in card and "half   &lt;b&gt;\\|&lt;/b&gt;" in card
 
 
 def test_too_little_room_is_said_before_the_export(tiny_model, here, monkeypatch, export):
@@ -210,7 +290,7 @@ def test_too_little_room_is_said_before_the_export(tiny_model, here, monkeypatch
 
 
 def test_an_interrupted_export_leaves_nothing_behind(tmp_path, tiny_model):
-    sent = {signal.SIGINT: 130, signal.SIGTERM: 143}
+    sent = {signal.SIGINT: 130, signal.SIGHUP: 129}
     for sign in sent:
         (tmp_path / sign.name).mkdir()
     processes = [
