@@ -35,7 +35,7 @@ from bench import machine, results
 from bench.batches import ORDERS
 from bench.export import find_export
 from bench.files import check_writable
-from bench.inputs import prepare_inputs
+from bench.inputs import identify, prepare_inputs
 from bench.models import DEFAULT_MODEL, RANDOM_MODEL, find_model
 from bench.passes import Cell
 from bench.sweep import Sweep, run_cells
@@ -44,10 +44,10 @@ from bench.texts import Dataset, load_dataset
 from bench.workers import in_fresh_process
 from runtimes import VARIANTS
 from runtimes.runner import Place
-from utils import CACHE, Parser, UserError, cpu_cores, int_from, list_of, process_count, run, say, slug
+from utils import CACHE, Parser, UserError, clean, cpu_cores, int_from, list_of, process_count, run, say, slug
 
-BUSY = 0.1  # a share of the device kept busy by others from which on a note says so
-BUSY_MIB = 1024  # and in use on a GPU; its desktop takes less
+BUSY = 0.1  # others' share of the device above which a note is printed
+BUSY_MIB = 1024  # MiB in use on a GPU above which a note is printed (a desktop takes less)
 
 
 # ------------------------------------------------------------------------------------------------------- options
@@ -70,17 +70,23 @@ def parse_arguments() -> Namespace:
     add("--batch-tokens", type=list_of(whole), default=[1024, 4096, 16384], help=token_help)
     add("--workers", type=list_of(process_count), default=[1], help="comma list of worker counts (default: 1)")
     add("--threads", type=process_count, default=1, help="CPU threads of each worker (default: 1)")
-    add("--order", type=list_of(order), default=list(ORDERS), help="default: dataset,length,tokens")
-    add("--limit", type=whole, help="use only so many texts, evenly spaced through the dataset (default: all)")
-    add("--min-time", type=seconds, default=3.0, help="repeat passes of a cell for so many seconds (default: 3)")
-    rounds_help = "go through all cells so often; use it on a shared machine, whose slow minutes then hit every cell"
+    order_help = "comma list of dataset, length, tokens (default: all three)"
+    add("--order", type=list_of(order), default=list(ORDERS), help=order_help)
+    add("--limit", type=whole, help="use only this many texts, evenly spaced through the dataset (default: all)")
+    min_help = "measure each cell for at least this many seconds, in whole passes (default: 3)"
+    add("--min-time", type=seconds, default=3.0, help=min_help)
+    rounds_help = "measure every cell this many times, in turn: a slow minute of a shared machine then hits all alike"
     add("--rounds", type=whole, default=1, help=f"{rounds_help} (default: 1)")
     timeout_help = "give up on a cell after this many seconds without progress (default: 600; 0: never)"
     add("--timeout", type=seconds, default=600.0, help=timeout_help)
     saving = parser.add_mutually_exclusive_group()
     saving.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
     saving.add_argument("--no-save", action="store_true", help="save nothing")
-    add("--resume", action="store_true", help="skip cells that have a good row of the same commit and versions")
+    add(
+        "--resume",
+        action="store_true",
+        help="skip cells with a good row of the same texts, weights, commit and versions",
+    )
     add("--dry-run", action="store_true", help="print the cells that would run, and stop")
     return parser.parse_args()
 
@@ -128,25 +134,28 @@ def plan_cells(args: Namespace, messages: int) -> list[Cell]:
 
     Raises UserError if none is left.
     """
-    sizes = [size for size in args.batches if size <= messages]
-    if sizes != args.batches and args.order != ["tokens"]:
-        left_out = ",".join(str(size) for size in args.batches if size > messages)
-        if not sizes:
-            raise UserError(f"--batches {left_out}: there are only {messages} messages")
-        note(f"sizes {left_out} are left out: there are only {messages} messages")
-    batchings = [(size, order) for size in sizes for order in args.order if order != "tokens"]
+    sizes = [(size, order) for size in args.batches for order in args.order if order != "tokens"]
+    batchings = [(size, order) for size, order in sizes if size <= messages]
+    left_out = ",".join(dict.fromkeys(str(size) for size, _ in sizes if size > messages))
     batchings += [(size, "tokens") for size in args.batch_tokens if "tokens" in args.order]
+    if not batchings:
+        raise UserError(f"--batches {left_out}: there are only {messages} messages")
+    if left_out:
+        note(f"sizes {left_out} are left out: there are only {messages} messages")
     return [Cell(*place, *how) for *place, how in itertools.product(args.model, args.workers, batchings)]
 
 
 def measured_before(args: Namespace, same: dict, cells: list[Cell]) -> dict[Cell, float]:
-    """Returns messages/s of the cells that have a good row of the same commit and versions, texts' rows included."""
+    """Returns messages/s of the cells that need not be measured again, `texts` rows included.
+
+    They have a good row of the same texts, weights, commit and versions.
+    """
     found = {}
     for variant in args.model:
         path = results.results_path(args.results_dir, same | {"variant": variant})
         if path.exists():
             rows, _, _ = results.read_results([path])
-            wanted = same | row_of_variant(variant)
+            wanted = same | columns_of(variant)
             alike = (rows[[*wanted]].astype(str) == [str(value) for value in wanted.values()]).all(axis=1)
             for row in results.latest(rows[alike]).to_dict("records"):
                 cell = Cell(row["variant"], row["workers"], row["size"], row["order"], row["timed"])
@@ -156,9 +165,9 @@ def measured_before(args: Namespace, same: dict, cells: list[Cell]) -> dict[Cell
 
 
 def cells_to_run(cells: list[Cell], before: dict[Cell, float]) -> list[Cell]:
-    """Returns the cells that were not measured before.
+    """Returns the cells still to measure.
 
-    Where a variant and worker count has them all, but its fastest was never timed from texts, that is added.
+    Where a variant and worker count has all of them but no `texts` row, that is its fastest cell, timed from texts.
     """
     chosen = []
     for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
@@ -173,14 +182,14 @@ def cells_to_run(cells: list[Cell], before: dict[Cell, float]) -> list[Cell]:
 
 
 def note(text: str) -> None:
-    """Says what the user should know about the run, beside the card."""
-    say(f"note       {text}")
+    """Prints a note about the run on standard error."""
+    say(f"note       {clean(text)}")
 
 
 def find_machine(args: Namespace) -> tuple[dict[str, str], str]:
-    """Returns the columns that say on what is measured, and NVML's id of the GPU (empty without); notes what is odd.
+    """Names the device and measures what others use of it; notes what is odd.
 
-    Raises UserError where the GPU asked for can't be used.
+    Returns the row's columns and NVML's id of the GPU (empty without). Raises UserError for a GPU that can't be used.
     """
     name, driver, uuid, load = machine.cpu_name(), "", "", None
     if args.device == "gpu":
@@ -197,8 +206,14 @@ def find_machine(args: Namespace) -> tuple[dict[str, str], str]:
             if others or load > BUSY or used > BUSY_MIB:
                 note(f"others use the GPU: {others} processes seen, {used:.0f} MiB, busy {load:.0%} of the time")
         except UserError as error:
-            note(f"{error}")
+            note(str(error))
             uuid = ""
+    load = "" if load is None else f"{load:.2f}"
+    return {"device": slug(name), "driver": driver, "load": load, "commit": machine.project_commit()}, uuid
+
+
+def note_what_slows(args: Namespace) -> None:
+    """Notes what makes figures worse than they could be."""
     if len(machine.versions("onnxruntime", "onnxruntime-gpu")) > 1:
         note("onnxruntime and onnxruntime-gpu are both installed and overwrite each other: remove one")
     for variant in args.model:
@@ -206,34 +221,35 @@ def find_machine(args: Namespace) -> tuple[dict[str, str], str]:
             note(f"{variant}: {VARIANTS[variant].notes[args.device]}")
     if args.device == "cpu" and max(args.workers) * args.threads > cpu_cores():
         note(f"more workers x threads than the {cpu_cores()} cores: they will wait for each other")
-    load = "" if load is None else f"{load:.2f}"
-    return {"device": slug(name), "driver": driver, "load": load, "commit": machine.project_commit()}, uuid
 
 
-def row_of_variant(variant: str) -> dict[str, str]:
+def columns_of(variant: str) -> dict[str, str]:
     """Returns the columns that are the same in all rows of a variant: its name, and the versions that it runs with."""
     versions = machine.versions("torch", "transformers", *VARIANTS[variant].packages)
     return {"variant": variant, "versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
 
 
-def prepare(args: Namespace, variants: list[str], dataset: Dataset, uuid: str) -> Sweep:
-    """Does all that comes before the first cell: the model, its token ids, the reference, exports, the peak."""
-    check_writable(CACHE)
-    model = find_model(args.model_id)
+def prepare(args: Namespace, model: Path, variants: list[str], dataset: Dataset, uuid: str) -> Sweep:
+    """Does all that comes before the first cell: token ids, the reference, exports, the peak."""
     place = Place(args.gpu if args.device == "gpu" else None, args.threads)
     inputs = prepare_inputs(model, dataset.texts, place.gpu)
     lengths = inputs.lengths
     p5, p50, p95, p99 = np.percentile(lengths, [5, 50, 95, 99])
     say(f"model      {args.model_id}: {inputs.about['model']}")
-    say(f"dataset    {dataset.name}: {len(lengths)} messages; tokens: mean {lengths.mean():.1f},")
+    say(f"dataset    {clean(dataset.name)}: {len(lengths)} messages; tokens: mean {lengths.mean():.1f},")
     say(f"           p5 {p5:.0f}, p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f}, most {lengths.max()}")
+    if inputs.about["empty"]:
+        note(f"{inputs.about['empty']} texts give no token and are left out")
     say(f"tokenizer  {inputs.about['tokenizer']}, measured when these token ids were made")
     say(f"reference  eager FP32 torch, on {len(inputs.checked)} of the messages")
     sources = {}
     for name in variants:
         sources[name], origin = model, args.model_id
         if VARIANTS[name].export:
-            sources[name], origin = find_export(VARIANTS[name].export, args.model_id, model)
+            try:
+                sources[name], origin = find_export(VARIANTS[name].export, args.model_id, model)
+            except UserError as error:  # its cells fail, the others run
+                sources[name], origin = error, error
         say(f"variant    {name}: {origin}")
     return Sweep(model, inputs, sources, place, measure_peaks(variants, place), args.min_time, args.timeout, uuid)
 
@@ -246,27 +262,39 @@ def measure_peaks(variants: list[str], place: Place) -> dict[str, float]:
     return peaks
 
 
-# ---------------------------------------------------------------------------------------------- the rows, saved
+# ------------------------------------------------------------------------------------------------------- the cells
 
 
-@contextlib.contextmanager
-def print_unsaved(unsaved: list[dict], results_dir: Path):
-    """Prints, however the block ends, the rows that are in the list by then: they could not be saved."""
+def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], before: dict, same: dict) -> tuple[list, list]:
+    """Measures the cells, printing and appending each row; returns all rows, and those that could not be saved."""
+    rows, unsaved = [], []
+    print(table_header(), flush=True)
+    measured = contextlib.closing(run_cells(sweep, cells, before, args.rounds))
+    progress_bar = tqdm(total=len(cells) * args.rounds, unit="cell", file=sys.stderr)
     try:
-        yield
+        with measured as measured, progress_bar as progress:
+            for cell, figures in measured:
+                row = dict.fromkeys(results.COLUMNS, "") | same | columns_of(cell.variant) | asdict(cell) | figures
+                rows.append(row)
+                unsaved.append(row)
+                if not args.no_save:
+                    save(args.results_dir, unsaved)
+                progress.write(table_line(row), file=sys.stdout)
+                sys.stdout.flush()
+                progress.update(cell.timed == "forward")
     finally:
-        if unsaved:
+        if unsaved and not args.no_save:
             lines = results.HEADER + "".join(map(results.line_of, unsaved))
-            say(f"not saved in {results_dir}, so copy it from here:\n{lines.rstrip()}")
+            say(f"not saved in {args.results_dir}, so copy it from here:\n{lines.rstrip()}")
+    return rows, [] if args.no_save else unsaved
 
 
-def save(args: Namespace, row: dict, unsaved: list[dict]) -> None:
-    """Appends a row to its file, or keeps it in `unsaved` with a line that says why."""
-    path = results.results_path(args.results_dir, row)
-    unsaved.append(row)  # until it is saved, also through a Ctrl-C
+def save(results_dir: Path, unsaved: list[dict]) -> None:
+    """Appends the last of the rows to its file, and takes it out of the list; else says why it stays there."""
+    path = results.results_path(results_dir, unsaved[-1])
     try:
-        results.append_row(path, row)
-        unsaved.remove(row)
+        results.append_row(path, unsaved[-1])
+        unsaved.pop()
     except OSError as error:
         say(f"{path}: not saved: {error.strerror}")
 
@@ -276,37 +304,30 @@ def main() -> int:
     args.model = choose_variants(args.model, args.device)
     dataset = load_dataset(args.dataset, args.column, args.limit)
     columns, uuid = find_machine(args)
+    note_what_slows(args)
     for line in dataset.notes:
         note(line)
+    cells, before = plan_cells(args, len(dataset.texts)), {}
     same = {"model": args.model_id, "dataset": dataset.name, "messages": len(dataset.texts), "threads": args.threads}
-    same |= {"device": columns["device"], "commit": columns["commit"]}
-    cells = plan_cells(args, len(dataset.texts))
-    before = measured_before(args, same, cells) if args.resume else {}
-    cells = cells_to_run(cells, before) if args.resume else cells
-    if args.dry_run or not cells:
-        say(f"{len(cells)} cells to run")
-        for cell in cells:
-            print(cell.variant, cell.workers, cell.size, cell.order, sep="\t")
-        return 0
-    if not args.no_save:
+    same |= {name: columns[name] for name in ("device", "commit")}
+    if not (args.no_save or args.dry_run):
         check_writable(results.results_path(args.results_dir, same | {"variant": "torch"}).parent)
+    if args.resume or not args.dry_run:
+        check_writable(CACHE)
+        model = find_model(args.model_id)
+        same |= identify(model, dataset.texts)
+    if args.resume:
+        before = measured_before(args, same, cells)
+        cells = cells_to_run(cells, before)
+    if args.dry_run or not cells:
+        say(f"{len(cells)} cells to run" + f", {args.rounds} times" * (args.rounds > 1))
+        for cell in cells:
+            print(cell.variant, cell.workers, cell.size, cell.order, cell.timed, sep="\t")
+        return 0
 
-    sweep = prepare(args, list(dict.fromkeys(cell.variant for cell in cells)), dataset, uuid)
+    sweep = prepare(args, model, list(dict.fromkeys(cell.variant for cell in cells)), dataset, uuid)
     same |= columns | {"date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
-    rows, unsaved = [], []
-    print(table_header(), flush=True)
-    measured = contextlib.closing(run_cells(sweep, cells * args.rounds, before))
-    progress_bar = tqdm(total=len(cells) * args.rounds, unit="cell", file=sys.stderr)
-    with print_unsaved(unsaved, args.results_dir), measured as measured, progress_bar as progress:
-        for cell, figures in measured:
-            rows.append(
-                dict.fromkeys(results.COLUMNS, "") | same | row_of_variant(cell.variant) | asdict(cell) | figures
-            )
-            if not args.no_save:
-                save(args, rows[-1], unsaved)
-            progress.write(table_line(rows[-1]), file=sys.stdout)
-            sys.stdout.flush()
-            progress.update(cell.timed == "forward")
+    rows, unsaved = measure_cells(args, sweep, cells, before, same)
     for line in summary(rows, args.model):
         say(line)
     after = in_fresh_process(machine.measure_peaks, sorted(sweep.peaks), sweep.place)

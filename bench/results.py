@@ -3,17 +3,19 @@
 import errno
 from pathlib import Path
 
-from utils import CONTROL, slug
+from utils import clean, file_name
 
 # A row: what was asked, what was measured, where it comes from. results/README.md says what each column means.
 COLUMNS = (
     *("workers", "threads", "size", "order", "timed"),
     *("messages/s", "min", "max", "passes", "tokens/s", "padding", "tflops", "mfu"),
     *("p50_ms", "p99_ms", "memory_mib", "load", "throttled", "max_diff", "flips", "status"),
-    *("variant", "model", "device", "dataset", "messages", "versions", "driver", "commit", "date"),
+    *("variant", "model", "device", "dataset", "messages", "texts_id", "weights_id"),
+    *("versions", "driver", "commit", "date"),
 )
 # the columns that say which cell a row is of
-CELL = ("model", "device", "dataset", "messages", "variant", "workers", "threads", "size", "order", "timed")
+CELL = ("model", "device", "dataset", "messages", "texts_id", "weights_id")
+CELL += ("variant", "workers", "threads", "size", "order", "timed")
 INTEGERS = ("workers", "threads", "size", "messages")
 SPEEDS = ("messages/s", "min", "max")
 NUMBERS = (*INTEGERS, *SPEEDS, "passes", "tokens/s", "padding", "tflops", "mfu", "max_diff", "flips")
@@ -23,32 +25,38 @@ OLDER_VARIANTS = {"torch-base": "torch", "torch": "torch-compile"}
 
 def results_path(results_dir: Path, row: dict) -> Path:
     """Returns the file of a row: `<results_dir>/<model>/<device>_<variant>_<dataset>.tsv`."""
-    file = "_".join(slug(row[key]) for key in ("device", "variant", "dataset"))
-    return results_dir / slug(Path(row["model"]).resolve().name) / f"{file}.tsv"
+    file = "_".join(file_name(row[key]) for key in ("device", "variant", "dataset"))
+    return results_dir / file_name(Path(row["model"]).resolve().name) / f"{file}.tsv"
 
 
 def line_of(row: dict) -> str:
     """Returns a row as a line of text; a value's tabs and line breaks become spaces."""
-    return "\t".join(CONTROL.sub(" ", str(row[name])) for name in COLUMNS) + "\n"
+    return "\t".join(clean(str(row[name])) for name in COLUMNS) + "\n"
 
 
 HEADER = line_of(dict(zip(COLUMNS, COLUMNS, strict=True)))
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Appends a row in one write, behind a header if the last one in the file is not ours. Raises OSError.
+    """Appends a row in one write, preceded by the header if the file's last header differs. Raises OSError.
 
-    Several processes can append to one file. A line that a crash or a full disk cut short is closed first.
+    Several processes may append to one file; a line that a crash or a full disk cut short is ended first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "there is something that is not a file")
     with path.open("ab+", buffering=0) as file:
         file.seek(0)
         before = file.read()
-        headers = [line for line in before.split(b"\n") if line.startswith(b"workers\t")]
-        text = "" if headers[-1:] == [HEADER.strip().encode()] else HEADER
+        headers = [line for line in before.decode(errors="replace").split("\n") if is_header(line.split("\t"))]
+        text = "" if headers[-1:] == [HEADER.rstrip()] else HEADER
         text = "\n" * (before[-1:] not in (b"", b"\n")) + text + line_of(row)
         if file.write(text.encode()) < len(text.encode()):
             raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def is_header(fields: list[str]) -> bool:
+    return {"size", "messages/s"} <= set(fields)
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, str]], int]:
@@ -57,10 +65,12 @@ def read_rows(path: Path) -> tuple[list[dict[str, str]], int]:
     A line belongs to the header before it, so that files of several versions can be joined; columns that it lacks are
     empty. Raises OSError.
     """
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "not a file")
     rows, skipped, header, known = [], 0, [], {}
     for line in path.read_text(encoding="utf-8-sig", errors="replace").split("\n"):
         fields = line.rstrip("\r").split("\t")
-        if {"size", "messages/s"} <= set(fields):
+        if is_header(fields):
             header = fields
             known = older_row(path) if [name for name in header if name] in OLDER_HEADERS else {}
             if known:
@@ -86,8 +96,8 @@ def older_row(path: Path) -> dict[str, str]:
 def read_results(paths: list[Path]):
     """Reads the good rows of several files as a pandas DataFrame, numbers as numbers, in the order of the files.
 
-    Returns (rows, how many failed cells, {path: how many lines can't be read}). An `ok` row without possible figures
-    can't be read.
+    Returns (rows, how many cells have failed rows only, {path: how many lines can't be read}). An `ok` row without
+    possible figures can't be read.
     """
     import pandas as pd
 
@@ -112,16 +122,18 @@ def read_results(paths: list[Path]):
     possible &= (good["min"] <= good["messages/s"]) & (good["messages/s"] <= good["max"])
     for path in good.path[~possible]:
         skipped[Path(path)] += 1
-    failed = len(table) - len(good)
-    return good[possible].astype(dict.fromkeys(INTEGERS, int)), failed, {p: n for p, n in skipped.items() if n}
+    cells = table.groupby([*CELL], dropna=False).status.agg(lambda statuses: (statuses == "ok").any())
+    good = good[possible].astype(dict.fromkeys(INTEGERS, int))
+    return good, int((~cells.astype(bool)).sum()), {path: lines for path, lines in skipped.items() if lines}
 
 
 def latest(rows):
-    """Returns one row for each cell of a DataFrame of good rows: those of its latest run, all rounds together.
+    """Returns one row for each cell of a DataFrame of good rows, from its latest run.
 
-    Of several rounds the speed is the median, `min` and `max` are of all passes, and parity is the worst.
+    With several rounds: the median speed, `min` and `max` of all passes, and the worst parity.
     """
     rows = rows[rows.date == rows.groupby([*CELL], sort=False).date.transform("last")]
-    together = dict.fromkeys(rows.columns, "last") | {"messages/s": "median", "min": "min", "max": "max"}
-    together |= {"passes": "sum", "max_diff": "max", "flips": "max"} | dict.fromkeys(("tflops", "mfu"), "median")
-    return rows.groupby([*CELL], sort=False, as_index=False).agg({k: v for k, v in together.items() if k not in CELL})
+    how = dict.fromkeys(rows.columns.difference(CELL, sort=False), "last")
+    how |= dict.fromkeys(("messages/s", "tokens/s", "tflops", "mfu"), "median")
+    how |= {"min": "min", "max": "max", "passes": "sum", "max_diff": "max", "flips": "max"}
+    return rows.groupby([*CELL], sort=False, as_index=False).agg(how)

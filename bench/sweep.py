@@ -22,32 +22,35 @@ from utils import UserError
 class Sweep:
     """What all cells of a run share.
 
-    model: the model's folder; sources: variant -> the folder or file that it loads; peaks: precision -> FLOP/s;
+    model: the model's folder; sources: variant -> the folder or file that it loads, or why there is none; peaks:
+    precision -> FLOP/s;
     min_time: seconds of passes for each cell; timeout: seconds without a sign of life of a worker, 0 for no limit;
     uuid: NVML's id of the GPU, empty on a CPU and where NVML does not tell.
     """
 
     model: Path
     inputs: Inputs
-    sources: dict[str, Path]
+    sources: dict[str, Path | UserError]
     place: Place
     peaks: dict[str, float]
     min_time: float
-    timeout: float = 0
-    uuid: str = ""
+    timeout: float
+    uuid: str
 
 
-def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float]) -> Iterator[tuple[Cell, dict]]:
-    """Measures the cells, yielding each with the measured columns of its row, or with only a status where it failed.
+def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], rounds: int) -> Iterator[tuple[Cell, dict]]:
+    """Measures the cells; yields each with the measured columns of its row, or with only a status if it failed.
 
     After the cells of a variant and worker count, the fastest of them is timed from texts to logits. `speeds` are the
     messages/s of cells that were measured before: they count for which is the fastest, and are not timed again.
+    Everything is measured `rounds` times, in turn.
 
     Workers are started once for all cells of a variant and worker count, and again after a failed cell; where they
     can't be started, none of their cells is tried again.
     """
     known = dict(speeds)
-    for (variant, count), group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
+    groups = [list(group) for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers))]
+    for group in groups * rounds:
         with contextlib.ExitStack() as stack:
             workers, no_start = None, None
             queue = list(group)
@@ -67,15 +70,19 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float]) -> Ite
                     stack.close()
                 yield cell, figures
                 if not queue and cell.timed == "forward":
-                    alike = [c for c in known if (c.variant, c.workers, c.timed) == (variant, count, "forward")]
+                    same = cell.variant, cell.workers, "forward"
+                    alike = [other for other in known if (other.variant, other.workers, other.timed) == same]
                     fastest = replace(max(alike, key=known.get), timed="texts") if alike else None
                     queue += [fastest] if fastest not in (None, *speeds) and not no_start else []
 
 
 def start_workers(sweep: Sweep, cell: Cell) -> Workers:
     """Starts the workers of a cell's variant. Raises UserError if they can't load it."""
+    source = sweep.sources[cell.variant]
+    if isinstance(source, UserError):
+        raise source
     place = replace(sweep.place, alone=cell.workers == 1)
-    job = Job(sweep.model, cell.variant, sweep.sources[cell.variant], place, sweep.inputs.folder)
+    job = Job(sweep.model, cell.variant, source, place, sweep.inputs.folder)
     return Workers(Worker, [(number, job) for number in range(cell.workers)], sweep.timeout)
 
 
@@ -108,6 +115,8 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict[str, str]:
     figures["max_diff"], figures["flips"] = parity(
         sweep.inputs, [kept for report in reports for kept in report["kept"]]
     )
+    if np.isnan(sweep.inputs.flops):  # torch can't count them
+        del figures["tflops"], figures["mfu"]
     row = {name: f"{value:.6g}" for name, value in figures.items()}
     row["throttled"] = (", ".join(sorted(throttled)) or "no") if sweep.uuid else ""
     return row | {"status": "ok" if np.isfinite(figures["max_diff"]) else "outputs are not finite"}
@@ -120,8 +129,13 @@ def parity(inputs: Inputs, kept: list[tuple[np.ndarray, np.ndarray]]) -> tuple[f
 
 
 def gather(inputs: Inputs, kept: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Puts the workers' logits back in the texts' order: [texts, labels], nan where nothing was kept."""
+    """Puts the workers' logits back in the texts' order: [texts, labels], nan where nothing was kept.
+
+    Raises UserError where they are of another number of labels.
+    """
     logits = np.full((len(inputs.lengths), len(inputs.about["labels"])), np.nan)
     for indices, values in kept:
+        if values.shape[1:] != logits.shape[1:]:
+            raise UserError(f"it gives {values.shape[-1]} labels, the model has {logits.shape[1]}: not its export")
         logits[indices] = values
     return logits

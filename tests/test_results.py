@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bench import results
 from bench.results import COLUMNS, HEADER, append_row, latest, line_of, read_results, read_rows, results_path
 from bench.workers import Workers
-from utils import slug
+from utils import clean
 
 
 def make_row(size: int = 8, speed: float = 100.0, **columns) -> dict:
@@ -30,7 +30,7 @@ def sizes(path: Path) -> list[int]:
 def test_rows_of_a_model_are_in_a_folder_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = [results_path(Path("results"), make_row(model=model)) for model in ("ann/tiny", "./tiny/", ".")]
-    names = ("tiny", "tiny", slug(tmp_path.name))
+    names = ("tiny", "tiny", tmp_path.name)
     assert paths == [Path(f"results/{name}/NVIDIA-H200_onnx_normal.tsv") for name in names]
 
 
@@ -43,7 +43,7 @@ def test_rows_come_back_as_they_were_appended_but_for_line_breaks(tmp_path, rows
     path.unlink(missing_ok=True)
     for row in rows:
         append_row(path, row)
-    expected = [{name: results.CONTROL.sub(" ", value) for name, value in row.items()} for row in rows]
+    expected = [{name: clean(value) for name, value in row.items()} for row in rows]
     assert read_rows(path) == (expected, 0)
     assert path.read_text().count(HEADER) == 1
 
@@ -159,7 +159,7 @@ def test_the_latest_good_rows_of_a_cell_count_and_its_rounds_together(tmp_path):
     append_row(path, make_row(date="2026-11-23T10:00:00Z", status="out of memory", speed=""))
     append_row(path, make_row(timed="texts", speed=80))
     rows, failed, _ = read_results([path])
-    assert failed == 1
+    assert failed == 0, "the cell has good rows"
     shown = latest(rows)[["size", "timed", "messages/s", "min", "max", "passes", "flips"]]
     assert shown.values.tolist() == [
         [8, "forward", 100, 80, 150, 6, 0.2],

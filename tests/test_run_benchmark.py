@@ -2,8 +2,10 @@
 
 import contextlib
 import itertools
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,8 +71,14 @@ def test_a_run_measures_and_saves_every_cell(sweep):
     assert (padding["dataset"] > 1.5).all() and (padding["length"] < 1.2).all() and (padding["tokens"] < 1.2).all()
     assert (rows.tflops / rows["messages/s"]).std() < 1e-5 * rows.tflops.mean()
     assert (rows.mfu > 0).all() and (rows.mfu < 1.5).all()
-    fastest = forward.loc[forward.groupby("variant")["messages/s"].idxmax().to_numpy()[0] == forward.index]
-    assert sorted(from_texts.variant) == sorted(RUN_VARIANTS) and len(fastest)
+    for name in RUN_VARIANTS:
+        own = forward[forward.variant == name]
+        fastest, [_, again] = (
+            own.loc[own["messages/s"].idxmax()],
+            [None, from_texts[from_texts.variant == name].iloc[0]],
+        )
+        assert (again["size"], again.order) == (fastest["size"], fastest.order)
+    assert len(from_texts) == len(RUN_VARIANTS)
     assert all("torch 2" in versions for versions in rows.versions)
     assert set(rows[rows.variant == "onnx-fp16"].versions.str.contains("onnxruntime")) == {True}
     assert rows.date.nunique() == 1, "a run's rows belong together"
@@ -96,7 +104,7 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model, tmp_path, call,
     assert call(run_benchmark, *options)[2].endswith("0 cells to run\n")
 
     rows = {(row["order"], row["timed"]): row for row in results.read_rows(path)[0]}
-    monkeypatch.setattr(run_benchmark, "row_of_variant", lambda name: {"variant": name, "versions": "another"})
+    monkeypatch.setattr(run_benchmark, "columns_of", lambda name: {"variant": name, "versions": "another"})
     assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "measured with other versions"
     monkeypatch.undo()
     monkeypatch.chdir(folder)
@@ -106,7 +114,27 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model, tmp_path, call,
     results.append_row(path, rows["length", "forward"] | same | {"messages/s": "1e9", "max": "1e9"})
     results.append_row(path, rows["length", "forward"] | same | {"status": "out of memory"})
     listed = call(run_benchmark, *options, "--dry-run")[1]
-    assert listed.splitlines() == ["onnx-fp16\t2\t8\tdataset", "onnx-fp16\t2\t256\ttokens"]
+    assert listed.splitlines() == ["onnx-fp16\t2\t8\tdataset\tforward", "onnx-fp16\t2\t256\ttokens\tforward"]
+
+
+def test_resume_measures_again_what_is_of_other_texts_or_weights(run_fake, tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    for folder, words in (("a", "one"), ("b", "two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "my.csv").write_text("body,other\n" + f"{words},{words}!\n" * 9)
+
+    def left(folder: str, column: str = "body") -> int:
+        data = ["--dataset", tmp_path / folder / "my.csv", "--column", column]
+        options = ["--model-id", model, *data, "--resume"]
+        listed = run_fake(*options, "--dry-run")[1].splitlines()
+        assert run_fake(*options)[0] == 0
+        return len(listed)
+
+    assert (left("a"), left("a")) == (3, 1), "then only the one that is timed from texts"
+    assert (left("b"), left("b", "other")) == (3, 3)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.2}))
+    assert left("a") == 3
 
 
 def test_resume_makes_up_what_was_never_timed_from_texts():
@@ -159,7 +187,7 @@ def test_gpu_variants_agree_with_fp32_torch(tmp_path, tiny_model):
 
 @pytest.fixture
 def running(tiny_model, tiny_exports, tmp_path):
-    """A benchmark in two workers, of which one is stopped after the first row; its rows go to tmp_path."""
+    """A benchmark in two workers after its first row; its rows go to tmp_path."""
     options = ["--model", "onnx", "--workers", 2, "--batches", "1,2,4", "--order", "length", "--timeout", 4]
     process = subprocess.Popen(
         command(tiny_model, *options, "--min-time", 1, "--results-dir", tmp_path),
@@ -172,7 +200,6 @@ def running(tiny_model, tiny_exports, tmp_path):
     _header, _row = process.stdout.readline(), process.stdout.readline()
     workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     assert len(workers) == 2
-    os.kill(workers[1], signal.SIGSTOP)
     yield process, workers
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -195,7 +222,8 @@ def test_a_failed_cell_is_a_row_and_code_1(running, tmp_path):
 
 
 def test_a_worker_that_hangs_is_given_up(running, tmp_path):
-    process, _ = running
+    process, workers = running
+    os.kill(workers[1], signal.SIGSTOP)
     process.communicate(timeout=60)
     assert process.returncode == 1
     assert [status for _, status in statuses(tmp_path)][1].startswith("timeout: no sign of life for 4 s (step ")
@@ -205,6 +233,7 @@ def test_a_worker_that_hangs_is_given_up(running, tmp_path):
 def test_ctrl_c_keeps_what_was_measured(running, times, tmp_path):
     """However often it is pressed, and with a worker that is stopped."""
     process, workers = running
+    os.kill(workers[1], signal.SIGSTOP)
     for _ in range(times):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
@@ -222,9 +251,11 @@ def run_fake(call, monkeypatch, tmp_path):
     figures = dict.fromkeys(results.COLUMNS[results.COLUMNS.index("messages/s") : results.COLUMNS.index("load")], "1")
     figures |= {"max_diff": "0", "flips": "0", "status": "ok", "throttled": ""}
     sweep = SimpleNamespace(peaks={}, place=None)
+    (tmp_path / "any").mkdir(exist_ok=True)
+    monkeypatch.setattr(run_benchmark, "find_model", lambda name: Path(name) if "/model" in name else tmp_path / "any")
     monkeypatch.setattr(run_benchmark, "prepare", lambda *_: sweep)
     monkeypatch.setattr(machine, "measure_peaks", lambda *_: {})
-    monkeypatch.setattr(run_benchmark, "run_cells", lambda _, cells, __: ((cell, dict(figures)) for cell in cells))
+    monkeypatch.setattr(run_benchmark, "run_cells", lambda _, cells, *__: ((cell, dict(figures)) for cell in cells))
 
     def run(*arguments) -> tuple[int, str, str]:
         options = ["--model", "onnx", "--device", "cpu", "--order", "length", "--batches", "1,2,4"]
@@ -302,7 +333,7 @@ def test_others_on_the_gpu_are_noted(run_fake, monkeypatch, load, note, tmp_path
     code, _, errors = run_fake("--device", "gpu", "--dataset", tmp_path / "one.csv")
     assert code == 0 and "machine    NVIDIA H200, driver 580.95" in errors
     assert note in errors if note else "note" not in errors
-    [row, *_] = results.read_rows(next(tmp_path.glob("*/NVIDIA-H200_onnx_one.tsv")))[0]
+    [row, *_] = results.read_rows(next(tmp_path.glob("*/NVIDIA-H200_onnx_one.csv.tsv")))[0]
     assert (row["driver"], row["load"]) == ("580.95", f"{load[0]:.2f}")
 
 
@@ -360,7 +391,10 @@ def test_what_can_be_no_value_of_an_option_is_one_line(option, values, call):
         ("--model torch --device cpu --model-id=", ". is not a model's folder"),
         ("--model torch --device cpu --results-dir file", "nothing can be saved in file"),
         ("--model torch --device cpu --model-id a/taken", "nothing can be saved in results/taken"),
-        ("--model torch --device cpu --batches 1000000000", "--batches 1000000000: there are only 10 messages"),
+        (
+            "--model torch --device cpu --order length --batches 1000000000",
+            "--batches 1000000000: there are only 10 messages",
+        ),
         ("--model torch --device gpu", "no GPU: torch finds no CUDA device here"),
     ],
 )
@@ -379,7 +413,7 @@ def test_wrong_usage_is_one_line_and_code_2(arguments, message, call, monkeypatc
 def test_sizes_above_the_number_of_messages_are_left_out_and_values_given_twice_count_once(call):
     lists = ["--batches", "8,11,10,8", "--order", "length,length", "--workers", "2,2", "--model", "onnx,torch,onnx"]
     code, out, err = call(run_benchmark, *DRY, *lists)
-    cells = [f"{name}\t2\t{size}\tlength" for name in ("onnx", "torch") for size in (8, 10)]
+    cells = [f"{name}\t2\t{size}\tlength\tforward" for name in ("onnx", "torch") for size in (8, 10)]
     assert (code, out.splitlines()) == (0, cells)
     assert "note       sizes 11 are left out: there are only 10 messages\n" in err
 

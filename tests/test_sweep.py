@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -32,6 +33,7 @@ class FakeWorkers:
 
     faults: ClassVar = {}
     started = 0
+    labels = 1
     now = 0.0
 
     def __init__(self, make, arguments, timeout):
@@ -54,7 +56,12 @@ class FakeWorkers:
             return [(start, FakeWorkers.now)] * self.count
         shares = np.array_split(np.arange(12), self.count)
         return [
-            {"kept": [(share, np.zeros((len(share), 1)))], "latencies": [0.1, 0.2], "memory": 100.0, "padded": 30}
+            {
+                "kept": [(share, np.zeros((len(share), self.labels)))],
+                "latencies": [0.1, 0.2],
+                "memory": 100.0,
+                "padded": 30,
+            }
             for share in shares
         ]
 
@@ -71,18 +78,18 @@ def plan(monkeypatch):
     monkeypatch.setattr(sweep, "Workers", FakeWorkers)
     monkeypatch.setattr(FakeWorkers, "faults", {})
     monkeypatch.setattr(FakeWorkers, "started", 0)
-    about = {"problem": "regression", "labels": ["x"], "pad_id": 0, "limit": 9}
-    inputs = Inputs(Path(), np.zeros(48, np.int32), np.full(12, 4), np.arange(12), np.zeros((12, 1)), 1e9, about)
+    about = {"problem": "regression", "labels": ["x"]}
+    inputs = Inputs(Path(), {}, np.full(12, 4), np.arange(12), np.arange(12), np.zeros((12, 1)), 1e9, about)
     sources = dict.fromkeys(("onnx", "torch", "onnx-fp16"), Path())
-    return Sweep(Path(), inputs, sources, Place(None, 1), {"fp32": 1e12}, min_time=0)
+    return Sweep(Path(), inputs, sources, Place(None, 1), {"fp32": 1e12}, min_time=0, timeout=0, uuid="")
 
 
-def measured(plan, cells, speeds=()) -> list[tuple[int, str, str]]:
-    return [(cell.size, cell.timed, row["status"]) for cell, row in run_cells(plan, cells, dict(speeds))]
+def measured(plan, cells, speeds=(), rounds=1) -> list[tuple[int, str, str]]:
+    return [(cell.size, cell.timed, row["status"]) for cell, row in run_cells(plan, cells, dict(speeds), rounds)]
 
 
 def test_figures_of_a_cell(plan):
-    (_, row), (_, from_texts) = run_cells(plan, cells(4), {})
+    (_, row), (_, from_texts) = run_cells(plan, cells(4), {}, 1)
     expected = {"messages/s": "48", "min": "48", "max": "48", "passes": "1", "tokens/s": "192", "padding": "1.25"}
     expected |= {"tflops": "0.004", "mfu": "0.004", "memory_mib": "200", "max_diff": "0", "flips": "0", "status": "ok"}
     assert row == expected | {"p50_ms": "150", "p99_ms": "200", "throttled": ""}
@@ -90,7 +97,7 @@ def test_figures_of_a_cell(plan):
 
 
 def test_passes_are_repeated_for_the_time_asked_for(plan):
-    [(_, row), _] = run_cells(replace(plan, min_time=1.1), cells(4), {})
+    [(_, row), _] = run_cells(replace(plan, min_time=1.1), cells(4), {}, 1)
     assert (row["passes"], row["messages/s"]) == ("5", "48")
 
 
@@ -144,6 +151,28 @@ def test_a_variant_that_can_not_load_fails_its_cells_and_the_next_one_runs(plan,
     assert FakeWorkers.started == 2, "it is not tried again"
 
 
+def test_an_export_of_another_model_fails_its_cell(plan, monkeypatch):
+    monkeypatch.setattr(FakeWorkers, "labels", 2)
+    rows = [row for _, row in run_cells(plan, [*cells(1), *cells(1, variant="torch")], {}, 1)]
+    assert [row["status"] for row in rows] == ["it gives 2 labels, the model has 1: not its export"] * 2
+
+
+def test_a_variant_that_has_no_source_fails_its_cells(plan):
+    sources = {"onnx": UserError("it can't be exported"), "torch": Path()}
+    both = [*cells(1), *cells(4, variant="torch")]
+    assert measured(replace(plan, sources=sources), both) == [
+        (1, "forward", "it can't be exported"),
+        (4, "forward", "ok"),
+        (4, "texts", "ok"),
+    ]
+
+
+def test_rounds_are_in_turn(plan):
+    both = [*cells(1, 4), *cells(2, variant="torch")]
+    once = [(1, "forward", "ok"), (4, "forward", "ok"), (4, "texts", "ok"), (2, "forward", "ok"), (2, "texts", "ok")]
+    assert measured(plan, both, rounds=2) == once * 2
+
+
 def test_outputs_that_are_not_finite_are_no_good_row(plan):
     kept = [(np.arange(12), np.where(np.arange(12) == 5, np.nan, 0.0)[:, None])]
     max_diff, flips = parity(plan.inputs, kept)
@@ -155,7 +184,7 @@ def test_outputs_that_are_not_finite_are_no_good_row(plan):
 def test_a_throttled_pass_is_a_column(plan, monkeypatch):
     reasons = iter([0x41, 0x04, 0x01 | 0x02 | 0x10 | 0x100])
     monkeypatch.setattr(machine, "nvml_handle", {"GPU-1": "gpu"}.get)
-    monkeypatch.setattr(machine, "LOOK", 1e-6)
+    monkeypatch.setattr(machine, "POLL_SECONDS", 1e-6)
 
     def clock(_):
         bits = next(reasons, None)
@@ -165,11 +194,10 @@ def test_a_throttled_pass_is_a_column(plan, monkeypatch):
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", clock)
     with machine.watch_throttling("GPU-1") as seen:
-        while "not known" not in seen:
-            pass
+        time.sleep(0.5)
     assert seen == {"heat (hardware)", "power cap", "not known"}
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", lambda _: 0x01)
-    (_, row), _ = run_cells(replace(plan, uuid="GPU-1"), cells(1), {})
+    (_, row), _ = run_cells(replace(plan, uuid="GPU-1"), cells(1), {}, 1)
     assert row["throttled"] == "no"
 
 
@@ -182,12 +210,12 @@ def test_200_cells_in_real_workers_need_no_more_than_20(tiny_model, tiny_exports
     """Memory of the parent and of the workers, and their descriptors."""
     source = tiny_exports / "tiny-onnx" / "model.onnx"
     inputs = prepare_inputs(tiny_model, texts[:60], None)
-    plan = Sweep(tiny_model, inputs, {"onnx": source}, Place(None, 1), {"fp32": 1e12}, min_time=0, timeout=60)
+    plan = Sweep(tiny_model, inputs, {"onnx": source}, Place(None, 1), {"fp32": 1e12}, min_time=0, timeout=60, uuid="")
     started, used = [], {}
     real = Workers.__init__
     monkeypatch.setattr(Workers, "__init__", lambda self, *more: started.append(self) or real(self, *more))
     several = list(itertools.islice(itertools.cycle(cells(*range(1, 11))), 200))
-    for i, (cell, row) in enumerate(run_cells(plan, several, {}), 1):
+    for i, (cell, row) in enumerate(run_cells(plan, several, {}, 1), 1):
         assert row["status"] == "ok", row
         append_row(tmp_path / "rows.tsv", dict.fromkeys(COLUMNS, "") | {"size": cell.size} | row)
         if i in (20, 200):
