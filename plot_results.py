@@ -10,13 +10,13 @@ For each model and dataset, into results/<model>/ or --output:
     scaling_<model>_<device>_<dataset>   messages/s over the texts in a batch
     parity_<model>_<dataset>             messages/s against changed decisions
 
-The README beside the results directory gets figures and tables between its two markers, and the README in it versions,
-commits and commands; a run that draws only a part of it (a filter, --output, no png) leaves both alone. --check writes
-nothing: it compares the texts, and the digest of its data that each figure carries, whichever matplotlib drew it.
+Also writes the tables into README.md and their provenance into results/README.md, between two markers, unless a filter,
+--output or a format without png is given. --check writes nothing: it compares both texts, and the hash of its data that
+each figure carries.
 
 Read are the rows of run_benchmark.py, and older tables `size messages/s` and `workers size messages/s`, named
 <device>_<variant>_<dataset>.tsv: their model is the folder's name, their `torch-base` is torch, their `torch` is
-torch-compile. Of a device and dataset measured on several numbers of messages, the one with the most cells is used.
+torch-compile. Of a device and dataset measured on several sets of messages or weights, the one with most cells is used.
 Lines that can't be read and failed cells are counted on standard error and left out.
 
 Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or input.
@@ -34,12 +34,12 @@ from urllib.parse import quote
 from bench import figures
 from bench.figures import batching, device_name, device_title, shown, speed
 from bench.results import latest, read_results
-from bench.texts import DATASETS, MAX_TOKENS
-from utils import Parser, UserError, first_line, list_of, run, say, slug
+from bench.texts import DATASETS
+from utils import Parser, RunError, UserError, file_name, first_line, list_of, markdown, run, say, slug
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 WORDS = (
-    f"A message is one comment, truncated to {MAX_TOKENS} tokens. messages/s: of the forward passes alone; factor: "
+    "A message is one comment, truncated to what the model takes. messages/s: of the forward passes alone; factor: "
     "over eager FP32 torch at its best in dataset order; from texts: messages/s from the texts themselves, tokenized "
     "while the model runs; of the peak: the real tokens' FLOP/s over those of large matrix products on the device; "
     "max_diff: the largest difference of any label's probability from eager FP32 torch; flips: the share of changed "
@@ -47,10 +47,11 @@ WORDS = (
 )
 COMMANDS = "The commands are put together from the rows: they lack `--min-time`, `--rounds`, `--column` and `--gpu`."
 FORMATS = ("png", "svg", "pdf")
-PLACE = ["model", "device", "dataset"]  # what factors and numbers of messages are compared within
+PLACE = ["model", "device", "dataset"]  # what factors are compared within
+SET = ["messages", "texts_id", "weights_id"]  # of several in a place only one is shown
 FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "variant": "--variants"}
 # what a figure's digest covers
-SHOWN = [*PLACE, "variant", "messages", "workers", "threads", "size", "order", "timed", "messages/s", "min", "max"]
+SHOWN = [*PLACE, *SET, "variant", "workers", "threads", "size", "order", "timed", "messages/s", "min", "max"]
 SHOWN += ["tokens/s", "max_diff", "flips", "factor"]
 
 
@@ -64,7 +65,7 @@ class Chart:
     what: str
 
     def digest(self) -> str:
-        """Returns what a file of it carries in its metadata, to tell which data it shows."""
+        """Returns the hash of the drawn data, which each figure file carries in its metadata."""
         data = self.draw.__name__ + self.rows[SHOWN].to_csv(index=False, float_format="%.6g")
         return "data sha256 " + hashlib.sha256(data.encode()).hexdigest()
 
@@ -73,7 +74,7 @@ class Chart:
 
 
 def load_rows(results_dir: Path):
-    """Returns one row for each cell of the files below `results_dir`, with `factor` and `texts/s`: a DataFrame.
+    """Returns one row for each cell of the files below `results_dir`, with `base` and `factor`: a DataFrame.
 
     What is left out is counted on standard error. Raises UserError if nothing is left.
     """
@@ -92,17 +93,18 @@ def load_rows(results_dir: Path):
 
 
 def keep_fullest(rows):
-    """Returns the rows on the number of messages that has the most cells of its model, device and dataset."""
-    cells = rows.groupby([*PLACE, "messages"]).size().reset_index(name="cells")
+    """Keeps the rows of the texts and weights that have the most cells of their model, device and dataset."""
+    cells = rows.groupby([*PLACE, *SET]).size().reset_index(name="cells")
     chosen = cells.sort_values(["cells", "messages"]).drop_duplicates(PLACE, keep="last")
     for _, row in cells.drop(chosen.index).iterrows():
         place = ", ".join(row[name] for name in PLACE)
-        say(f"{place}: {row['cells']} cells on {row['messages']} messages are left out; another number has more cells")
-    return rows.merge(chosen[[*PLACE, "messages"]])
+        texts = f"{row['messages']} messages {row['texts_id']}".strip()
+        say(f"{place}: {row['cells']} cell(s) on {texts} are left out, since there are more on others")
+    return rows.merge(chosen[[*PLACE, *SET]])
 
 
 def select(rows, column: str, words: list[str]):
-    """Returns the rows in whose column one of the words is: the whole name if there is one, else a part of it.
+    """Keeps the rows whose `column` is one of the words, or contains one if no name equals it.
 
     No words select everything. Raises UserError for a word that is nowhere.
     """
@@ -127,23 +129,33 @@ def best(rows, *keys: str):
 
 def plan(rows, args: Namespace) -> list[Chart]:
     """Returns the figures that the rows give."""
-    charts = []
+    charts, names = [], model_names(rows)
     forward = rows[rows["timed"] == "forward"]
     for (model, dataset), group in forward.groupby(["model", "dataset"]):
-        folder = args.output or args.results_dir / slug(Path(model).name)
-        start, end = slug(Path(model).name), slug(dataset)
+        folder = args.output or args.results_dir / file_name(names[model])
+        start, end = file_name(names[model]), file_name(dataset)
         bars = best(group, "device", "variant")
         charts.append(
             Chart(folder / f"comparison_{start}_{end}", figures.draw_comparison, bars, "each variant at its best")
         )
         for device, points in group.groupby("device", sort=False):
-            path = folder / f"scaling_{start}_{slug(device)}_{end}"
+            path = folder / f"scaling_{start}_{file_name(device)}_{end}"
             what = f"batch size on {device_title(points.iloc[0])}"
             charts.append(Chart(path, figures.draw_scaling, points, what))
         checked = bars[bars["flips"].notna()]
         if len(checked):
             charts.append(Chart(folder / f"parity_{start}_{end}", figures.draw_parity, checked, "speed and parity"))
     return charts
+
+
+def model_names(rows) -> dict[str, str]:
+    """Returns a name for each model: the last part of its id, or more of its parts where others share it."""
+    parts = {model: Path(model).absolute().parts for model in rows["model"].unique()}
+    names = {}
+    for model, own in parts.items():
+        length = next(n for n in range(1, 99) if [other[-n:] for other in parts.values()].count(own[-n:]) == 1)
+        names[model] = "/".join(own[-length:])
+    return names
 
 
 def figure_files(chart: Chart, formats: list[str]) -> list[Path]:
@@ -187,14 +199,14 @@ TABLE = {
 
 def results_block(rows, charts: list[Chart], folder: Path) -> str:
     """Returns what belongs between the README's markers: figures and tables. Links are relative to `folder`."""
-    lines = ["Written by `python plot_results.py`, not by hand.", ""]
+    lines, names = ["Written by `python plot_results.py`, not by hand.", ""], model_names(rows)
     for (model, dataset), group in rows.groupby(["model", "dataset"]):
         links = [
-            f"[{chart.what}]({quote(Path(os.path.relpath(chart.path, folder)).as_posix())}.png)"
+            f"[{markdown(chart.what)}]({quote(Path(os.path.relpath(chart.path, folder)).as_posix())}.png)"
             for chart in charts
             if tuple(chart.rows.iloc[0][["model", "dataset"]]) == (model, dataset)
         ]
-        lines += [f"### {Path(model).name}, dataset {dataset}", "", f"!{links[0]}", ""]
+        lines += [f"### {markdown(names[model])}, dataset {markdown(dataset)}", "", f"!{links[0]}", ""]
         lines += [f"More: {', '.join(links[1:])}", ""]
         lines += [f"| {' | '.join(TABLE)} |", "|" + " --- |" * len(TABLE)]
         forward, texts = (best(group[group["timed"] == timed], "device", "variant") for timed in ("forward", "texts"))
@@ -202,16 +214,16 @@ def results_block(rows, charts: list[Chart], folder: Path) -> str:
         bests = forward.join(texts.set_index(pair)["messages/s"].rename("from texts"), on=pair)
         devices = list(bests["device"].unique())
         for _, row in bests.sort_values("device", key=lambda column: column.map(devices.index)).iterrows():
-            lines.append(f"| {' | '.join(cell(row) for cell in TABLE.values())} |")
+            lines.append(f"| {' | '.join(markdown(cell(row)) for cell in TABLE.values())} |")
         lines.append("")
     return "\n".join([*lines, WORDS])
 
 
 def provenance_block(rows) -> str:
     """Returns what belongs between the markers of the README in the results: where all rows come from."""
-    lines = []
+    lines, names = [], model_names(rows)
     for (model, dataset), group in rows.groupby(["model", "dataset"]):
-        lines += [f"**{Path(model).name}, {dataset}**", ""]
+        lines += [f"**{markdown(names[model])}, {markdown(dataset)}**", ""]
         for _, some in group.groupby("device"):
             lines += provenance(some)
         lines.append("")
@@ -304,29 +316,30 @@ def main() -> int:
     for column in FILTERS:
         rows = select(rows, column, getattr(args, column))
     charts = plan(rows, args)
-    beside, within = (folder / "README.md" for folder in (args.results_dir.absolute().parent, args.results_dir))
+    readme, results_readme = (folder / "README.md" for folder in (args.results_dir.absolute().parent, args.results_dir))
     old, new = {}, {}
     try:
         if any(getattr(args, column) for column in FILTERS) or args.output or "png" not in args.format:
             say("README.md is left alone, since only a part of what it shows is drawn")
-        elif not (beside.exists() and within.exists()):
-            say(f"no {within if beside.exists() else beside}, so the figures go without their tables")
+        elif not (readme.exists() and results_readme.exists()):
+            missing = results_readme if readme.exists() else readme
+            say(f"no {missing}, so the figures go without their tables")
         else:
-            old = {readme: readme.read_text(encoding="utf-8") for readme in (beside, within)}
-            blocks = {beside: results_block(rows, charts, beside.parent), within: provenance_block(rows)}
-            new = {readme: with_block(old[readme], block) for readme, block in blocks.items()}
-        changed = [readme for readme in new if new[readme] != old[readme]]
+            blocks = {readme: results_block(rows, charts, readme.parent), results_readme: provenance_block(rows)}
+            old = {file: file.read_text(encoding="utf-8") for file in blocks}
+            new = {file: with_block(old[file], block) for file, block in blocks.items()}
+        changed = [file for file in new if new[file] != old[file]]
         if args.check:
             stale = out_of_date(charts, args.format) + changed
             for file in stale:
                 say(f"{file} is out of date")
             return int(bool(stale))
         save(charts, args)
-        for readme in changed:
-            readme.write_text(new[readme], encoding="utf-8")
-            print(readme)
+        for file in changed:
+            file.write_text(new[file], encoding="utf-8")
+            print(file)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(first_line(error)) from error
+        raise RunError(first_line(error)) from error
     return 0
 
 

@@ -4,7 +4,8 @@ import math
 import re
 from pathlib import Path
 
-TOLERANCE = 0.001  # the share of changed decisions that export_onnx.py allows by default
+from bench.parity import TOLERANCE
+
 WINNER, OTHERS, WRONG = "#0072B2", "#8FB6CE", "#DDDDDD"  # Okabe and Ito's blue, and paler
 ORDER_STYLES = {
     "dataset": {"color": "#777777", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
@@ -105,7 +106,10 @@ def draw_scaling(rows, figsize: tuple | None):
             line = points.sort_values("texts")
             ax.plot(line["texts"], line["messages/s"], markersize=4, label=ORDER_WORDS[order], **ORDER_STYLES[order])
         top = best[best["variant"] == variant].iloc[0]
-        text = f"{speed(top['messages/s'])}" + f" with {top['workers']} workers" * several
+        text = (
+            f"{speed(top['messages/s'])}"
+            + f" with {top['workers']} worker{'' if top['workers'] == 1 else 's'}" * several
+        )
         at = (top["texts"], top["messages/s"])
         ax.annotate(text, at, (0, 5), textcoords="offset points", ha="center", fontsize=8)
         ax.set(title=variant, xscale="log", yscale="log")
@@ -124,7 +128,7 @@ def draw_scaling(rows, figsize: tuple | None):
 
 
 def draw_parity(rows, figsize: tuple | None):
-    """Draws messages/s against the share of changed decisions, a panel for each device; no change stands at the left.
+    """Draws messages/s over the share of changed decisions, a panel for each device; no change is at the left.
 
     `rows`: the best checked row of each device and variant.
     """
@@ -169,5 +173,5 @@ def panels(count: int, columns: int, size: tuple[float, float], figsize: tuple |
 def add_title(figure, rows, what: str) -> None:
     """Writes the model's name, the dataset and what is shown above the panels."""
     row = rows.iloc[0]
-    name = Path(row["model"]).name.replace("$", r"\$")
+    name = Path(row["model"]).absolute().name.replace("$", r"\$")
     figure.suptitle(f"{name} on {row['dataset']} comments: {what}", fontsize=11, x=0.01, ha="left")

@@ -28,7 +28,7 @@ SHA256 = {
 
 
 def locate(file: str, origin: str) -> str:
-    """The address or path of a file below `origin`, which is a folder or the file itself. Raises UserError."""
+    """Returns the address or path of a file below `origin`, which is a folder or the file itself. Raises UserError."""
     if re.match(r"https?://", origin):
         return origin if origin.endswith(".gz") else f"{origin.rstrip('/')}/{file}"
     path = Path(origin, file) if Path(origin).is_dir() else Path(origin)
@@ -52,7 +52,7 @@ def fetch(source: str, target: Path, sha256: str) -> None:
         return
     pooch.get_logger().setLevel("WARNING")
     local = Path(source).exists()
-    # pooch sets the bar's total, but first asks for its truth, which it has with a total only
+    # tqdm is falsy without a total, and pooch tests its truth before it sets one
     with tqdm(desc=target.name, total=1, unit="B", unit_scale=True, disable=local) as progress:
         downloader = copy if local else pooch.HTTPDownloader(progressbar=progress, chunk_size=2**14)
         pooch.retrieve(source, f"sha256:{sha256}", target.name, target.parent, downloader=downloader)

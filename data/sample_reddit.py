@@ -82,9 +82,9 @@ class BadDump(RunError):
 
 
 def sample_dumps(dumps: list[Path], rules: Namespace) -> tuple[Counter, list[Drawn], list[str]]:
-    """Counts the lines that each of COUNTS is true of, and draws the eligible comments of the lowest priority.
+    """Counts the lines of the dumps by COUNTS, and draws the eligible comments of the lowest priority.
 
-    A bad dump adds to neither: what is wrong with it is a line of the third value, or BadDump without --skip-bad.
+    With --skip-bad, bad dumps are left out and named in the third value; else raises BadDump.
     """
     counts, drawn, bad, before = Counter(), [], [], 0
     for path in dumps:
@@ -101,7 +101,7 @@ def sample_dumps(dumps: list[Path], rules: Namespace) -> tuple[Counter, list[Dra
 
 
 def sample_dump(path: Path, rules: Namespace, before: int = 0) -> tuple[Counter, list[Drawn]]:
-    """Does this for one dump; `before`: bytes of the dumps that were read before. Raises BadDump."""
+    """Counts and draws from one dump; `before`: bytes of the dumps that were read before. Raises BadDump."""
     decoder = msgspec.json.Decoder(Comment)
     counts, drawn, bound = Counter(), [], 2**64
     for block in read_blocks(path, before):
@@ -161,7 +161,7 @@ def parse(block: bytes, decoder: msgspec.json.Decoder) -> list[Comment | str]:
 
 
 def parse_line(line: bytes, decoder: msgspec.json.Decoder) -> Comment | str:
-    """Returns what parse says of a line. Half surrogate pairs, which msgspec refuses, are replaced."""
+    """Decodes a line that the block's decoder refused; half surrogate pairs are replaced."""
     try:
         return decoder.decode(line)
     except (ValueError, RecursionError):
@@ -182,7 +182,7 @@ def parse_line(line: bytes, decoder: msgspec.json.Decoder) -> Comment | str:
 
 
 def judge(comment: Comment, rules: Namespace) -> str:
-    """Returns which of COUNTS is true of a comment."""
+    """Returns the key of COUNTS that fits a comment."""
     text = comment.body.strip()
     if not text:
         return "empty"

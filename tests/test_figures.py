@@ -103,8 +103,8 @@ def test_scaling_has_a_panel_a_variant_and_batches_by_tokens_at_their_mean_size(
     assert [line.get_xydata().tolist() for line in torch.lines] == [[[1, 1], [4, 4]]]
     assert [line.get_xydata().tolist() for line in onnx.lines] == [[[1, 27], [2, 27], [4, 27]], [[20, 99]]]
     assert [[text.get_text() for text in ax.texts] for ax in (onnx, torch)] == [
-        ["99 with 1 workers"],
-        ["4 with 1 workers"],
+        ["99 with 1 worker"],
+        ["4 with 1 worker"],
     ]
 
 

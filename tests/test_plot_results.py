@@ -1,5 +1,6 @@
 """plot_results.py: what it reads, what it writes into the README, and what it refuses. All rows here are invented."""
 
+import os
 import re
 import shlex
 import shutil
@@ -66,9 +67,9 @@ def drawn(monkeypatch) -> list:
 def test_all_is_drawn_and_the_readme_written_between_its_markers(project, plot):
     code, out, err = plot()
     assert (code, err) == (0, "")
-    folder = Path("results/some-model")
-    names = ["comparison_some-model_normal", "parity_some-model_normal"]
-    names += [f"scaling_some-model_{device}_normal" for device in (GPU, CPU)]
+    folder = Path("results/some_model")
+    names = ["comparison_some_model_normal", "parity_some_model_normal"]
+    names += [f"scaling_some_model_{device}_normal" for device in (GPU, CPU)]
     assert sorted(folder.glob("*.png")) == sorted(folder / f"{name}.png" for name in names)
     assert all(str(folder / f"{name}.png") in out for name in names)
 
@@ -177,13 +178,46 @@ def test_what_is_left_out_is_counted(project, plot, drawn):
     code, _, err = plot()
     assert code == 0
     assert f"{good}: 2 lines can't be read and are left out\n" in err
-    assert "2 failed cells are left out\n" in err
+    assert "1 failed cells are left out\n" in err
     for messages in (256, 20000):
-        said = f"{MODEL}, {GPU}, normal: 1 cells on {messages} messages are left out; another number has more cells\n"
+        said = (
+            f"{MODEL}, {GPU}, normal: 1 cell(s) on {messages} messages are left out, since there are more on others\n"
+        )
         assert said in err
     readme = Path("README.md").read_text()
     assert "| onnx-fp16 | 1,234 | 12.34 |" in readme, "a failed cell does not replace a good one"
     assert "99,999" not in readme and "88,888" not in readme
+
+
+def test_models_of_one_name_and_texts_of_one_name_stay_apart(project, plot, drawn):
+    models = ["m_x", "m-x", "m x", "/x/run_1/model", "/x/run-1/model", "<!-- results:end -->"]
+    save(Path("results"), *(make_row(model=model) for model in models))
+    assert plot()[0] == 0
+    paths = [chart.path for chart in drawn]
+    assert len(set(paths)) == len(paths)
+    readme = Path("README.md").read_text()
+    assert "### run\\_1/model, dataset normal" in readme and "### run-1/model, dataset normal" in readme
+    assert plot()[0] == 0
+    assert Path("README.md").read_text() == readme, "it does not grow"
+    assert len(readme.splitlines()) < 120
+
+
+def test_rows_of_other_texts_or_weights_are_not_mixed(project, plot, drawn):
+    other = {"model": "m", "texts_id": "b", "weights_id": "w"}
+    save(Path("results"), make_row(model="m", texts_id="a", weights_id="w", speed=777))
+    save(Path("results"), *(make_row(size=size, speed=10 * size, **other) for size in (1, 2)))
+    save(Path("results"), make_row(speed=999, **other | {"weights_id": "v"}))
+    _, _, err = plot("--model", "m")
+    [comparison, *_] = [chart for chart in drawn if chart.path.name == "comparison_m_normal"]
+    assert comparison.rows["messages/s"].tolist() == [20]
+    assert err.count("are left out, since there are more on others") == 2
+
+
+def test_what_is_no_file_is_passed_over(project, plot, drawn):
+    os.mkfifo("results/pipe.tsv")
+    Path("results/folder.tsv").mkdir()
+    code, _, err = plot()
+    assert code == 0 and err.count("1 lines can't be read") == 2
 
 
 def test_filters_take_names_and_parts_of_names(project, drawn):
@@ -217,7 +251,6 @@ def test_a_part_leaves_the_readme_alone_and_keeps_the_factor(project, plot, draw
         (["--format", "png,gif"], "'gif' is not one of png, svg, pdf"),
         (["--results-dir", "nowhere"], "no results in nowhere"),
         (["--results-dir", "README.md"], "no results in README.md"),
-        (["--output", "README.md"], "README.md"),
         (["--chek"], "unrecognized arguments"),
     ],
 )
@@ -226,6 +259,11 @@ def test_wrong_usage_is_one_line(project, plot, arguments, message):
     lines = [line for line in err.splitlines() if not line.startswith("README.md is left alone")]
     assert (code, out, len(lines)) == (2, "", 1)
     assert message in lines[0]
+
+
+def test_a_figure_that_cant_be_saved_is_one_line(project, plot):
+    code, _, err = plot("--output", "README.md")
+    assert (code, err.splitlines()[-1][:17]) == (1, "plot_results.py: ") and "README.md" in err.splitlines()[-1]
 
 
 def test_a_readme_without_markers_is_an_error_and_without_a_readme_figures_are_drawn(project, plot, drawn):
