@@ -5,19 +5,20 @@ Nothing heavy is imported here, so that every `--help` is instant.
 
 import argparse
 import contextlib
-import html
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("BENCHMARK_CACHE", ROOT / ".cache"))  # random-roberta-base, token ids, references
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # no row, card or line of output holds these
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT  # that end a script
 
 
 class UserError(Exception):
@@ -84,14 +85,18 @@ def say(line: str = "") -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def step(what: str) -> Iterator[None]:
+    """Says what the block does, and at its end how long it took."""
+    start = time.monotonic()
+    say(what)
+    yield
+    say(f"           {time.monotonic() - start:.0f} s")
+
+
 def clean(text: str) -> str:
     """Replaces line breaks, escape codes and half surrogates by spaces."""
     return CONTROL.sub(" ", text)
-
-
-def markdown(text: str) -> str:
-    """Escapes a text for Markdown, so that it brings no HTML, links, pictures or table cells."""
-    return re.sub(r"([\\`*_\[\]()!|~#])", r"\\\1", html.escape(clean(text), quote=False))
 
 
 def first_line(error: BaseException) -> str:
@@ -99,19 +104,10 @@ def first_line(error: BaseException) -> str:
     return clean((str(error).strip().splitlines() or [type(error).__name__])[0][:300])
 
 
-def slug(name: str) -> str:
-    """Turns a name into letters, digits, dots and dashes: `RTX 4090` into `RTX-4090`."""
-    return re.sub(r"(?:[^\w.]|_)+", "-", name).strip("-.")
-
-
-def file_name(name: str) -> str:
-    """Turns a name into a part of a file name, each into another: `a b` into `a%20b`."""
-    return re.sub(r"^\.|[^\w.-]", lambda character: f"%{ord(character[0]):02X}", name) or "%"
-
-
 def stop(number: int, _) -> NoReturn:
     """Handles a signal: ends the script so that everything half-made is cleaned up; a second signal does nothing."""
-    signal.signal(number, signal.SIG_IGN)
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(128 + number)
@@ -135,7 +131,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     script, message = Path(sys.argv[0]).name, ""
     open_standard_streams()
     sys.stdout.reconfigure(errors="backslashreplace")  # for text that the terminal can't show
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell or nohup has it
             signal.signal(number, stop)
     try:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from bench.export import EXPORTS
+from bench.files import markdown, new_file
 from bench.models import RANDOM_MODEL
 from bench.parity import DECISIONS
-from utils import ROOT, first_line, markdown, say
+from utils import ROOT, first_line, say
 
 ACTIVATIONS = {
     "multi_label_classification": "torch.sigmoid(model(**inputs).logits)",
@@ -51,7 +52,6 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         title=markdown(Path(report["repo"]).name),
         source=link,
         precision_words=export.words,
-        options=export.options,
         output_word="value" if problem == "regression" else "probability",
         decision_words=DECISIONS[problem],
         stats=report["largest_difference"],
@@ -60,4 +60,5 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         ray_gpus="" if report["precision"] == "int8" else ", num_gpus=1",
         gate_passed=not report["gate"],
     )
-    (folder / "README.md").write_text(str(text), encoding="utf-8")
+    with new_file(folder / "README.md") as file:
+        file.write(str(text).encode())

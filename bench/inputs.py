@@ -85,9 +85,12 @@ def prepare_inputs(model: Path, texts: list[str], gpu: int | None, with_referenc
         (temporary / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
         in_fresh_process(make_inputs, model, temporary, Place(gpu, cpu_cores()), with_reference)
 
-    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-        return load_inputs(folder)
-    shutil.rmtree(folder, ignore_errors=True)  # it is not there, or damaged
+    if folder.exists():
+        with contextlib.suppress(OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            inputs = load_inputs(folder)
+            inputs.texts()
+            return inputs
+        shutil.rmtree(folder, ignore_errors=True)  # it is damaged
     make_once(folder, make)
     return load_inputs(folder)
 

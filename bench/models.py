@@ -62,6 +62,10 @@ def check_origin(folder: Path, config: dict) -> None:
             raise UserError(f"{folder}/config.json asks for the attention {value!r}: only eager and sdpa are run here")
         if name == "quantization_config" and value is not None:
             raise UserError(f"{folder} is quantized, so there is no FP32 original to compare with")
+    for index in folder.glob("*.index.json"):
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or any(Path(str(shard)).name != shard for shard in shards.values()):
+            raise UserError(f"{index} names weights that are not in the model's folder")
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} is an adapter of another model: merge the two first")
 

@@ -9,6 +9,7 @@ that an interrupted download is simply started again; one that differs is replac
 Exit code: 0, 1 if a file can't be fetched or is not the published one, 2 for wrong usage, 130 after Ctrl-C.
 """
 
+import os
 import re
 import shutil
 import sys
@@ -31,8 +32,8 @@ def locate(file: str, origin: str) -> str:
     """Returns the address or path of a file below `origin`, which is a folder or the file itself. Raises UserError."""
     if re.match(r"https?://", origin):
         return origin if origin.endswith(".gz") else f"{origin.rstrip('/')}/{file}"
-    path = Path(origin, file) if Path(origin).is_dir() else Path(origin)
-    if not path.is_file():
+    path = Path(origin, file) if os.path.isdir(origin) else Path(origin)
+    if not os.path.isfile(path):  # unlike Path's, it takes a name that is too long
         raise UserError(f"there is no file {path}")
     return str(path)
 
@@ -51,7 +52,7 @@ def fetch(source: str, target: Path, sha256: str) -> None:
     if target.exists() and pooch.file_hash(target) == sha256:
         return
     pooch.get_logger().setLevel("WARNING")
-    local = Path(source).exists()
+    local = os.path.exists(source)
     # tqdm is falsy without a total, and pooch tests its truth before it sets one
     with tqdm(desc=target.name, total=1, unit="B", unit_scale=True, disable=local) as progress:
         downloader = copy if local else pooch.HTTPDownloader(progressbar=progress, chunk_size=2**14)

@@ -40,7 +40,7 @@ from tqdm import tqdm
 from xxhash import xxh3_64_intdigest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.files import check_writable, new_file
+from bench.files import LONGEST_NAME, check_writable, new_file
 from bench.texts import DATASETS
 from bench.workers import Workers, beat
 from utils import Parser, RunError, first_line, int_from, run, say
@@ -270,13 +270,15 @@ def parse_arguments() -> Namespace:
         parser.error("the same dump is given twice")
     if args.min_chars > args.max_chars:
         parser.error("--min-chars is more than --max-chars: no comment has such a length")
+    if args.output.resolve() in [path.resolve() for path in args.dumps]:
+        parser.error(f"--output {args.output} is one of the dumps")
     if args.after >= args.before:
         parser.error("--after is not before --before: no comment has such a date")
     return args
 
 
 def dump(text: str) -> Path:
-    if not Path(text).is_file() or not os.access(text, os.R_OK):
+    if not os.path.isfile(text) or not os.access(text, os.R_OK):
         raise ArgumentTypeError(f"{text!r} is not a file that can be read")
     return Path(text)
 
@@ -297,7 +299,7 @@ def day(text: str) -> float:
 
 
 def csv_gz(text: str) -> Path:
-    if not text.endswith(".csv.gz") or Path(text).is_dir():
+    if not text.endswith(".csv.gz") or os.path.isdir(text) or len(os.fsencode(Path(text).name)) > LONGEST_NAME:
         raise ArgumentTypeError(f"{text!r} is no name of a .csv.gz file")
     if Path(text).name in chain(*DATASETS.values()):
         raise ArgumentTypeError(f"{text!r} is the name of a published or bundled dataset")

@@ -42,14 +42,17 @@ def test_inputs_are_what_the_tokenizer_and_the_model_say(tiny_model, texts):
     assert len(everything.checked) == 300 and everything.reference.size == 0
 
 
-@pytest.mark.parametrize("damage", [lambda _: b"", lambda good: good[:99], lambda good: good[:-9], lambda _: b"x" * 99])
-def test_damaged_inputs_in_the_cache_are_made_anew(damage, tiny_model, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["arrays.npz", "texts.json"])
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda good: good[: len(good) // 2], lambda good: good[:-2], lambda _: b"x" * 99]
+)
+def test_damaged_inputs_in_the_cache_are_made_anew(damage, name, tiny_model, monkeypatch, tmp_path):
     made, make = [], room.make_inputs
     monkeypatch.setattr(room, "CACHE", tmp_path)
     monkeypatch.setattr(room, "make_inputs", lambda *arguments: made.append(1) or make(*arguments))
     first, again = (prepare_inputs(tiny_model, ["text"], None) for _ in range(2))
     assert len(made) == 1
-    file = first.folder / "arrays.npz"
+    file = first.folder / name
     file.write_bytes(damage(file.read_bytes()))
     again = prepare_inputs(tiny_model, ["text"], None)
     assert (again.ids["input_ids"] == first.ids["input_ids"]).all() and len(made) == 2

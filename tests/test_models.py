@@ -247,5 +247,11 @@ def test_a_kernel_of_the_hub_is_never_fetched(model, tmp_path, monkeypatch):
     assert fetched == ["ann/kernel"], "a stand-in that is not asked proves nothing"
 
 
+@pytest.mark.parametrize("shard", ["w/model-00001.safetensors", "../other/model.safetensors", "/etc/x", 5])
+def test_weights_outside_of_the_folder_are_refused(shard, model):
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": shard}}))
+    assert "names weights that are not in the model's folder" in refused(find_model, str(model))
+
+
 def test_names_that_are_too_long_are_one_line():
     assert "no model folder ./" in refused(find_model, "./" + "x" * 300)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,11 +292,16 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
         ("/nowhere/RC_2020-01.zst", "argument DUMPS: '/nowhere/RC_2020-01.zst' is not a file that can be read"),
         ("--out x.csv.gz", "unrecognized arguments: --out"),
         ("SAME", "the same dump is given twice"),
+        ("--output SAME", "SAME is one of the dumps"),
+        ("--output XXX.csv.gz", "XXX.csv.gz' is no name of a .csv.gz file"),
+        ("XXX", "XXX' is not a file that can be read"),
     ],
 )
-def test_wrong_usage_is_one_line(dumps, call, options, message):
-    code, _, err = call(sample_reddit, dumps[0], *options.replace("SAME", str(dumps[0])).split())
-    assert code == 2
+def test_wrong_usage_is_one_line(dumps, call, options, message, tmp_path):
+    dump = shutil.copy(dumps[0], tmp_path / "dump.csv.gz")
+    message = message.replace("SAME", str(dump)).replace("XXX", 300 * "X")
+    code, _, err = call(sample_reddit, dump, *options.replace("SAME", str(dump)).replace("XXX", 300 * "X").split())
+    assert code == 2 and Path(dump).read_bytes() == dumps[0].read_bytes()
     assert err.startswith("sample_reddit.py: ") and err.endswith(f"{message}\n") and err.count("\n") == 1
 
 
