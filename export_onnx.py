@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from bench.card import write_card
 from bench.export import EXPORTS, check_exportable, export, export_folder, foreign_files
-from bench.files import check_writable, new_folder
+from bench.files import LONGEST_NAME, check_writable, new_folder
 from bench.hub import with_timeout
 from bench.inputs import Inputs, prepare_inputs
 from bench.machine import cpu_name, find_gpu, project_commit, versions
@@ -41,8 +41,6 @@ from runtimes import VARIANTS
 from runtimes.onnx import check_gpu
 from runtimes.runner import Place
 from utils import CACHE, Parser, RunError, UserError, clean, cpu_cores, first_line, int_from, process_count, run, say
-
-LONGEST_NAME = 200  # bytes; most file systems have 255, of which a temporary name needs some
 
 
 def parse_arguments() -> Namespace:
@@ -110,7 +108,7 @@ def check_target(target: Path, source: Path, overwrite: bool) -> None:
             raise UserError(f"{target} is not a folder, so --overwrite won't replace it")
         if foreign := foreign_files(target):
             raise UserError(f"{target} holds {foreign[0]}, which no export made, so --overwrite won't replace it")
-    if len(os.fsencode(target.name)) > LONGEST_NAME:
+    if len(os.fsencode(target.name)) > LONGEST_NAME - 20:  # a temporary name is longer
         raise UserError(f"{target.name[:20]}... is too long for the name of a folder")
     check_writable(target.absolute().parent)
     needed = 3 * sum(file.stat().st_size for file in source.iterdir() if file.suffix in (".safetensors", ".bin"))

@@ -33,9 +33,10 @@ from urllib.parse import quote
 
 from bench import figures
 from bench.figures import batching, device_name, device_title, shown, speed
+from bench.files import file_name, markdown, new_file, slug
 from bench.results import latest, read_results
 from bench.texts import DATASETS
-from utils import Parser, RunError, UserError, file_name, first_line, list_of, markdown, run, say, slug
+from utils import Parser, RunError, UserError, first_line, list_of, run, say
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 WORDS = (
@@ -171,7 +172,8 @@ def save(charts: list[Chart], args: Namespace) -> None:
             figure = chart.draw(chart.rows, args.figsize)
             figures.add_title(figure, chart.rows, chart.what)
             for file in figure_files(chart, args.format):
-                figure.savefig(file, metadata={"Keywords": chart.digest()})
+                with new_file(file) as whole:
+                    figure.savefig(whole, format=file.suffix[1:], metadata={"Keywords": chart.digest()})
                 print(file)
 
 
@@ -336,7 +338,8 @@ def main() -> int:
             return int(bool(stale))
         save(charts, args)
         for file in changed:
-            file.write_text(new[file], encoding="utf-8")
+            with new_file(file) as whole:
+                whole.write(new[file].encode())
             print(file)
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(first_line(error)) from error

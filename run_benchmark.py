@@ -22,9 +22,10 @@ Ctrl-C.
 
 import contextlib
 import itertools
+import math
 import sys
 from argparse import ArgumentTypeError, Namespace
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,20 +35,25 @@ from tqdm import tqdm
 from bench import machine, results
 from bench.batches import ORDERS
 from bench.export import find_export
-from bench.files import check_writable
+from bench.files import check_writable, slug
 from bench.inputs import identify, prepare_inputs
 from bench.models import DEFAULT_MODEL, RANDOM_MODEL, find_model
 from bench.passes import Cell
-from bench.sweep import Sweep, run_cells
-from bench.table import summary, table_header, table_line
+from bench.resume import cell_of, cells_to_run, measured_before
+from bench.sweep import Sweep, estimate, run_cells
+from bench.table import HEADER, table_line
 from bench.texts import Dataset, load_dataset
+from bench.verdict import next_command, verdict
 from bench.workers import in_fresh_process
 from runtimes import VARIANTS
-from runtimes.runner import Place
-from utils import CACHE, Parser, UserError, clean, cpu_cores, int_from, list_of, process_count, run, say, slug
+from runtimes.runner import Place, Variant
+from utils import CACHE, Parser, UserError, clean, cpu_cores, int_from, list_of, process_count, run, say, step
 
 BUSY = 0.1  # others' share of the device above which a note is printed
 BUSY_MIB = 1024  # MiB in use on a GPU above which a note is printed (a desktop takes less)
+QUICK = {"limit": 64, "batches": [1, 8], "batch_tokens": [512], "order": ["length", "tokens"], "min_time": 0.0}
+QUICK_TEXTS = 10.0  # seconds of a pass, above which a first look does not time it from texts, too
+LOADING = 5.0  # seconds, about, until a variant's workers are ready
 
 
 # ------------------------------------------------------------------------------------------------------- options
@@ -88,6 +94,11 @@ def parse_arguments() -> Namespace:
         help="skip cells with a good row of the same texts, weights, commit and versions",
     )
     add("--dry-run", action="store_true", help="print the cells that would run, and stop")
+    quick = "a first look in about two minutes: 64 texts, sizes 1 and 8 and 512 tokens, one pass each"
+    add("--quick", action="store_true", help=quick)
+    args = parser.parse_args()
+    if args.quick:
+        parser.set_defaults(**QUICK)
     return parser.parse_args()
 
 
@@ -108,18 +119,15 @@ def seconds(text: str) -> float:
 
 
 def choose_variants(names: list[str], device: str) -> list[str]:
-    """Returns the variants asked for; `all` are those that make sense on the device and whose runtime is installed.
+    """Returns the variants asked for; `all` are those that are fast on the device and whose runtime is installed.
 
     Raises UserError for an unknown name, and for one that can't run on the device, with the reason.
     """
     if names == ["all"]:
-        bf16 = device == "gpu" or machine.cpu_has_bf16()
         return [
             name
             for name, variant in VARIANTS.items()
-            if device in variant.all_on
-            and machine.versions(*variant.packages)
-            and (bf16 or variant.packages != ("openvino",))
+            if device in variant.all_on and machine.versions(*variant.packages) and is_native(variant, device)
         ]
     for name in names:
         if name not in VARIANTS:
@@ -129,12 +137,21 @@ def choose_variants(names: list[str], device: str) -> list[str]:
     return names
 
 
+def is_native(variant: Variant, device: str) -> bool:
+    """Whether the device computes in the variant's precision itself, rather than emulate it."""
+    return device == "gpu" or variant.needs in {None, *machine.cpu_capabilities()}
+
+
 def plan_cells(args: Namespace, messages: int) -> list[Cell]:
     """Returns the cells asked for; sizes above the number of messages are left out, with a note.
 
-    Raises UserError if none is left.
+    One text at a time is the same work in orders dataset and length: it is measured once, as dataset. Raises UserError
+    if none is left.
     """
-    sizes = [(size, order) for size in args.batches for order in args.order if order != "tokens"]
+    sizes = [
+        (size, "dataset" if size == 1 else order) for size in args.batches for order in args.order if order != "tokens"
+    ]
+    sizes = list(dict.fromkeys(sizes))
     batchings = [(size, order) for size, order in sizes if size <= messages]
     left_out = ",".join(dict.fromkeys(str(size) for size, _ in sizes if size > messages))
     batchings += [(size, "tokens") for size in args.batch_tokens if "tokens" in args.order]
@@ -143,39 +160,6 @@ def plan_cells(args: Namespace, messages: int) -> list[Cell]:
     if left_out:
         note(f"sizes {left_out} are left out: there are only {messages} messages")
     return [Cell(*place, *how) for *place, how in itertools.product(args.model, args.workers, batchings)]
-
-
-def measured_before(args: Namespace, same: dict, cells: list[Cell]) -> dict[Cell, float]:
-    """Returns messages/s of the cells that need not be measured again, `texts` rows included.
-
-    They have a good row of the same texts, weights, commit and versions.
-    """
-    found = {}
-    for variant in args.model:
-        path = results.results_path(args.results_dir, same | {"variant": variant})
-        if path.exists():
-            rows, _, _ = results.read_results([path])
-            wanted = same | columns_of(variant)
-            alike = (rows[[*wanted]].astype(str) == [str(value) for value in wanted.values()]).all(axis=1)
-            for row in results.latest(rows[alike]).to_dict("records"):
-                cell = Cell(row["variant"], row["workers"], row["size"], row["order"], row["timed"])
-                found[cell] = row["messages/s"]
-    forward = set(cells)
-    return {cell: speed for cell, speed in found.items() if replace(cell, timed="forward") in forward}
-
-
-def cells_to_run(cells: list[Cell], before: dict[Cell, float]) -> list[Cell]:
-    """Returns the cells still to measure.
-
-    Where a variant and worker count has all of them but no `texts` row, that is its fastest cell, timed from texts.
-    """
-    chosen = []
-    for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
-        alike = list(group)
-        missing = [cell for cell in alike if cell not in before]
-        fastest = replace(max(alike, key=lambda cell: before.get(cell, 0)), timed="texts")
-        chosen += missing or [fastest] * (fastest not in before)
-    return chosen
 
 
 # ------------------------------------------------------------------------------------------------ before the cells
@@ -212,15 +196,18 @@ def find_machine(args: Namespace) -> tuple[dict[str, str], str]:
     return {"device": slug(name), "driver": driver, "load": load, "commit": machine.project_commit()}, uuid
 
 
-def note_what_slows(args: Namespace) -> None:
-    """Notes what makes figures worse than they could be."""
+def note_what_slows(args: Namespace, load: str) -> None:
+    """Notes what makes figures worse than they could be. `load`: the share of the cores that others use."""
     if len(machine.versions("onnxruntime", "onnxruntime-gpu")) > 1:
         note("onnxruntime and onnxruntime-gpu are both installed and overwrite each other: remove one")
     for variant in args.model:
         if args.device in VARIANTS[variant].notes:
             note(f"{variant}: {VARIANTS[variant].notes[args.device]}")
-    if args.device == "cpu" and max(args.workers) * args.threads > cpu_cores():
-        note(f"more workers x threads than the {cpu_cores()} cores: they will wait for each other")
+        if not is_native(VARIANTS[variant], args.device):
+            note(f"{variant}: this CPU has no {VARIANTS[variant].needs.upper()} units, so it is slow or can't run")
+    idle = cpu_cores() * (1 - float(load or 0))
+    if args.device == "cpu" and max(args.workers) * args.threads > math.ceil(idle):
+        note(f"more workers x threads than the {idle:.1f} idle cores: they will wait for each other and for others")
 
 
 def columns_of(variant: str) -> dict[str, str]:
@@ -232,7 +219,8 @@ def columns_of(variant: str) -> dict[str, str]:
 def prepare(args: Namespace, model: Path, variants: list[str], dataset: Dataset, uuid: str) -> Sweep:
     """Does all that comes before the first cell: token ids, the reference, exports, the peak."""
     place = Place(args.gpu if args.device == "gpu" else None, args.threads)
-    inputs = prepare_inputs(model, dataset.texts, place.gpu)
+    with step("reference  token ids, and eager FP32 torch on some of the messages"):
+        inputs = prepare_inputs(model, dataset.texts, place.gpu)
     lengths = inputs.lengths
     p5, p50, p95, p99 = np.percentile(lengths, [5, 50, 95, 99])
     say(f"model      {args.model_id}: {inputs.about['model']}")
@@ -241,7 +229,7 @@ def prepare(args: Namespace, model: Path, variants: list[str], dataset: Dataset,
     if inputs.about["empty"]:
         note(f"{inputs.about['empty']} texts give no token and are left out")
     say(f"tokenizer  {inputs.about['tokenizer']}, measured when these token ids were made")
-    say(f"reference  eager FP32 torch, on {len(inputs.checked)} of the messages")
+    say(f"check      {len(inputs.checked)} of the messages are compared with the reference")
     sources = {}
     for name in variants:
         sources[name], origin = model, args.model_id
@@ -251,15 +239,12 @@ def prepare(args: Namespace, model: Path, variants: list[str], dataset: Dataset,
             except UserError as error:  # its cells fail, the others run
                 sources[name], origin = error, error
         say(f"variant    {name}: {origin}")
-    return Sweep(model, inputs, sources, place, measure_peaks(variants, place), args.min_time, args.timeout, uuid)
-
-
-def measure_peaks(variants: list[str], place: Place) -> dict[str, float]:
-    """Measures the peak in each precision that the variants compute in, and says it."""
-    precisions = sorted({VARIANTS[name].computes_in(place.gpu) for name in variants})
-    peaks = in_fresh_process(machine.measure_peaks, precisions, place)
-    say(f"peak       {', '.join(f'{name} {peak / 1e12:.3g}' for name, peak in peaks.items())} TFLOP/s, large products")
-    return peaks
+    texts_within = QUICK_TEXTS if args.quick else math.inf
+    with step("peak       how fast this device multiplies large matrices"):
+        precisions = {"fp32", *(VARIANTS[name].computes_in(place.gpu) for name in variants)}
+        peaks = in_fresh_process(machine.measure_peaks, sorted(precisions), place)
+    say(f"           {', '.join(f'{name} {peak / 1e12:.3g}' for name, peak in peaks.items())} TFLOP/s")
+    return Sweep(model, inputs, sources, place, peaks, args.min_time, texts_within, args.timeout, uuid)
 
 
 # ------------------------------------------------------------------------------------------------------- the cells
@@ -267,10 +252,14 @@ def measure_peaks(variants: list[str], place: Place) -> dict[str, float]:
 
 def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], before: dict, same: dict) -> tuple[list, list]:
     """Measures the cells, printing and appending each row; returns all rows, and those that could not be saved."""
-    rows, unsaved = [], []
-    print(table_header(), flush=True)
+    rows, unsaved, costs = [], [], estimate(sweep, cells)
+    groups = {(cell.variant, cell.workers) for cell in cells}
+    total = args.rounds * (sum(costs.values()) + len(groups) * LOADING)
+    say(f"plan       {len(cells)} cells, about {max(1, round(total / 60))} min, compiling not counted")
+    print(HEADER, flush=True)
     measured = contextlib.closing(run_cells(sweep, cells, before, args.rounds))
-    progress_bar = tqdm(total=len(cells) * args.rounds, unit="cell", file=sys.stderr)
+    layout = "{percentage:3.0f}% {bar} {elapsed}, {remaining} left"
+    progress_bar = tqdm(total=args.rounds * sum(costs.values()), bar_format=layout, file=sys.stderr, disable=None)
     try:
         with measured as measured, progress_bar as progress:
             for cell, figures in measured:
@@ -281,7 +270,7 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], before: dict
                     save(args.results_dir, unsaved)
                 progress.write(table_line(row), file=sys.stdout)
                 sys.stdout.flush()
-                progress.update(cell.timed == "forward")
+                progress.update(costs.get(cell, 0))
     finally:
         if unsaved and not args.no_save:
             lines = results.HEADER + "".join(map(results.line_of, unsaved))
@@ -299,26 +288,48 @@ def save(results_dir: Path, unsaved: list[dict]) -> None:
         say(f"{path}: not saved: {error.strerror}")
 
 
+def note_the_peak(sweep: Sweep) -> None:
+    """Measures the peak once more; notes where the shares of it would be lower, or can't be told."""
+    after = in_fresh_process(machine.measure_peaks, sorted(sweep.peaks), sweep.place)
+    for name, peak in after.items():
+        if peak > 1.05 * sweep.peaks[name]:
+            note(
+                f"the {name} peak was {peak / sweep.peaks[name]:.2f} times as high after the sweep: divide shares of it"
+            )
+
+
+def say_verdict(args: Namespace, sweep: Sweep, rows: list[dict]) -> None:
+    good, _, _ = results.good_rows(rows)
+    if good.empty:
+        return
+    labels = 1 if sweep.inputs.about["problem"] == "single_label_classification" else len(sweep.inputs.about["labels"])
+    command = next_command(args.quick, args.model_id, args.device, args.threads)
+    for line in verdict(results.latest(good), labels * len(sweep.inputs.checked), command):
+        say(clean(line))
+
+
 def main() -> int:
     args = parse_arguments()
     args.model = choose_variants(args.model, args.device)
     dataset = load_dataset(args.dataset, args.column, args.limit)
     columns, uuid = find_machine(args)
-    note_what_slows(args)
+    note_what_slows(args, columns["load"])
     for line in dataset.notes:
         note(line)
-    cells, before = plan_cells(args, len(dataset.texts)), {}
+    cells, before = plan_cells(args, len(dataset.texts)), results.good_rows([])[0]
     same = {"model": args.model_id, "dataset": dataset.name, "messages": len(dataset.texts), "threads": args.threads}
     same |= {name: columns[name] for name in ("device", "commit")}
     if not (args.no_save or args.dry_run):
-        check_writable(results.results_path(args.results_dir, same | {"variant": "torch"}).parent)
+        longest = max(args.model, key=len)
+        check_writable(results.results_path(args.results_dir, same | {"variant": longest}).parent)
     if args.resume or not args.dry_run:
         check_writable(CACHE)
         model = find_model(args.model_id)
         same |= identify(model, dataset.texts)
     if args.resume:
-        before = measured_before(args, same, cells)
-        cells = cells_to_run(cells, before)
+        before = measured_before(args.results_dir, same, columns_of, cells)
+    speeds = {cell_of(row): row["messages/s"] for row in before.to_dict("records")}
+    cells = cells_to_run(cells, speeds) if args.resume else cells
     if args.dry_run or not cells:
         say(f"{len(cells)} cells to run" + f", {args.rounds} times" * (args.rounds > 1))
         for cell in cells:
@@ -326,14 +337,10 @@ def main() -> int:
         return 0
 
     sweep = prepare(args, model, list(dict.fromkeys(cell.variant for cell in cells)), dataset, uuid)
-    same |= columns | {"date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
-    rows, unsaved = measure_cells(args, sweep, cells, before, same)
-    for line in summary(rows, args.model):
-        say(line)
-    after = in_fresh_process(machine.measure_peaks, sorted(sweep.peaks), sweep.place)
-    for name, peak in after.items():
-        if peak > 1.05 * sweep.peaks[name]:
-            note(f"the {name} peak was {peak / sweep.peaks[name]:.2f} times as high after the sweep: divide mfu")
+    same |= columns | {"date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+    rows, unsaved = measure_cells(args, sweep, cells, speeds, same)
+    note_the_peak(sweep)
+    say_verdict(args, sweep, [*before.astype(str).to_dict("records"), *rows])
     return int(any(row["status"] != "ok" for row in rows) or bool(unsaved))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from bench import int8
 from bench.files import check_writable, make_once
 from bench.hub import download
+from bench.machine import cpu_capabilities
 from bench.models import DEFAULT_MODEL, load_config, read_json
 from bench.texts import load_tokenizer
 from bench.workers import in_fresh_process
@@ -56,7 +57,7 @@ EXPORTS = {
     "int8": Export(
         "-onnx-int8",
         "INT8 (dynamically quantized, for CPUs)",
-        f"onnxruntime's dynamic quantization: {int8.WORDS}",
+        f"onnxruntime's dynamic quantization: {int8.WORDS}; weights per channel",
     ),
     "fp32": Export("-onnx", "FP32", "plain export"),
 }
@@ -76,9 +77,13 @@ def find_export(precision: str, model_id: str, folder: Path) -> tuple[Path, str]
     exported = export_folder(model_id, precision)
     file = exported / "model.onnx"
     if file.is_file():
-        report = exported / "parity.json"
-        if report.is_file() and (gate := read_json(report).get("gate")):
-            say(f"./{exported} failed its check: {gate}")
+        report, about = (
+            read_json(path) if path.is_file() else {} for path in (exported / "parity.json", exported / ABOUT)
+        )
+        if report.get("gate"):
+            say(f"./{exported} failed its check: {report['gate']}")
+        if precision == "int8" and about.get("bits") != 7 and "vnni" not in cpu_capabilities():
+            say(f"./{exported} may be wrong here: its weights have 8 bits, whose sums saturate on a CPU without VNNI")
         return file, f"local export ./{file}"
     if exported.exists():
         raise UserError(f"./{exported} exists but holds no model.onnx; move it away")
@@ -129,13 +134,17 @@ def export(folder: Path, target: Path, precision: str, shape_inference: bool = T
     """Exports the model in `folder` as `target`/model.onnx with its config and tokenizer beside it.
 
     fp32 is the plain export, fp16 has optimum's O4 optimization (fused nodes, tanh GELU, FP16), int8 is quantized by
-    int8.quantize. Returns what describe_graph says. Raises UserError for a model that can't be exported so.
+    int8.quantize. Returns `options` (how it was made, in words) and what describe_graph says. Raises UserError for a
+    model that can't be exported so.
     """
     import onnxruntime
     from optimum.onnxruntime import AutoOptimizationConfig, ORTModelForSequenceClassification, ORTOptimizer
 
     onnxruntime.set_default_logger_severity(4)  # O4 asks for CUDA, only to optimize, and does as well without
-    file = target / "model.onnx"
+    file, about, options = target / "model.onnx", {"precision": precision}, EXPORTS[precision].options
+    if precision == "int8":
+        about["bits"] = 8 if "vnni" in cpu_capabilities() else 7
+        options += f", of {about['bits']} bits for CPUs {'with' if about['bits'] == 8 else 'without'} VNNI"
     try:
         with tempfile.TemporaryDirectory(dir=target) as plain:
             tempfile.tempdir = plain  # where optimum exports to: nothing is left elsewhere by an interruption
@@ -149,16 +158,16 @@ def export(folder: Path, target: Path, precision: str, shape_inference: bool = T
                 optimizer = ORTOptimizer.from_pretrained(model)
                 optimizer.optimize(save_dir=target, optimization_config=optimization, file_suffix="")
             if precision == "int8":
-                int8.quantize(folder, Path(plain) / "model.onnx", file, INSIDE_BYTES)
+                int8.quantize(folder, Path(plain) / "model.onnx", file, INSIDE_BYTES, about["bits"])
         store_weights(file)
     except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
         raise UserError(f"{folder} can't be exported to ONNX {precision}: {first_line(error)}") from error
     finally:
         tempfile.tempdir = None
     load_tokenizer(folder).save_pretrained(target)
-    files = sorted(path.name for path in target.iterdir())
-    (target / ABOUT).write_text(json.dumps({"precision": precision, "files": files}, indent=2), encoding="utf-8")
-    return describe_graph(file, precision, getattr(model.config, "num_hidden_layers", 0))
+    about["files"] = sorted(path.name for path in target.iterdir())
+    (target / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
+    return {"options": options} | describe_graph(file, precision, getattr(model.config, "num_hidden_layers", 0))
 
 
 def foreign_files(folder: Path) -> list[str]:

@@ -1,7 +1,9 @@
-"""Files and folders that appear whole or not at all, and digests of what is in them."""
+"""Files and folders that appear whole or not at all, digests of what is in them, and names for them."""
 
 import contextlib
+import html
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +12,9 @@ from typing import BinaryIO
 
 from xxhash import xxh3_64
 
-from utils import RunError, UserError
+from utils import RunError, UserError, clean
+
+LONGEST_NAME = 255  # bytes, on most file systems
 
 
 def check_writable(folder: Path) -> None:
@@ -85,3 +89,18 @@ def digest(content: Iterable[bytes | Path]) -> str:
                     single.update(block)
         total.update(single.digest())
     return total.hexdigest()
+
+
+def markdown(text: str) -> str:
+    """Escapes a text for Markdown, so that it brings no HTML, links, pictures or table cells."""
+    return re.sub(r"([\\`*_\[\]()!|~#])", r"\\\1", html.escape(clean(text), quote=False))
+
+
+def slug(name: str) -> str:
+    """Turns a name into letters, digits, dots and dashes: `RTX 4090` into `RTX-4090`."""
+    return re.sub(r"(?:[^\w.]|_)+", "-", name).strip("-.")
+
+
+def file_name(name: str) -> str:
+    """Turns a name into a part of a file name, each into another: `a b` into `a%20b`."""
+    return re.sub(r"^\.|[^\w.-]", lambda character: f"%{ord(character[0]):02X}", name) or "%"

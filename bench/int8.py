@@ -13,17 +13,15 @@ from utils import ROOT
 
 OUTLIERS = 8  # channels: more change nothing on trained weights
 TEXTS = 64  # to find them with
-WORDS = (
-    f"weights of the matrix products per channel, activations as they come, their {OUTLIERS} largest channels and "
-    "the embeddings in FP32; for CPUs with VNNI or AMX (on older ones sums can saturate)"
-)
+WORDS = f"activations of the matrix products as they come, their {OUTLIERS} largest channels and the embeddings in FP32"
 
 
-def quantize(folder: Path, plain: Path, file: Path, inside_bytes: int) -> None:
+def quantize(folder: Path, plain: Path, file: Path, inside_bytes: int, bits: int) -> None:
     """Quantizes the plain export's products with constant weights: weights per output channel, activations dynamically.
 
     Embeddings, the products of two activations (the attention's) and outlying channels stay FP32. Weights of more than
-    `inside_bytes` are stored beside the file.
+    `inside_bytes` are stored beside the file. `bits` of the weights: 8, or 7 for CPUs without VNNI, whose 16-bit sums
+    of two products would saturate.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -45,6 +43,7 @@ def quantize(folder: Path, plain: Path, file: Path, inside_bytes: int) -> None:
         nodes_to_exclude=in_fp32,
         per_channel=True,
         weight_type=QuantType.QInt8,
+        reduce_range=bits == 7,
         use_external_data_format=plain.with_name(f"{plain.name}_split").stat().st_size >= inside_bytes,
         extra_options={"MatMulConstBOnly": True},
     )

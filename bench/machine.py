@@ -26,6 +26,11 @@ THROTTLING = {
     0x40: "heat (hardware)",
     0x80: "power brake",
 }
+# what /proc/cpuinfo says of a CPU that multiplies in BF16, or in INT8 without sums that saturate
+CAPABILITIES = {
+    "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "vnni": {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"},
+}
 POLL_SECONDS = 0.2  # between two looks at a GPU's clock
 PEAK_PRODUCTS = ((8192, 1024, 4096), (4096, 4096, 4096), (2048, 2048, 2048))  # rows, inner, columns
 GPU_PEAK_PRODUCTS = ((8192, 8192, 8192), *PEAK_PRODUCTS)
@@ -73,10 +78,11 @@ def cpu_name() -> str:
     return f"{' '.join(name.split())}, {cpu_cores()} cores"
 
 
-def cpu_has_bf16() -> bool:
-    """Tells whether the processor multiplies in BF16 (AVX512-BF16 or AMX; not known, so False, outside Linux)."""
+def cpu_capabilities() -> set[str]:
+    """Returns what the processor multiplies natively, see CAPABILITIES; nothing outside Linux, which doesn't say."""
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", cpuinfo.read_text()))
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return {name for name, signs in CAPABILITIES.items() if flags & signs}
 
 
 def find_gpu(gpu: int, checks: list) -> tuple[str, str, str]:
@@ -180,7 +186,7 @@ def watch_throttling(uuid: str) -> Iterator[set[str]]:
 def measure_peaks(precisions: list[str], place: Place) -> dict[str, float]:
     """Measures for each precision the FLOP/s that the best of a few large matrix products reaches on all of the device.
 
-    That is what a user can get of it, not what its data sheet says. INT8 counts its operations as FLOPs.
+    That is what a user can get of it, not what its data sheet says. INT8 has none: torch's product is far from it.
     """
     import torch
 
@@ -190,22 +196,17 @@ def measure_peaks(precisions: list[str], place: Place) -> dict[str, float]:
     wait = (lambda: None) if place.gpu is None else (lambda: torch.cuda.synchronize(device))
     repeats = 1 if place.gpu is None else 10  # products between two waits
     peaks = {}
-    for precision in precisions:
+    for precision in set(precisions) & {*DTYPES}:
         for rows, inner, columns in PEAK_PRODUCTS if place.gpu is None else GPU_PEAK_PRODUCTS:
-            left, right = torch.rand(rows, inner, device=device), torch.rand(columns, inner, device=device)
-            if precision == "int8":
-                left, right = ((100 * matrix).to(torch.int8) for matrix in (left, right))
-                product = torch._int_mm
-            else:
-                left, right = (matrix.to(getattr(torch, DTYPES[precision])) for matrix in (left, right))
-                product = torch.mm
-            product(left, right.T)
+            dtype = getattr(torch, DTYPES[precision])
+            left, right = (torch.rand(n, inner, device=device).to(dtype) for n in (rows, columns))
+            torch.mm(left, right.T)
             begin = time.monotonic()
             while time.monotonic() - begin < PEAK_SECONDS:
                 wait()
                 start = time.monotonic()
                 for _ in range(repeats):
-                    product(left, right.T)
+                    torch.mm(left, right.T)
                 wait()
                 seconds = (time.monotonic() - start) / repeats
                 peaks[precision] = max(peaks.get(precision, 0), 2 * rows * inner * columns / seconds)

@@ -1,9 +1,12 @@
 """Rows <-> results/*.tsv: files that are only ever appended to, one whole line at a time."""
 
 import errno
+import os
 from pathlib import Path
 
-from utils import clean, file_name
+from bench.batches import ORDERS
+from bench.files import LONGEST_NAME, file_name
+from utils import UserError, clean
 
 # A row: what was asked, what was measured, where it comes from. results/README.md says what each column means.
 COLUMNS = (
@@ -19,14 +22,21 @@ CELL += ("variant", "workers", "threads", "size", "order", "timed")
 INTEGERS = ("workers", "threads", "size", "messages")
 SPEEDS = ("messages/s", "min", "max")
 NUMBERS = (*INTEGERS, *SPEEDS, "passes", "tokens/s", "padding", "tflops", "mfu", "max_diff", "flips")
+TIMED = ("forward", "texts")
+DATE = r"(\d{4}-\d\d-\d\dT[\d:.]+Z)?"
 OLDER_HEADERS = (["size", "messages/s"], ["workers", "size", "messages/s"])
 OLDER_VARIANTS = {"torch-base": "torch", "torch": "torch-compile"}
 
 
 def results_path(results_dir: Path, row: dict) -> Path:
-    """Returns the file of a row: `<results_dir>/<model>/<device>_<variant>_<dataset>.tsv`."""
-    file = "_".join(file_name(row[key]) for key in ("device", "variant", "dataset"))
-    return results_dir / file_name(Path(row["model"]).resolve().name) / f"{file}.tsv"
+    """Returns the file of a row: `<results_dir>/<model>/<device>_<variant>_<dataset>.tsv`.
+
+    Raises UserError if the name would be too long.
+    """
+    file = "_".join(file_name(row[key]) for key in ("device", "variant", "dataset")) + ".tsv"
+    if len(os.fsencode(file)) > LONGEST_NAME:
+        raise UserError(f"rows can't be saved: {row['dataset'][:20]}... is too long for the name of a file")
+    return results_dir / file_name(Path(row["model"]).resolve().name) / file
 
 
 def line_of(row: dict) -> str:
@@ -51,7 +61,10 @@ def append_row(path: Path, row: dict) -> None:
         headers = [line for line in before.decode(errors="replace").split("\n") if is_header(line.split("\t"))]
         text = "" if headers[-1:] == [HEADER.rstrip()] else HEADER
         text = "\n" * (before[-1:] not in (b"", b"\n")) + text + line_of(row)
-        if file.write(text.encode()) < len(text.encode()):
+        written = file.write(text.encode())
+        if written < len(text.encode()):
+            if file.tell() == os.fstat(file.fileno()).st_size:  # what is there of the line could pass for all of it
+                file.truncate(file.tell() - written)
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -94,21 +107,29 @@ def older_row(path: Path) -> dict[str, str]:
 
 
 def read_results(paths: list[Path]):
-    """Reads the good rows of several files as a pandas DataFrame, numbers as numbers, in the order of the files.
+    """Reads the good rows of several files, in their order, as a pandas DataFrame: see good_rows.
 
     Returns (rows, how many cells have failed rows only, {path: how many lines can't be read}). An `ok` row without
     possible figures can't be read.
     """
-    import pandas as pd
-
-    tables, skipped = [pd.DataFrame(columns=[*COLUMNS, "path"])], {}
+    found, skipped = [], {}
     for path in paths:
         try:
             rows, skipped[path] = read_rows(path)
         except OSError:
             rows, skipped[path] = [], 1
-        tables.append(pd.DataFrame(rows).assign(path=str(path)))
-    table = pd.concat(tables, ignore_index=True)
+        found += [row | {"path": str(path)} for row in rows]
+    good, failed, impossible = good_rows(found)
+    for path in impossible:
+        skipped[Path(path)] += 1
+    return good, failed, {path: lines for path, lines in skipped.items() if lines}
+
+
+def good_rows(rows: list[dict]):
+    """Returns (the good rows as a DataFrame, numbers as numbers; how many cells have none; paths of bad ones)."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "path"])
     for name in NUMBERS:
         table[name] = pd.to_numeric(table[name], errors="coerce")
     for name in ("min", "max"):
@@ -118,21 +139,22 @@ def read_results(paths: list[Path]):
     possible = (
         (whole % 1 == 0).all(axis=1) & (whole < 2**31).all(axis=1) & (whole.drop(columns="messages") > 0).all(axis=1)
     )
-    possible &= good["messages/s"].between(0, float("inf"), inclusive="neither")
-    possible &= (good["min"] <= good["messages/s"]) & (good["messages/s"] <= good["max"])
-    for path in good.path[~possible]:
-        skipped[Path(path)] += 1
+    possible &= (good["min"] > 0) & (good["min"] <= good["messages/s"]) & (good["messages/s"] <= good["max"])
+    possible &= (
+        (good["max"] < 1e12) & good["flips"].fillna(0).between(0, 1) & good["max_diff"].fillna(0).between(0, 1e12)
+    )
+    possible &= good["order"].isin(ORDERS) & good["timed"].isin(TIMED) & good["date"].str.fullmatch(DATE)
     cells = table.groupby([*CELL], dropna=False).status.agg(lambda statuses: (statuses == "ok").any())
-    good = good[possible].astype(dict.fromkeys(INTEGERS, int))
-    return good, int((~cells.astype(bool)).sum()), {path: lines for path, lines in skipped.items() if lines}
+    good_ones = good[possible].astype(dict.fromkeys(INTEGERS, int))
+    return good_ones, int((~cells.astype(bool)).sum()), list(good.path[~possible])
 
 
 def latest(rows):
-    """Returns one row for each cell of a DataFrame of good rows, from its latest run.
+    """Returns one row for each cell of a DataFrame of good rows, from its latest run by the clock.
 
     With several rounds: the median speed, `min` and `max` of all passes, and the worst parity.
     """
-    rows = rows[rows.date == rows.groupby([*CELL], sort=False).date.transform("last")]
+    rows = rows[rows.date == rows.groupby([*CELL], sort=False).date.transform("max")]
     how = dict.fromkeys(rows.columns.difference(CELL, sort=False), "last")
     how |= dict.fromkeys(("messages/s", "tokens/s", "tflops", "mfu"), "median")
     how |= {"min": "min", "max": "max", "passes": "sum", "max_diff": "max", "flips": "max"}

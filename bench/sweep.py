@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.batches import make_batches, padded_tokens
 from bench.inputs import Inputs
 from bench.machine import watch_throttling
 from bench.parity import flips, probabilities
@@ -15,16 +16,18 @@ from bench.passes import Cell, Job, Worker
 from bench.workers import Workers
 from runtimes import VARIANTS
 from runtimes.runner import Place
-from utils import UserError
+from utils import UserError, cpu_cores
+
+EFFICIENCY = 0.5  # of the peak, for estimates
 
 
 @dataclass(frozen=True)
 class Sweep:
     """What all cells of a run share.
 
-    model: the model's folder; sources: variant -> the folder or file that it loads, or why there is none; peaks:
-    precision -> FLOP/s;
-    min_time: seconds of passes for each cell; timeout: seconds without a sign of life of a worker, 0 for no limit;
+    model: the model's folder; sources: variant -> the folder or file that it loads, or why there is none;
+    peaks: precision -> FLOP/s; min_time: seconds of passes for each cell; texts_within: seconds, the longest pass of a
+    cell that is also timed from texts; timeout: seconds without a sign of life of a worker, 0 for no limit;
     uuid: NVML's id of the GPU, empty on a CPU and where NVML does not tell.
     """
 
@@ -34,6 +37,7 @@ class Sweep:
     place: Place
     peaks: dict[str, float]
     min_time: float
+    texts_within: float
     timeout: float
     uuid: str
 
@@ -41,9 +45,9 @@ class Sweep:
 def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], rounds: int) -> Iterator[tuple[Cell, dict]]:
     """Measures the cells; yields each with the measured columns of its row, or with only a status if it failed.
 
-    After the cells of a variant and worker count, the fastest of them is timed from texts to logits. `speeds` are the
-    messages/s of cells that were measured before: they count for which is the fastest, and are not timed again.
-    Everything is measured `rounds` times, in turn.
+    After the cells of a variant and worker count, the fastest of them is timed from texts to logits, unless it is too
+    slow for that. `speeds` are the messages/s of cells that were measured before: they count for which is the fastest,
+    and are not timed again. Everything is measured `rounds` times, in turn.
 
     Workers are started once for all cells of a variant and worker count, and again after a failed cell; where they
     can't be started, none of their cells is tried again.
@@ -72,8 +76,22 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], rounds
                 if not queue and cell.timed == "forward":
                     same = cell.variant, cell.workers, "forward"
                     alike = [other for other in known if (other.variant, other.workers, other.timed) == same]
+                    alike = [other for other in alike if known[other] * sweep.texts_within >= len(sweep.inputs.lengths)]
                     fastest = replace(max(alike, key=known.get), timed="texts") if alike else None
                     queue += [fastest] if fastest not in (None, *speeds) and not no_start else []
+
+
+def estimate(sweep: Sweep, cells: list[Cell]) -> dict[Cell, float]:
+    """Estimates the seconds of each cell: its warm-up and passes at EFFICIENCY of the peak; compiling comes on top."""
+    lengths, seconds = sweep.inputs.lengths, {}
+    for cell in cells:
+        padded = padded_tokens(lengths, make_batches(lengths, cell.size, cell.order)).sum() / lengths.sum()
+        peak = sweep.peaks.get(VARIANTS[cell.variant].computes_in(sweep.place.gpu), sweep.peaks["fp32"])
+        if sweep.place.gpu is None:
+            peak *= min(1, cell.workers * sweep.place.threads / cpu_cores())
+        a_pass = padded * np.nan_to_num(sweep.inputs.flops) / (EFFICIENCY * peak)
+        seconds[cell] = a_pass + max(a_pass, sweep.min_time)
+    return seconds
 
 
 def start_workers(sweep: Sweep, cell: Cell) -> Workers:
@@ -98,6 +116,7 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict[str, str]:
 
     texts, tokens, median = len(sweep.inputs.lengths), int(sweep.inputs.lengths.sum()), float(np.median(seconds))
     peak = sweep.peaks.get(VARIANTS[cell.variant].computes_in(sweep.place.gpu), np.nan)
+    share = sweep.inputs.flops / median / peak
     figures = {
         "messages/s": texts / median,
         "min": texts / max(seconds),
@@ -106,7 +125,7 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict[str, str]:
         "tokens/s": tokens / median,
         "padding": sum(report["padded"] for report in reports) / tokens,
         "tflops": sweep.inputs.flops / median / 1e12,
-        "mfu": sweep.inputs.flops / median / peak,
+        "mfu": share if share <= 1 else np.nan,
         "memory_mib": (sum if sweep.place.gpu is None else max)(report["memory"] for report in reports),
     }
     if cell.timed == "forward":
@@ -115,9 +134,8 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict[str, str]:
     figures["max_diff"], figures["flips"] = parity(
         sweep.inputs, [kept for report in reports for kept in report["kept"]]
     )
-    if np.isnan(sweep.inputs.flops):  # torch can't count them
-        del figures["tflops"], figures["mfu"]
-    row = {name: f"{value:.6g}" for name, value in figures.items()}
+    known = {name for name, value in figures.items() if name not in ("tflops", "mfu") or np.isfinite(value)}
+    row = {name: f"{value:.6g}" if name in known else "" for name, value in figures.items()}
     row["throttled"] = (", ".join(sorted(throttled)) or "no") if sweep.uuid else ""
     return row | {"status": "ok" if np.isfinite(figures["max_diff"]) else "outputs are not finite"}
 

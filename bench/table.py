@@ -1,41 +1,34 @@
-"""Rows -> the printed table and the summary under it."""
+"""Rows -> the printed table: what decides between them, in at most 100 columns; the rest is in the TSV."""
 
-# the columns of the printed table between variant and status, and how they are printed
-PRINTED = {
-    **dict.fromkeys(("workers", "threads", "size", "order", "timed"), ""),
-    **{"messages/s": ".1f", "min": ".1f", "max": ".1f", "passes": "", "padding": ".3f", "tflops": ".3g"},
-    **{"mfu": ".1%", "p50_ms": ".1f", "p99_ms": ".1f", "memory_mib": ".0f", "max_diff": ".2g", "flips": ".3%"},
-}
+import textwrap
 
-
-def table_header() -> str:
-    return " ".join(["variant".ljust(18), *(name.rjust(7) for name in PRINTED), " status"])
+WIDTH = 100
+HEADER = f"{'variant':<18} {'w x t':>5} {'batches':<16} {'messages/s':>20} {'padding':>7} {'peak':>5} {'max_diff':>8} "
+HEADER += f"{'flips':>7} status"
 
 
 def table_line(row: dict) -> str:
-    """Returns a row as a line of the printed table."""
-    shown = [row["variant"].ljust(18)]
-    for name, form in PRINTED.items():
-        value = format(float(row[name]), form) if form and row[name] else row[name] or "-"
-        shown.append(f"{value:>{max(len(name), 7)}}")
-    throttled = f" (throttled: {row['throttled']})" if row["throttled"] not in ("", "no") else ""
-    return "  ".join([" ".join(shown), row["status"] + throttled])
+    """Returns a row as a line under HEADER; one that failed as its status, in several lines if need be.
+
+    messages/s has the slowest and the fastest pass beside it, where there are several.
+    """
+    line = f"{row['variant']:<18} {row['workers']:>2}x{row['threads']:<2} {batches(row):<16} "
+    if not row["messages/s"]:
+        indent = " " * len(line)
+        return textwrap.fill(row["status"], WIDTH, initial_indent=line, subsequent_indent=indent)
+    spread = f" ({number(row['min'])}-{number(row['max'])})" if int(row["passes"]) > 1 else ""
+    peak = f"{float(row['mfu']):.0%}" if row["mfu"] else "-"
+    line += f"{number(row['messages/s']) + spread:>20} {float(row['padding']):>7.2f} {peak:>5} "
+    line += f"{float(row['max_diff']):>8.1e} {float(row['flips']):>7.2%} {row['status']}"
+    return line + f" ({row['throttled']})" * (row["throttled"] not in ("", "no"))
 
 
-def summary(rows: list[dict], names: list[str]) -> list[str]:
-    """Returns a line for each variant: its best row, and how many times as fast it is as the first variant's."""
-    best = {}
-    for row in rows:
-        if row["status"] == "ok" and row["timed"] == "forward":
-            best[row["variant"]] = max(best.get(row["variant"], row), row, key=lambda row: float(row["messages/s"]))
-    lines = []
-    for name in names:
-        if name not in best:
-            lines.append(f"{name:<18}         - no cell was measured")
-            continue
-        row, speed = best[name], float(best[name]["messages/s"])
-        factor = speed / float(best[names[0]]["messages/s"]) if names[0] in best else float("nan")
-        where = f"size {row['size']}, order {row['order']}, {row['workers']} worker(s) x {row['threads']} thread(s)"
-        check = f"max_diff {float(row['max_diff']):.2g}, flips {float(row['flips']):.3%}"
-        lines.append(f"{name:<18} {speed:>9.1f} messages/s {factor:>6.2f}x   {where}; {check}")
-    return lines
+def batches(row) -> str:
+    """Says how a row's batches were made: `8 length`, `512 tokens`; `e2e` is end to end, from texts to logits."""
+    return f"{row['size']} {row['order']}" + " e2e" * (row["timed"] == "texts")
+
+
+def number(value) -> str:
+    """Returns a speed in three digits, or as a whole number."""
+    value = float(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

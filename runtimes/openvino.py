@@ -45,6 +45,7 @@ VARIANTS = {
         ("openvino",),
         export="fp32",
         all_on=("cpu",),
+        needs="bf16",
         refused={"gpu": "OpenVINO runs on Intel's devices"},
     )
 }

@@ -92,6 +92,6 @@ VARIANTS = {
     "torch-compile": variant("fp32", compiled=True),
     "torch-fp16": variant("fp16", all_on=("gpu",)),
     "torch-compile-fp16": variant("fp16", compiled=True, all_on=("gpu",)),
-    "torch-bf16": variant("bf16"),
-    "torch-compile-bf16": variant("bf16", compiled=True),
+    "torch-bf16": variant("bf16", needs="bf16"),
+    "torch-compile-bf16": variant("bf16", compiled=True, needs="bf16"),
 }

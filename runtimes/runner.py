@@ -38,7 +38,8 @@ class Variant:
     load(source, place) -> Runner; the source is a model's folder, or the file of the `export` that it asks for.
     precision: in which it multiplies large matrices; cpu_precision: the same on a CPU, if different.
     packages: the one of these that is installed is the runtime; its version is in the rows.
-    all_on: the devices whose `--model all` includes it. refused, notes: device -> the reason, a plain line.
+    all_on: the devices whose `--model all` includes it, where the CPU has what it `needs` (machine.CAPABILITIES) to be
+    fast. refused, notes: device -> the reason, a plain line.
     check_gpu(gpu): raises UserError if the runtime can't use this GPU.
     plans_shapes: whether each new shape costs GPU set-up (cuDNN planning).
     """
@@ -49,6 +50,7 @@ class Variant:
     export: str | None = None
     cpu_precision: str | None = None
     all_on: tuple[str, ...] = ("gpu", "cpu")
+    needs: str | None = None
     refused: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     check_gpu: Callable | None = None

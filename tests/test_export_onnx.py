@@ -20,6 +20,7 @@ from tiny import make_tiny_albert, make_tiny_bert, make_tiny_distilbert, make_ti
 
 import export_onnx
 from bench.batches import pad
+from bench.machine import cpu_capabilities
 from bench.parity import EXCERPT, probabilities
 from bench.texts import load_tokenizer, tokenize
 from export_onnx import upload
@@ -105,6 +106,10 @@ def test_the_precisions_have_their_own_folders(tiny_model, here, export):
     fp32, int8 = (json.loads((here / f"tiny-onnx{s}" / "parity.json").read_text()) for s in ("", "-int8"))
     assert fp32["largest_difference"]["max"] < 1e-5 < int8["largest_difference"]["max"]
     assert "MatMulInteger" in int8["nodes"]
+    bits = 8 if "vnni" in cpu_capabilities() else 7
+    assert f"weights per channel, of {bits} bits for CPUs with" in int8["options"]
+    assert json.loads((here / "tiny-onnx-int8" / "export.json").read_text())["bits"] == bits
+    assert int8["options"] in (here / "tiny-onnx-int8" / "README.md").read_text()
 
 
 def test_int8_of_layers_that_share_their_weights(tmp_path, texts, here, export):

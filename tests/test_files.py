@@ -1,8 +1,10 @@
 """Files and folders that appear whole or not at all."""
 
+import re
+
 import pytest
 
-from bench.files import make_once, new_file, new_folder
+from bench.files import file_name, make_once, markdown, new_file, new_folder, slug
 from utils import RunError
 
 
@@ -55,3 +57,34 @@ def test_a_folder_is_made_once_and_another_runs_is_taken(tmp_path):
     make_once(tmp_path / "b", meanwhile)
     assert (tmp_path / "b" / "file").read_text() == "another run's"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_names_become_parts_of_file_names_each_into_another():
+    names = [
+        "a b",
+        "a-b",
+        "a_b",
+        "a.b",
+        ".a",
+        "a",
+        "Комментарии_2024 (1)",
+        "評論",
+        "???",
+        "",
+        "..",
+        "a/b",
+        "a%20b",
+        "x" * 9,
+    ]
+    files = [file_name(name) for name in names]
+    assert len(set(files)) == len(files)
+    assert not any(re.search(r"[\s/?]|^[.]|^$", file) for file in files)
+    assert file_name("Комментарии_2024") == "Комментарии_2024"
+    assert slug("NVIDIA GeForce RTX 4090") == "NVIDIA-GeForce-RTX-4090"
+
+
+def test_a_text_for_markdown_brings_nothing_of_its_own():
+    attack = "<!-- end --> ![x](http://evil) | `code` \x1b[31m <script> **b**\nnext"
+    assert markdown(attack) == (
+        "&lt;\\!-- end --&gt; \\!\\[x\\]\\(http://evil\\) \\| \\`code\\`  \\[31m &lt;script&gt; \\*\\*b\\*\\* next"
+    )

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -264,6 +265,21 @@ def test_wrong_usage_is_one_line(project, plot, arguments, message):
 def test_a_figure_that_cant_be_saved_is_one_line(project, plot):
     code, _, err = plot("--output", "README.md")
     assert (code, err.splitlines()[-1][:17]) == (1, "plot_results.py: ") and "README.md" in err.splitlines()[-1]
+
+
+def test_a_full_disk_costs_no_figure_and_no_readme(project, plot):
+    assert plot()[0] == 0
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    Path("README.md").write_bytes(before[Path("README.md")].replace(b"1,234", b"9,999"))
+    before[Path("README.md")] = Path("README.md").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        code, _, err = plot()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1 and "File too large" in err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
 def test_a_readme_without_markers_is_an_error_and_without_a_readme_figures_are_drawn(project, plot, drawn):

@@ -75,7 +75,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_is_an_error_and_costs_no_ot
     assert caught.value.errno == errno.ENOSPC
     append_row(path, make_row(size=3))
     assert sizes(path) == [1, 3]
-    assert read_rows(path)[1] == 1, "the half line is counted"
+    assert read_rows(path)[1] == 0, "the half line is taken back"
 
 
 class Writer:
@@ -138,6 +138,13 @@ def test_older_tables(tmp_path):
         {"messages/s": "fast"},
         {"min": "101"},
         {"max": "99"},
+        {"max": "1e300", "messages/s": "1e299"},
+        {"min": "0"},
+        {"flips": "1.5"},
+        {"max_diff": "inf"},
+        {"order": "sorted"},
+        {"timed": "twice"},
+        {"date": "2026-11"},
     ],
 )
 def test_a_row_that_can_not_be_is_counted_and_left_out(columns, tmp_path):
@@ -166,6 +173,14 @@ def test_the_latest_good_rows_of_a_cell_count_and_its_rounds_together(tmp_path):
         [16, "forward", 100, 90, 140, 3, 0.25],
         [8, "texts", 80, 80, 80, 1, 0.25],
     ]
+
+
+def test_the_latest_run_is_the_one_of_the_latest_date(tmp_path):
+    """Wherever in the files its rows are."""
+    append_row(tmp_path / "a.tsv", make_row(speed=9, date="2026-11-20T10:00:00.5Z"))
+    append_row(tmp_path / "b.tsv", make_row(speed=99, date="2020-11-20T10:00:00Z"))
+    rows, _, _ = read_results([tmp_path / "a.tsv", tmp_path / "b.tsv"])
+    assert latest(rows)["messages/s"].tolist() == [9]
 
 
 PIECES = [b"\t", b"\n", b"\r", b'"', b"\0", b"\xff", b"\xef\xbb\xbf", b"1", b"ok", b"nan", b"1e999", HEADER.encode()]

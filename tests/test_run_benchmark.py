@@ -19,14 +19,13 @@ from conftest import ROOT
 
 import run_benchmark
 from bench import machine, results
-from bench.passes import Cell
 from bench.results import read_results
 from runtimes import VARIANTS
 
 SCRIPT = ROOT / "run_benchmark.py"
 RUN_VARIANTS = ["torch", "onnx-fp16"]
 CELLS = [(8, "dataset"), (8, "length"), (256, "tokens")]
-EVERYWHERE = {"torch", "torch-compile", "torch-bf16", "torch-compile-bf16", "onnx"}
+BF16 = {"torch-bf16", "torch-compile-bf16"}
 
 
 def command(model: Path, *arguments) -> list[str]:
@@ -87,11 +86,19 @@ def test_a_run_measures_and_saves_every_cell(sweep):
 def test_the_table_is_on_standard_output_and_the_rest_is_not(sweep):
     _, done = sweep
     table = done.stdout.splitlines()
-    assert table[0].split()[:5] == ["variant", "workers", "threads", "size", "order"]
+    assert table[0].split()[:6] == ["variant", "w", "x", "t", "batches", "messages/s"]
+    assert max(map(len, table)) <= 100
     assert [row.split()[0] for row in table[1:]] == [name for name in RUN_VARIANTS for _ in [*CELLS, "from texts"]]
     for told in ("Hub", "Traceback", "leaked"):
         assert told not in done.stderr
-    for told in ("machine ", "tokenizer ", "local export ./tiny-onnx-fp16/model.onnx", "no FP16 kernels", "1.00x"):
+    for told in (
+        "machine ",
+        "tokenizer ",
+        "local export ./tiny-onnx-fp16/model.onnx",
+        "no FP16 kernels",
+        "plan       6 cells, about 1 min",
+        "Take ",
+    ):
         assert told in done.stderr
 
 
@@ -137,20 +144,13 @@ def test_resume_measures_again_what_is_of_other_texts_or_weights(run_fake, tiny_
     assert left("a") == 3
 
 
-def test_resume_makes_up_what_was_never_timed_from_texts():
-    several = [Cell("onnx", workers, size, "length") for workers in (1, 2, 3) for size in (1, 2)]
-    speeds = dict(zip(several, [5.0, 10, 7, 9, 8], strict=False))
-    before = speeds | {Cell("onnx", 2, 2, "length", "texts"): 6.5}
-    assert run_benchmark.cells_to_run(several, before) == [Cell("onnx", 1, 2, "length", "texts"), several[5]]
-
-
 def test_rounds_go_through_all_cells_again(tiny_model, tiny_exports, call, monkeypatch, tmp_path):
     monkeypatch.chdir(tiny_exports)
     options = ["--model", "onnx", "--device", "cpu", "--model-id", tiny_model, "--limit", 10, "--min-time", 0]
-    options += ["--batches", "1,4", "--order", "length", "--rounds", 3, "--results-dir", tmp_path]
+    options += ["--batches", "2,4", "--order", "length", "--rounds", 3, "--results-dir", tmp_path]
     code, out, _ = call(run_benchmark, *options)
     assert code == 0
-    assert [line.split()[3] for line in out.splitlines()[1:] if "forward" in line] == ["1", "4"] * 3
+    assert [line.split()[2] for line in out.splitlines()[1:] if "e2e" not in line] == ["2", "4"] * 3
     rows, _, _ = read_results(list(tmp_path.rglob("*.tsv")))
     assert results.latest(rows[rows["timed"] == "forward"])["passes"].tolist() == [3, 3]
 
@@ -250,7 +250,9 @@ def run_fake(call, monkeypatch, tmp_path):
     """Runs the script with cells that are measured in no time: each figure is 1."""
     figures = dict.fromkeys(results.COLUMNS[results.COLUMNS.index("messages/s") : results.COLUMNS.index("load")], "1")
     figures |= {"max_diff": "0", "flips": "0", "status": "ok", "throttled": ""}
-    sweep = SimpleNamespace(peaks={}, place=None)
+    inputs = SimpleNamespace(about={"problem": "regression", "labels": ["x"]}, checked=range(10))
+    sweep = SimpleNamespace(peaks={}, place=None, inputs=inputs)
+    monkeypatch.setattr(run_benchmark, "estimate", lambda *_: {})
     (tmp_path / "any").mkdir(exist_ok=True)
     monkeypatch.setattr(run_benchmark, "find_model", lambda name: Path(name) if "/model" in name else tmp_path / "any")
     monkeypatch.setattr(run_benchmark, "prepare", lambda *_: sweep)
@@ -341,16 +343,40 @@ def test_others_on_the_gpu_are_noted(run_fake, monkeypatch, load, note, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("device", "bf16", "only_here"),
+    ("device", "capabilities", "besides"),
     [
-        ("gpu", False, {"torch-fp16", "torch-compile-fp16", "onnx-fp16"}),
-        ("cpu", True, {"onnx-int8", "openvino-bf16"}),
-        ("cpu", False, {"onnx-int8"}),
+        ("gpu", set(), {*BF16, "torch-fp16", "torch-compile-fp16", "onnx-fp16"}),
+        ("cpu", {"bf16"}, {*BF16, "onnx-int8", "openvino-bf16"}),
+        ("cpu", {"vnni"}, {"onnx-int8"}),
     ],
 )
-def test_all_are_those_that_make_sense(device, bf16, only_here, monkeypatch):
-    monkeypatch.setattr(machine, "cpu_has_bf16", lambda: bf16)
-    assert set(run_benchmark.choose_variants(["all"], device)) == EVERYWHERE | only_here
+def test_all_are_those_that_the_device_computes_natively(device, capabilities, besides, monkeypatch):
+    monkeypatch.setattr(machine, "cpu_capabilities", lambda: capabilities)
+    assert set(run_benchmark.choose_variants(["all"], device)) == {"torch", "torch-compile", "onnx"} | besides
+    run_benchmark.choose_variants(["torch-bf16"], device)
+
+
+def test_what_the_cpu_emulates_runs_by_name_with_a_note(run_fake, monkeypatch):
+    monkeypatch.setattr(machine, "cpu_capabilities", set)
+    code, out, err = run_fake("--model", "torch,torch-bf16")
+    assert code == 0 and out.count("torch-bf16") == 3
+    assert "note       torch-bf16: this CPU has no BF16 units, so it is slow or can't run\n" in err
+    assert "torch: this CPU" not in err
+
+
+def test_a_first_look_is_few_cells_and_what_is_given_besides_counts(call):
+    names = ["--model", "torch", "--device", "cpu", "--quick", "--dry-run"]
+    code, out, _ = call(run_benchmark, *names)
+    expected = ["1\tdataset", "8\tlength", "512\ttokens"]
+    assert (code, out.splitlines()) == (0, [f"torch\t1\t{how}\tforward" for how in expected])
+    assert "there are only 4" in call(run_benchmark, *names, "--limit", "4", "--order", "length")[2]
+
+
+def test_one_text_at_a_time_is_measured_once_in_dataset_order(call):
+    options = ["--batches", "1,2", "--order", "length,dataset", "--model", "torch"]
+    code, out, _ = call(run_benchmark, *DRY, *options)
+    cells = [f"torch\t1\t{how}\tforward" for how in ("1\tdataset", "2\tlength", "2\tdataset")]
+    assert (code, out.splitlines()) == (0, cells)
 
 
 NO_NUMBERS = ("-1", "abc", "1e9", "", " ", "1,,2", "1.5", "nan", "inf", "0x10", "1_000")

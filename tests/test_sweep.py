@@ -15,7 +15,7 @@ from bench import machine, sweep
 from bench.inputs import Inputs, prepare_inputs
 from bench.passes import Cell
 from bench.results import COLUMNS, append_row
-from bench.sweep import Sweep, parity, run_cells
+from bench.sweep import Sweep, estimate, parity, run_cells
 from bench.workers import WorkerFailed, Workers
 from runtimes.runner import Place
 from utils import UserError
@@ -81,7 +81,9 @@ def plan(monkeypatch):
     about = {"problem": "regression", "labels": ["x"]}
     inputs = Inputs(Path(), {}, np.full(12, 4), np.arange(12), np.arange(12), np.zeros((12, 1)), 1e9, about)
     sources = dict.fromkeys(("onnx", "torch", "onnx-fp16"), Path())
-    return Sweep(Path(), inputs, sources, Place(None, 1), {"fp32": 1e12}, min_time=0, timeout=0, uuid="")
+    return Sweep(
+        Path(), inputs, sources, Place(None, 1), {"fp32": 1e12}, min_time=0, texts_within=99, timeout=0, uuid=""
+    )
 
 
 def measured(plan, cells, speeds=(), rounds=1) -> list[tuple[int, str, str]]:
@@ -99,6 +101,28 @@ def test_figures_of_a_cell(plan):
 def test_passes_are_repeated_for_the_time_asked_for(plan):
     [(_, row), _] = run_cells(replace(plan, min_time=1.1), cells(4), {}, 1)
     assert (row["passes"], row["messages/s"]) == ("5", "48")
+
+
+def test_a_slow_cell_is_not_timed_from_texts(plan):
+    """12 texts at 48 and 24 messages/s take a quarter and a half of a second."""
+    both = [*cells(4), *cells(2, workers=1)]
+    expected = [(4, "forward", "ok"), (4, "texts", "ok"), (2, "forward", "ok")]
+    assert measured(replace(plan, texts_within=0.3), both) == expected
+
+
+def test_a_share_above_100_percent_is_not_shown(plan):
+    (_, row), _ = run_cells(replace(plan, peaks={"fp32": 3e9}), cells(4), {}, 1)
+    assert (row["tflops"], row["mfu"]) == ("0.004", "")
+
+
+def test_the_estimate_counts_padding_warm_up_and_the_cores_in_use(plan, monkeypatch):
+    monkeypatch.setattr(sweep, "cpu_cores", lambda: 2)
+    lengths = np.array([1, 3] * 6)
+    padded = replace(plan, inputs=replace(plan.inputs, lengths=lengths), peaks={"fp32": 1e9, "bf16": 4e9})
+    one, two = Cell("torch", 1, 2, "length"), Cell("torch", 2, 2, "dataset")
+    assert estimate(padded, [one, two]) == {one: 2 * 4, two: 2 * 2 * 1.5}, "1 GFLOP at half of the peak"
+    bf16 = Cell("torch-bf16", 2, 2, "length")
+    assert estimate(replace(padded, min_time=3), [bf16]) == {bf16: 0.5 + 3}
 
 
 def test_the_fastest_cell_of_each_variant_and_worker_count_is_timed_from_texts(plan):
@@ -210,7 +234,17 @@ def test_200_cells_in_real_workers_need_no_more_than_20(tiny_model, tiny_exports
     """Memory of the parent and of the workers, and their descriptors."""
     source = tiny_exports / "tiny-onnx" / "model.onnx"
     inputs = prepare_inputs(tiny_model, texts[:60], None)
-    plan = Sweep(tiny_model, inputs, {"onnx": source}, Place(None, 1), {"fp32": 1e12}, min_time=0, timeout=60, uuid="")
+    plan = Sweep(
+        tiny_model,
+        inputs,
+        {"onnx": source},
+        Place(None, 1),
+        {"fp32": 1e12},
+        min_time=0,
+        texts_within=99,
+        timeout=60,
+        uuid="",
+    )
     started, used = [], {}
     real = Workers.__init__
     monkeypatch.setattr(Workers, "__init__", lambda self, *more: started.append(self) or real(self, *more))

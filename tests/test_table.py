@@ -1,29 +1,36 @@
-"""The printed table and the summary."""
+"""The printed table."""
 
 from bench.results import COLUMNS
-from bench.table import summary, table_header, table_line
+from bench.table import HEADER, table_line
 
 
 def make_row(**columns) -> dict:
     row = dict.fromkeys(COLUMNS, "") | {"variant": "onnx", "workers": 1, "threads": 2, "size": 8, "order": "length"}
-    row |= {"timed": "forward", "messages/s": "12.345", "max_diff": "0.001", "flips": "0.0025", "status": "ok"}
+    row |= {"timed": "forward", "messages/s": "12.345", "min": "11.96", "max": "13.1", "passes": "3"}
+    row |= {"padding": "1.02", "mfu": "0.514", "max_diff": "0.001", "flips": "0.0025", "status": "ok"}
     return row | columns
 
 
 def test_a_row_is_a_line_under_the_header():
-    header, line = table_header(), table_line(make_row())
-    at = header.index("messages/s") + len("messages/s")
-    assert line[:at].split() == ["onnx", "1", "2", "8", "length", "forward", "12.3"]
-    assert line.endswith("0.001  0.250%  ok")
-    failed = table_line(make_row(**{"messages/s": "", "max_diff": "", "flips": ""}, status="out of memory"))
-    assert failed.split()[6] == "-" and failed.endswith("  out of memory")
-    assert table_line(make_row(throttled="heat (hardware)")).endswith("  ok (throttled: heat (hardware))")
-    assert table_line(make_row(throttled="no")).endswith("  ok")
+    line = table_line(make_row())
+    assert line.split() == ["onnx", "1x2", "8", "length", "12.3", "(12-13.1)", "1.02", "51%", "1.0e-03", "0.25%", "ok"]
+    for name in ("messages/s", "padding", "peak", "max_diff", "flips"):
+        assert line[HEADER.index(name) + len(name)] == " " != line[HEADER.index(name) + len(name) - 1]
+    assert table_line(make_row(passes="1", timed="texts", mfu="")).split()[2:7] == [
+        "8",
+        "length",
+        "e2e",
+        "12.3",
+        "1.02",
+    ]
+    assert table_line(make_row(throttled="heat (hardware)")).endswith(" ok (heat (hardware))")
+    assert table_line(make_row(throttled="no")).endswith(" ok")
 
 
-def test_the_summary_has_each_variants_best_row():
-    rows = [make_row(), make_row(**{"messages/s": "24.69", "size": 16}), make_row(variant="torch", status="broken")]
-    rows += [make_row(**{"messages/s": "99", "timed": "texts"})]
-    onnx, torch = summary(rows, ["onnx", "torch"])
-    assert onnx.split()[:4] == ["onnx", "24.7", "messages/s", "1.00x"] and "size 16, order length" in onnx
-    assert torch.endswith("- no cell was measured")
+def test_lines_have_at_most_100_columns():
+    widest = {"variant": "torch-compile-bf16", "workers": 64, "threads": 64, "size": 16384, "order": "tokens"}
+    widest |= {"messages/s": "12345", "min": "12001", "max": "13001", "padding": "123.45", "mfu": "1", "flips": "1"}
+    assert len(table_line(make_row(**widest, timed="texts"))) <= 100
+    failed = table_line(make_row(**widest | {"messages/s": ""}, status="worker 1 of 2 died, and " * 9))
+    assert max(map(len, failed.splitlines())) <= 100
+    assert " ".join(failed.split()[4:]) == ("worker 1 of 2 died, and " * 9).strip()

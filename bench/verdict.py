@@ -1,0 +1,89 @@
+"""Rows -> the verdict: which variant to take, and what to do next."""
+
+import shlex
+
+from bench.parity import TOLERANCE
+from bench.table import batches, number
+
+WIDTH = 80
+ONE_PASS = 0.05  # how far the speed of one pass is taken to be off, either way
+
+
+def rank(rows):
+    """Ranks variants from texts to logits, each at its best: a DataFrame with the columns `rank` and `right` besides.
+
+    `rows`: good rows of one model, device and dataset, one for each cell. Those that change at most TOLERANCE of the
+    decisions are right, and come first. Variants whose spread overlaps that of the fastest of a rank share the rank,
+    the closest to the original first. One that was not timed from texts counts by its forward passes, behind those
+    that were.
+    """
+    rows = rows.assign(right=~(rows["flips"] > TOLERANCE), from_texts=rows["timed"] == "texts")
+    keys = ["right", "from_texts", "messages/s"]
+    best = rows.sort_values(keys, ascending=False, kind="stable").drop_duplicates("variant")
+    margin = best["messages/s"].where(~(best["passes"] > 1), 0) * ONE_PASS
+    best = best.assign(low=best["min"] - margin, high=best["max"] + margin, rank=0)
+    leader, ranks = None, []
+    for i, row in enumerate(best.itertuples()):
+        tied = leader is not None and (row.right, row.from_texts) == (leader.right, leader.from_texts)
+        leader = leader if tied and row.high >= leader.low else row
+        ranks.append(ranks[-1] if leader is not row else i + 1)
+    return best.assign(rank=ranks).sort_values(["rank", "max_diff"], kind="stable").drop(columns=["low", "high"])
+
+
+def verdict(rows, decisions: int, command: str) -> list[str]:
+    """Returns the verdict as lines of at most 80 columns, the command to copy at the end.
+
+    `rows`: as for rank(); `decisions`: how many each row's flips are a share of; `command`: what to do next, with
+    {variant} for the winner and {candidates} for a comma list of it and those behind it.
+    """
+    ranked = rank(rows)
+    right, wrong = ranked[ranked["right"]], ranked[~ranked["right"]]
+    torch = rows[(rows["variant"] == "torch") & (rows["order"] == "dataset") & (rows["timed"] == "forward")]
+    base = torch["messages/s"].max()
+
+    def line(row, before: str, after: str) -> str:
+        factor = f"{row['messages/s'] / base:.1f}x" if len(torch) else ""
+        how = batches(row | {"timed": ""})
+        words = f"{before:<4}{row['variant']:<19}{number(row['messages/s']):>8} messages/s {factor:>6}  "
+        return f"{words}{row['workers']} x {row['threads']}, {how}{after}".rstrip()
+
+    lines = ["", "From texts to logits, each variant at its best (workers x threads, batches):"]
+    for row in right.to_dict("records"):
+        tied = " (tie)" if list(right["rank"]).count(row["rank"]) > 1 else ""
+        lines.append(line(row, f"{row['rank']}.", ("" if row["from_texts"] else " (forward)") + tied))
+    if len(wrong):
+        lines.append(f"Not right, since they change more than {TOLERANCE:.1%} of the decisions:")
+    for row in wrong.to_dict("records"):
+        lines.append(line(row, "-", f"; {round(row['flips'] * decisions)} of {decisions:,}"))
+    if len(torch):
+        lines.append(f"1.0x is eager FP32 torch in dataset order, its forward passes: {number(base)} messages/s.")
+    if right.empty:
+        return [*lines, "None of them is right."]
+    winner, first = right.iloc[0], right[right["rank"] == 1]
+    words = f"Take {winner['variant']}"
+    words += f", the closest to the original of {len(first)} that tie." if len(first) > 1 else "."
+    words += "" if (right["passes"] > 1).all() else f" (Speeds of one pass are taken as +-{ONE_PASS:.0%}.)"
+    candidates = ",".join(dict.fromkeys(["torch", *right["variant"][:3]]))
+    command = command.format(variant=winner["variant"], candidates=candidates)
+    return [*lines, f"{words} Next:", *fold(command)]
+
+
+def fold(command: str) -> list[str]:
+    """Folds a command before its options, so that it can be copied from lines of at most 80 columns."""
+    first, *options = command.split(" --")
+    lines = [f"  {first}"]
+    for option in options:
+        if len(lines[-1]) + len(option) + 5 > WIDTH:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" --{option}"
+    return lines
+
+
+def next_command(quick: bool, model: str, device: str, threads: int) -> str:
+    """Returns the command that follows a run, for verdict(): after a first look a longer one, else the labelling."""
+    model = shlex.quote(model).replace("{", "{{").replace("}", "}}")
+    if quick:
+        words = f"python run_benchmark.py --model {{candidates}} --device {device} --model-id {model}"
+        return f"{words} --threads {threads} --limit 1000 --batches 1,8,32"
+    return f"python classify_texts.py {model} FILE --output labels --device {device}"

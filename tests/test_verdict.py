@@ -1,0 +1,74 @@
+"""The verdict: ranks, ties, what is not right, and the next command."""
+
+import pytest
+
+from bench.results import COLUMNS, good_rows, latest
+from bench.verdict import next_command, rank, verdict
+
+
+def row(variant: str, speed: float, spread: float = 0, **columns) -> dict:
+    made = dict.fromkeys(COLUMNS, "") | {"variant": variant, "workers": 1, "threads": 2, "size": 8, "order": "length"}
+    made |= {"timed": "texts", "messages/s": speed, "min": speed - spread, "max": speed + spread, "passes": 3}
+    made |= {"max_diff": 1e-6, "flips": 0, "status": "ok", "model": "m", "device": "d", "dataset": "x", "messages": 256}
+    return made | columns
+
+
+BASE = row("torch", 10, timed="forward", order="dataset")
+
+
+def table(*rows):
+    return latest(good_rows(list(rows))[0])
+
+
+def told(*rows, quick: bool = False) -> list[str]:
+    lines = verdict(table(BASE, *rows), 256, next_command(quick, "ann/a model", "cpu", 2))
+    assert max(map(len, lines)) <= 80
+    return lines
+
+
+def ranks(*rows) -> list[tuple[int, str]]:
+    ranked = rank(table(*rows))
+    return list(zip(ranked["rank"], ranked["variant"], strict=True))
+
+
+def test_variants_are_ranked_at_their_best_from_texts():
+    rows = [row("onnx", 30), row("onnx", 20, size=16), row("onnx", 99, timed="forward"), row("torch", 50)]
+    assert ranks(*rows) == [(1, "torch"), (2, "onnx")]
+    assert ranks(*rows, row("openvino-bf16", 999, timed="forward"))[2:] == [(3, "openvino-bf16")]
+
+
+def test_variants_whose_spread_overlaps_tie_and_the_closest_to_the_original_is_taken():
+    fast, slow = row("onnx-int8", 31, 1, max_diff=0.01), row("onnx", 29.5, 0.6)
+    assert ranks(fast, slow) == [(1, "onnx"), (1, "onnx-int8")]
+    assert ranks(fast, slow | {"max": 29.9}) == [(1, "onnx-int8"), (2, "onnx")]
+    assert ranks(fast | {"min": 31, "passes": 1}, slow | {"max": 29.5, "passes": 1})[0] == (1, "onnx")
+    lines = told(fast, slow)
+    assert lines[2].split() == ["1.", "onnx", "29.5", "messages/s", "3.0x", "1", "x", "2,", "8", "length", "(tie)"]
+    assert any(line.startswith("Take onnx, the closest to the original of 2 that tie") for line in lines)
+
+
+def test_what_is_not_right_stands_apart_with_its_count():
+    lines = told(row("onnx-int8", 90, flips=1 / 256), row("onnx", 30), row("torch", 12))
+    assert [line.split()[1] for line in lines[2:4]] == ["onnx", "torch"]
+    assert lines[4].startswith("Not right") and lines[5].startswith("-   onnx-int8")
+    assert lines[5].endswith("; 1 of 256")
+    assert told(row("onnx-int8", 90, flips=1 / 256), BASE | {"flips": 1})[-1] == "None of them is right."
+
+
+def test_the_factor_is_over_eager_torch_at_its_best_in_dataset_order():
+    lines = told(row("onnx", 30), BASE | {"messages/s": 6, "min": 6, "max": 6, "size": 16})
+    assert " 3.0x " in lines[2] and any("10 messages/s" in line for line in lines[3:])
+    alone = verdict(table(row("onnx", 30)), 256, "next")
+    assert not any("x " in line.split("messages/s")[1].split("1 x")[0] for line in alone[2:3])
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_next_command_can_be_copied(quick):
+    lines = told(row("onnx", 30), row("torch-bf16", 9), quick=quick)
+    at = next(i for i, line in enumerate(lines) if line.endswith("Next:")) + 1
+    command = " ".join(line.rstrip("\\").strip() for line in lines[at:])
+    if quick:
+        assert command.startswith("python run_benchmark.py --model torch,onnx,torch-bf16 --device cpu")
+    else:
+        assert command == "python classify_texts.py 'ann/a model' FILE --output labels --device cpu"
+    assert "'ann/a model'" in command
