@@ -74,18 +74,18 @@ class Chart:
 # ------------------------------------------------------------------------------------------------- results to rows
 
 
-def load_rows(results_dir: Path):
-    """Returns one row for each cell of the files below `results_dir`, with `base` and `factor`: a DataFrame.
+def load_rows(results_dirs: list[Path]):
+    """Returns one row for each cell of the files below the folders, with `base` and `factor`: a DataFrame.
 
     What is left out is counted on standard error. Raises UserError if nothing is left.
     """
-    rows, failed, skipped = read_results(sorted(results_dir.rglob("*.tsv")))
+    rows, failed, skipped = read_results([file for folder in results_dirs for file in sorted(folder.rglob("*.tsv"))])
     for path, lines in skipped.items():
         say(f"{path}: {lines} lines can't be read and are left out")
     if failed:
         say(f"{failed} failed cells are left out")
     if rows.empty:
-        raise UserError(f"no results in {results_dir}; run_benchmark.py makes them")
+        raise UserError(f"no results in {', '.join(map(str, results_dirs))}; run_benchmark.py makes them")
     rows = keep_fullest(latest(rows))
     forward = rows[rows["timed"] == "forward"]
     bases = forward[(forward["variant"] == "torch") & (forward["order"] == "dataset")]
@@ -133,7 +133,7 @@ def plan(rows, args: Namespace) -> list[Chart]:
     charts, names = [], model_names(rows)
     forward = rows[rows["timed"] == "forward"]
     for (model, dataset), group in forward.groupby(["model", "dataset"]):
-        folder = args.output or args.results_dir / file_name(names[model])
+        folder = args.output or args.results_dir[0] / file_name(names[model])
         start, end = file_name(names[model]), file_name(dataset)
         bars = best(group, "device", "variant")
         charts.append(
@@ -276,12 +276,12 @@ def with_block(readme: str, block: str) -> str:
 def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--results-dir", type=Path, default=Path("results"), help="default: results")
+    several = "comma list of folders, whose machines are compared; the first gets the figures (default: results)"
+    add("--results-dir", type=list_of(Path), default=[Path("results")], metavar="LIST", help=several)
     for column, option in FILTERS.items():
-        part = "comma list; a part of a name is enough"
-        add(option, dest=column, type=list_of(word), default=[], metavar="LIST", help=part)
+        add(option, dest=column, type=list_of(word), default=[], metavar="LIST", help="a part of a name is enough")
     add("--figsize", type=inches, metavar="W,H", help="size of each figure in inches (default: what it needs)")
-    add("--output", type=Path, metavar="DIR", help="where the figures go (default: <results-dir>/<model>)")
+    add("--output", type=Path, metavar="DIR", help="where the figures go (default: the first <results-dir>/<model>)")
     format_help = f"of {', '.join(FORMATS)} (default: png)"
     add("--format", type=list_of(image_format), default=["png"], metavar="LIST", help=format_help)
     add("--check", action="store_true", help="write nothing; exit code 1 if a figure or the README is out of date")
@@ -317,8 +317,8 @@ def main() -> int:
     rows = load_rows(args.results_dir)
     for column in FILTERS:
         rows = select(rows, column, getattr(args, column))
-    charts = plan(rows, args)
-    readme, results_readme = (folder / "README.md" for folder in (args.results_dir.absolute().parent, args.results_dir))
+    charts, results_dir = plan(rows, args), args.results_dir[0]
+    readme, results_readme = (folder / "README.md" for folder in (results_dir.absolute().parent, results_dir))
     old, new = {}, {}
     try:
         if any(getattr(args, column) for column in FILTERS) or args.output or "png" not in args.format:

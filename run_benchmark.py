@@ -288,8 +288,10 @@ def save(results_dir: Path, unsaved: list[dict]) -> None:
         say(f"{path}: not saved: {error.strerror}")
 
 
-def note_the_peak(sweep: Sweep) -> None:
+def note_the_peak(sweep: Sweep, rows: list[dict]) -> None:
     """Measures the peak once more; notes where the shares of it would be lower, or can't be told."""
+    if any(row["tflops"] and not row["mfu"] and VARIANTS[row["variant"]].precision != "int8" for row in rows):
+        note("shares of the peak above 100% are left out: torch, which measures the peak, was slow or is slow here")
     after = in_fresh_process(machine.measure_peaks, sorted(sweep.peaks), sweep.place)
     for name, peak in after.items():
         if peak > 1.05 * sweep.peaks[name]:
@@ -300,11 +302,9 @@ def note_the_peak(sweep: Sweep) -> None:
 
 def say_verdict(args: Namespace, sweep: Sweep, rows: list[dict]) -> None:
     good, _, _ = results.good_rows(rows)
-    if good.empty:
-        return
     labels = 1 if sweep.inputs.about["problem"] == "single_label_classification" else len(sweep.inputs.about["labels"])
     command = next_command(args.quick, args.model_id, args.device, args.threads)
-    for line in verdict(results.latest(good), labels * len(sweep.inputs.checked), command):
+    for line in [] if good.empty else verdict(results.latest(good), labels * len(sweep.inputs.checked), command):
         say(clean(line))
 
 
@@ -339,7 +339,7 @@ def main() -> int:
     sweep = prepare(args, model, list(dict.fromkeys(cell.variant for cell in cells)), dataset, uuid)
     same |= columns | {"date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
     rows, unsaved = measure_cells(args, sweep, cells, speeds, same)
-    note_the_peak(sweep)
+    note_the_peak(sweep, rows)
     say_verdict(args, sweep, [*before.astype(str).to_dict("records"), *rows])
     return int(any(row["status"] != "ok" for row in rows) or bool(unsaved))
 

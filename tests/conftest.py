@@ -124,10 +124,13 @@ def hub(monkeypatch, tmp_path):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests marked `gpu` are left out where there is no GPU."""
+    """Leaves out tests marked `gpu` without a GPU, and those marked `needs(capability)` where the CPU lacks it."""
     import torch
 
-    if not torch.cuda.is_available():
-        gpu = [item for item in items if item.get_closest_marker("gpu")]
-        items[:] = [item for item in items if item not in gpu]
-        config.hook.pytest_deselected(items=gpu)
+    here = machine.cpu_capabilities() | ({"gpu"} if torch.cuda.is_available() else set())
+    for item in items[:]:
+        needs = {"gpu"} if item.get_closest_marker("gpu") else set()
+        needs |= {mark.args[0] for mark in item.iter_markers("needs")}
+        if not needs <= here:
+            items.remove(item)
+            config.hook.pytest_deselected(items=[item])

@@ -126,7 +126,7 @@ def test_check_finds_what_is_out_of_date_and_writes_nothing(project, plot):
 
 
 def test_check_compares_data_and_not_pixels(project, tmp_path):
-    rows = plot_results.load_rows(Path("results"))
+    rows = plot_results.load_rows([Path("results")])
     chart, *_ = plot_results.plan(rows, Namespace(output=tmp_path))
     formats = list(plot_results.FORMATS)
     files = plot_results.figure_files(chart, formats)
@@ -150,7 +150,7 @@ def test_older_tables_of_three_devices(tmp_path, plot):
         for variant, speed in {"torch": 2400, "onnx": 1800, "onnx-fp16": 4800}.items():
             table = f"workers\tsize\tmessages/s\n1\t8\t{speed / by}\n4\t\t8\t{speed * 1.5 / by}\n"
             (folder / f"{device}_{variant}_normal.tsv").write_text(table)
-    bests = plot_results.best(plot_results.load_rows(tmp_path), "device", "variant")
+    bests = plot_results.best(plot_results.load_rows([tmp_path]), "device", "variant")
     factors = bests.groupby("variant")["factor"].unique()
     assert {name: values.tolist() for name, values in factors.items()} == {
         "torch": [1.0],
@@ -221,9 +221,19 @@ def test_what_is_no_file_is_passed_over(project, plot, drawn):
     assert code == 0 and err.count("1 lines can't be read") == 2
 
 
+def test_machines_are_compared_from_several_folders(project, plot, drawn):
+    for path in [*Path("results").rglob("*.tsv")]:
+        if GPU in path.name:
+            (Path("theirs") / path.parent.name).mkdir(parents=True, exist_ok=True)
+            path.rename(Path("theirs") / path.parent.name / path.name)
+    assert plot("--results-dir", "results,theirs")[0] == 0
+    [bars] = [chart for chart in drawn if chart.path.name.startswith("comparison")][:1]
+    assert bars.path.is_relative_to("results") and GPU in set(bars.rows["device"]) and bars.rows["device"].nunique() > 1
+
+
 def test_filters_take_names_and_parts_of_names(project, drawn):
     save(Path("results"), make_row("torch-fp16"))
-    rows = plot_results.load_rows(Path("results"))
+    rows = plot_results.load_rows([Path("results")])
     for words, chosen in (("torch", {"torch"}), ("fp16,ONNX", {"torch-fp16", "onnx-fp16", "onnx"})):
         found = plot_results.select(rows, "variant", [plot_results.word(text) for text in words.split(",")])
         assert set(found["variant"]) == chosen
