@@ -3,7 +3,6 @@
 Nothing heavy is imported here, so that every `--help` is instant.
 """
 
-import argparse
 import contextlib
 import math
 import os
@@ -11,6 +10,7 @@ import re
 import signal
 import sys
 import time
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -33,13 +33,11 @@ class RunError(UserError):
     code = 1
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(ArgumentParser):
     """An argument parser that shows the script's docstring, and whose errors are one line with exit code 2."""
 
     def __init__(self, description: str):
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
+        super().__init__(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
 
     def parse_args(self, *arguments):
         """Parses all arguments; an unknown one is named without its value, which may be a token."""
@@ -59,7 +57,7 @@ def int_from(least: int, most: float = math.inf) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.strip().isdecimal() or not least <= int(text) <= most:
             end = "on" if most == math.inf else f"to {most}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} {end}")
+            raise ArgumentTypeError(f"{text!r} is not a whole number from {least} {end}")
         return int(text)
 
     return parse

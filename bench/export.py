@@ -17,7 +17,7 @@ from bench.models import DEFAULT_MODEL, load_config, read_json
 from bench.texts import load_tokenizer
 from bench.workers import in_fresh_process
 from runtimes.pytorch import load_model
-from utils import UserError, first_line, say
+from utils import UserError, first_line, say, step
 
 ABOUT = "export.json"  # beside model.onnx: what made it, and its files
 INSIDE_BYTES = 2**31 - 2**24  # protobuf's limit of 2 GiB for a file, less room for the graph
@@ -97,13 +97,13 @@ def find_export(precision: str, model_id: str, folder: Path) -> tuple[Path, str]
         except UserError as error:
             say(f"no published export: {error}")
     check_writable(exported.absolute().parent)
-    say(f"exporting {model_id} into ./{exported}")
 
     def make(temporary: Path) -> None:
         for finding in in_fresh_process(export, folder, temporary, precision)["findings"]:
             say(f"{exported}: {finding}")
 
-    make_once(exported, make)
+    with step(f"export     {model_id} into ./{exported}"):
+        make_once(exported, make)
     return file, f"exported now into ./{exported}"
 
 
@@ -124,8 +124,8 @@ def check_exportable(folder: Path, precision: str) -> None:
         if precision == "fp16":
             ORTConfigManager.get_model_ort_type(config.model_type)
     except KeyError as error:
-        step = "optimized" if precision == "fp16" else "exported"
-        raise UserError(f"a classifier of type {config.model_type} can't be {step} by optimum") from error
+        done = "optimized" if precision == "fp16" else "exported"
+        raise UserError(f"a classifier of type {config.model_type} can't be {done} by optimum") from error
     load_tokenizer(folder)
     load_model(folder)
 
