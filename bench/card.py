@@ -57,7 +57,6 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         stats=report["largest_difference"],
         activation=ACTIVATIONS[problem],
         runtime_package="onnxruntime" if report["precision"] == "int8" else "onnxruntime-gpu",
-        ray_gpus="" if report["precision"] == "int8" else ", num_gpus=1",
         gate_passed=not report["gate"],
     )
     with new_file(folder / "README.md") as file:

@@ -30,7 +30,7 @@ def check_writable(folder: Path) -> None:
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that becomes `path` at the end of the block, or vanishes if the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
         with open(descriptor, "wb") as file:
             yield file

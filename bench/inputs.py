@@ -99,8 +99,9 @@ def make_inputs(model: Path, folder: Path, place: Place, with_reference: bool) -
     """Writes arrays.npz and about.json beside `folder`/texts.json."""
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     config, tokenizer = load_config(model), load_tokenizer(model)
-    limit, fills = token_limit(config, tokenizer), input_fills(config, tokenizer)
-    names = [name for name in fills if name != "attention_mask"]
+    about = describe_model(config, tokenizer)
+    limit, fills, problem, flops = about["limit"], about["fills"], about["problem"], 0.0
+    names = token_names(fills)
     tokenize(tokenizer, texts[:1], limit)  # the first call sets the tokenizer up
     start = time.monotonic()
     rows = tokenize(tokenizer, texts, limit, names)
@@ -117,7 +118,6 @@ def make_inputs(model: Path, folder: Path, place: Place, with_reference: bool) -
 
     arrays = {name: np.concatenate(values).astype(np.int32) for name, values in rows.items()}
     lengths = np.array([len(ids) for ids in rows["input_ids"]])
-    problem, flops = problem_type(config), 0.0
     arrays |= {"lengths": lengths, "ends": np.cumsum(lengths)}
     arrays |= {"checked": np.arange(len(full)), "reference": np.empty(0)}
     if with_reference:
@@ -130,19 +130,30 @@ def make_inputs(model: Path, folder: Path, place: Place, with_reference: bool) -
             flops = count_flops(model, lengths, max(rows["input_ids"], key=len))
         except Exception:  # torch's counter fails for Perceiver, and CANINE takes no short texts
             flops = math.nan
-    about = {
+    about |= {
         "model": f"{config.model_type}, {config.num_labels} labels, {problem}, at most {limit} tokens",
         "tokenizer": f"{speed:,.0f} messages/s ({'fast' if tokenizer.is_fast else 'slow'} tokenizer)",
-        "problem": problem,
-        "labels": [clean(str(config.id2label.get(i, f"LABEL_{i}"))) for i in range(config.num_labels)],
-        "limit": limit,
-        "fills": fills,
-        "side": tokenizer.padding_side,
         "empty": len(texts) - len(full),
         "flops": flops,
     }
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
     np.savez(folder / "arrays.npz", **arrays)
+
+
+def describe_model(config, tokenizer) -> dict:
+    """Returns what a batch must know of a model: `problem`, `labels`, `limit`, `fills` and `side`, see Inputs."""
+    return {
+        "problem": problem_type(config),
+        "labels": [clean(str(config.id2label.get(i, f"LABEL_{i}"))) for i in range(config.num_labels)],
+        "limit": token_limit(config, tokenizer),
+        "fills": input_fills(config, tokenizer),
+        "side": tokenizer.padding_side,
+    }
+
+
+def token_names(fills: dict[str, int]) -> list[str]:
+    """Returns which of a model's inputs the tokenizer gives."""
+    return [name for name in fills if name != "attention_mask"]
 
 
 def input_fills(config, tokenizer) -> dict[str, int]:

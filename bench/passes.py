@@ -2,12 +2,10 @@
 
 import contextlib
 import os
-import queue
 import resource
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +13,12 @@ import numpy as np
 
 from bench.batches import deal_shards, make_batches, pad, round_up
 from bench.inputs import load_inputs
+from bench.stream import prefetch, share_of, token_batches
 from bench.texts import evenly_spaced, load_tokenizer, tokenize
 from bench.workers import beat
 from runtimes import VARIANTS
 from runtimes.runner import Place
 
-CHUNK = 2048  # texts that are tokenized at once while the model runs
-QUEUED_BATCHES = 16  # that wait for the model, at most
 LATENCY_BATCHES = 200  # on a GPU, where a pass does not wait for each batch, these are timed one by one
 
 
@@ -86,9 +83,9 @@ class Worker:
         """Rounds lengths up where each new shape costs GPU set-up; else returns them as they are."""
         return round_up(lengths, self.inputs.about["limit"]) if self.few_shapes else lengths
 
-    def pad(self, rows: dict[str, list], widths: np.ndarray) -> dict[str, np.ndarray]:
+    def pad(self, rows: dict[str, list], width: int) -> dict[str, np.ndarray]:
         """Pads a batch, and counts its tokens."""
-        inputs = pad(rows, self.inputs.about["fills"], self.inputs.about["side"], widths.max())
+        inputs = pad(rows, self.inputs.about["fills"], self.inputs.about["side"], width)
         self.padded += inputs["input_ids"].size
         return inputs
 
@@ -104,7 +101,7 @@ class Worker:
         self.batches = deal_shards(self.widths, batches, cell.workers)[self.number]
         by_shape = {}
         for batch in self.batches:
-            inputs = self.pad(self.inputs.rows(batch), self.widths[batch])
+            inputs = self.pad(self.inputs.rows(batch), int(self.widths[batch].max()))
             self.prepared.append(self.runner.prepare(inputs))
             by_shape[inputs["input_ids"].shape] = self.prepared[-1]
             beat()
@@ -168,8 +165,7 @@ class Worker:
         On a GPU a whole pass follows, which allocates all inputs.
         """
         texts = self.inputs.texts()
-        by_characters = np.argsort([len(text) for text in texts], kind="stable")
-        self.indices = np.sort(by_characters[self.number :: self.cell.workers])
+        self.indices = share_of(texts, self.number, self.cell.workers)
         self.texts = [texts[i] for i in self.indices]
         self.tokenizer = self.tokenizer or load_tokenizer(self.job.model)
         by_shape = {}
@@ -193,53 +189,16 @@ class Worker:
         return start, time.monotonic()
 
     def padded_batches(self) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Tokenizes chunk by chunk, and yields (indices, inputs) of each batch.
-
-        Unless in dataset order, texts are first sorted by characters, so that a chunk's texts have similar lengths. A
-        chunk's last batch, which may not be full, is carried over into the next chunk.
-        """
-        indices, texts, order = self.indices, self.texts, self.cell.order
-        if order != "dataset":
-            by_characters = np.argsort([len(text) for text in texts], kind="stable")
-            indices, texts = indices[by_characters], [texts[i] for i in by_characters]
-        rest, rows = np.empty(0, int), {name: [] for name in self.inputs.ids}
-        for start in range(0, len(texts), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            for name, more in tokenize(self.tokenizer, texts[chunk], self.inputs.about["limit"], list(rows)).items():
-                rows[name] += more
-            rest = np.concatenate([rest, indices[chunk]])
-            widths = self.shape_lengths(np.array([len(ids) for ids in rows["input_ids"]]))
-            batches = make_batches(widths, self.cell.size, order)
-            kept = batches.pop() if chunk.stop < len(texts) else []
-            for batch in batches:
-                yield rest[batch], self.pad(pick(rows, batch), widths[batch])
-            rest, rows = rest[kept], pick(rows, kept)
-
-
-def pick(rows: dict[str, list], batch: Iterable[int]) -> dict[str, list]:
-    return {name: [values[i] for i in batch] for name, values in rows.items()}
-
-
-def prefetch(items: Iterator) -> Iterator:
-    """Yields the items, which a thread makes while the caller works on earlier ones; its error is raised here."""
-    ready = queue.Queue(QUEUED_BATCHES)
-
-    def make() -> None:
-        try:
-            for item in items:
-                ready.put((item, None))
-            ready.put((None, None))
-        except Exception as error:
-            ready.put((None, error))
-
-    threading.Thread(target=make, daemon=True).start()
-    while True:
-        item, error = ready.get()
-        if error:
-            raise error
-        if item is None:
-            return
-        yield item
+        """Yields (indices, inputs) of each batch, made from the texts."""
+        limit, names = self.inputs.about["limit"], list(self.inputs.ids)
+        made = token_batches(
+            self.texts,
+            lambda texts: tokenize(self.tokenizer, texts, limit, names),
+            (self.cell.size, self.cell.order),
+            self.shape_lengths,
+        )
+        for batch, rows, width in made:
+            yield self.indices[batch], self.pad(rows, width)
 
 
 def used_memory_mib(gpu: int | None) -> float:

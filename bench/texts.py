@@ -1,5 +1,6 @@
 """Dataset file -> texts -> token ids."""
 
+import contextlib
 import csv
 import gzip
 import os
@@ -68,7 +69,7 @@ def read_column(path: Path, column: str) -> list:
     """Reads one column of a CSV, CSV.gz or Parquet file, as it stands there."""
     if not os.path.isfile(path):  # unlike Path's, it takes a name that is too long for one that isn't there
         raise UserError(f"no dataset file {path} (names: {', '.join(DATASETS)}; or a .csv, .csv.gz or .parquet file)")
-    try:
+    with reading(path):
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet
 
@@ -84,6 +85,13 @@ def read_column(path: Path, column: str) -> list:
             return pyarrow.parquet.read_table(path, columns=[column])[column].to_pylist()
         at = columns.index(column)
         return [row[at] if at < len(row) else None for row in rows]
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns the errors of reading a file into a UserError."""
+    try:
+        yield
     except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:  # pyarrow's are among them
         raise UserError(f"{path} can't be read: {first_line(error)}") from error
 

@@ -27,7 +27,8 @@ def rank(rows):
         tied = leader is not None and (row.right, row.from_texts) == (leader.right, leader.from_texts)
         leader = leader if tied and row.high >= leader.low else row
         ranks.append(ranks[-1] if leader is not row else i + 1)
-    return best.assign(rank=ranks).sort_values(["rank", "max_diff"], kind="stable").drop(columns=["low", "high"])
+    best = best.assign(rank=ranks, off=best["max_diff"].round(4))  # what is closer than that is rounding
+    return best.sort_values(["rank", "off"], kind="stable").drop(columns=["low", "high", "off"])
 
 
 def verdict(rows, decisions: int, command: str) -> list[str]:
@@ -62,7 +63,7 @@ def verdict(rows, decisions: int, command: str) -> list[str]:
     winner, first = right.iloc[0], right[right["rank"] == 1]
     words = f"Take {winner['variant']}"
     words += f", the closest to the original of {len(first)} that tie." if len(first) > 1 else "."
-    words += "" if (right["passes"] > 1).all() else f" (Speeds of one pass are taken as +-{ONE_PASS:.0%}.)"
+    words += "" if (right["passes"] > 1).all() else f" (Measured once, a speed counts as +-{ONE_PASS:.0%}.)"
     candidates = ",".join(dict.fromkeys(["torch", *right["variant"][:3]]))
     command = command.format(variant=winner["variant"], candidates=candidates)
     return [*lines, f"{words} Next:", *fold(command)]
@@ -85,5 +86,6 @@ def next_command(quick: bool, model: str, device: str, threads: int) -> str:
     model = shlex.quote(model).replace("{", "{{").replace("}", "}}")
     if quick:
         words = f"python run_benchmark.py --model {{candidates}} --device {device} --model-id {model}"
-        return f"{words} --threads {threads} --limit 1000 --batches 1,8,32"
+        sizes = "8 --batch-tokens 512,1024,2048" if device == "cpu" else "1,32,128"
+        return f"{words} --threads {threads} --limit 500 --order dataset,length,tokens --batches {sizes}"
     return f"python classify_texts.py {model} FILE --output labels --device {device}"

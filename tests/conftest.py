@@ -29,7 +29,7 @@ settings.load_profile("same")
 import bench.workers  # noqa: E402
 import export_onnx  # noqa: E402
 import utils  # noqa: E402
-from bench import machine, sweep  # noqa: E402
+from bench import classify, machine, sweep  # noqa: E402
 from bench.export import EXPORTS, export  # noqa: E402
 from bench.texts import load_dataset  # noqa: E402
 
@@ -88,7 +88,7 @@ class WorkersHere:
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Everything that the scripts do in processes of their own; the peak is measured in no time."""
-    for module in (bench.workers, sweep, export_onnx):
+    for module in (bench.workers, sweep, classify, export_onnx):
         monkeypatch.setattr(module, "Workers", WorkersHere)
     monkeypatch.setattr(machine, "PEAK_SECONDS", 0.001)
     monkeypatch.setattr(machine, "PEAK_PRODUCTS", ((64, 64, 64),))

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench import passes
+from bench import passes, stream
 from bench.batches import ORDERS, make_batches
 from bench.export import EXPORTS
 from bench.inputs import prepare_inputs
 from bench.parity import probabilities
-from bench.passes import Cell, Job, Worker, prefetch
+from bench.passes import Cell, Job, Worker
+from bench.stream import prefetch
 from bench.sweep import parity
 from bench.texts import load_tokenizer, tokenize
 from runtimes import VARIANTS
@@ -84,7 +85,7 @@ def test_the_shares_of_all_workers_are_all_texts(timed, job, inputs):
 @pytest.mark.parametrize(("size", "order"), [(4, "dataset"), (4, "length"), (128, "tokens")])
 def test_texts_are_batched_across_chunks_as_if_there_were_none(size, order, job, texts, tiny_model, monkeypatch):
     """A chunk's last, partly filled batch goes on in the next chunk."""
-    monkeypatch.setattr(passes, "CHUNK", 7)
+    monkeypatch.setattr(stream, "CHUNK", 7)
     worker = Worker(0, job("onnx"))
     worker.prepare(Cell("onnx", 1, size, order, "texts"))
     batches = list(worker.padded_batches())
