@@ -1,6 +1,8 @@
 """export_onnx.py: exports that are checked, described, uploaded, refused and interrupted."""
 
 import base64
+import contextlib
+import io
 import json
 import os
 import re
@@ -62,10 +64,12 @@ def models(tmp_path_factory, texts) -> dict[str, Path]:
 
 
 def usage_example(card: str) -> dict:
-    """Runs the card's example, and returns its names."""
+    """Runs the card's example as it is printed, and returns its names."""
     [example] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    names = {}
-    exec(example, names)
+    names, printed = {}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(example, names)
+    assert all(printed.getvalue().count(f"'{label}'") == 2 for label in names["model"].config.id2label.values())
     return names
 
 
