@@ -148,8 +148,8 @@ def draw_parity(rows, figsize: tuple | None):
             label = max([y, *(other + 0.05 * top for other in placed[-1:])])  # names are kept apart, from below up
             placed.append(label)
             text = f"{row['variant']} ({row['max_diff']:.0e})"
-            line = {"arrowstyle": "-", "color": "gray", "linewidth": 0.6, "shrinkA": 0, "relpos": (0, 0.5)}
-            ax.annotate(text, (x, y), (x * 1.25, label), va="center", fontsize=8, arrowprops=line)
+            ax.plot([x, 1.2 * x], [y, label], color="gray", linewidth=0.6, zorder=1)
+            ax.annotate(text, (1.25 * x, label), va="center", fontsize=8)
         ax.set(xscale="log", xlim=(least / 1.5, max(0.3, 10 * points["flips"].max())), ylim=(0, 1.15 * top))
         ax.set(title=device_title(points.iloc[0]), xlabel="changed decisions (largest difference)", ylabel="messages/s")
         ax.set_xticks([least, 1e-4, 1e-3, 1e-2, 1e-1], ["0", "0.01%", "0.1%", "1%", "10%"])
