@@ -42,7 +42,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 WORDS = (
     "A message is one comment, truncated to what the model takes. messages/s: of the forward passes alone; factor: "
     "over eager FP32 torch at its best in dataset order; from texts: messages/s from the texts themselves, tokenized "
-    "while the model runs; of the peak: the real tokens' FLOP/s over those of large matrix products on the device; "
+    "while the model runs;\nof the peak: the real tokens' FLOP/s over those of large matrix products on the device; "
     "max_diff: the largest difference of any label's probability from eager FP32 torch; flips: the share of changed "
     "decisions."
 )
