@@ -25,7 +25,7 @@ def make_batches(lengths: np.ndarray, size: int, order: str) -> list[np.ndarray]
 def round_up(lengths: np.ndarray, limit: int) -> np.ndarray:
     """Rounds lengths up to multiples of 2 from 32 on, of 4 from 64 on and so forth, but never above `limit`.
 
-    Cuts the number of shapes to a third at the cost of 1 to 2% more padding; each new shape costs GPU set-up.
+    Cuts the number of shapes to a third at the cost of 1 to 2% more padding; each new shape costs some runtimes set-up.
     """
     step = 2 ** np.maximum(np.floor(np.log2(lengths)).astype(int) - 4, 0)
     return np.minimum(-(-lengths // step) * step, limit)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.batches import pad, round_up
+from bench.batches import pad
 from bench.inputs import describe_model, token_names
 from bench.models import load_config
 from bench.parity import probabilities
 from bench.parts import Layout, label_table, part_name, read_parts, write_part
+from bench.passes import load_variant
 from bench.stream import prefetch, share_of, token_batches
 from bench.texts import check_vocabulary, load_tokenizer, tokenize
 from bench.workers import WorkerFailed, Workers, beat
-from runtimes import VARIANTS
 from runtimes.runner import Place
 from utils import RunError, say
 
@@ -56,14 +55,8 @@ class Classifier:
 
     def __init__(self, number: int, way: Way):
         self.number, self.way = number, way
-        variant = VARIANTS[way.variant]
-        if way.place.gpu is None:
-            os.environ["RAYON_NUM_THREADS"] = str(way.place.threads)  # the tokenizer's
-        if "torch" not in variant.packages:
-            os.environ["USE_TORCH"] = "0"  # else transformers, here for its tokenizer, imports it: seconds
+        self.runner, self.shape_lengths = load_variant(way.variant, way.source, way.place, way.about["limit"])
         self.config, self.tokenizer = load_config(way.model), load_tokenizer(way.model)
-        self.few_shapes = way.place.gpu is not None and variant.plans_shapes
-        self.runner = variant.load(way.source, way.place)
 
     def classify(self, texts: list[str]) -> tuple[np.ndarray, int]:
         """Returns (what the model says: float32 [texts, labels], nan where a text has no token; how many tokens)."""
@@ -75,10 +68,7 @@ class Classifier:
             check_vocabulary([ids for ids in rows["input_ids"] if ids] or [[0]], self.config)
             return rows
 
-        def widths(lengths: np.ndarray) -> np.ndarray:
-            return round_up(lengths, limit) if self.few_shapes else lengths
-
-        batches = token_batches(texts, tokens, (self.way.size, self.way.order), widths)
+        batches = token_batches(texts, tokens, (self.way.size, self.way.order), self.shape_lengths)
         ready = (
             (batch, sum(map(len, rows["input_ids"])), self.runner.prepare(pad(rows, fills, side, width)))
             for batch, rows, width in batches

@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from bench.stream import prefetch, share_of, token_batches
 from bench.texts import evenly_spaced, load_tokenizer, tokenize
 from bench.workers import beat
 from runtimes import VARIANTS
-from runtimes.runner import Place
+from runtimes.runner import Place, Runner
 
 LATENCY_BATCHES = 200  # on a GPU, where a pass does not wait for each batch, these are timed one by one
 
@@ -48,20 +48,28 @@ class Job:
     inputs: Path
 
 
+def load_variant(name: str, source: Path, place: Place, limit: int) -> tuple[Runner, Callable]:
+    """Loads a variant into this process.
+
+    Returns its runner, and what makes lengths, at most `limit`, fewer where each new shape costs set-up.
+    """
+    variant = VARIANTS[name]
+    if place.gpu is None:
+        os.environ["RAYON_NUM_THREADS"] = str(place.threads)  # the tokenizer's
+    if "torch" not in variant.packages:
+        os.environ["USE_TORCH"] = "0"  # else transformers, here for its tokenizer, imports it: seconds
+    runner, rounds = variant.load(source, place), variant.plans_shapes(place.gpu)
+    return runner, lambda lengths: round_up(lengths, limit) if rounds else lengths
+
+
 class Worker:
     """A loaded variant in a process of its own, with its share of one cell after another."""
 
     def __init__(self, number: int, job: Job):
         self.number, self.job, self.gpu = number, job, job.place.gpu
-        variant = VARIANTS[job.variant]
-        if self.gpu is None:
-            os.environ["RAYON_NUM_THREADS"] = str(job.place.threads)  # the tokenizer's
-        if "torch" not in variant.packages:
-            os.environ["USE_TORCH"] = "0"  # else transformers, here for its tokenizer, imports it: seconds
         self.inputs = load_inputs(job.inputs)
-        self.few_shapes = self.gpu is not None and variant.plans_shapes
+        self.runner, self.shape_lengths = load_variant(job.variant, job.source, job.place, self.inputs.about["limit"])
         self.widths = self.shape_lengths(self.inputs.lengths)
-        self.runner = variant.load(job.source, job.place)
         self.warm: set[tuple[int, int]] = set()  # the shapes that were run
         self.tokenizer = None
         self.forget()
@@ -78,10 +86,6 @@ class Worker:
 
             torch.cuda.empty_cache()
             self.warm.clear()
-
-    def shape_lengths(self, lengths: np.ndarray) -> np.ndarray:
-        """Rounds lengths up where each new shape costs GPU set-up; else returns them as they are."""
-        return round_up(lengths, self.inputs.about["limit"]) if self.few_shapes else lengths
 
     def pad(self, rows: dict[str, list], width: int) -> dict[str, np.ndarray]:
         """Pads a batch, and counts its tokens."""

@@ -106,6 +106,18 @@ def check_gpu(gpu: int) -> None:
         load(write_probe(Path(folder) / "probe.onnx"), Place(gpu, threads=1))
 
 
+def has_cudnn_attention(gpu: int | None) -> bool:
+    """Says whether FP16 attention is cuDNN's, which plans each shape: from compute capability 9.0 on.
+
+    Source: onnxruntime's pull request 29717; read, not measured.
+    """
+    if gpu is None:
+        return False
+    import torch
+
+    return torch.cuda.get_device_capability(gpu) >= (9, 0)
+
+
 def write_probe(file: Path) -> Path:
     """Writes a graph with a classifier's input and output that does nothing."""
     import onnx
@@ -133,7 +145,7 @@ VARIANTS = {
         cpu_precision="fp32",
         all_on=("gpu",),
         notes={"cpu": "onnxruntime has no FP16 kernels for it on a CPU: it computes in FP32 between casts"},
-        plans_shapes=True,  # in the cuDNN attention that onnxruntime takes in FP16 on Hopper and later
+        plans_shapes=has_cudnn_attention,
     ),
     "onnx-int8": variant(
         "int8", all_on=("cpu",), refused={"gpu": "dynamic INT8 quantization has kernels for CPUs only"}

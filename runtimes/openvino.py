@@ -46,6 +46,7 @@ VARIANTS = {
         export="fp32",
         all_on=("cpu",),
         needs="bf16",
+        plans_shapes=lambda gpu: True,  # by oneDNN
         refused={"gpu": "OpenVINO runs on Intel's devices"},
     )
 }

@@ -41,7 +41,7 @@ class Variant:
     all_on: the devices whose `--model all` includes it, where the CPU has what it `needs` (machine.CAPABILITIES) to be
     fast. refused, notes: device -> the reason, a plain line.
     check_gpu(gpu): raises UserError if the runtime can't use this GPU.
-    plans_shapes: whether each new shape costs GPU set-up (cuDNN planning).
+    plans_shapes(gpu): whether each new shape costs set-up there (cuDNN plans it on a GPU, oneDNN on a CPU).
     """
 
     load: Callable
@@ -54,7 +54,7 @@ class Variant:
     refused: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     check_gpu: Callable | None = None
-    plans_shapes: bool = False
+    plans_shapes: Callable = lambda gpu: False
 
     def computes_in(self, gpu: int | None) -> str:
         """Returns the precision of its matrix products on this GPU, or on the CPU."""

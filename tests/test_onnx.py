@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from runtimes import VARIANTS
 from runtimes.onnx import bind, load, write_probe
 from runtimes.runner import Place
 from utils import UserError
@@ -40,6 +41,13 @@ def test_bound_inputs_and_outputs_are_right(tiny_exports):
     outputs = [runner.forward(inputs) for inputs in map(runner.prepare, batches)]
     for inputs, logits in zip(batches, outputs, strict=True):
         assert np.allclose(runner.fetch(logits), session.run(None, inputs)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("capability", "plans"), [((8, 9), False), ((9, 0), True), ((12, 0), True)])
+def test_shapes_are_planned_by_newer_gpus_alone(capability, plans, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda gpu: capability)
+    assert VARIANTS["onnx-fp16"].plans_shapes(0) == plans
+    assert not VARIANTS["onnx-fp16"].plans_shapes(None) and not VARIANTS["onnx"].plans_shapes(0)
 
 
 def test_the_probe_of_a_gpu_is_one_that_a_session_runs(tmp_path):

@@ -155,7 +155,9 @@ def test_a_worker_on_a_gpu_in_the_memory_of_the_cpu(job, inputs, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (2**30, 3 * 2**30))
     session = onnxruntime.InferenceSession(job("onnx").source)
-    variant = Variant(lambda *_: bind(session, torch.device("cpu")), "fp16", ("onnxruntime-gpu",), plans_shapes=True)
+    variant = Variant(
+        lambda *_: bind(session, torch.device("cpu")), "fp16", ("onnxruntime-gpu",), plans_shapes=lambda gpu: True
+    )
     monkeypatch.setitem(VARIANTS, "stand-in", variant)
     worker = Worker(0, replace(job("onnx"), variant="stand-in", place=Place(gpu=0, threads=1)))
     for order in ORDERS:
@@ -172,6 +174,14 @@ def test_a_worker_on_a_gpu_in_the_memory_of_the_cpu(job, inputs, monkeypatch):
             assert np.isfinite(probs).all()
             max_diff, changed = parity(inputs, report["kept"])
             assert max_diff < 1e-5 and changed == 0
+
+
+@pytest.mark.parametrize(("name", "rounds"), [("torch", False), ("torch-bf16", True), ("onnx", False)])
+def test_a_cpu_gets_fewer_lengths_only_in_bf16(name, rounds, job, inputs):
+    """Where oneDNN prepares itself for each."""
+    worker = Worker(0, job(name))
+    assert (worker.widths > inputs.lengths).any() == rounds
+    assert (worker.widths >= inputs.lengths).all() and worker.widths.max() <= inputs.about["limit"]
 
 
 def test_memory_is_this_processs_own():
