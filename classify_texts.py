@@ -65,7 +65,7 @@ def parse_arguments() -> Namespace:
     add("--limit", type=whole, help="only so many rows, the first ones (default: all)")
     add("--rows-per-file", type=whole, default=100_000, metavar="N", help="rows of a part (default: 100000)")
     add("--device", choices=("gpu", "cpu"), help="default: gpu if there is one")
-    add("--gpu", type=list_of(int_from(0)), default=[0], metavar="LIST", help="GPU ids, a worker each (default: 0)")
+    add("--gpu", type=list_of(int_from(0)), metavar="LIST", help="GPU ids, a worker each (default: 0)")
     add("--variant", choices=list(VARIANTS), metavar="NAME", help=f"one of {', '.join(VARIANTS)}")
     add("--workers", type=process_count, help="workers, on a GPU for each of them")
     add("--threads", type=process_count, help="CPU threads of each worker")
@@ -82,16 +82,10 @@ def parse_arguments() -> Namespace:
 
 
 def choose_columns(args: Namespace, files: list[Path], labels: list[str]) -> list[str]:
-    """Returns the columns to copy.
-
-    Raises UserError if a file lacks one of them or the text, or if a label has the name of one.
-    """
-    columns = {file: parts.columns_of(file) for file in files}
-    keep = args.keep if args.keep is not None else [name for name in columns[files[0]] if name != args.column]
+    """Returns the columns to copy. Raises UserError if a label has the name of one."""
+    all_but_text = [name for name in parts.schema_of(files[0]).names if name != args.column]
+    keep = all_but_text if args.keep is None else [name for name in args.keep if name]
     keep = list(dict.fromkeys([*keep, *[args.column] * args.keep_text]))
-    for file, there in columns.items():
-        if missing := [name for name in (args.column, *keep) if name not in there]:
-            raise UserError(f"{file} has no column {missing[0]!r}; its columns: {', '.join(there)}")
     added = ["label", "score"] if args.top else labels
     if clash := [name for i, name in enumerate(added) if name in keep or name in added[:i]]:
         raise UserError(f"two columns would be called {clash[0]!r}: leave it out with --keep, or take --top")
@@ -100,13 +94,15 @@ def choose_columns(args: Namespace, files: list[Path], labels: list[str]) -> lis
 
 def find_device(args: Namespace) -> tuple[str, str]:
     """Returns `gpu` or `cpu`, and the device's name as it is in results/; on Ray those of one of its machines."""
-    call, gpu = (on_ray.on_a_node, 0) if args.ray else (in_fresh_process, args.gpu[0])
+    if args.gpu and (args.ray or args.device == "cpu"):
+        raise UserError("--gpu goes with neither --ray nor --device cpu")
+    call = on_ray.on_a_node if args.ray else in_fresh_process
     if args.device != "cpu":
         try:
-            name, _, _ = call(machine.find_gpu, gpu, [])
+            name, _, _ = call(machine.find_gpu, args.gpu[0] if args.gpu else 0, [])
             return "gpu", slug(name)
         except UserError:
-            if args.device == "gpu":
+            if args.device == "gpu" or args.gpu:
                 raise
     return "cpu", slug(call(machine.cpu_name))
 
@@ -145,14 +141,17 @@ def choose_way(args: Namespace, device: str, name: str, weights_id: str) -> dict
 
 
 def remembered(output: Path) -> dict:
-    return read_json(output / JOB) if (output / JOB).is_file() else {}
+    """Returns the job of the parts in a folder; nothing where it is not known."""
+    try:
+        return read_json(output / JOB)
+    except UserError:
+        return {}
 
 
 def check_parts(output: Path) -> None:
     """Raises UserError if a folder holds anything but parts and what belongs to them."""
-    ours = {JOB, *(path.name for path in parts.part_files(output))}
-    foreign = sorted(path.name for path in output.iterdir() if path.name not in ours and path.suffix != TEMPORARY)
-    if foreign:
+    ours = {JOB, *(path.name for path in [*parts.part_files(output), *output.glob(f".*{TEMPORARY}")])}
+    if foreign := sorted(path.name for path in output.iterdir() if path.name not in ours):
         raise UserError(f"{output} holds {foreign[0]}, which is not a part: name another folder")
 
 
@@ -163,12 +162,13 @@ def start_output(args: Namespace, job: dict) -> None:
     """
     check_parts(args.output)
     before, done = remembered(args.output), parts.part_files(args.output)
+    if done and not (args.output / JOB).is_file():
+        raise UserError(f"{args.output} holds {done[0].name}, which no run of this script made: name another folder")
     if done and before != job and not args.overwrite:
         other = [key for key in job if before.get(key) != job[key]]
         raise UserError(f"{args.output} holds parts of another {', '.join(other)}; --overwrite starts anew")
-    for path in args.output.iterdir():
-        if path.suffix == TEMPORARY or (args.overwrite and path in done):
-            path.unlink()
+    for path in [*args.output.glob(f".*{TEMPORARY}"), *(done if args.overwrite else [])]:
+        path.unlink()
     if before != job:
         with new_file(args.output / JOB) as file:
             file.write(json.dumps(job, indent=2).encode())
@@ -197,10 +197,10 @@ def label_all(args: Namespace, files: list[Path], ways: list[Way], layout: Layou
     Raises UserError for an input that can't be read, and RunError if the workers fail twice over a part.
     """
     total = min(sum(map(parts.estimate_rows, files)), layout.limit or sys.maxsize)
-    there = {path.name for path in parts.part_files(args.output)}
-    first = next(number for number in itertools.count() if parts.part_name(number) not in there)
-    done = sum(parts.estimate_rows(args.output / name) for name in there)
-    counts, start = np.zeros(3, dtype=int), time.monotonic()
+    rows = {n: min(layout.rows, total - n * layout.rows) for n in range(math.ceil(total / layout.rows))}  # of each part
+    there = [n for n in rows if parts.is_whole(args.output / parts.part_name(n), rows[n])]
+    first = next(n for n in itertools.count() if n not in there)
+    done, made, counts, start = sum(rows[n] for n in there), 0, np.zeros(3, dtype=int), time.monotonic()
     with (
         Labeller(ways, args.output) as labeller,
         tqdm(total=total, initial=done, unit=" rows", disable=None) as progress,
@@ -210,18 +210,24 @@ def label_all(args: Namespace, files: list[Path], ways: list[Way], layout: Layou
             progress.update(done + sum(filter(None, texts)) - progress.n)
 
         if args.ray:
-            numbers = [n for n in range(math.ceil(total / layout.rows)) if parts.part_name(n) not in there]
-            made = on_ray.label_on_ray(numbers, ways[0], args.workers, files, layout, args.output)
+            missing = [n for n in rows if n not in there]
+            labelled = on_ray.label_on_ray(missing, ways[0], args.workers, files, layout, args.output)
         else:
-            made = labeller.label_parts(files, layout, first, show)
-        for rows, more in made:
-            counts, done = counts + more, done + rows
+            labelled = labeller.label_parts(files, layout, first, show)
+        for more, counted in labelled:
+            counts, done, made = counts + counted, done + more, made + 1
             progress.update(done - progress.n)
         progress.total = done
-    if not done:
+    if not (whole := parts.part_files(args.output)):
         raise UserError("the input has no rows")
-    if not counts.any():
+    if whole[-1].name != parts.part_name(len(whole) - 1):
+        raise UserError(f"{whole[-1]} is behind the last row of the input: it is not of this run")
+    done = sum(map(parts.estimate_rows, whole))
+    if not made:
         say(f"all {done:,} rows are labelled already")
+        return
+    if not counts[0]:
+        say(f"no row has a text; {done:,} rows in all")
         return
     (texts, tokens, lost), seconds = counts, time.monotonic() - start - labeller.loading
     if lost:
@@ -235,7 +241,7 @@ def find_ways(args: Namespace, model: Path, about: dict, how: dict) -> list[Way]
     if variant.export:
         source, origin = find_export(variant.export, args.model_id, model)
     say(f"labelling by {how['variant']}, {origin}: {how['workers']} x {how['threads']}, {how['size']} {how['order']}")
-    gpus = [None] if how["device"] == "cpu" else [0] if args.ray else args.gpu  # Ray shows an actor only its own
+    gpus = [None] if how["device"] == "cpu" else args.gpu or [0]  # Ray shows an actor only its own
     workers = 1 if args.ray else how["workers"]  # of a part
     places = [Place(gpu, how["threads"], workers == 1) for gpu in gpus for _ in range(workers)]
     return [
@@ -251,17 +257,21 @@ def main() -> int:
     check_writable(CACHE)
     model, args.output = find_model(args.model_id), args.output.absolute()
     about, weights_id = in_fresh_process(describe, model), identify(model, [])["weights_id"]
+    if inside := [file for file in files if args.output.resolve() in file.resolve().parents]:
+        raise UserError(f"{inside[0]} is in the output folder: name another one")
     columns = choose_columns(args, files, about["labels"])
-    layout = Layout(columns, args.column, about["labels"], args.top, args.rows_per_file, args.limit)
+    schema = parts.common_schema(files, list(dict.fromkeys([*columns, args.column])), args.column)
+    layout = Layout(schema, columns, args.column, about["labels"], args.top, args.rows_per_file, args.limit)
     with locked(args.output), on_ray.cluster(args.ray) if args.ray else contextlib.nullcontext():
         before = remembered(args.output)
         asked = {name: getattr(args, name) for name in HOW}
-        if (before.get("asked"), before.get("weights_id")) == (asked, weights_id) and not args.overwrite:
-            how = before["how"]  # though by now another may be the fastest in results/
+        if (before.get("options"), before.get("model")) == (asked, weights_id) and not args.overwrite:
+            how = before["way"]  # though by now another may be the fastest in results/
         else:
             how = choose_way(args, *find_device(args), weights_id)
         ways = find_ways(args, model, about, how)
-        job = {"input": digest(files), "weights_id": weights_id, "asked": asked, "how": how} | asdict(layout)
+        job = {"input": digest(files), "model": weights_id, "options": asked, "way": how}
+        job |= asdict(layout) | {"schema": str(schema)}
         job["export"] = digest([ways[0].source]) if ways[0].source != model else ""
         start_output(args, job)
         label_all(args, files, ways, layout)

@@ -15,7 +15,7 @@ from bench.batches import pad
 from bench.inputs import describe_model, token_names
 from bench.models import load_config
 from bench.parity import probabilities
-from bench.parts import Layout, label_table, part_name, read_parts, write_part
+from bench.parts import Layout, is_whole, label_table, part_name, read_parts, write_part
 from bench.passes import load_variant
 from bench.stream import prefetch, share_of, token_batches
 from bench.texts import check_vocabulary, load_tokenizer, tokenize
@@ -103,7 +103,7 @@ class Labeller:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Makes the parts that are missing from number `first` on; yields of each (rows, counts of label_table)."""
         for number, table in enumerate(prefetch(read_parts(files, layout, first * layout.rows), 1), first):
-            if (self.folder / part_name(number)).exists():
+            if is_whole(self.folder / part_name(number), len(table)):
                 continue
             rows = f"rows {number * layout.rows:,} to {number * layout.rows + len(table) - 1:,}"
             labelled, counts = label_table(table, partial(self.label, rows=rows, show=show), layout)

@@ -34,6 +34,8 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with open(descriptor, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:

@@ -14,7 +14,8 @@ import numpy as np
 
 from bench.classify import TRIES, Classifier, Way
 from bench.inputs import WEIGHTS
-from bench.parts import Layout, label_table, read_parts, write_part
+from bench.parts import Layout, label_table, part_name, read_parts, write_part
+from bench.workers import describe
 from utils import ROOT, RunError, UserError, clean, cpu_cores, first_line
 
 CODE = "bench", "runtimes", "utils.py"  # that the other machines need
@@ -36,11 +37,15 @@ class Actor:
             self.classifier = Classifier(0, replace(way, model=model, source=source if source.exists() else model))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+        """Makes the part of a number; what went wrong is an answer too, since Ray would wrap it."""
         number = int(batch["part"][0])
-        table = next(read_parts(self.files, self.layout, number * self.layout.rows))
-        labelled, counts = label_table(table, self.classifier.classify, self.layout)
-        write_part(self.output, number, labelled)
-        return {"rows": [len(table)], "counts": [counts]}
+        try:
+            table = next(read_parts(self.files, self.layout, number * self.layout.rows))
+            labelled, counts = label_table(table, self.classifier.classify, self.layout)
+            write_part(self.output, number, labelled)
+        except Exception as error:
+            return {"rows": [0], "counts": [np.zeros(3, int)], "error": [f"{part_name(number)}: {describe(error)}"]}
+        return {"rows": [len(table)], "counts": [counts], "error": [""]}
 
 
 @contextlib.contextmanager
@@ -102,8 +107,10 @@ def label_on_ray(numbers: list[int], way: Way, workers: int | None, *rest) -> It
     items = ray.data.from_items([{"part": number} for number in numbers], override_num_blocks=len(numbers))
     try:
         for row in items.map_batches(Actor, batch_size=1, compute=actors, **options).iter_rows():
+            if row["error"]:
+                raise RunError(f"{row['error']}; the finished parts stay")
             yield row["rows"], row["counts"]
-    except Exception as error:  # Ray shows a traceback with the task's own error in it
+    except ray.exceptions.RayError as error:  # it shows a traceback with the actor's own error in it
         lines = re.findall(r"^[\w.]*(?:Error|Failed|Exception)\b.*", str(error), re.MULTILINE)
         raise RunError(f"Ray: {clean((lines or [first_line(error)])[-1])}; the finished parts stay") from error
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from utils import UserError
 
 ROWS = 10_000  # that are read at once
 BEGINNING = 2**20  # bytes of a CSV file, from which its rows are estimated
+PART = re.compile(r"part-\d{5,}\.parquet")
+TEXT_TYPES = ("string", "large_string", "string_view", "null")
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
 
@@ -25,20 +28,17 @@ SUFFIXES = (".csv", ".csv.gz", ".parquet")
 class Layout:
     """What is in the parts.
 
-    columns: which are copied; column: of the texts; labels: their names; top: only the best of them; rows: of a part;
-    limit: of the rows in all, None for no limit.
+    schema: of the columns that are read, in all files; columns: which are copied; column: of the texts; labels: their
+    names; top: only the best of them; rows: of a part; limit: of the rows in all, None for no limit.
     """
 
+    schema: pa.Schema
     columns: list[str]
     column: str
     labels: list[str]
     top: bool
     rows: int
     limit: int | None
-
-    def needed(self) -> list[str]:
-        """Returns the columns that are read."""
-        return list(dict.fromkeys([*self.columns, self.column]))
 
 
 def find_files(path: Path) -> list[Path]:
@@ -54,23 +54,51 @@ def is_parquet(file: Path) -> bool:
     return file.suffix.lower() == ".parquet"
 
 
-def columns_of(file: Path) -> list[str]:
-    """Returns the columns of a file. Raises UserError if it can't be read, or if one occurs twice."""
-    with reading(file):
-        columns = pq.read_schema(file).names if is_parquet(file) else next(read_csv(file), [])
-    if len(set(columns)) < len(columns):
-        raise UserError(f"{file} has several columns of one name among {', '.join(columns)}")
-    return columns
+def schema_of(file: Path) -> pa.Schema:
+    """Returns the columns of a file; those of a CSV file are text.
 
-
-def read_tables(files: list[Path], columns: list[str], skip: int) -> Iterator[tuple[Path, pa.Table]]:
-    """Yields thousands of rows at once, behind the first `skip` of all, and the file that they are from.
-
-    Columns of a CSV file are text. Raises UserError if a file can't be read.
+    Raises UserError if it can't be read, or if it has no column, or two of one name.
     """
+    with reading(file):
+        if is_parquet(file):
+            schema = pq.read_schema(file).remove_metadata()
+        else:
+            schema = pa.schema([(name, pa.string()) for name in next(read_csv(file), [])])
+    if not schema.names:
+        raise UserError(f"{file} is empty")
+    if len(set(schema.names)) < len(schema.names):
+        raise UserError(f"{file} has several columns of one name among {', '.join(schema.names)}")
+    return schema
+
+
+def common_schema(files: list[Path], columns: list[str], column: str) -> pa.Schema:
+    """Returns the types that these columns have in all files, wide enough for each of them.
+
+    Raises UserError if a file lacks one, if two files don't go together, or if the texts' column is not text.
+    """
+    common = None
     for file in files:
-        for table in read_parquet(file, columns, skip) if is_parquet(file) else read_text(file, columns):
-            yield file, table.slice(skip)
+        there = schema_of(file)
+        if missing := [name for name in columns if name not in there.names]:
+            raise UserError(f"{file} has no column {missing[0]!r}; its columns: {', '.join(there.names)}")
+        own = pa.schema([there.field(name).with_nullable(True) for name in columns])
+        try:
+            common = pa.unify_schemas([common or own, own], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise UserError(f"{file}: a column is of another type than in the files before: {error}") from error
+    kind = common.field(column).type
+    if str(kind.value_type if pa.types.is_dictionary(kind) else kind) not in TEXT_TYPES:
+        raise UserError(f"column {column!r} is not text, it is {kind}")
+    return common
+
+
+def read_tables(files: list[Path], schema: pa.Schema, skip: int) -> Iterator[pa.Table]:
+    """Yields thousands of rows at once, behind the first `skip` of all. Raises UserError if a file can't be read."""
+    for file in files:
+        for table in read_parquet(file, schema.names, skip) if is_parquet(file) else read_text(file, schema.names):
+            if len(table) > skip:
+                with reading(file):
+                    yield table.slice(skip).cast(schema)
             skip = max(skip - len(table), 0)
 
 
@@ -85,6 +113,7 @@ def read_parquet(file: Path, columns: list[str], skip: int) -> Iterator[pa.Table
                 continue
             skip = 0
             for batch in parquet.iter_batches(ROWS, row_groups=[group], columns=columns):
+                batch.validate(full=True)  # whether its text is UTF-8
                 yield pa.Table.from_batches([batch]).select(columns)
 
 
@@ -117,30 +146,20 @@ def estimate_rows(file: Path) -> int:
 
 
 def read_parts(files: list[Path], layout: Layout, skip: int) -> Iterator[pa.Table]:
-    """Yields the rows of all files behind the first `skip`, a part's at once.
-
-    Raises UserError where a file can't be read, or its columns are of other types than those before.
-    """
+    """Yields the rows of all files behind the first `skip`, a part's at once. Raises UserError as read_tables."""
     waiting, left = [], float("inf") if layout.limit is None else max(layout.limit - skip, 0)
-    for file, behind in read_tables(files, layout.needed(), skip):
+    for behind in read_tables(files, layout.schema, skip):
         table = behind.slice(0, int(min(left, len(behind))))
         left -= len(table)
         waiting += [table] if len(table) else []
         while sum(map(len, waiting)) >= layout.rows:
-            joined = join(waiting, file)
+            joined = pa.concat_tables(waiting).combine_chunks()
             yield joined.slice(0, layout.rows)
             waiting = [joined.slice(layout.rows)] if len(joined) > layout.rows else []
         if not left:
             break
     if waiting:
-        yield join(waiting, file)
-
-
-def join(tables: list[pa.Table], file: Path) -> pa.Table:
-    try:
-        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-    except pa.ArrowException as error:
-        raise UserError(f"{file}: its columns are of other types than those of the files before: {error}") from error
+        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def texts_of(table: pa.Table, column: str) -> tuple[np.ndarray, list[str]]:
@@ -179,7 +198,15 @@ def part_name(number: int) -> str:
 
 
 def part_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
+    return sorted(path for path in folder.glob("part-*") if PART.fullmatch(path.name))
+
+
+def is_whole(part: Path, rows: int) -> bool:
+    """Says whether a part is there, can be read, and has so many rows."""
+    try:
+        return pq.read_metadata(part).num_rows == rows
+    except (OSError, ValueError):
+        return False
 
 
 def write_part(folder: Path, number: int, table: pa.Table) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,8 @@ def test_wrong_input_is_refused_before_anything_runs(label, source, tmp_path):
         ("--keep", "id,author"): "no column 'author'",
         ("--variant", "torch", "--gpu", "x"): "not a whole number",
         ("--rows-per-file", 0): "not a whole number",
+        ("--gpu", "0,1"): "--gpu goes with neither",
+        ("--output", source): "is in the output folder",
     }
     for options, words in refusals.items():
         code, err, found = label(*options)
@@ -199,9 +202,41 @@ def test_another_job_or_foreign_files_in_the_folder_are_refused(label, source, t
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     code, err, _ = label("--overwrite", output="mine")
     assert code == 2 and "thesis.txt" in err and (tmp_path / "mine" / "thesis.txt").exists()
+    (tmp_path / "mine" / "thesis.txt").rename(tmp_path / "mine" / "thesis.tmp")
+    code, err, _ = label(output="mine")
+    assert code == 2 and "thesis.tmp" in err and (tmp_path / "mine" / "thesis.tmp").exists()
     with classify_texts.locked(tmp_path / "out"):
         code, err, _ = label("--limit", 10)
         assert code == 2 and "another run" in err
+
+
+def test_parts_that_are_not_whole_are_made_again_and_foreign_ones_are_kept(label, tmp_path):
+    _, _, whole = label("--rows-per-file", 30)
+    first, second, last = parts.part_files(tmp_path / "out")
+    second.write_bytes(first.read_bytes()[:-5])
+    assert label("--rows-per-file", 30)[2].equals(whole)
+    pd.read_parquet(last).head(5).to_parquet(last)
+    (tmp_path / "out" / "_job.json").write_text("{")
+    code, err, _ = label("--rows-per-file", 30)
+    assert code == 2 and "parts of another input" in err
+    code, _, found = label("--rows-per-file", 30, "--overwrite")
+    assert code == 0 and found.equals(whole)
+    pd.read_parquet(last).head(5).to_parquet(last)
+    assert label("--rows-per-file", 30)[2].equals(whole)
+    shutil.copy(first, tmp_path / "out" / "part-00007.parquet")
+    code, err, _ = label("--rows-per-file", 30)
+    assert code == 2 and "part-00007.parquet is behind the last row" in err
+    (tmp_path / "out" / "_job.json").unlink()
+    code, err, _ = label("--rows-per-file", 30, "--overwrite")
+    assert code == 2 and "no run of this script" in err and first.exists()
+
+
+def test_texts_that_are_none_are_said(label, tmp_path):
+    pd.DataFrame({"id": [1, 2], "body": [None, " "]}).to_parquet(tmp_path / "none.parquet")
+    code, err, found = label(source=tmp_path / "none.parquet")
+    assert code == 0 and "no row has a text; 2 rows in all" in err and found[LABELS].isna().all(axis=None)
+    pd.DataFrame({"id": [1], "body": [5]}).to_parquet(tmp_path / "numbers.parquet")
+    assert "not text, it is int64" in label(source=tmp_path / "numbers.parquet", output="other")[1]
 
 
 def test_a_broken_file_in_the_middle_leaves_what_was_done(label, source):
@@ -252,7 +287,7 @@ def test_on_ray_the_parts_are_the_same(tiny_model, source, tmp_path, label):
     assert done.returncode == 0 and "80 texts" in done.stderr, done.stderr
     found = pd.read_parquet(tmp_path / "ray")
     assert [path.name for path in parts.part_files(tmp_path / "ray")] == [parts.part_name(i) for i in range(3)]
-    assert json.loads((tmp_path / "ray" / "_job.json").read_text())["how"]["variant"] == "torch"
+    assert json.loads((tmp_path / "ray" / "_job.json").read_text())["way"]["variant"] == "torch"
     assert list(found["id"]) == list(whole["id"]) and np.allclose(
         found[LABELS], whole[LABELS], atol=1e-6, equal_nan=True
     )

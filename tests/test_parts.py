@@ -5,18 +5,21 @@ import gzip
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.parts import Layout, columns_of, estimate_rows, find_files, label_table, read_parts
+from bench.parts import Layout, common_schema, estimate_rows, find_files, label_table, read_parts, schema_of
 
 ROWS = 23
 
 
 def layout(**changes) -> Layout:
-    same = {"columns": ["id"], "column": "body", "labels": ["a", "b"], "top": False, "rows": 7, "limit": None}
+    schema = pa.schema([("id", pa.string()), ("body", pa.string())])
+    same = {"schema": schema, "columns": ["id"], "column": "body", "labels": ["a", "b"]}
+    same |= {"top": False, "rows": 7, "limit": None}
     return Layout(**same | changes)
 
 
@@ -55,18 +58,31 @@ def test_rows_are_counted_or_estimated(files, tmp_path):
 
 
 def test_files_that_are_no_tables_are_refused(tmp_path):
-    for name, content in {"a.csv": b"id,id\n1,2\n", "a.parquet": b"PAR1", "a.csv.gz": b"no gzip"}.items():
+    for name, content in {"a.csv": b"id,id\n1,2\n", "a.parquet": b"PAR1", "a.csv.gz": b"no gzip", "b.csv": b""}.items():
         (tmp_path / name).write_bytes(content)
-        assert name in refused(columns_of, tmp_path / name)
+        assert name in refused(schema_of, tmp_path / name)
     (tmp_path / "empty").mkdir()
     assert "nor a folder" in refused(find_files, tmp_path / "empty")
     assert "nor a folder" in refused(find_files, tmp_path / "none.csv")
 
 
-def test_columns_of_other_types_are_refused_where_they_begin(tmp_path):
-    pd.DataFrame({"id": [1], "body": ["x"]}).to_parquet(tmp_path / "a.parquet")
-    pd.DataFrame({"id": ["one"], "body": ["x"]}).to_parquet(tmp_path / "b.parquet")
-    assert "b.parquet" in refused(list, read_parts(find_files(tmp_path), layout(), 0))
+def test_the_types_of_all_files_are_made_one_before_anything_is_read(tmp_path):
+    tables = {"a": ([1, 2], ["x", "y"]), "b": ([0.5, 1.5], [None, None]), "c": (["one", "two"], ["x", "y"])}
+    files = [tmp_path / f"{name}.parquet" for name in tables]
+    for file, (ids, bodies) in zip(files, tables.values(), strict=True):
+        pq.write_table(pa.table({"id": ids, "body": bodies}), file)
+    schema = common_schema(files[:2], ["id", "body"], "body")
+    assert schema.types == [pa.float64(), pa.string()]
+    made = list(read_parts(files[:2], layout(schema=schema, rows=2), 0))
+    assert [table.schema for table in made] == [schema] * 2 and made[0]["id"].to_pylist() == [1.0, 2.0]
+    assert "c.parquet: a column is of another type" in refused(common_schema, files, ["id", "body"], "body")
+    assert "column 'id' is not text, it is int64" in refused(common_schema, files[:1], ["id", "body"], "id")
+
+
+def test_text_that_is_not_utf_8_is_refused_with_its_file(tmp_path):
+    broken = pa.array([b"\xff"]).view(pa.string())
+    pq.write_table(pa.table({"id": ["1"], "body": broken}), tmp_path / "a.parquet")
+    assert "a.parquet can't be read" in refused(list, read_parts([tmp_path / "a.parquet"], layout(), 0))
 
 
 def test_a_row_without_text_or_answer_has_nulls():

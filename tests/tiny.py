@@ -144,7 +144,8 @@ def word_level_tokenizer(kind: str):
     template = "$A:0 </s>:0 <s>:2" if kind == "xlnet" else "<s>:0 $A:0 </s>:0"
     special = [("<s>", 0), ("</s>", 2)]
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
-    own = next((name for name in TOKENIZER_MAPPING_NAMES.get(kind, ()) if name), "PreTrainedTokenizerFast")
+    names = TOKENIZER_MAPPING_NAMES.get(kind, ())  # a tuple in transformers 4, one name in 5
+    own = next((name for name in ([names] if isinstance(names, str) else names) if name), "PreTrainedTokenizerFast")
     own = getattr(transformers, own)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
