@@ -3,10 +3,11 @@
     python export_onnx.py SamLowe/roberta-base-go_emotions
     python export_onnx.py random-roberta-base --no-upload --limit 200
 
-The export is optimized (optimum's O4: fused nodes, tanh GELU, FP16), its graph is looked at, and its probabilities are
-compared with those of the original model in eager FP32 PyTorch, text by text. The folder holds model.onnx, the config,
-the tokenizer, a model card (README.md) and the same figures for machines (parity.json). It is uploaded only if asked
-for, and only if no output is infinite or not a number and at most --tolerance of the decisions changed.
+The model is exported by optimum's O4 (fused nodes, tanh GELU, FP16) where that fuses its attention, else by torch's
+exporter. Its graph is looked at, and its probabilities are compared with those of the original model in eager FP32
+PyTorch, text by text. The folder holds model.onnx, the config, the tokenizer, a model card (README.md) and the same
+figures for machines (parity.json). It is NOT GOOD if an output is infinite or not a number, or if with 95% confidence
+more than --tolerance of the decisions change. It is uploaded only if asked for, and not if it is NOT GOOD.
 
 Nothing is left behind by an export that fails or is interrupted.
 
@@ -26,13 +27,13 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.card import write_card
-from bench.export import EXPORTS, check_exportable, export, export_folder, foreign_files
+from bench.export import EXPORTS, export, export_folder, foreign_files
 from bench.files import LONGEST_NAME, check_writable, new_folder
 from bench.hub import with_timeout
 from bench.inputs import Inputs, prepare_inputs
 from bench.machine import cpu_name, find_gpu, project_commit, versions
 from bench.models import RANDOM_MODEL, find_model
-from bench.parity import DECISIONS, TOLERANCE, failed_gate, probabilities, statistics, worst_texts
+from bench.parity import DECISIONS, TOLERANCE, probabilities, statistics, verdict_of, worst_texts
 from bench.passes import Cell, Job, Worker
 from bench.sweep import gather
 from bench.texts import Dataset, load_dataset
@@ -65,6 +66,7 @@ def parse_arguments() -> Namespace:
     asking = parser.add_mutually_exclusive_group()
     asking.add_argument("--upload", action="store_true", help="upload without asking")
     asking.add_argument("--no-upload", action="store_true", help="do not ask, do not upload")
+    add("--excerpts", action="store_true", help="show the texts that differ most in the card, for all to read")
     add("--repo-id", help="where to upload (default: <user>/<name>-onnx-fp16)")
     add("--private", action="store_true", help="make the repository private")
     add("--create-pr", action="store_true", help="upload as a pull request")
@@ -148,7 +150,7 @@ def compare(args: Namespace, source: Path, file: Path, texts: list[str], place: 
         "speed": speed,
         "worst": worst_texts(probs, reference, texts, inputs.about["labels"]),
         "tolerance": args.tolerance,
-        "gate": failed_gate(stats, args.tolerance),
+        **dict(zip(("verdict", "reason"), verdict_of(stats, args.tolerance), strict=True)),
     }
 
 
@@ -157,15 +159,15 @@ def export_and_check(args: Namespace, source: Path, dataset: Dataset, folder: Pa
     place, machine = find_place(args)
     say(f"exporting {args.model_id} in {args.precision}")
     graph = in_fresh_process(export, source, folder, args.precision, not args.disable_shape_inference)
-    for finding in graph["findings"]:
+    for finding in (f"made by {graph['exporter']}", *graph["findings"]):
         say(f"graph: {finding}")
     say(f"checking on {len(dataset.texts)} texts on {machine}")
     known = versions("torch", "transformers", "optimum-onnx", "onnxruntime-gpu", "onnxruntime")
     report = {
-        "model": args.model_id,
+        "model": args.model_id if source != Path(args.model_id) else source.resolve().name,
         "repo": repo,
         "precision": args.precision,
-        "command": clean(shlex.join(["python", "export_onnx.py", *hidden_token(sys.argv[1:])])).replace("`", "'"),
+        "command": clean(shlex.join(["python", "export_onnx.py", *public_arguments(sys.argv[1:])])).replace("`", "'"),
         "versions": ", ".join(f"{name} {version}" for name, version in [*known.items(), ("commit", project_commit())]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": machine,
@@ -179,8 +181,9 @@ def export_and_check(args: Namespace, source: Path, dataset: Dataset, folder: Pa
         **graph,
         **compare(args, source, folder / "model.onnx", dataset.texts, place),
     }
-    (folder / "parity.json").write_text(json.dumps(without_nan(report), indent=2, allow_nan=False), encoding="utf-8")
-    write_card(folder, source, report)
+    public = report if args.excerpts else report | {"worst": []}
+    (folder / "parity.json").write_text(json.dumps(without_nan(public), indent=2, allow_nan=False), encoding="utf-8")
+    write_card(folder, source, public)
     return report
 
 
@@ -193,13 +196,17 @@ def without_nan(value):
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def hidden_token(arguments: list[str]) -> list[str]:
-    """Replaces a token among the arguments by dots."""
-    hidden = []
+def public_arguments(arguments: list[str]) -> list[str]:
+    """Replaces a token among the arguments by dots, and a path of this machine by its last part."""
+    public = []
     for i, argument in enumerate(arguments):
-        is_value = i > 0 and arguments[i - 1] == "--hf-token"
-        hidden.append("..." if is_value else "--hf-token=..." if argument.startswith("--hf-token=") else argument)
-    return hidden
+        option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+        if "--hf-token" in (option, *arguments[i - 1 : i]):
+            value = "..."
+        elif os.path.isabs(value) or os.path.exists(value):
+            value = Path(value).resolve().name
+        public.append(f"{option}{equals}{value}")
+    return public
 
 
 def print_report(report: dict) -> None:
@@ -208,7 +215,8 @@ def print_report(report: dict) -> None:
     print(f"largest difference of any label, over {report['messages']} texts ({report['dataset']}):")
     print("  " + "  ".join(f"{name} {value:.3g}" for name, value in stats.items()))
     print(f"mean difference over all labels: {report['mean_over_labels']:.3g}")
-    print(f"changed decisions (flips): {report['flips']:.4%} ({DECISIONS[report['problem']]})")
+    changed = f"{report['changed']:,} of {report['decisions']:,}, {report['flips']:.4%}"
+    print(f"changed decisions (flips): {changed} ({DECISIONS[report['problem']]})")
     print(f"texts with outputs that are not finite: {report['non_finite_texts']}")
     print(f"messages/s: {speed['export']:.1f}, original {speed['original']:.1f}")
     for text in report["worst"]:
@@ -295,12 +303,11 @@ def main() -> int:
             if args.upload:
                 raise
             say(f"it will not be uploaded: {error}")
-    in_fresh_process(check_exportable, source, args.precision)
     with new_folder(target, args.overwrite) as folder:
-        report = export_and_check(args, source, dataset, folder, str(target))
+        report = export_and_check(args, source, dataset, folder, target.name)
     print_report(report)
-    print(f"\n{target}: " + (f"NOT GOOD, {report['gate']}" if report["gate"] else "good"), flush=True)
-    if report["gate"]:
+    print(f"\n{target}: {report['verdict']}, {report['reason']}", flush=True)
+    if report["verdict"] == "NOT GOOD":
         return 1
     if api and (args.upload or wants_upload(repo)):
         write_card(target, source, report | {"repo": repo})  # its example loads the repository, not the folder

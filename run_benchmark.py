@@ -36,7 +36,7 @@ from bench import machine, results
 from bench.batches import ORDERS
 from bench.export import find_export
 from bench.files import check_writable, slug
-from bench.inputs import identify, prepare_inputs
+from bench.inputs import PADDING_CHANGES, identify, padding_words, prepare_inputs
 from bench.models import DEFAULT_MODEL, RANDOM_MODEL, find_model
 from bench.passes import Cell
 from bench.resume import cell_of, cells_to_run, measured_before
@@ -228,6 +228,8 @@ def prepare(args: Namespace, model: Path, variants: list[str], dataset: Dataset,
     say(f"           p5 {p5:.0f}, p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f}, most {lengths.max()}")
     if inputs.about["empty"]:
         note(f"{inputs.about['empty']} texts give no token and are left out")
+    if inputs.about["padding_effect"] > PADDING_CHANGES:
+        note(padding_words(inputs.about["model"].split(",")[0], inputs.about["padding_effect"]))
     say(f"tokenizer  {inputs.about['tokenizer']}, measured when these token ids were made")
     say(f"check      {len(inputs.checked)} of the messages are compared with the reference")
     sources = {}
@@ -302,9 +304,8 @@ def note_the_peak(sweep: Sweep, rows: list[dict]) -> None:
 
 def say_verdict(args: Namespace, sweep: Sweep, rows: list[dict]) -> None:
     good, _, _ = results.good_rows(rows)
-    labels = 1 if sweep.inputs.about["problem"] == "single_label_classification" else len(sweep.inputs.about["labels"])
     command = next_command(args.quick, args.model_id, args.device, args.threads)
-    for line in [] if good.empty else verdict(results.latest(good), labels * len(sweep.inputs.checked), command):
+    for line in [] if good.empty else verdict(results.latest(good), command):
         say(clean(line))
 
 

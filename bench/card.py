@@ -4,14 +4,13 @@ from pathlib import Path
 
 from bench.export import EXPORTS
 from bench.files import markdown, new_file
-from bench.models import RANDOM_MODEL
 from bench.parity import DECISIONS
 from utils import ROOT, first_line, say
 
 ACTIVATIONS = {
-    "multi_label_classification": "torch.sigmoid(model(**inputs).logits)",
-    "single_label_classification": "torch.softmax(model(**inputs).logits, dim=-1)",
-    "regression": "model(**inputs).logits",
+    "multi_label_classification": "1 / (1 + np.exp(-logits))",
+    "single_label_classification": "np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)",
+    "regression": "logits",
 }
 
 
@@ -32,12 +31,12 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         **{key: value for key, value in known.items() if value},
     )
     model, link = report["model"], markdown(report["model"])
-    if not Path(model).exists() and model != RANDOM_MODEL:
+    if "/" in model:
         data.base_model = model
         data.base_model_relation = None if report["precision"] == "fp32" else "quantized"
         link = f"[{model}](https://huggingface.co/{model})"
     problem, export = report["problem"], EXPORTS[report["precision"]]
-    shown = {name: markdown(report[name]) for name in ("dataset", "column", "machine", "gate")}
+    shown = {name: markdown(report[name]) for name in ("dataset", "column", "machine", "verdict", "reason")}
     shown["worst"] = [
         {
             "excerpt": markdown(text["excerpt"]),
@@ -56,8 +55,8 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         decision_words=DECISIONS[problem],
         stats=report["largest_difference"],
         activation=ACTIVATIONS[problem],
-        runtime_package="onnxruntime" if report["precision"] == "int8" else "onnxruntime-gpu",
-        gate_passed=not report["gate"],
+        runtime="onnxruntime-gpu[cuda,cudnn]" if report["provider"] == "CUDAExecutionProvider" else "onnxruntime",
+        real_texts=not report["dataset"].startswith("synthetic-"),
     )
     with new_file(folder / "README.md") as file:
         file.write(str(text).encode())

@@ -1,37 +1,37 @@
-"""Model folder -> ONNX: plain, O4 FP16, INT8; what the graph looks like; and which file a variant loads."""
+"""Model folder -> ONNX: by which exporter, whether it is right, and which file a variant loads."""
 
 import json
-import re
+import os
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bench import int8
-from bench.files import check_writable, make_once
+from bench.exporters import example_batch, with_optimum, with_torch
+from bench.files import check_writable, make_once, new_folder
+from bench.graph import INSIDE_BYTES, count_attention, describe_graph, store_weights
 from bench.hub import download
+from bench.inputs import PADDING_CHANGES, answers, identify, padding_effect, padding_words
 from bench.machine import cpu_capabilities
 from bench.models import DEFAULT_MODEL, load_config, read_json
+from bench.parity import problem_type
 from bench.texts import load_tokenizer
 from bench.workers import in_fresh_process
-from runtimes.pytorch import load_model
-from utils import UserError, first_line, say, step
+from runtimes import VARIANTS
+from runtimes.runner import Place
+from utils import UserError, cpu_cores, first_line, say, step
 
-ABOUT = "export.json"  # beside model.onnx: what made it, and its files
-INSIDE_BYTES = 2**31 - 2**24  # protobuf's limit of 2 GiB for a file, less room for the graph
-# of a fused graph: kinds of node, how many of them for each layer, and what it means if there are fewer
-FUSIONS = (
-    (
-        ("Attention", "MultiHeadAttention"),
-        1,
-        "the rest is separate products and a softmax, slower and with more memory",
-    ),
-    (("SkipLayerNormalization",), 2, "the rest is separate additions and normalizations, slower"),
-    (("FastGelu", "Gelu", "BiasGelu"), 1, "the rest is computed in single steps, slower"),
-)
-TELLING = re.compile("MatMul|Gemm|Attention|Norm|Gelu|Quant")  # kinds of node that say how a graph computes
+ABOUT = "export.json"  # beside model.onnx: whose export it is, what made it, and its files
+# the ways to try; what is not fused by one may be by the next
+EXPORTERS = {
+    "optimum": with_optimum,
+    "torch": lambda folder, target, precision, _: with_torch(folder, target, precision),
+    "torch, not fused": lambda folder, target, precision, _: with_torch(folder, target, precision, fused=False),
+}
+# how far any probability may be from the original's on a few texts; INT8 is made of the fp32 export
+DEVIATION = {"fp32": 1e-3, "fp16": 0.05}
 PUBLISHED = {
     (DEFAULT_MODEL, "fp32"): ("SamLowe/roberta-base-go_emotions-onnx", "onnx/model.onnx"),
     (DEFAULT_MODEL, "fp16"): ("joaopn/roberta-base-go_emotions-onnx-fp16", "model.onnx"),
@@ -40,26 +40,16 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Export:
-    """A kind of export: how its folder's name ends, what it is, and how it is made."""
+    """A kind of export: how its folder's name ends, and what it is."""
 
     suffix: str
     words: str
-    options: str
 
 
 EXPORTS = {
-    "fp16": Export(
-        "-onnx-fp16",
-        "FP16 with fused nodes (O4)",
-        "optimum's AutoOptimizationConfig.O4: fusion of attention, layer norm, GELU (tanh approximation) and bias "
-        "nodes, then FP16 with FP32 inputs and outputs",
-    ),
-    "int8": Export(
-        "-onnx-int8",
-        "INT8 (dynamically quantized, for CPUs)",
-        f"onnxruntime's dynamic quantization: {int8.WORDS}; weights per channel",
-    ),
-    "fp32": Export("-onnx", "FP32", "plain export"),
+    "fp16": Export("-onnx-fp16", "FP16 with fused nodes"),
+    "int8": Export("-onnx-int8", "INT8 (dynamically quantized, for CPUs)"),
+    "fp32": Export("-onnx", "FP32"),
 }
 
 
@@ -76,17 +66,16 @@ def find_export(precision: str, model_id: str, folder: Path) -> tuple[Path, str]
     """
     exported = export_folder(model_id, precision)
     file = exported / "model.onnx"
-    if file.is_file():
-        report, about = (
-            read_json(path) if path.is_file() else {} for path in (exported / "parity.json", exported / ABOUT)
-        )
-        if report.get("gate"):
-            say(f"./{exported} failed its check: {report['gate']}")
-        if precision == "int8" and about.get("bits") != 7 and "vnni" not in cpu_capabilities():
-            say(f"./{exported} may be wrong here: its weights have 8 bits, whose sums saturate on a CPU without VNNI")
-        return file, f"local export ./{file}"
-    if exported.exists():
-        raise UserError(f"./{exported} exists but holds no model.onnx; move it away")
+    if os.path.lexists(exported):
+        why_not = not_of(exported, folder)
+        if not why_not:
+            warn_of(exported, precision)
+            return file, f"local export ./{file}"
+        if foreign := foreign_files(exported):
+            raise UserError(f"./{exported} {why_not}, and it holds {foreign[0]}, which no export made; move it away")
+        say(f"./{exported} {why_not}: exporting anew")
+        make_export(exported, model_id, folder, precision)
+        return file, f"exported now into ./{exported}"
     if (model_id, precision) in PUBLISHED:
         repo, published = PUBLISHED[model_id, precision]
         try:
@@ -96,78 +85,114 @@ def find_export(precision: str, model_id: str, folder: Path) -> tuple[Path, str]
             say(f"no published export: {repo} has no file {published}")
         except UserError as error:
             say(f"no published export: {error}")
-    check_writable(exported.absolute().parent)
-
-    def make(temporary: Path) -> None:
-        for finding in in_fresh_process(export, folder, temporary, precision)["findings"]:
-            say(f"{exported}: {finding}")
-
-    with step(f"export     {model_id} into ./{exported}"):
-        make_once(exported, make)
+    make_export(exported, model_id, folder, precision)
     return file, f"exported now into ./{exported}"
 
 
-def check_exportable(folder: Path, precision: str) -> None:
-    """Raises UserError if optimum can't export or optimize a classifier of the folder's model type.
+def make_export(exported: Path, model_id: str, folder: Path, precision: str) -> None:
+    """Exports a model where its export belongs, in place of an older one, and says what is to be known of it."""
+    check_writable(exported.absolute().parent)
 
-    Also if the tokenizer or weights don't load: optimum would fill in random ones.
-    """
-    import optimum.exporters.onnx.model_configs  # noqa: F401  registers the model types
-    from optimum.exporters.tasks import TasksManager
-    from optimum.onnxruntime.utils import ORTConfigManager
+    def make(temporary: Path) -> None:
+        made = in_fresh_process(export, folder, temporary, precision)
+        for finding in (f"made by {made['exporter']}", *made["findings"]):
+            say(f"{exported}: {finding}")
 
-    config = load_config(folder)
-    try:
-        tasks = TasksManager.get_supported_tasks_for_model_type(config.model_type, "onnx", library_name="transformers")
-        if "text-classification" not in tasks:
-            raise KeyError(config.model_type)
-        if precision == "fp16":
-            ORTConfigManager.get_model_ort_type(config.model_type)
-    except KeyError as error:
-        done = "optimized" if precision == "fp16" else "exported"
-        raise UserError(f"a classifier of type {config.model_type} can't be {done} by optimum") from error
-    load_tokenizer(folder)
-    load_model(folder)
+    with step(f"export     {model_id} into ./{exported}"):
+        if not exported.exists():
+            make_once(exported, make)
+            return
+        with new_folder(exported, replace=True) as temporary:
+            make(temporary)
+
+
+def not_of(exported: Path, folder: Path) -> str:
+    """Says why a local export is not one of the model in `folder` as it is now; nothing if it is."""
+    if not (exported / "model.onnx").is_file():
+        return "holds no model.onnx"
+    if not (exported / ABOUT).is_file():
+        return f"has no {ABOUT} that says whose export it is"
+    same = read_json(exported / ABOUT).get("weights_id") == identify(folder, [])["weights_id"]
+    return "" if same else "is of another model, or of weights that changed since"
+
+
+def warn_of(exported: Path, precision: str) -> None:
+    """Says what speaks against a local export."""
+    report, about = (read_json(path) if path.is_file() else {} for path in (exported / "parity.json", exported / ABOUT))
+    if report.get("gate"):
+        say(f"./{exported} failed its check: {report['gate']}")
+    if precision == "int8" and about.get("bits") != 7 and "vnni" not in cpu_capabilities():
+        say(f"./{exported} may be wrong here: its weights have 8 bits, whose sums saturate on a CPU without VNNI")
 
 
 def export(folder: Path, target: Path, precision: str, shape_inference: bool = True) -> dict:
     """Exports the model in `folder` as `target`/model.onnx with its config and tokenizer beside it.
 
-    fp32 is the plain export, fp16 has optimum's O4 optimization (fused nodes, tanh GELU, FP16), int8 is quantized by
-    int8.quantize. Returns `options` (how it was made, in words) and what describe_graph says. Raises UserError for a
-    model that can't be exported so.
+    fp32 is the plain export, fp16 has fused nodes where they can be had, int8 is quantized by int8.quantize. Of the
+    EXPORTERS whose file is right, the first one with all of the attention fused makes fp16, else the one with most of
+    it; for others simply the first one. Returns `options` (how it was made, in words), `exporter` and what
+    describe_graph says. Raises UserError for a model that can't be exported so.
     """
     import onnxruntime
-    from optimum.onnxruntime import AutoOptimizationConfig, ORTModelForSequenceClassification, ORTOptimizer
 
-    onnxruntime.set_default_logger_severity(4)  # O4 asks for CUDA, only to optimize, and does as well without
-    file, about, options = target / "model.onnx", {"precision": precision}, EXPORTS[precision].options
-    if precision == "int8":
-        about["bits"] = 8 if "vnni" in cpu_capabilities() else 7
-        options += f", of {about['bits']} bits for CPUs {'with' if about['bits'] == 8 else 'without'} VNNI"
-    try:
-        with tempfile.TemporaryDirectory(dir=target) as plain:
-            tempfile.tempdir = plain  # where optimum exports to: nothing is left elsewhere by an interruption
-            model = ORTModelForSequenceClassification.from_pretrained(
-                folder, export=True, trust_remote_code=False, local_files_only=True
-            )
-            model.save_pretrained(target if precision == "fp32" else plain)
-            model.config.save_pretrained(target)
-            if precision == "fp16":
-                optimization = AutoOptimizationConfig.O4(disable_shape_inference=not shape_inference)
-                optimizer = ORTOptimizer.from_pretrained(model)
-                optimizer.optimize(save_dir=target, optimization_config=optimization, file_suffix="")
-            if precision == "int8":
-                int8.quantize(folder, Path(plain) / "model.onnx", file, INSIDE_BYTES, about["bits"])
-        store_weights(file)
-    except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
-        raise UserError(f"{folder} can't be exported to ONNX {precision}: {first_line(error)}") from error
-    finally:
-        tempfile.tempdir = None
+    onnxruntime.set_default_logger_severity(4)
+    config, file, about = load_config(folder), target / "model.onnx", {"precision": precision}
+    with tempfile.TemporaryDirectory(dir=target) as place:
+        attempts = Path(place)
+        name, words, findings = choose_export(folder, attempts, precision, shape_inference)
+        made = attempts / name / "model.onnx"
+        if precision == "int8":
+            about["bits"] = 8 if "vnni" in cpu_capabilities() else 7
+            words = f"onnxruntime's dynamic quantization of {words}: {int8.WORDS}; weights per channel, of "
+            words += f"{about['bits']} bits for CPUs {'with' if about['bits'] == 8 else 'without'} VNNI"
+            (attempts / "int8").mkdir()
+            made = attempts / "int8" / "model.onnx"
+            int8.quantize(folder, attempts / name / "model.onnx", made, INSIDE_BYTES, about["bits"])
+        for part in made.parent.glob("model.onnx*"):
+            part.rename(target / part.name)
+    store_weights(file)
+    config.save_pretrained(target)
     load_tokenizer(folder).save_pretrained(target)
+    about |= {"exporter": name, "weights_id": identify(folder, [])["weights_id"]}
     about["files"] = sorted(path.name for path in target.iterdir())
     (target / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
-    return {"options": options} | describe_graph(file, precision, getattr(model.config, "num_hidden_layers", 0))
+    graph = describe_graph(file, precision, getattr(config, "num_hidden_layers", 0))
+    return {"options": words, "exporter": name} | graph | {"findings": [*findings, *graph["findings"]]}
+
+
+def choose_export(folder: Path, attempts: Path, precision: str, shape_inference: bool) -> tuple[str, str, list[str]]:
+    """Exports a model, into subfolders of `attempts`, until one is right and fused.
+
+    Returns (the best one's exporter, what made it, what was wrong with others). Raises UserError if none is right.
+    """
+    config, precision = load_config(folder), "fp32" if precision == "int8" else precision
+    layers = getattr(config, "num_hidden_layers", 0) if precision == "fp16" else 0
+    place, problem, batch = Place(None, cpu_cores()), problem_type(config), example_batch(folder)
+    original = VARIANTS["torch"].load(folder, place)
+    expected, effect = answers(original, batch, problem), padding_effect(original, batch, problem)
+    found, failed = {}, []
+    for name, make in EXPORTERS.items():
+        (attempts / name).mkdir()
+        try:
+            words = make(folder, attempts / name, precision, shape_inference)
+            probs = answers(VARIANTS["onnx"].load(attempts / name / "model.onnx", place), batch, problem)
+            off = np.abs(probs - expected).max()
+            if not off <= DEVIATION[precision]:
+                raise UserError(f"its file is wrong, by up to {off:.2g} on {len(expected)} texts")
+            found[name] = words, count_attention(attempts / name / "model.onnx")
+            if found[name][1] >= layers:
+                break
+        except Exception as error:  # each exporter fails in many ways for what it doesn't know
+            failed.append(f"{name}: {first_line(error.__cause__ or error)}")
+    if not found:
+        raise UserError(
+            f"a classifier of type {config.model_type} can't be exported to ONNX {precision} ({'; '.join(failed)})"
+        )
+    best = max(found, key=lambda name: found[name][1])
+    findings = [line for line in failed if "wrong" in line]
+    if effect > PADDING_CHANGES:
+        findings.append(padding_words(config.model_type, effect))
+    return best, found[best][0], findings
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -175,54 +200,3 @@ def foreign_files(folder: Path) -> list[str]:
     about = folder / ABOUT
     files = read_json(about).get("files", []) if about.is_file() else []
     return sorted({path.name for path in folder.iterdir()} - {*map(str, files), ABOUT, "parity.json", "README.md"})
-
-
-def store_weights(file: Path) -> None:
-    """Keeps weights inside model.onnx, or moves 2 GB and more to model.onnx_data, the name that every loader looks for.
-
-    onnxruntime's optimizer writes model.onnx.data, which optimum's Hub loader does not download; a mere rename would
-    leave the old name inside the model.
-    """
-    import onnx
-    from onnx.external_data_helper import load_external_data_for_model
-
-    model = onnx.load(file, load_external_data=False)
-    outside = {
-        entry.value for weight in model.graph.initializer for entry in weight.external_data if entry.key == "location"
-    }
-    if not outside and file.stat().st_size < INSIDE_BYTES:
-        return
-    load_external_data_for_model(model, str(file.parent))
-    for name in outside:
-        (file.parent / name).unlink()
-    large = sum(len(weight.raw_data) for weight in model.graph.initializer) >= INSIDE_BYTES
-    location = f"{file.name}_data" if large else None
-    onnx.save_model(model, file, save_as_external_data=large, location=location, size_threshold=1024)
-
-
-def describe_graph(file: Path, precision: str, layers: int) -> dict:
-    """Counts a graph's nodes.
-
-    `nodes`: how often the telling kinds occur; `opset`; `findings`: what is not as it should be, with its consequence,
-    in plain lines.
-    """
-    import onnx
-    from onnx import TensorProto
-
-    model = onnx.load(file, load_external_data=False)
-    nodes = Counter(node.op_type for node in model.graph.node)
-    findings = []
-    if precision == "fp16":
-        for kind, expected, consequence in FUSIONS:
-            found = sum(nodes[name] for name in kind)
-            if found < expected * layers:
-                findings.append(f"{found} of {expected * layers} {'/'.join(kind)} nodes: {consequence}")
-        fp32 = [w for w in model.graph.initializer if w.data_type == TensorProto.FLOAT and np.prod(w.dims) > 1]
-        if fp32:
-            findings.append(f"{len(fp32)} weights are still FP32: they take twice the memory and compute in FP32")
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    return {
-        "nodes": ", ".join(f"{count} {kind}" for kind, count in nodes.most_common() if TELLING.search(kind)),
-        "opset": opset,
-        "findings": findings,
-    }

@@ -4,7 +4,7 @@ import math
 import re
 from pathlib import Path
 
-from bench.parity import TOLERANCE
+from bench.parity import TOLERANCE, is_wrong
 
 WINNER, OTHERS, WRONG = "#0072B2", "#8FB6CE", "#DDDDDD"  # Okabe and Ito's blue, and paler
 ORDER_STYLES = {
@@ -60,7 +60,7 @@ def draw_comparison(rows, figsize: tuple | None):
     figure, axes = panels(len(devices), 1, (8.5, 0.42 * sum(heights) / len(heights) + 0.75), figsize, heights)
     for ax, (_, group) in zip(axes, devices, strict=True):
         bars = group.sort_values("messages/s", ascending=False)
-        right = ~(bars["flips"] > TOLERANCE)
+        right = ~bars.apply(is_wrong, axis=1)
         for i, (_, row) in enumerate(bars.iterrows()):
             winner = right.any() and i == list(right).index(True)
             fill = {"color": WINNER if winner else OTHERS} if right.iloc[i] else {"color": WRONG, "hatch": "///"}
@@ -144,7 +144,7 @@ def draw_parity(rows, figsize: tuple | None):
         placed = []
         for _, row in points.sort_values("messages/s").iterrows():
             x, y = max(row["flips"], least), row["messages/s"]
-            ax.plot(x, y, "o", color=WINNER if row["flips"] <= TOLERANCE else "#D55E00", markersize=5)
+            ax.plot(x, y, "o", color="#D55E00" if is_wrong(row) else WINNER, markersize=5)
             label = max([y, *(other + 0.05 * top for other in placed[-1:])])  # names are kept apart, from below up
             placed.append(label)
             text = f"{row['variant']} ({row['max_diff']:.0e})"

@@ -21,10 +21,12 @@ from bench.parity import probabilities, problem_type
 from bench.texts import check_vocabulary, evenly_spaced, load_tokenizer, token_limit, tokenize
 from bench.workers import in_fresh_process
 from runtimes import VARIANTS
-from runtimes.runner import Place
+from runtimes.runner import Place, Runner
 from utils import CACHE, UserError, clean, cpu_cores
 
 CHECK_TEXTS = 256
+PADDED_TEXTS = 5  # to see what padding does
+PADDING_CHANGES = 1e-3  # of a probability: more than rounding
 WEIGHTS = (".safetensors", ".bin")
 
 
@@ -37,7 +39,7 @@ class Inputs:
     their probabilities [checked, labels] from the original model in eager FP32 torch, computed text by text, without
     padding (empty if it was not asked for); flops: of one pass over the real tokens; about: `model` and `tokenizer`
     (lines to print), `problem`, `labels` (names), `limit` (most tokens of a text), `fills` and `side` (see
-    batches.pad), `empty` (how many texts gave no token and were left out).
+    batches.pad), `empty` (how many texts gave no token and were left out), `padding_effect` (with a reference).
     """
 
     folder: Path
@@ -78,7 +80,7 @@ def prepare_inputs(model: Path, texts: list[str], gpu: int | None, with_referenc
     With a reference some of the texts are checked, evenly spaced; without one, all of them.
     """
     known = [*identify(model, texts).values(), *versions("torch", "transformers", "tokenizers").values()]
-    key = digest(str(part).encode() for part in (*known, CHECK_TEXTS, gpu is not None, with_reference))
+    key = digest(str(part).encode() for part in (*known, CHECK_TEXTS, PADDED_TEXTS, gpu is not None, with_reference))
     folder = CACHE / "inputs" / key
 
     def make(temporary: Path) -> None:
@@ -124,8 +126,12 @@ def make_inputs(model: Path, folder: Path, place: Place, with_reference: bool) -
         arrays["checked"] = evenly_spaced(len(full), CHECK_TEXTS)
         runner = VARIANTS["torch"].load(model, place)
         alone = [{name: [values[i]] for name, values in rows.items()} for i in arrays["checked"]]
-        logits = [runner.fetch(runner.forward(runner.prepare(pad(row, fills)))) for row in alone]
-        arrays["reference"] = probabilities(np.concatenate(logits), problem)
+        arrays["reference"] = np.concatenate([answers(runner, pad(row, fills), problem) for row in alone])
+        by_length = sorted(arrays["checked"], key=lambda i: len(rows["input_ids"][i]))
+        shorter = by_length[: len(by_length) * 2 // 3 + 1]  # the longest would take seconds
+        some = [int(shorter[i]) for i in evenly_spaced(len(shorter), PADDED_TEXTS)]
+        batch = pad({name: [values[i] for i in some] for name, values in rows.items()}, fills, about["side"])
+        about["padding_effect"] = padding_effect(runner, batch, problem)
         try:
             flops = count_flops(model, lengths, max(rows["input_ids"], key=len))
         except Exception:  # torch's counter fails for Perceiver, and CANINE takes no short texts
@@ -138,6 +144,23 @@ def make_inputs(model: Path, folder: Path, place: Place, with_reference: bool) -
     }
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
     np.savez(folder / "arrays.npz", **arrays)
+
+
+def padding_effect(runner: Runner, batch: dict[str, np.ndarray], problem: str) -> float:
+    """Returns how far any probability of a padded batch is from that of its text alone."""
+    masks = batch["attention_mask"].astype(bool)
+    texts = [{name: array[[i]][:, mask] for name, array in batch.items()} for i, mask in enumerate(masks)]
+    alone = [answers(runner, text, problem) for text in texts]
+    return float(np.abs(answers(runner, batch, problem) - np.concatenate(alone)).max())
+
+
+def padding_words(kind: str, effect: float) -> str:
+    return f"padding changes the answers of this {kind}, by up to {effect:.2g} on {PADDED_TEXTS} texts: pad little"
+
+
+def answers(runner: Runner, batch: dict[str, np.ndarray], problem: str) -> np.ndarray:
+    """Returns the probabilities [texts, labels] of a batch."""
+    return probabilities(runner.fetch(runner.forward(runner.prepare(batch))), problem)
 
 
 def describe_model(config, tokenizer) -> dict:

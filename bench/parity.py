@@ -3,6 +3,8 @@
 import numpy as np
 
 TOLERANCE = 0.001  # of changed decisions, up to which an export is good
+DOUBT = 0.05  # the largest chance of a verdict that is wrong
+MOST_DECISIONS = 10**8  # that anybody would check
 PERCENTILES = {"p25": 25, "median": 50, "p75": 75, "p90": 90, "p95": 95, "p99": 99}
 WORST = 3  # texts that a report shows
 EXCERPT = 200  # characters of each
@@ -39,38 +41,78 @@ def probabilities(logits: np.ndarray, problem: str) -> np.ndarray:
     return exponents / exponents.sum(axis=1, keepdims=True)
 
 
-def flips(probs: np.ndarray, reference: np.ndarray, problem: str) -> float:
-    """Returns the share of changed decisions between two [texts, labels]: see DECISIONS.
+def count_flips(probs: np.ndarray, reference: np.ndarray, problem: str) -> tuple[int, int]:
+    """Returns (changed decisions, all decisions) of two [texts, labels]: see DECISIONS.
 
     In a regression, a value counts as changed if it moves by more than a tenth of the reference's standard deviation
     (at least 0.0001). A value that is not finite is a change.
     """
     lost = ~np.isfinite(probs)
     if problem == "single_label_classification":
-        return float(((probs.argmax(axis=1) != reference.argmax(axis=1)) | lost.any(axis=1)).mean())
-    if problem == "multi_label_classification":
+        changed, lost = probs.argmax(axis=1) != reference.argmax(axis=1), lost.any(axis=1)
+    elif problem == "multi_label_classification":
         changed = (probs > 0.5) != (reference > 0.5)
     else:
         changed = np.abs(probs - reference) > np.maximum(reference.std(axis=0) / 10, 1e-4)
-    return float((changed | lost).mean())
+    return int((changed | lost).sum()), changed.size
+
+
+def judge(changed: int, decisions: int, tolerance: float = TOLERANCE) -> bool | None:
+    """Says whether at most a share of `tolerance` of all decisions changes, from those that were checked.
+
+    True and False are wrong with a chance of at most 5%, by the exact binomial test (Clopper and Pearson, 1934); None
+    where so few decisions can't tell. A tolerance of 0 or 1 is judged by what was checked alone.
+    """
+    if not 0 < tolerance < 1:
+        return changed / decisions <= tolerance
+    if 1 - binomial_cdf(changed - 1, decisions, tolerance) < DOUBT:
+        return False
+    return True if binomial_cdf(changed, decisions, tolerance) < DOUBT else None
+
+
+def binomial_cdf(k: int, n: int, p: float) -> float:
+    """Returns the chance of at most k successes in n trials that succeed with a chance of p each."""
+    i = np.arange(k + 1)
+    ways = np.concatenate([[0.0], np.cumsum(np.log((n - i[:-1]) / (i[:-1] + 1)))])  # log of n over i
+    return float(np.exp(ways + i * np.log(p) + (n - i) * np.log1p(-p)).sum()) if k >= 0 else 0.0
+
+
+def decisions_needed(changed: int, decisions: int, tolerance: float = TOLERANCE) -> int | None:
+    """Returns about how many decisions would tell, if as large a share of them changed; None if no number would."""
+    needed = decisions
+    while needed < MOST_DECISIONS:
+        if judge(round(changed / decisions * needed), needed, tolerance) is not None:
+            return needed
+        needed = int(needed * 1.1) + 1
+    return None
+
+
+def is_wrong(row) -> bool:
+    """Says whether a row of results changes too many decisions; one from before they were counted, by their share."""
+    if np.isfinite(row["decisions"]):
+        return judge(round(row["flips"] * row["decisions"]), int(row["decisions"])) is False
+    return row["flips"] > TOLERANCE
 
 
 def statistics(probs: np.ndarray, reference: np.ndarray, problem: str) -> dict:
     """Describes the differences of two [texts, labels].
 
     `largest_difference`: the distribution over the texts of the largest absolute difference of any label;
-    `mean_over_labels`; `flips`; `non_finite_texts`: how many texts have a value that is not finite. Those are left out
-    of the differences, and count as changed.
+    `mean_over_labels`; `flips`, the share of `changed` among the `decisions`; `non_finite_texts`: how many texts have a
+    value that is not finite. Those are left out of the differences, and count as changed.
     """
     finite = np.isfinite(probs).all(axis=1)
     differences = np.abs(probs - reference)[finite]
     largest = differences.max(axis=1) if finite.any() else np.array([np.nan])
     summary = {"mean": largest.mean(), "std": largest.std(), "min": largest.min(), "max": largest.max()}
     summary |= {name: np.percentile(largest, p) for name, p in PERCENTILES.items()}
+    changed, decisions = count_flips(probs, reference, problem)
     return {
         "largest_difference": {name: float(value) for name, value in summary.items()},
         "mean_over_labels": float(differences.mean()) if finite.any() else float("nan"),
-        "flips": flips(probs, reference, problem),
+        "flips": changed / decisions,
+        "changed": changed,
+        "decisions": decisions,
         "non_finite_texts": int((~finite).sum()),
     }
 
@@ -94,10 +136,17 @@ def worst_texts(probs: np.ndarray, reference: np.ndarray, texts: list[str], labe
     return found
 
 
-def failed_gate(stats: dict, tolerance: float) -> str:
-    """Says why an export with these statistics must not be used; empty if it may."""
+def verdict_of(stats: dict, tolerance: float) -> tuple[str, str]:
+    """Returns the verdict on an export with these statistics, `good`, `NOT GOOD` or undecided, and why."""
     if stats["non_finite_texts"]:
-        return f"{stats['non_finite_texts']} texts have outputs that are not finite"
-    if stats["flips"] > tolerance:
-        return f"{stats['flips']:.3%} of the decisions changed, more than the tolerance of {tolerance:.3%}"
-    return ""
+        return "NOT GOOD", f"{stats['non_finite_texts']} texts have outputs that are not finite"
+    changed, decisions = stats["changed"], stats["decisions"]
+    good, words = judge(changed, decisions, tolerance), f"{changed:,} of {decisions:,} decisions changed, "
+    if good is None:
+        needed = decisions_needed(changed, decisions, tolerance)
+        often = (
+            f"about {needed / decisions:.1f} times as many texts would do" if needed else "no number of texts would do"
+        )
+        return "not enough texts to tell", f"{words}the tolerance is {tolerance:.3%}; {often}"
+    than = "at most" if good else "more than"
+    return "good" if good else "NOT GOOD", f"{words}{than} the tolerance of {tolerance:.3%} with 95% confidence"

@@ -12,7 +12,7 @@ from utils import UserError, clean
 COLUMNS = (
     *("workers", "threads", "size", "order", "timed"),
     *("messages/s", "min", "max", "passes", "tokens/s", "padding", "tflops", "mfu"),
-    *("p50_ms", "p99_ms", "memory_mib", "load", "throttled", "max_diff", "flips", "status"),
+    *("p50_ms", "p99_ms", "memory_mib", "load", "throttled", "max_diff", "flips", "decisions", "status"),
     *("variant", "model", "device", "dataset", "messages", "texts_id", "weights_id"),
     *("versions", "driver", "commit", "date"),
 )
@@ -21,7 +21,7 @@ CELL = ("model", "device", "dataset", "messages", "texts_id", "weights_id")
 CELL += ("variant", "workers", "threads", "size", "order", "timed")
 INTEGERS = ("workers", "threads", "size", "messages")
 SPEEDS = ("messages/s", "min", "max")
-NUMBERS = (*INTEGERS, *SPEEDS, "passes", "tokens/s", "padding", "tflops", "mfu", "max_diff", "flips")
+NUMBERS = (*INTEGERS, *SPEEDS, "passes", "tokens/s", "padding", "tflops", "mfu", "max_diff", "flips", "decisions")
 TIMED = ("forward", "texts")
 DATE = r"(\d{4}-\d\d-\d\dT[\d:.]+Z)?"
 OLDER_HEADERS = (["size", "messages/s"], ["workers", "size", "messages/s"])
@@ -157,5 +157,5 @@ def latest(rows):
     rows = rows[rows.date == rows.groupby([*CELL], sort=False).date.transform("max")]
     how = dict.fromkeys(rows.columns.difference(CELL, sort=False), "last")
     how |= dict.fromkeys(("messages/s", "tokens/s", "tflops", "mfu"), "median")
-    how |= {"min": "min", "max": "max", "passes": "sum", "max_diff": "max", "flips": "max"}
+    how |= {"min": "min", "max": "max", "passes": "sum", "max_diff": "max", "flips": "max", "decisions": "max"}
     return rows.groupby([*CELL], sort=False, as_index=False).agg(how)

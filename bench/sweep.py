@@ -11,7 +11,7 @@ import numpy as np
 from bench.batches import make_batches, padded_tokens
 from bench.inputs import Inputs
 from bench.machine import watch_throttling
-from bench.parity import flips, probabilities
+from bench.parity import count_flips, probabilities
 from bench.passes import Cell, Job, Worker
 from bench.workers import Workers
 from runtimes import VARIANTS
@@ -131,7 +131,7 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict[str, str]:
     if cell.timed == "forward":
         latencies = np.concatenate([report["latencies"] for report in reports])
         figures["p50_ms"], figures["p99_ms"] = np.percentile(latencies, [50, 99]) * 1000
-    figures["max_diff"], figures["flips"] = parity(
+    figures["max_diff"], figures["flips"], figures["decisions"] = parity(
         sweep.inputs, [kept for report in reports for kept in report["kept"]]
     )
     known = {name for name, value in figures.items() if name not in ("tflops", "mfu") or np.isfinite(value)}
@@ -140,10 +140,14 @@ def measure(sweep: Sweep, workers: Workers, cell: Cell) -> dict[str, str]:
     return row | {"status": "ok" if np.isfinite(figures["max_diff"]) else "outputs are not finite"}
 
 
-def parity(inputs: Inputs, kept: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """Returns the largest deviation from the reference, and the share of changed decisions, over the checked texts."""
+def parity(inputs: Inputs, kept: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, int]:
+    """Returns (the largest deviation from the reference, the share of changed decisions, how many decisions there are).
+
+    Over the checked texts.
+    """
     probs = probabilities(gather(inputs, kept)[inputs.checked], inputs.about["problem"])
-    return float(np.abs(probs - inputs.reference).max()), flips(probs, inputs.reference, inputs.about["problem"])
+    changed, decisions = count_flips(probs, inputs.reference, inputs.about["problem"])
+    return float(np.abs(probs - inputs.reference).max()), changed / decisions, decisions
 
 
 def gather(inputs: Inputs, kept: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

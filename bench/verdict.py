@@ -1,23 +1,28 @@
 """Rows -> the verdict: which variant to take, and what to do next."""
 
 import shlex
+import textwrap
 
-from bench.parity import TOLERANCE
+import numpy as np
+
+from bench.parity import TOLERANCE, decisions_needed, is_wrong, judge
 from bench.table import batches, number
 
 WIDTH = 80
+NEAR = 1e-3  # of the probabilities: a change of decisions would be chance
 ONE_PASS = 0.05  # how far the speed of one pass is taken to be off, either way
 
 
 def rank(rows):
     """Ranks variants from texts to logits, each at its best: a DataFrame with the columns `rank` and `right` besides.
 
-    `rows`: good rows of one model, device and dataset, one for each cell. Those that change at most TOLERANCE of the
-    decisions are right, and come first. Variants whose spread overlaps that of the fastest of a rank share the rank,
-    the closest to the original first. One that was not timed from texts counts by its forward passes, behind those
-    that were.
+    `rows`: good rows of one model, device and dataset, one for each cell. Those that are not known to change more than
+    TOLERANCE of the decisions are right, and come first. Variants whose spread overlaps that of the fastest of a rank
+    share the rank, the closest to the original first. One that was not timed from texts counts by its forward passes,
+    behind those that were.
     """
-    rows = rows.assign(right=~(rows["flips"] > TOLERANCE), from_texts=rows["timed"] == "texts")
+    right = [not is_wrong(row) for row in rows.to_dict("records")]
+    rows = rows.assign(right=np.array(right, dtype=bool), from_texts=rows["timed"] == "texts")
     keys = ["right", "from_texts", "messages/s"]
     best = rows.sort_values(keys, ascending=False, kind="stable").drop_duplicates("variant")
     margin = best["messages/s"].where(~(best["passes"] > 1), 0) * ONE_PASS
@@ -31,11 +36,11 @@ def rank(rows):
     return best.sort_values(["rank", "off"], kind="stable").drop(columns=["low", "high", "off"])
 
 
-def verdict(rows, decisions: int, command: str) -> list[str]:
+def verdict(rows, command: str) -> list[str]:
     """Returns the verdict as lines of at most 80 columns, the command to copy at the end.
 
-    `rows`: as for rank(); `decisions`: how many each row's flips are a share of; `command`: what to do next, with
-    {variant} for the winner and {candidates} for a comma list of it and those behind it.
+    `rows`: as for rank(); `command`: what to do next, with {variant} for the winner and {candidates} for a comma list
+    of it and those behind it.
     """
     ranked = rank(rows)
     right, wrong = ranked[ranked["right"]], ranked[~ranked["right"]]
@@ -55,7 +60,8 @@ def verdict(rows, decisions: int, command: str) -> list[str]:
     if len(wrong):
         lines.append(f"Not right, since they change more than {TOLERANCE:.1%} of the decisions:")
     for row in wrong.to_dict("records"):
-        lines.append(line(row, "-", f"; {round(row['flips'] * decisions)} of {decisions:,}"))
+        lines.append(line(row, "-", f"; {round(row['flips'] * row['decisions'])} of {row['decisions']:,.0f}"))
+    lines += doubts(right)
     if len(torch):
         lines.append(f"1.0x is eager FP32 torch in dataset order, its forward passes: {number(base)} messages/s.")
     if right.empty:
@@ -67,6 +73,21 @@ def verdict(rows, decisions: int, command: str) -> list[str]:
     candidates = ",".join(dict.fromkeys(["torch", *right["variant"][:3]]))
     command = command.format(variant=winner["variant"], candidates=candidates)
     return [*lines, f"{words} Next:", *fold(command)]
+
+
+def doubts(rows) -> list[str]:
+    """Names the variants of which too few texts were checked; none within NEAR of the original."""
+    names, needed = [], []
+    for row in rows[rows["decisions"].notna() & (rows["max_diff"] > NEAR)].to_dict("records"):
+        changed, decisions = round(row["flips"] * row["decisions"]), int(row["decisions"])
+        if judge(changed, decisions) is None:
+            names.append(f"{row['variant']} ({changed} of {decisions:,})")
+            needed.append(decisions_needed(changed, decisions))
+    if not names:
+        return []
+    enough = f"about {max(needed):,} decisions would do" if all(needed) else "check more with export_onnx.py"
+    words = f"Too few texts to tell whether they change more than {TOLERANCE:.1%}: {', '.join(names)}; {enough}."
+    return textwrap.wrap(words, WIDTH)
 
 
 def fold(command: str) -> list[str]:

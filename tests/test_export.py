@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from conftest import refused
-from tiny import make_tiny_bert
+from tiny import make_tiny, make_tiny_bert, tiny_config, word_level_tokenizer
 
 from bench import export as room
+from bench import graph
 from bench.batches import pad
-from bench.export import check_exportable, export, find_export
+from bench.export import export, find_export
+from bench.inputs import identify
 from bench.models import DEFAULT_MODEL
 from runtimes.onnx import load
 from runtimes.runner import Place
@@ -32,7 +34,7 @@ def test_external_weights_are_found_under_the_name_that_loaders_expect(
 ):
     inside = tiny_exports / f"tiny{room.EXPORTS[precision].suffix}"
     assert not (inside / "model.onnx_data").exists()
-    monkeypatch.setattr(room, "INSIDE_BYTES", 1000)
+    monkeypatch.setattr(graph, "INSIDE_BYTES", 1000)
     for name in ("outside", "fresh"):
         (tmp_path / name).mkdir()
     export(tiny_model, tmp_path / "outside", precision)
@@ -47,12 +49,60 @@ def test_external_weights_are_found_under_the_name_that_loaders_expect(
     assert (logits[0] == logits[1]).all()
 
 
-def test_a_type_that_can_not_be_optimized_is_refused(tiny_model, tmp_path):
-    model = shutil.copytree(tiny_model, tmp_path / "odd")
-    config = json.loads((model / "config.json").read_text())
-    config |= {"model_type": "fnet", "architectures": ["FNetForSequenceClassification"]}
-    (model / "config.json").write_text(json.dumps(config))
-    assert "a classifier of type fnet can't be optimized" in refused(check_exportable, model, "fp16")
+def test_a_type_that_no_exporter_knows_is_refused(tmp_path):
+    folder = tmp_path / "xlnet"
+    folder.mkdir()
+    (tmp_path / "out").mkdir()
+    make_tiny(folder, word_level_tokenizer("xlnet"), tiny_config("xlnet"))
+    words = refused(export, folder, tmp_path / "out", "fp32")
+    assert words.startswith("a classifier of type xlnet can't be exported to ONNX fp32 (optimum: ")
+    assert "; torch: " in words and not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_exporter_whose_file_is_wrong_gives_way_to_the_next(precision, tiny_model, tmp_path, monkeypatch):
+    right = room.EXPORTERS["optimum"]
+
+    def wrong(folder, target, *arguments):
+        import onnx
+        from onnx import numpy_helper
+
+        words = right(folder, target, *arguments)
+        model = onnx.load(target / "model.onnx")
+        [head] = [weight for weight in model.graph.initializer if weight.name == "classifier.out_proj.weight"]
+        head.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(head), head.name))
+        onnx.save(model, target / "model.onnx")
+        return words
+
+    monkeypatch.setitem(room.EXPORTERS, "optimum", wrong)
+    made = export(tiny_model, tmp_path, precision)
+    assert made["exporter"] == "torch" and "optimum: its file is wrong, by up to 0." in made["findings"][0]
+    assert "2 Attention" in made["nodes"]
+    about = json.loads((tmp_path / room.ABOUT).read_text())
+    assert about["exporter"] == "torch"
+    assert about["files"] == sorted(path.name for path in tmp_path.iterdir() if path.name != room.ABOUT)
+    monkeypatch.setattr(room, "EXPORTERS", {"optimum": wrong})
+    (tmp_path / "other").mkdir()
+    assert "its file is wrong, by up to 0." in refused(export, tiny_model, tmp_path / "other", precision)
+
+
+def test_an_export_of_other_weights_is_made_anew_and_what_is_not_ours_is_refused(
+    tiny_model, tmp_path, monkeypatch, capsys, in_this_process
+):
+    monkeypatch.chdir(tmp_path)
+    model = shutil.copytree(tiny_model, tmp_path / "tiny")
+    assert find_export("fp32", "tiny", model)[1].startswith("exported now")
+    before = Path("tiny-onnx/model.onnx").read_bytes()
+    assert find_export("fp32", "tiny", model)[1] == "local export ./tiny-onnx/model.onnx"
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[:-4] + weights[-8:-4])
+    capsys.readouterr()
+    assert find_export("fp32", "tiny", model)[1].startswith("exported now")
+    assert "is of another model, or of weights that changed since: exporting anew" in capsys.readouterr().err
+    assert Path("tiny-onnx/model.onnx").read_bytes() != before
+    Path("tiny-onnx/export.json").unlink()
+    words = refused(find_export, "fp32", "tiny", model)
+    assert "has no export.json" in words and "which no export made; move it away" in words
 
 
 def test_the_default_models_published_export_is_taken_before_exporting(
@@ -77,7 +127,9 @@ def test_the_default_models_published_export_is_taken_before_exporting(
 def test_a_broken_report_beside_an_export_is_one_line(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("tiny-onnx").mkdir()
-    assert "exists but holds no model.onnx" in refused(find_export, "fp32", "tiny", tmp_path)
     Path("tiny-onnx/model.onnx").touch()
+    Path("tiny-onnx/export.json").write_bytes(content)
+    assert "tiny-onnx/export.json can't be read" in refused(find_export, "fp32", "tiny", tmp_path)
+    Path("tiny-onnx/export.json").write_text(json.dumps(identify(tmp_path, [])))
     Path("tiny-onnx/parity.json").write_bytes(content)
     assert "tiny-onnx/parity.json can't be read" in refused(find_export, "fp32", "tiny", tmp_path)

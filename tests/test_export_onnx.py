@@ -69,15 +69,15 @@ def usage_example(card: str) -> dict:
     names, printed = {}, io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(example, names)
-    assert all(printed.getvalue().count(f"'{label}'") == 2 for label in names["model"].config.id2label.values())
+    assert all(printed.getvalue().count(f"'{label}'") == 2 for label in names["labels"])
     return names
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_export_is_right_and_its_card_says_how_to_use_it(name, models, here, export):
-    code, out, _ = export(models[name], "--no-upload", "--tolerance", 0.01)
+    code, out, _ = export(models[name], "--no-upload", "--tolerance", 0.1)
     assert code == 0
-    assert out.splitlines()[-1] == f"my-{name}-onnx-fp16: good"
+    assert out.splitlines()[-1].startswith(f"my-{name}-onnx-fp16: good, 0 of ")
     assert "FP16 arithmetic was not exercised" in out
     folder = here / f"my-{name}-onnx-fp16"
     assert list(here.iterdir()) == [folder]
@@ -101,6 +101,10 @@ def test_an_export_is_right_and_its_card_says_how_to_use_it(name, models, here, 
     ]
     expected = probabilities(np.concatenate(logits), report["problem"])
     assert classify(texts, batch_size=2) == pytest.approx(expected, abs=5e-3)
+    assert classify(pd.Series(texts, index=[5, 6, 7])) == pytest.approx(expected, abs=5e-3)
+    assert classify([]).shape == (0, expected.shape[1])
+    with_none = classify([texts[0], None])
+    assert with_none[0] == pytest.approx(expected[0], abs=5e-3) and np.isnan(with_none[1]).all()
 
 
 def test_the_precisions_have_their_own_folders(tiny_model, here, export):
@@ -286,10 +290,21 @@ def test_strange_label_names_harm_neither_report_nor_card(tiny_model, here, expo
     config = json.loads((model / "config.json").read_text())
     config["id2label"] = {str(i): f"{LABEL} {i}" for i in range(5)}
     (model / "config.json").write_text(json.dumps(config))
-    code, out, _ = export(model, "--no-upload", "--precision", "fp32")
+    code, out, _ = export(model, "--no-upload", "--precision", "fp32", "--excerpts")
     assert code == 0 and "half   <b>|</b> ![x](http://evil) 3" in out
     card = (here / "odd-onnx" / "README.md").read_text()
     assert "<b>" not in card and "![" not in card and "half   &lt;b&gt;\\|&lt;/b&gt;" in card
+
+
+def test_a_card_is_for_strangers(tiny_model, here, export, texts):
+    """No path of this machine, and no text unless it is asked for."""
+    pd.DataFrame({"body": texts[:40]}).to_csv(here / "mine.csv")
+    code, out, _ = export(tiny_model, "--no-upload", "--save-dir", here / "ex", "--dataset", here / "mine.csv")
+    assert code == 0 and any(" ".join(text.split())[:50] in out for text in texts[:40])
+    written = "".join((here / "ex" / name).read_text() for name in ("README.md", "parity.json"))
+    assert str(here) not in written and str(tiny_model) not in written and "--dataset mine.csv" in written
+    assert not any(" ".join(text.split())[:50] in written for text in texts[:40])
+    assert "not shown, since they are real comments" in written
 
 
 def test_too_little_room_is_said_before_the_export(tiny_model, here, monkeypatch, export):
@@ -327,8 +342,9 @@ STRANGE = ['quotes "", commas,\nand\r\nlines', "😀 " * 20, "NUL \0 inside", "\
 def test_strange_texts_are_exported_and_shown(tiny_model, here, call):
     pd.DataFrame({"body": [*STRANGE, None, " \n\t "]}).to_csv(here / "strange.csv.gz", index=False, quoting=1)
     options = ["--no-upload", "--device", "cpu", "--dataset", "strange.csv.gz", "--tolerance", 1, "--precision", "fp32"]
+    options += ["--excerpts"]
     code, out, err = call(export_onnx, tiny_model, *options)
-    assert code == 0 and out.endswith("tiny-onnx: good\n")
+    assert code == 0 and "tiny-onnx: good, 0 of 25" in out
     assert "2 of 7 rows have no text" in err
     report = json.loads(Path("tiny-onnx/parity.json").read_text())
     assert report["messages"] == len(STRANGE) and report["non_finite_texts"] == 0
@@ -348,6 +364,6 @@ def test_labels_without_names_are_numbered(tiny_model, here, export):
     config = json.loads((model / "config.json").read_text())
     config["id2label"] = {str(i): f"L{i}" for i in (0, 1, 2, 3, 9)}
     (model / "config.json").write_text(json.dumps(config))
-    assert export(model, "--no-upload", "--precision", "fp32")[0] == 0
+    assert export(model, "--no-upload", "--precision", "fp32", "--excerpts")[0] == 0
     report = json.loads(Path("odd-onnx/parity.json").read_text())
     assert {row["label"] for row in report["worst"][0]["labels"]} == {"L0", "L1", "L2", "L3", "LABEL_4"}

@@ -18,6 +18,7 @@ def make_row(variant: str = "torch", speed: float = 100.0, **columns) -> dict:
     """A row as plot_results reads it; what is not given is the same in all."""
     row = {"model": "owner/some_model", "device": GPU, "dataset": "normal", "variant": variant, "messages": 10000}
     row |= {"workers": 1, "threads": 1, "size": 8, "order": "dataset", "passes": 3, "max_diff": 1e-3, "flips": 0.0}
+    row |= {"decisions": float("nan")}
     row |= {"messages/s": speed, "min": 0.9 * speed, "max": 1.05 * speed, "tokens/s": 50 * speed}
     return row | {"factor": speed / 100} | columns
 

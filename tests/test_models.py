@@ -12,7 +12,7 @@ from conftest import refused
 from tiny import make_tiny_bert
 
 from bench.batches import pad
-from bench.export import check_exportable
+from bench.export import export
 from bench.inputs import prepare_inputs
 from bench.models import RANDOM_MODEL, find_model
 from bench.texts import load_tokenizer, tokenize
@@ -122,6 +122,7 @@ BROKEN_MODELS = {
     "unknown kind of problem": (set_config(problem_type="ranking"), "config.json can't be used: "),
     "labels without numbers": (set_config(id2label={"x": "a"}), "config.json can't be used: "),
     "attention from the Hub": (set_config(_attn_implementation="ann/kernel"), "asks for the attention 'ann/kernel'"),
+    "CVE-2026-4372": (set_config(_attn_implementation_internal="ann/kernel"), "asks for the attention 'ann/kernel'"),
     "attention from the Hub, inside": (
         set_config(text_config={"attn_implementation": "flash_attention_2"}),
         "asks for the attention 'flash_attention_2'",
@@ -154,7 +155,8 @@ def test_a_broken_model_is_refused_in_one_line_by_the_benchmark_and_before_the_e
     marker = model / "was run"
     (model / "mine.py").write_text(f"open({str(marker)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
     assert message in refused(lambda: prepare_inputs(find_model(str(model)), texts[:3], None))
-    refused(lambda: check_exportable(find_model(str(model)), "fp32"))
+    (model.parent / "out").mkdir()
+    refused(lambda: export(find_model(str(model)), model.parent / "out", "fp32"))
     assert not marker.exists()
     if "code" in name:
         runpy.run_path(str(model / "mine.py"))
@@ -170,7 +172,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("form", ["plain", "zip"])
-def test_a_pickle_is_never_run(form, model, texts):
+def test_a_pickle_is_never_run(form, model, texts, tmp_path):
     import torch
 
     marker, file = model / "was run", model / "pytorch_model.bin"
@@ -180,7 +182,7 @@ def test_a_pickle_is_never_run(form, model, texts):
     assert runner.forward(runner.prepare(pad({"input_ids": [[0, 5, 2]]}, FILLS))).shape == (1, 5)
     (model / "model.safetensors").unlink()
     assert "can't be loaded" in refused(prepare_inputs, model, texts[:3], None)
-    assert "can't be loaded" in refused(check_exportable, model, "fp32")
+    assert "can't be loaded" in refused(export, model, tmp_path, "fp32")
     assert not marker.exists()
     with contextlib.suppress(RuntimeError):  # once it has run what it finds, torch sees that it is none of its files
         torch.load(file, weights_only=False)

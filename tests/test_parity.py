@@ -1,5 +1,6 @@
 """Probabilities, changed decisions and their statistics."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bench import parity
-from bench.parity import failed_gate, flips, probabilities, problem_type, statistics, worst_texts
+from bench.parity import (
+    binomial_cdf,
+    count_flips,
+    decisions_needed,
+    is_wrong,
+    judge,
+    probabilities,
+    problem_type,
+    statistics,
+    verdict_of,
+    worst_texts,
+)
 
 PROBLEMS = ("multi_label_classification", "single_label_classification", "regression")
 
@@ -23,6 +35,11 @@ def test_probabilities_by_problem_type():
     assert huge.tolist() == [[1, 0]]
     infinite = np.array([[np.inf, -np.inf, 0]], dtype=np.float16)
     assert np.isnan(probabilities(infinite, "multi_label_classification")).tolist() == [[True, True, False]]
+
+
+def flips(*arguments) -> float:
+    changed, decisions = count_flips(*arguments)
+    return changed / decisions
 
 
 def test_flips_counts_flips():
@@ -68,11 +85,36 @@ def test_statistics_of_hand_computed_arrays():
     assert [row["label"] for row in worst[1]["labels"]] == ["y", "x"]
 
 
-def test_the_gate():
-    good = {"non_finite_texts": 0, "flips": 0.001}
-    assert failed_gate(good, 0.001) == ""
-    assert "0.100% of the decisions changed" in failed_gate(good, 0.0009)
-    assert "not finite" in failed_gate(good | {"non_finite_texts": 1}, 1)
+@given(n=st.integers(1, 300), k=st.integers(-1, 300), p=st.floats(0.001, 0.999))
+def test_binomial_chances_are_exact(n, k, p):
+    exact = sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(min(k, n) + 1))
+    assert binomial_cdf(min(k, n), n, p) == pytest.approx(exact, abs=1e-9)
+
+
+def test_a_verdict_needs_enough_decisions():
+    """The bounds of 0.1% at 95%: none of 2,995, or the larger counts of a table of the binomial distribution."""
+    assert judge(0, 2994) is None and judge(0, 2995) is True
+    assert judge(1, 800) is None, "one changed decision of 800 is no proof"
+    assert judge(3, 800) is False and judge(2, 800) is None
+    assert judge(7, 1792) is False and judge(28, 280_000) is True and judge(1000, 280_000) is False
+    assert (judge(0, 10, 0), judge(1, 10, 0), judge(10, 10, 1)) == (True, False, True)
+    assert decisions_needed(0, 800) == pytest.approx(2995, rel=0.1)
+    assert judge(1, decisions_needed(0, 800)) is None and decisions_needed(1, 1000) is None
+    words = {"non_finite_texts": 0, "changed": 0, "decisions": 2995}
+    assert verdict_of(words, 0.001)[0] == "good"
+    assert verdict_of(words | {"changed": 30}, 0.001) == (
+        "NOT GOOD",
+        "30 of 2,995 decisions changed, more than the tolerance of 0.100% with 95% confidence",
+    )
+    undecided, why = verdict_of(words | {"decisions": 800}, 0.001)
+    assert undecided == "not enough texts to tell" and "0 of 800" in why and "about 3.8 times as many" in why
+    assert "no number of texts" in verdict_of(words | {"changed": 1, "decisions": 1000}, 0.001)[1]
+    assert verdict_of(words | {"non_finite_texts": 1}, 1)[0] == "NOT GOOD"
+
+
+def test_rows_from_before_decisions_were_counted_are_judged_by_their_share():
+    assert is_wrong({"flips": 1 / 800, "decisions": np.nan}) and not is_wrong({"flips": 1 / 800, "decisions": 800})
+    assert is_wrong({"flips": 3 / 800, "decisions": 800}) and not is_wrong({"flips": np.nan, "decisions": np.nan})
 
 
 @st.composite
@@ -116,7 +158,6 @@ def test_parity_and_its_statistics(pair):
         assert ordered == pytest.approx(sorted(ordered)) and ordered[0] >= 0
         assert ordered[0] <= largest["mean"] * (1 + 1e-9) and largest["mean"] <= ordered[-1] * (1 + 1e-9)
         assert stats["mean_over_labels"] <= largest["mean"] * (1 + 1e-9)
-    gate = failed_gate(stats, changed)
-    assert bool(gate) == bool(lost.any())
+    assert (verdict_of(stats, 1)[0] == "NOT GOOD") == bool(lost.any())
     worst = worst_texts(probs, reference, ["a text"] * len(probs), ["label"] * probs.shape[1])
     assert len(worst) == min(parity.WORST, len(probs))

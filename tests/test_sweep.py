@@ -93,7 +93,15 @@ def measured(plan, cells, speeds=(), rounds=1) -> list[tuple[int, str, str]]:
 def test_figures_of_a_cell(plan):
     (_, row), (_, from_texts) = run_cells(plan, cells(4), {}, 1)
     expected = {"messages/s": "48", "min": "48", "max": "48", "passes": "1", "tokens/s": "192", "padding": "1.25"}
-    expected |= {"tflops": "0.004", "mfu": "0.004", "memory_mib": "200", "max_diff": "0", "flips": "0", "status": "ok"}
+    expected |= {
+        "tflops": "0.004",
+        "mfu": "0.004",
+        "memory_mib": "200",
+        "max_diff": "0",
+        "flips": "0",
+        "decisions": "12",
+        "status": "ok",
+    }
     assert row == expected | {"p50_ms": "150", "p99_ms": "200", "throttled": ""}
     assert from_texts == expected | {"throttled": ""}
 
@@ -199,9 +207,9 @@ def test_rounds_are_in_turn(plan):
 
 def test_outputs_that_are_not_finite_are_no_good_row(plan):
     kept = [(np.arange(12), np.where(np.arange(12) == 5, np.nan, 0.0)[:, None])]
-    max_diff, flips = parity(plan.inputs, kept)
+    max_diff, flips, _ = parity(plan.inputs, kept)
     assert np.isnan(max_diff) and flips == pytest.approx(1 / 12)
-    max_diff, _ = parity(plan.inputs, [(np.arange(11), np.zeros((11, 1)))])
+    max_diff, _, _ = parity(plan.inputs, [(np.arange(11), np.zeros((11, 1)))])
     assert np.isnan(max_diff), "a text without outputs"
 
 

@@ -9,7 +9,16 @@ from bench.verdict import next_command, rank, verdict
 def row(variant: str, speed: float, spread: float = 0, **columns) -> dict:
     made = dict.fromkeys(COLUMNS, "") | {"variant": variant, "workers": 1, "threads": 2, "size": 8, "order": "length"}
     made |= {"timed": "texts", "messages/s": speed, "min": speed - spread, "max": speed + spread, "passes": 3}
-    made |= {"max_diff": 1e-6, "flips": 0, "status": "ok", "model": "m", "device": "d", "dataset": "x", "messages": 256}
+    made |= {
+        "max_diff": 1e-6,
+        "flips": 0,
+        "decisions": 256,
+        "status": "ok",
+        "model": "m",
+        "device": "d",
+        "dataset": "x",
+        "messages": 256,
+    }
     return made | columns
 
 
@@ -21,7 +30,7 @@ def table(*rows):
 
 
 def told(*rows, quick: bool = False) -> list[str]:
-    lines = verdict(table(BASE, *rows), 256, next_command(quick, "ann/a model", "cpu", 2))
+    lines = verdict(table(BASE, *rows), next_command(quick, "ann/a model", "cpu", 2))
     assert max(map(len, lines)) <= 80
     return lines
 
@@ -48,17 +57,26 @@ def test_variants_whose_spread_overlaps_tie_and_the_closest_to_the_original_is_t
 
 
 def test_what_is_not_right_stands_apart_with_its_count():
-    lines = told(row("onnx-int8", 90, flips=1 / 256), row("onnx", 30), row("torch", 12))
+    lines = told(row("onnx-int8", 90, flips=3 / 256), row("onnx", 30), row("torch", 12))
     assert [line.split()[1] for line in lines[2:4]] == ["onnx", "torch"]
     assert lines[4].startswith("Not right") and lines[5].startswith("-   onnx-int8")
-    assert lines[5].endswith("; 1 of 256")
-    assert told(row("onnx-int8", 90, flips=1 / 256), BASE | {"flips": 1})[-1] == "None of them is right."
+    assert lines[5].endswith("; 3 of 256")
+    assert told(row("onnx-int8", 90, flips=3 / 256), BASE | {"flips": 1})[-1] == "None of them is right."
+
+
+def test_too_few_texts_to_tell_are_said():
+    lines = told(row("torch-bf16", 90, max_diff=0.02), row("onnx", 30), row("torch", 12))
+    assert [line.split()[1] for line in lines[2:5]] == ["torch-bf16", "onnx", "torch"]
+    words = " ".join(lines)
+    assert "Too few texts to tell whether they change more than 0.1%: torch-bf16 (0 of 256)" in words
+    assert "onnx (0" not in words, "as close as rounding"
+    assert "Too few" not in " ".join(told(row("torch-bf16", 90, max_diff=0.02, decisions=7000)))
 
 
 def test_the_factor_is_over_eager_torch_at_its_best_in_dataset_order():
     lines = told(row("onnx", 30), BASE | {"messages/s": 6, "min": 6, "max": 6, "size": 16})
     assert " 3.0x " in lines[2] and any("10 messages/s" in line for line in lines[3:])
-    alone = verdict(table(row("onnx", 30)), 256, "next")
+    alone = verdict(table(row("onnx", 30)), "next")
     assert not any("x " in line.split("messages/s")[1].split("1 x")[0] for line in alone[2:3])
 
 

@@ -40,6 +40,7 @@ torch.device = DeviceType("device", (), {})
 torch.cuda.is_available = lambda: True
 torch.cuda.device_count = lambda: 1
 torch.cuda.get_device_name = lambda gpu: NAME
+torch.cuda.get_device_capability = lambda gpu: (9, 0)
 torch.cuda.get_device_properties = lambda gpu: SimpleNamespace(uuid="1")
 torch.cuda.set_device = lambda device: None
 torch.cuda.empty_cache = lambda: None

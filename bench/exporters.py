@@ -1,0 +1,202 @@
+"""Ways from a model's folder to an ONNX file: by optimum, or by torch's own exporter with onnxscript's fusions."""
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from bench.batches import pad
+from bench.inputs import PADDED_TEXTS, input_fills, token_names
+from bench.models import load_config
+from bench.texts import DATASETS, evenly_spaced, load_dataset, load_tokenizer, token_limit, tokenize
+from runtimes.pytorch import load_model
+from utils import ROOT, UserError
+
+OPSET = 18  # torch's exporter writes the standard Attention operator from 23 on, which CUDA has no fused kernel for
+LONG = 256  # tokens of that, at most
+MASKED = -1e4  # and below: what a bias adds to a score that a softmax is to ignore
+# where the fused nodes have their bias, and the lengths of the texts
+BIAS, LENGTHS = 5, {"Attention": 3, "MultiHeadAttention": 4}
+
+
+def example_batch(folder: Path) -> dict[str, np.ndarray]:
+    """Returns a padded batch of a few texts: int64 [texts, tokens] by name. Raises UserError."""
+    config, tokenizer = load_config(folder), load_tokenizer(folder)
+    fills = input_fills(config, tokenizer)
+    texts = load_dataset(str(ROOT / "data" / DATASETS["normal"][1])).texts
+    some = [" ".join(texts[:40]), *(texts[i] for i in evenly_spaced(len(texts), PADDED_TEXTS - 1))]
+    rows = tokenize(tokenizer, some, min(token_limit(config, tokenizer), LONG), token_names(fills))
+    return pad(rows, fills, tokenizer.padding_side)
+
+
+# ------------------------------------------------------------------------------------------------------------ optimum
+
+
+def with_optimum(folder: Path, target: Path, precision: str, shape_inference: bool = True) -> str:
+    """Exports by optimum as `target`/model.onnx: for fp16 with its O4 optimization, else plain. Returns what made it.
+
+    Raises UserError where optimum-onnx is not installed, or doesn't know the type.
+    """
+    try:
+        import optimum.exporters.onnx.model_configs  # noqa: F401  registers the model types
+        from optimum.exporters.tasks import TasksManager
+        from optimum.onnxruntime import AutoOptimizationConfig, ORTModelForSequenceClassification, ORTOptimizer
+        from optimum.onnxruntime.utils import ORTConfigManager
+    except ImportError as error:
+        raise UserError("optimum-onnx is not installed") from error
+    kind = load_config(folder).model_type
+    try:
+        tasks = TasksManager.get_supported_tasks_for_model_type(kind, "onnx", library_name="transformers")
+        if "text-classification" not in tasks:
+            raise KeyError(kind)
+        if precision == "fp16":
+            ORTConfigManager.get_model_ort_type(kind)
+    except KeyError as error:
+        done = "optimized" if precision == "fp16" else "exported"
+        raise UserError(f"a classifier of type {kind} can't be {done} by it") from error
+    with tempfile.TemporaryDirectory(dir=target) as plain:
+        tempfile.tempdir = plain  # where optimum exports to: nothing is left elsewhere by an interruption
+        try:
+            model = ORTModelForSequenceClassification.from_pretrained(
+                folder, export=True, trust_remote_code=False, local_files_only=True
+            )
+            if precision == "fp32":
+                model.save_pretrained(target)
+                return "optimum's plain export"
+            optimization = AutoOptimizationConfig.O4(disable_shape_inference=not shape_inference)
+            optimization.optimize_for_gpu = False  # else it asks for CUDA, for the same file
+            ORTOptimizer.from_pretrained(model).optimize(
+                save_dir=target, optimization_config=optimization, file_suffix=""
+            )
+        finally:
+            tempfile.tempdir = None
+    return (
+        "optimum's AutoOptimizationConfig.O4: fusion of attention, layer norm, GELU (tanh approximation) and bias "
+        "nodes, then FP16 with FP32 inputs and outputs"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- torch
+
+
+def with_torch(folder: Path, target: Path, precision: str, fused: bool = True) -> str:
+    """Exports by torch as `target`/model.onnx, fused by onnxscript or not, for fp16 converted. Returns what made it.
+
+    Raises whatever torch, onnxscript and onnxruntime raise for a model that they can't export.
+    """
+    import onnx_ir
+    import torch
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    model, inputs, file = load_model(folder), example_batch(folder), target / "model.onnx"
+    end_token = load_config(folder).eos_token_id  # BART's head is at the last of these
+    inputs = {name: array[1:, :16].copy() for name, array in inputs.items()}
+    if end_token is not None and load_config(folder).is_encoder_decoder:
+        inputs["input_ids"][:, -1] = end_token
+    inputs["attention_mask"][1:, -3:] = 0  # an example must have padding in it
+    names = list(inputs)
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *arrays):
+            return self.model(**dict(zip(names, arrays, strict=True)), return_dict=True).logits
+
+    with contextlib.redirect_stdout(None):
+        program = torch.onnx.export(
+            Logits().eval(),
+            tuple(torch.from_numpy(array) for array in inputs.values()),
+            dynamo=True,
+            input_names=names,
+            output_names=["logits"],
+            dynamic_shapes={"arrays": tuple({0: "texts", 1: "tokens"} for _ in names)},
+            opset_version=OPSET,
+            verbose=False,
+        )
+    made = program.model
+    if fused:
+        made, _ = optimize_for_ort(made)
+        expand_positions(made)
+        if load_tokenizer(folder).padding_side == "right":
+            use_lengths(made, token_limit(load_config(folder), load_tokenizer(folder)))
+    onnx_ir.save(made, file, external_data=f"{file.name}.data")
+    words = "torch's ONNX exporter" + (", fused by onnxscript for onnxruntime" if fused else "")
+    if precision == "fp16":
+        convert_to_fp16(file)
+        words += "; then FP16 by onnxruntime, with FP32 logits"
+    return words
+
+
+def convert_to_fp16(file: Path) -> None:
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = onnx.load(file)
+    if all(entry.domain != "com.microsoft" for entry in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    half = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
+    file.with_name(f"{file.name}.data").unlink(missing_ok=True)
+    onnx.save_model(half, file, save_as_external_data=True, location=f"{file.name}.data", size_threshold=1024)
+
+
+def expand_positions(model) -> None:
+    """Gives every text its positions, where one line of them serves all: onnxruntime's RotaryEmbedding wants so."""
+    import onnx_ir as ir
+
+    texts = next(value for value in model.graph.inputs if value.name == "input_ids")
+    for node in [node for node in model.graph if node.op_type == "RotaryEmbedding"]:
+        shape = ir.node("Shape", [texts])
+        expanded = ir.node("Expand", [node.inputs[1], shape.outputs[0]])
+        model.graph.insert_before(node, [shape, expanded])
+        node.replace_input_with(1, expanded.outputs[0])
+
+
+def use_lengths(model, limit: int) -> None:
+    """Gives fused attention the lengths of the texts instead of a bias that hides the padding, which is on the right.
+
+    CUDA's fused kernels want lengths. A bias that says more than that (a causal one, a window, relative positions)
+    stays: each is computed for padded texts of up to `limit` tokens and compared.
+    """
+    import onnx_ir as ir
+
+    users = {}
+    for node in model.graph:
+        if node.op_type in LENGTHS and len(node.inputs) > BIAS and node.inputs[BIAS] is not None:
+            users.setdefault(node.inputs[BIAS], []).append(node)
+    hiding = [bias for bias in users if hides_padding_alone(model, bias, limit)]
+    if not hiding:
+        return
+    mask = next(value for value in model.graph.inputs if value.name == "attention_mask")
+    one = ir.Value(name="tokens_axis", const_value=ir.tensor(np.array([1]), name="tokens_axis"))
+    model.graph.register_initializer(one)
+    total = ir.node("ReduceSum", [mask, one], {"keepdims": 0})
+    lengths = ir.node("Cast", [total.outputs[0]], {"to": ir.DataType.INT32.value})
+    model.graph.insert_before(model.graph[0], [total, lengths])
+    for bias in hiding:
+        for node in users[bias]:
+            node.replace_input_with(BIAS, None)
+            node.replace_input_with(LENGTHS[node.op_type], lengths.outputs[0])
+    ir.passes.common.RemoveUnusedNodesPass()(model)
+
+
+def hides_padding_alone(model, bias, limit: int) -> bool:
+    """Says whether a bias [texts, heads, queries, keys] is 0 for every token of a text, and hides all behind it."""
+    import onnx_ir as ir
+    import onnxruntime
+
+    inputs = [value.name for value in model.graph.inputs]
+    graph = ir.convenience.extract(model.graph, inputs, [bias.name])
+    only = ir.Model(graph, ir_version=model.ir_version)
+    only.opset_imports.update(model.opset_imports)
+    tokens = min(limit, 2 * LONG)
+    lengths = [tokens, tokens // 2, 1]
+    mask = (np.arange(tokens) < np.array(lengths)[:, None]).astype(np.int64)
+    session = onnxruntime.InferenceSession(ir.to_proto(only).SerializeToString())
+    [values] = session.run(None, {value.name: mask for value in session.get_inputs()})
+    for length, of_text in zip(lengths, np.broadcast_to(values, (len(lengths), *values.shape[1:])), strict=True):
+        if of_text[..., :length].any() or (of_text[..., length:] > MASKED).any():
+            return False
+    return True

@@ -1,0 +1,83 @@
+"""An ONNX file: where its weights are kept, and what its graph looks like."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+INSIDE_BYTES = 2**31 - 2**24  # protobuf's limit of 2 GiB for a file, less room for the graph
+# of a fused graph: kinds of node, how many of them for each layer, and what it means if there are fewer
+FUSIONS = (
+    (
+        ("Attention", "MultiHeadAttention"),
+        1,
+        "the rest is separate products and a softmax, slower and with more memory",
+    ),
+    (("SkipLayerNormalization",), 2, "the rest is separate additions and normalizations, slower"),
+    (("FastGelu", "Gelu", "BiasGelu"), 1, "the rest is computed in single steps, slower"),
+)
+TELLING = re.compile("MatMul|Gemm|Attention|Norm|Gelu|Quant")  # kinds of node that say how a graph computes
+
+
+def store_weights(file: Path) -> None:
+    """Keeps weights inside model.onnx, or moves 2 GB and more to model.onnx_data, the name that every loader looks for.
+
+    onnxruntime's optimizer writes model.onnx.data, which optimum's Hub loader does not download; a mere rename would
+    leave the old name inside the model.
+    """
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_model
+
+    model = onnx.load(file, load_external_data=False)
+    outside = {
+        entry.value for weight in model.graph.initializer for entry in weight.external_data if entry.key == "location"
+    }
+    if not outside and file.stat().st_size < INSIDE_BYTES:
+        return
+    load_external_data_for_model(model, str(file.parent))
+    for name in outside:
+        (file.parent / name).unlink()
+    large = sum(len(weight.raw_data) for weight in model.graph.initializer) >= INSIDE_BYTES
+    location = f"{file.name}_data" if large else None
+    onnx.save_model(model, file, save_as_external_data=large, location=location, size_threshold=1024)
+
+
+def count_nodes(file: Path) -> Counter:
+    """Counts the nodes of each kind."""
+    import onnx
+
+    return Counter(node.op_type for node in onnx.load(file, load_external_data=False).graph.node)
+
+
+def count_attention(file: Path) -> int:
+    """Counts the nodes that are a whole attention."""
+    nodes = count_nodes(file)
+    return sum(nodes[name] for name in FUSIONS[0][0])
+
+
+def describe_graph(file: Path, precision: str, layers: int) -> dict:
+    """Says what is in a graph.
+
+    `nodes`: how often the telling kinds occur; `opset`; `findings`: what is not as it should be, with its consequence,
+    in plain lines.
+    """
+    import onnx
+    from onnx import TensorProto
+
+    model, nodes = onnx.load(file, load_external_data=False), count_nodes(file)
+    findings = []
+    if precision == "fp16":
+        for kind, expected, consequence in FUSIONS:
+            found = sum(nodes[name] for name in kind)
+            if found < expected * layers:
+                findings.append(f"{found} of {expected * layers} {'/'.join(kind)} nodes: {consequence}")
+        fp32 = [w for w in model.graph.initializer if w.data_type == TensorProto.FLOAT and np.prod(w.dims) > 1]
+        if fp32:
+            findings.append(f"{len(fp32)} weights are still FP32: they take twice the memory and compute in FP32")
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return {
+        "nodes": ", ".join(f"{count} {kind}" for kind, count in nodes.most_common() if TELLING.search(kind)),
+        "opset": opset,
+        "findings": findings,
+    }

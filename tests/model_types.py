@@ -1,0 +1,125 @@
+"""Exports a tiny classifier of each model type and writes the README's table of what came of it.
+
+    python tests/model_types.py
+
+It replaces the lines of the installed transformers version in tests/model_types.tsv, from which the table is written.
+"""
+
+import contextlib
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+from tiny import make_tiny, tiny_config, word_level_tokenizer  # noqa: E402
+
+from bench.batches import pad  # noqa: E402
+from bench.export import export  # noqa: E402
+from bench.inputs import answers, describe_model, token_names  # noqa: E402
+from bench.models import load_config  # noqa: E402
+from bench.texts import load_tokenizer, tokenize  # noqa: E402
+from runtimes import VARIANTS  # noqa: E402
+from runtimes.runner import Place  # noqa: E402
+from utils import UserError  # noqa: E402
+
+FILE = ROOT / "tests" / "model_types.tsv"
+COLUMNS = ["transformers", "type", "precision", "exporter", "attention", "max_diff", "refused"]
+KINDS = (
+    *("albert", "bart", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2"),
+    *("distilbert", "electra", "ernie", "esm", "flaubert", "fnet", "funnel", "gpt2", "ibert", "longformer", "luke"),
+    *("megatron-bert", "mobilebert", "modernbert", "mpnet", "mra", "nystromformer", "rembert", "roberta"),
+    *("roberta-prelayernorm", "roformer", "squeezebert", "xlm", "xlm-roberta", "xlnet", "xmod", "yoso"),
+)
+TEXTS = ([50, 40, 3], [1], [7, 7], [2, 30, 11, 25])  # words of each text of a batch
+LAYERS = 2
+MARKS = "<!-- types:begin -->\n", "<!-- types:end -->"
+
+
+def cover(kind: str, precision: str, folder: Path) -> dict:
+    """Exports `folder`/source; returns what came of it, with the largest difference from torch on padded batches."""
+    source, target, place = folder / "source", folder / precision, Place(None, 1)
+    target.mkdir()
+    found = {"type": kind, "precision": precision}
+    try:
+        made = export(source, target, precision)
+    except UserError as error:
+        return found | {"refused": str(error)}
+    about, tokenizer = describe_model(load_config(source), load_tokenizer(source)), load_tokenizer(source)
+    original, exported = VARIANTS["torch"].load(source, place), VARIANTS["onnx"].load(target / "model.onnx", place)
+    rng, off = np.random.default_rng(0), 0.0
+    for lengths in TEXTS:
+        texts = [" ".join(f"w{i}" for i in rng.integers(0, 196, words)) for words in lengths]
+        batch = pad(
+            tokenize(tokenizer, texts, about["limit"], token_names(about["fills"])), about["fills"], about["side"]
+        )
+        off = max(off, np.abs(answers(exported, batch, "regression") - answers(original, batch, "regression")).max())
+    attention = sum(int(count) for count in re.findall(r"(\d+) (?:MultiHead)?Attention\b", made["nodes"]))
+    return found | {"exporter": made["exporter"], "attention": attention, "max_diff": float(f"{off:.1e}")}
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Returns the table: types with the same result in all versions share a line."""
+    versions = sorted(rows["transformers"].unique())
+    results = {kind: tuple(result(group, version) for version in versions) for kind, group in rows.groupby("type")}
+    lines = {}
+    for kind, outcome in results.items():
+        lines.setdefault(outcome, []).append(kind)
+    ordered = sorted(lines.items(), key=lambda line: -len(line[1]))
+    text = [
+        f"| type | {' | '.join(f'transformers {version}' for version in versions)} |",
+        f"|{' --- |' * (1 + len(versions))}",
+    ]
+    text += [f"| {', '.join(kinds)} | {' | '.join(outcome)} |" for outcome, kinds in ordered]
+    off = rows.groupby("precision")["max_diff"].max()
+    right = [rows[(rows["transformers"] == version) & rows["refused"].isna()]["type"].nunique() for version in versions]
+    counts = " and ".join(f"{count} of {len(results)}" for count in right)
+    return "\n".join(text) + (
+        f"\n\nExported: {counts} types, in FP32 and in FP16. Largest difference of any logit of these tiny models from "
+        f"torch's, same padding: FP32 {off['fp32']:.1g}, FP16 {off['fp16']:.1g}, computed on a CPU.\n"
+    )
+
+
+def result(rows: pd.DataFrame, version: str) -> str:
+    """Says in a few words what came of a type in a version: the exporter of each precision, and what is fused."""
+    words = {}
+    for row in rows[rows["transformers"] == version].to_dict("records"):
+        fused = {0: "not fused", LAYERS: "fused"}.get(row["attention"], "fused in part")
+        fused = "" if row["precision"] == "fp32" and row["exporter"] == "optimum" else f", {fused}"
+        made = row["exporter"].split(",")[0] if isinstance(row["exporter"], str) else ""
+        words[row["precision"].upper()] = f"{made}{fused}" if made else "refused"
+    if len(set(words.values())) == 1:
+        return words["FP16"]
+    return "; ".join(f"{precision} {word}" for precision, word in sorted(words.items(), reverse=True))
+
+
+def write_readme(text: str) -> str:
+    """Returns the README with the table in its place."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, rest = readme.split(MARKS[0])
+    return before + MARKS[0] + text + MARKS[1] + rest.split(MARKS[1])[1]
+
+
+def main() -> None:
+    import transformers
+
+    rows = pd.read_csv(FILE, sep="\t") if FILE.exists() else pd.DataFrame(columns=COLUMNS)
+    found = []
+    for kind in KINDS:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(None):
+            (Path(folder) / "source").mkdir()
+            make_tiny(Path(folder) / "source", word_level_tokenizer(kind), tiny_config(kind))
+            found += [cover(kind, precision, Path(folder)) for precision in ("fp32", "fp16")]
+        print(*found[-2:], sep="\n", flush=True)
+    new = pd.DataFrame(found, columns=COLUMNS).assign(transformers=transformers.__version__)
+    rows = pd.concat([rows[rows["transformers"] != transformers.__version__], new])
+    rows.sort_values(COLUMNS[:3]).to_csv(FILE, sep="\t", index=False)
+    (ROOT / "README.md").write_text(write_readme(table(pd.read_csv(FILE, sep="\t"))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
