@@ -99,7 +99,7 @@ def find_device(args: Namespace) -> tuple[str, str]:
     call = on_ray.on_a_node if args.ray else in_fresh_process
     if args.device != "cpu":
         try:
-            name, _, _ = call(machine.find_gpu, args.gpu[0] if args.gpu else 0, [])
+            name, _, _ = call(machine.find_gpu, args.gpu[0] if args.gpu else 0)
             return "gpu", slug(name)
         except UserError:
             if args.device == "gpu" or args.gpu:

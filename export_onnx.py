@@ -39,7 +39,7 @@ from bench.sweep import gather
 from bench.texts import Dataset, load_dataset
 from bench.workers import Workers, in_fresh_process
 from runtimes import VARIANTS
-from runtimes.onnx import check_gpu
+from runtimes.onnx import check
 from runtimes.runner import Place
 from utils import CACHE, Parser, RunError, UserError, clean, cpu_cores, first_line, int_from, process_count, run, say
 
@@ -87,7 +87,8 @@ def find_place(args: Namespace) -> tuple[Place, str]:
     """Returns where the check runs, and the machine's name; a GPU is used if there is one, unless --device says cpu."""
     if args.device != "cpu" and args.precision != "int8":
         try:
-            name, driver, _ = in_fresh_process(find_gpu, args.gpu, [check_gpu])
+            name, driver, _ = in_fresh_process(find_gpu, args.gpu)
+            in_fresh_process(check, args.gpu)
             return Place(args.gpu, args.threads), f"{name} (driver {driver})"
         except UserError as error:
             if args.device == "gpu":

@@ -38,6 +38,7 @@ from bench.export import find_export
 from bench.files import check_writable, slug
 from bench.inputs import PADDING_CHANGES, identify, padding_words, prepare_inputs
 from bench.models import DEFAULT_MODEL, RANDOM_MODEL, find_model
+from bench.notes import is_native, note, note_what_slows
 from bench.passes import Cell
 from bench.resume import cell_of, cells_to_run, measured_before
 from bench.sweep import Sweep, estimate, run_cells
@@ -46,11 +47,12 @@ from bench.texts import Dataset, load_dataset
 from bench.verdict import next_command, verdict
 from bench.workers import in_fresh_process
 from runtimes import VARIANTS
-from runtimes.runner import Place, Variant
-from utils import CACHE, Parser, UserError, clean, cpu_cores, int_from, list_of, process_count, run, say, step
+from runtimes.runner import Place
+from utils import CACHE, Parser, UserError, clean, int_from, list_of, process_count, run, say, step
 
 BUSY = 0.1  # others' share of the device above which a note is printed
 BUSY_MIB = 1024  # MiB in use on a GPU above which a note is printed (a desktop takes less)
+BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 QUICK = {"limit": 64, "batches": [1, 8], "batch_tokens": [512], "order": ["length", "tokens"], "min_time": 0.0}
 QUICK_TEXTS = 10.0  # seconds of a pass, above which a first look does not time it from texts, too
 LOADING = 5.0  # seconds, about, until a variant's workers are ready
@@ -72,8 +74,8 @@ def parse_arguments() -> Namespace:
     add("--gpu", type=int_from(0), default=0, help="GPU id (default: 0)")
     sizes = [1, 2, 4, 8, 16, 32]
     add("--batches", type=list_of(whole), default=sizes, help="texts in a batch (default: 1,2,4,8,16,32)")
-    token_help = "tokens in a batch, padding counted, in order tokens (default: 1024,4096,16384)"
-    add("--batch-tokens", type=list_of(whole), default=[1024, 4096, 16384], help=token_help)
+    token_help = "tokens in a batch, padding counted, in order tokens (default: 1024,4096,16384; GPU 16384,32768,65536)"
+    add("--batch-tokens", type=list_of(whole), help=token_help)
     add("--workers", type=list_of(process_count), default=[1], help="comma list of worker counts (default: 1)")
     add("--threads", type=process_count, default=1, help="CPU threads of each worker (default: 1)")
     order_help = "comma list of dataset, length, tokens (default: all three)"
@@ -97,8 +99,7 @@ def parse_arguments() -> Namespace:
     quick = "a first look in about two minutes: 64 texts, sizes 1 and 8 and 512 tokens, one pass each"
     add("--quick", action="store_true", help=quick)
     args = parser.parse_args()
-    if args.quick:
-        parser.set_defaults(**QUICK)
+    parser.set_defaults(**{"batch_tokens": BATCH_TOKENS[args.device]} | (QUICK if args.quick else {}))
     return parser.parse_args()
 
 
@@ -137,11 +138,6 @@ def choose_variants(names: list[str], device: str) -> list[str]:
     return names
 
 
-def is_native(variant: Variant, device: str) -> bool:
-    """Whether the device computes in the variant's precision itself, rather than emulate it."""
-    return device == "gpu" or variant.needs in {None, *machine.cpu_capabilities()}
-
-
 def plan_cells(args: Namespace, messages: int) -> list[Cell]:
     """Returns the cells asked for; sizes above the number of messages are left out, with a note.
 
@@ -165,11 +161,6 @@ def plan_cells(args: Namespace, messages: int) -> list[Cell]:
 # ------------------------------------------------------------------------------------------------ before the cells
 
 
-def note(text: str) -> None:
-    """Prints a note about the run on standard error."""
-    say(f"note       {clean(text)}")
-
-
 def find_machine(args: Namespace) -> tuple[dict[str, str], str]:
     """Names the device and measures what others use of it; notes what is odd.
 
@@ -177,8 +168,7 @@ def find_machine(args: Namespace) -> tuple[dict[str, str], str]:
     """
     name, driver, uuid, load = machine.cpu_name(), "", "", None
     if args.device == "gpu":
-        checks = {VARIANTS[variant].check_gpu for variant in args.model} - {None}
-        name, driver, uuid = in_fresh_process(machine.find_gpu, args.gpu, list(checks))
+        name, driver, uuid = in_fresh_process(machine.find_gpu, args.gpu)
     say(f"machine    {name}{', driver ' + driver if driver else ''}")
     if args.device == "cpu":
         load = machine.cpu_load()
@@ -194,20 +184,6 @@ def find_machine(args: Namespace) -> tuple[dict[str, str], str]:
             uuid = ""
     load = "" if load is None else f"{load:.2f}"
     return {"device": slug(name), "driver": driver, "load": load, "commit": machine.project_commit()}, uuid
-
-
-def note_what_slows(args: Namespace, load: str) -> None:
-    """Notes what makes figures worse than they could be. `load`: the share of the cores that others use."""
-    if len(machine.versions("onnxruntime", "onnxruntime-gpu")) > 1:
-        note("onnxruntime and onnxruntime-gpu are both installed and overwrite each other: remove one")
-    for variant in args.model:
-        if args.device in VARIANTS[variant].notes:
-            note(f"{variant}: {VARIANTS[variant].notes[args.device]}")
-        if not is_native(VARIANTS[variant], args.device):
-            note(f"{variant}: this CPU has no {VARIANTS[variant].needs.upper()} units, so it is slow or can't run")
-    idle = cpu_cores() * (1 - float(load or 0))
-    if args.device == "cpu" and max(args.workers) * args.threads > math.ceil(idle):
-        note(f"more workers x threads than the {idle:.1f} idle cores: they will wait for each other and for others")
 
 
 def columns_of(variant: str) -> dict[str, str]:
@@ -234,12 +210,13 @@ def prepare(args: Namespace, model: Path, variants: list[str], dataset: Dataset,
     say(f"check      {len(inputs.checked)} of the messages are compared with the reference")
     sources = {}
     for name in variants:
-        sources[name], origin = model, args.model_id
-        if VARIANTS[name].export:
-            try:
+        try:
+            in_fresh_process(VARIANTS[name].check, place.gpu)
+            sources[name], origin = model, args.model_id
+            if VARIANTS[name].export:
                 sources[name], origin = find_export(VARIANTS[name].export, args.model_id, model)
-            except UserError as error:  # its cells fail, the others run
-                sources[name], origin = error, error
+        except UserError as error:  # its cells fail, the others run
+            sources[name], origin = error, error
         say(f"variant    {name}: {origin}")
     texts_within = QUICK_TEXTS if args.quick else math.inf
     with step("peak       how fast this device multiplies large matrices"):

@@ -1,7 +1,9 @@
 """Ways from a model's folder to an ONNX file: by optimum, or by torch's own exporter with onnxscript's fusions."""
 
 import contextlib
+import io
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +16,24 @@ from runtimes.pytorch import load_model
 from utils import ROOT, UserError
 
 OPSET = 18  # torch's exporter writes the standard Attention operator from 23 on, which CUDA has no fused kernel for
-LONG = 256  # tokens of that, at most
+SHORT, LONG = 128, 1024  # tokens of an example, at most
 MASKED = -1e4  # and below: what a bias adds to a score that a softmax is to ignore
 # where the fused nodes have their bias, and the lengths of the texts
 BIAS, LENGTHS = 5, {"Attention": 3, "MultiHeadAttention": 4}
 
 
-def example_batch(folder: Path) -> dict[str, np.ndarray]:
-    """Returns a padded batch of a few texts: int64 [texts, tokens] by name. Raises UserError."""
+def example_batches(folder: Path) -> list[dict[str, np.ndarray]]:
+    """Returns a padded batch of a few texts, and a long text alone: int64 [texts, tokens] by name. Raises UserError.
+
+    BigBird computes long texts in another way than short ones.
+    """
     config, tokenizer = load_config(folder), load_tokenizer(folder)
-    fills = input_fills(config, tokenizer)
+    fills, limit = input_fills(config, tokenizer), token_limit(config, tokenizer)
     texts = load_dataset(str(ROOT / "data" / DATASETS["normal"][1])).texts
-    some = [" ".join(texts[:40]), *(texts[i] for i in evenly_spaced(len(texts), PADDED_TEXTS - 1))]
-    rows = tokenize(tokenizer, some, min(token_limit(config, tokenizer), LONG), token_names(fills))
-    return pad(rows, fills, tokenizer.padding_side)
+    some = [texts[i] for i in evenly_spaced(len(texts), PADDED_TEXTS)]
+    batches = [(some, SHORT), ([" ".join(texts[: LONG // 10])], LONG)]
+    rows = [tokenize(tokenizer, texts, min(limit, most), token_names(fills)) for texts, most in batches]
+    return [pad(of_batch, fills, tokenizer.padding_side) for of_batch in rows]
 
 
 # ------------------------------------------------------------------------------------------------------------ optimum
@@ -89,7 +95,7 @@ def with_torch(folder: Path, target: Path, precision: str, fused: bool = True) -
     import torch
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
-    model, inputs, file = load_model(folder), example_batch(folder), target / "model.onnx"
+    model, [inputs, _], file = load_model(folder), example_batches(folder), target / "model.onnx"
     end_token = load_config(folder).eos_token_id  # BART's head is at the last of these
     inputs = {name: array[1:, :16].copy() for name, array in inputs.items()}
     if end_token is not None and load_config(folder).is_encoder_decoder:
@@ -105,7 +111,7 @@ def with_torch(folder: Path, target: Path, precision: str, fused: bool = True) -
         def forward(self, *arrays):
             return self.model(**dict(zip(names, arrays, strict=True)), return_dict=True).logits
 
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(
             Logits().eval(),
             tuple(torch.from_numpy(array) for array in inputs.values()),
@@ -191,7 +197,7 @@ def hides_padding_alone(model, bias, limit: int) -> bool:
     graph = ir.convenience.extract(model.graph, inputs, [bias.name])
     only = ir.Model(graph, ir_version=model.ir_version)
     only.opset_imports.update(model.opset_imports)
-    tokens = min(limit, 2 * LONG)
+    tokens = min(limit, LONG)
     lengths = [tokens, tokens // 2, 1]
     mask = (np.arange(tokens) < np.array(lengths)[:, None]).astype(np.int64)
     session = onnxruntime.InferenceSession(ir.to_proto(only).SerializeToString())

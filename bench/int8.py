@@ -27,6 +27,7 @@ def quantize(folder: Path, plain: Path, file: Path, inside_bytes: int, bits: int
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(plain)
+    del model.graph.value_info[:]  # shapes that onnxruntime's quantization would not keep up to date
     constant = {weight.name for weight in model.graph.initializer}
     uses = Counter(name for node in model.graph.node for name in node.input)
     products = [
@@ -45,7 +46,7 @@ def quantize(folder: Path, plain: Path, file: Path, inside_bytes: int, bits: int
         weight_type=QuantType.QInt8,
         reduce_range=bits == 7,
         use_external_data_format=plain.with_name(f"{plain.name}_split").stat().st_size >= inside_bytes,
-        extra_options={"MatMulConstBOnly": True},
+        extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
     )
 
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from runtimes.pytorch import DTYPES, load_model
 from runtimes.runner import Place
-from utils import ROOT, UserError, cpu_cores
+from utils import ROOT, UserError, cpu_cores, first_line
 
-# what makes a GPU's clock lower than its load and its settings ask for, by NVML's nvmlClocksEventReasons
+# what makes a GPU's clock lower than its load and its settings ask for, by NVML's nvmlClocksEventReasons; the software
+# power cap (0x04) is the normal state of a busy GPU
 THROTTLING = {
-    0x04: "power cap",
     0x08: "hardware slowdown",
     0x20: "heat (driver)",
     0x40: "heat (hardware)",
@@ -85,19 +85,22 @@ def cpu_capabilities() -> set[str]:
     return {name for name, signs in CAPABILITIES.items() if flags & signs}
 
 
-def find_gpu(gpu: int, checks: list) -> tuple[str, str, str]:
+def find_gpu(gpu: int) -> tuple[str, str, str]:
     """Returns a GPU's name, driver and NVML id. Call it in a fresh process: it starts CUDA.
 
-    `checks` are the variants' check_gpu. Raises UserError if there is no such GPU, or if a runtime can't use it.
+    Raises UserError if there is no such GPU, with the reason that torch gives, such as a driver that is too old.
     """
     import torch
 
     if not torch.cuda.is_available():
-        raise UserError("no GPU: torch finds no CUDA device here; --device cpu runs without one")
+        reason = "torch finds no CUDA device here"
+        try:
+            torch.cuda.init()
+        except Exception as error:  # torch's, and its assertions
+            reason = first_line(error)
+        raise UserError(f"no GPU: {reason} (CUDA 13 needs driver 580 or newer); --device cpu runs without one")
     if gpu >= torch.cuda.device_count():
         raise UserError(f"no GPU {gpu}: there are {torch.cuda.device_count()}, numbered from 0")
-    for check in checks:
-        check(gpu)
     import pynvml
 
     try:

@@ -19,7 +19,7 @@ from bench.workers import beat
 from runtimes import VARIANTS
 from runtimes.runner import Place, Runner
 
-LATENCY_BATCHES = 200  # on a GPU, where a pass does not wait for each batch, these are timed one by one
+LATENCY_BATCHES = 200  # on a GPU, where a pass need not wait for each batch, these are timed one by one
 
 
 @dataclass(frozen=True)

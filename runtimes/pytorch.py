@@ -1,10 +1,13 @@
 """PyTorch, eager or compiled, on a GPU or a CPU. It loads the model's own folder."""
 
+import os
 import re
+import shutil
+import sysconfig
 from functools import partial
 from pathlib import Path
 
-from runtimes.runner import Place, Runner, Variant
+from runtimes.runner import Place, Runner, Variant, runs
 from utils import UserError, first_line
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -83,12 +86,26 @@ def run_one_layer(model, forward, inputs) -> None:
         layers.extend(others)
 
 
+def check_compiler(gpu: int | None) -> None:
+    """Raises UserError if what torch.compile compiles with is missing: a C compiler (C++ on a CPU), Python's headers.
+
+    Triton builds its launcher at run time, inductor its kernels for a CPU.
+    """
+    names = [os.environ.get("CXX"), "g++", "clang++"] if gpu is None else [os.environ.get("CC"), "gcc", "cc", "clang"]
+    if not any(shutil.which(name) for name in names if name):
+        raise UserError(f"torch.compile needs a compiler, and none of {', '.join(filter(None, names))} is there")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        raise UserError(f"torch.compile needs Python's headers (such as the package python3-dev): there is no {header}")
+
+
 def on_cpu(gpu: int | None) -> bool:
     return gpu is None
 
 
 def variant(precision: str, compiled: bool = False, **options) -> Variant:
-    return Variant(partial(load, precision=precision, compiled=compiled), precision, ("torch",), **options)
+    load_it = partial(load, precision=precision, compiled=compiled)
+    return Variant(load_it, precision, ("torch",), check=check_compiler if compiled else runs, **options)
 
 
 VARIANTS = {

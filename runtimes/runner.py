@@ -31,6 +31,10 @@ class Runner:
     warm_up: Callable
 
 
+def runs(gpu: int | None) -> None:
+    """Checks nothing: what torch's own check of a GPU doesn't refuse runs."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """A way of running a model: a runtime with a precision, compiled or not.
@@ -40,7 +44,7 @@ class Variant:
     packages: the one of these that is installed is the runtime; its version is in the rows.
     all_on: the devices whose `--model all` includes it, where the CPU has what it `needs` (machine.CAPABILITIES) to be
     fast. refused, notes: device -> the reason, a plain line.
-    check_gpu(gpu): raises UserError if the runtime can't use this GPU.
+    check(gpu): raises UserError if the runtime can't use this GPU, or with None this CPU. Call it in a fresh process.
     plans_shapes(gpu): whether each new shape costs set-up there (cuDNN plans it on a GPU, oneDNN on a CPU).
     """
 
@@ -53,7 +57,7 @@ class Variant:
     needs: str | None = None
     refused: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-    check_gpu: Callable | None = None
+    check: Callable = runs
     plans_shapes: Callable = lambda gpu: False
 
     def computes_in(self, gpu: int | None) -> str:

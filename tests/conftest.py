@@ -1,5 +1,6 @@
 """Fixtures: tiny models and their exports, made here, so that no test needs a network, a GPU or more than seconds."""
 
+import importlib.util
 import os
 import signal
 import sys
@@ -119,18 +120,30 @@ def hub(monkeypatch, tmp_path):
     with fake_hub() as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for module in ("constants", "file_download"):  # of huggingface_hub 2, and of 0.36
+            monkeypatch.setattr(f"huggingface_hub.{module}.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         yield hub
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out tests marked `gpu` without a GPU, and those marked `needs(capability)` where the CPU lacks it."""
+    """Leaves out tests marked `gpu` without a GPU, and those marked `needs` where what they need isn't there."""
     import torch
 
     here = machine.cpu_capabilities() | ({"gpu"} if torch.cuda.is_available() else set())
+    here |= {name for name in ("optimum", "openvino", "ray") if importlib.util.find_spec(name)}
     for item in items[:]:
         needs = {"gpu"} if item.get_closest_marker("gpu") else set()
         needs |= {mark.args[0] for mark in item.iter_markers("needs")}
         if not needs <= here:
             items.remove(item)
             config.hook.pytest_deselected(items=[item])
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints what tests marked `gpu` recorded, as a block to paste into an issue."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    lines = [text for report in reports for name, text in getattr(report, "user_properties", []) if name == "gpu"]
+    failed = [f"FAILED {report.nodeid}" for report in reports if report.failed]
+    if lines:
+        terminalreporter.section("to paste into an issue")
+        terminalreporter.write_line("\n".join(["```", *lines, *failed, "```"]))

@@ -66,6 +66,12 @@ def fake_hub():
                     files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
                     self.answer(200, {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]})
                     return
+                if self.path.startswith(f"/api/models/{name}/tree/"):  # huggingface_hub 2 lists the files so
+                    files = [file for file in folder.rglob("*") if file.is_file()]
+                    about = {"type": "file", "oid": "0"}
+                    sizes = [(str(file.relative_to(folder)), file.stat().st_size) for file in files]
+                    self.answer(200, [about | {"path": path, "size": size} for path, size in sizes])
+                    return
                 if self.path.startswith(f"/{name}/resolve/"):
                     self.send_file(folder / self.path.split("/resolve/")[1].split("/", 1)[1])
                     return
@@ -101,8 +107,10 @@ def fake_hub():
         def do_POST(self):
             path, body = self.path.split("?")[0], self.body()
             if path == "/api/repos/create":
-                hub.repos.append(json.loads(body))
-                self.answer(200, {"url": f"{hub.url}/{hub.repos[-1]['name']}"})
+                asked = json.loads(body)
+                hub.repos.append(asked | {"private": asked.pop("visibility", "") == "private" or asked.get("private")})
+                made = hub.repos[-1]
+                self.answer(200, {"url": f"{hub.url}/{made.get('organization', 'ann')}/{made['name']}"})
             elif path == "/api/validate-yaml":
                 self.answer(200, {"errors": [], "warnings": []})
             elif "/preupload/" in path:

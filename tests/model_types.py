@@ -6,6 +6,7 @@ It replaces the lines of the installed transformers version in tests/model_types
 """
 
 import contextlib
+import io
 import re
 import sys
 import tempfile
@@ -110,7 +111,7 @@ def main() -> None:
     rows = pd.read_csv(FILE, sep="\t") if FILE.exists() else pd.DataFrame(columns=COLUMNS)
     found = []
     for kind in KINDS:
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(None):
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
             (Path(folder) / "source").mkdir()
             make_tiny(Path(folder) / "source", word_level_tokenizer(kind), tiny_config(kind))
             found += [cover(kind, precision, Path(folder)) for precision in ("fp32", "fp16")]

@@ -84,7 +84,7 @@ def test_an_export_is_right_and_its_card_says_how_to_use_it(name, models, here, 
     report = json.loads((folder / "parity.json").read_text())
     assert 0 < report["largest_difference"]["max"] < 5e-3
     assert report["findings"] == []
-    assert "2 Attention" in report["nodes"] and "2 FastGelu" in report["nodes"]
+    assert "2 Attention" in report["nodes"] and re.search("2 (Fast|Bias)Gelu", report["nodes"])
 
     card = (folder / "README.md").read_text()
     _, metadata, body = card.split("---\n", 2)
@@ -136,7 +136,7 @@ def test_a_wrong_export_fails_the_gate_and_is_not_uploaded(tiny_model, here, hub
 
         graph = right(folder, target, *arguments)
         model = onnx.load(target / "model.onnx")
-        [head] = [weight for weight in model.graph.initializer if weight.name == "classifier.out_proj.weight"]
+        [head] = [weight for weight in model.graph.initializer if weight.name.endswith("classifier.out_proj.weight")]
         head.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(head), head.name))
         onnx.save(model, target / "model.onnx")
         return graph

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pynvml
@@ -89,15 +90,18 @@ def test_others_on_a_gpu(nvml):
 def test_a_gpu_is_found_checked_and_named(nvml, monkeypatch):
     import torch
 
-    assert "no GPU: torch finds no CUDA device here" in refused(find_gpu, 0, [])
+    old = RuntimeError("The NVIDIA driver on your system is too old (found version 12080).\nUpdate it")
+    monkeypatch.setattr(torch.cuda, "init", Mock(side_effect=old))
+    words = (
+        "no GPU: The NVIDIA driver on your system is too old (found version 12080). (CUDA 13 needs driver 580 or newer)"
+    )
+    assert words in refused(find_gpu, 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace(uuid="1"))
-    checked = []
-    assert find_gpu(0, [checked.append]) == ("NVIDIA H200", "580.1", "GPU-1")
-    assert checked == [0]
-    assert "no GPU 1: there are 1, numbered from 0" in refused(find_gpu, 1, [])
+    assert find_gpu(0) == ("NVIDIA H200", "580.1", "GPU-1")
+    assert "no GPU 1: there are 1, numbered from 0" in refused(find_gpu, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """The ONNX Runtime: warm-up, a session without CUDA, and what a GPU runs, in the CPU's memory."""
 
+import os
+
 import numpy as np
 import pytest
+from conftest import refused
 
 from runtimes import VARIANTS
-from runtimes.onnx import bind, load, write_probe
+from runtimes.onnx import bind, check, load, write_probe
 from runtimes.runner import Place
 from utils import UserError
 
@@ -48,6 +51,23 @@ def test_shapes_are_planned_by_newer_gpus_alone(capability, plans, monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda gpu: capability)
     assert VARIANTS["onnx-fp16"].plans_shapes(0) == plans
     assert not VARIANTS["onnx-fp16"].plans_shapes(None) and not VARIANTS["onnx"].plans_shapes(0)
+
+
+def test_a_gpu_for_which_there_are_no_kernels_is_said(monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda gpu: (10, 0))
+    words = refused(check, 0)
+    assert "onnxruntime can't use this GPU" in words and "no kernels for compute capability 10.0" in words
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda gpu: (9, 0))
+    assert "compute capability" not in refused(check, 0)
+    assert check(None) is None
+
+
+def test_sums_in_fp16_are_asked_for_by_name_alone(tiny_exports, monkeypatch):
+    monkeypatch.setenv("ORT_CUDA_GEMM_OPTIONS", "0")
+    fast = VARIANTS["onnx-fp16-fast"]
+    fast.load(tiny_exports / "tiny-onnx" / "model.onnx", Place(None, 1))
+    assert os.environ["ORT_CUDA_GEMM_OPTIONS"] == "1"
+    assert not fast.all_on and "cpu" in fast.refused and fast.export == "fp16"
 
 
 def test_the_probe_of_a_gpu_is_one_that_a_session_runs(tmp_path):

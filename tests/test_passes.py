@@ -25,7 +25,7 @@ CPU_VARIANTS = [name for name, variant in VARIANTS.items() if "cpu" not in varia
 CPU_VARIANTS.remove("torch-compile-fp16")  # compiles for seconds, and nobody wants it on a CPU
 # torch emulates what the CPU has not, OpenVINO computes in another precision
 CPU_VARIANTS.remove("openvino-bf16")
-CPU_VARIANTS.append(pytest.param("openvino-bf16", marks=pytest.mark.needs("bf16")))
+CPU_VARIANTS.append(pytest.param("openvino-bf16", marks=[pytest.mark.needs("bf16"), pytest.mark.needs("openvino")]))
 SIZE = {"dataset": 8, "length": 8, "tokens": 256}
 
 

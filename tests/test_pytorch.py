@@ -1,12 +1,15 @@
 """The PyTorch runtime: what warms it up, and that nothing runs eagerly under the compiled name."""
 
+import sys
+
 import numpy as np
 import pytest
+from conftest import refused
 
 from bench.batches import pad
 from bench.workers import describe
 from runtimes import VARIANTS
-from runtimes.pytorch import load
+from runtimes.pytorch import check_compiler, load
 from runtimes.runner import Place
 
 CPU = Place(gpu=None, threads=1)
@@ -42,3 +45,17 @@ def test_a_compiled_model_that_torch_would_run_eagerly_is_an_error(tiny_model, m
                 runner.forward(runner.prepare(pad({"input_ids": np.ones((texts, tokens), int)}, FILLS)))
     torch.compiler.reset()
     assert "recompile_limit" in describe(caught.value)
+
+
+def test_what_compiling_needs_is_asked_for_first(monkeypatch, tmp_path):
+    for name in ("torch-compile", "torch-compile-fp16"):
+        assert VARIANTS[name].check is check_compiler and VARIANTS["torch"].check(0) is None
+    check_compiler(None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    assert "none of g++, clang++ is there" in refused(check_compiler, None)
+    assert "none of gcc, cc, clang is there" in refused(check_compiler, 0)
+    monkeypatch.setenv("CC", sys.executable)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert "Python's headers" in refused(check_compiler, 0)

@@ -214,7 +214,7 @@ def test_outputs_that_are_not_finite_are_no_good_row(plan):
 
 
 def test_a_throttled_pass_is_a_column(plan, monkeypatch):
-    reasons = iter([0x41, 0x04, 0x01 | 0x02 | 0x10 | 0x100])
+    reasons = iter([0x41, 0x80, 0x01 | 0x02 | 0x04 | 0x10 | 0x100])  # the last are no faults
     monkeypatch.setattr(machine, "nvml_handle", {"GPU-1": "gpu"}.get)
     monkeypatch.setattr(machine, "POLL_SECONDS", 1e-6)
 
@@ -227,7 +227,7 @@ def test_a_throttled_pass_is_a_column(plan, monkeypatch):
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", clock)
     with machine.watch_throttling("GPU-1") as seen:
         time.sleep(0.5)
-    assert seen == {"heat (hardware)", "power cap", "not known"}
+    assert seen == {"heat (hardware)", "power brake", "not known"}
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", lambda _: 0x01)
     (_, row), _ = run_cells(replace(plan, uuid="GPU-1"), cells(1), {}, 1)
     assert row["throttled"] == "no"
