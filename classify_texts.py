@@ -47,6 +47,7 @@ from runtimes import VARIANTS
 from runtimes.runner import Place
 from utils import CACHE, Parser, UserError, cpu_cores, int_from, list_of, process_count, run, say
 
+CHOICES = [name for name, variant in VARIANTS.items() if not variant.whole_texts]
 JOB = "_job.json"  # in the output folder: what it is made of
 HOW = "device", "variant", "workers", "threads", "batch_tokens"  # options that say how it runs
 TOKENS = {"gpu": 16384, "cpu": 1024}  # in a batch, where nothing was measured
@@ -66,7 +67,7 @@ def parse_arguments() -> Namespace:
     add("--rows-per-file", type=whole, default=100_000, metavar="N", help="rows of a part (default: 100000)")
     add("--device", choices=("gpu", "cpu"), help="default: gpu if there is one")
     add("--gpu", type=list_of(int_from(0)), metavar="LIST", help="GPU ids, a worker each (default: 0)")
-    add("--variant", choices=list(VARIANTS), metavar="NAME", help=f"one of {', '.join(VARIANTS)}")
+    add("--variant", choices=CHOICES, metavar="NAME", help=f"one of {', '.join(CHOICES)}")
     add("--workers", type=process_count, help="workers, on a GPU for each of them")
     add("--threads", type=process_count, help="CPU threads of each worker")
     add("--batch-tokens", type=whole, help="tokens in a batch, padding counted")
@@ -111,7 +112,7 @@ def measured_way(args: Namespace, device: str, weights_id: str) -> dict | None:
     """Returns the fastest right row, from texts, of this device and these weights; None if nothing was measured."""
     rows, _, _ = results.read_results(sorted(args.results_dir.rglob("*.tsv")))
     rows = rows[(rows["device"] == device) & (rows["weights_id"] == weights_id)]
-    rows = rows[rows["variant"].isin([args.variant] if args.variant else list(VARIANTS))]
+    rows = rows[rows["variant"].isin([args.variant] if args.variant else CHOICES)]
     if rows.empty:
         return None
     texts = ["dataset", "messages", "texts_id"]  # speeds on others can't be compared: take those with most rows

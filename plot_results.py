@@ -14,9 +14,7 @@ Also writes the tables into README.md and their provenance into results/README.m
 --output or a format without png is given. --check writes nothing: it compares both texts, and the hash of its data that
 each figure carries.
 
-Read are the rows of run_benchmark.py, and older tables `size messages/s` and `workers size messages/s`, named
-<device>_<variant>_<dataset>.tsv: their model is the folder's name, their `torch-base` is torch, their `torch` is
-torch-compile. Of a device and dataset measured on several sets of messages or weights, the one with most cells is used.
+Of a device and dataset measured on several sets of messages or weights, the one with most cells is used.
 Lines that can't be read and failed cells are counted on standard error and left out.
 
 Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or input.
@@ -34,7 +32,7 @@ from urllib.parse import quote
 from bench import figures
 from bench.figures import batching, device_name, device_title, shown, speed
 from bench.files import file_name, markdown, new_file, slug
-from bench.results import latest, read_results
+from bench.results import PUBLISHED, latest, read_results
 from bench.texts import DATASETS
 from utils import Parser, RunError, UserError, first_line, list_of, run, say
 
@@ -45,6 +43,10 @@ WORDS = (
     "while the model runs;\nof the peak: the real tokens' FLOP/s over those of large matrix products on the device; "
     "max_diff: the largest difference of any label's probability from eager FP32 torch; flips: the share of changed "
     "decisions."
+)
+SOURCE = (
+    "tables of the repository joaopn/encoder-optimization-guide, measured as this project no longer would: in dataset "
+    "order, one pass, each cell in a fresh process, without parity"
 )
 COMMANDS = "The commands are put together from the rows: they lack `--min-time`, `--rounds`, `--column` and `--gpu`."
 FORMATS = ("png", "svg", "pdf")
@@ -239,8 +241,8 @@ def provenance(rows) -> list[str]:
         return between.join(str(value) for value in sorted({*group[column]} - {""}))
 
     first = rows.iloc[0]
-    if not first["messages"]:
-        return [f"- {device_title(first)}: an older table, without versions, commit and command"]
+    if first["commit"] == PUBLISHED:
+        return [f"- {device_title(first)}: {SOURCE}"]
     days = " and ".join(sorted({date[:10] for date in rows["date"]}))
     origin = [f"driver {first['driver']}"] * bool(first["driver"])
     origin += sorted({part for versions in rows["versions"] for part in versions.split(", ")} - {""})

@@ -25,7 +25,7 @@ import itertools
 import math
 import sys
 from argparse import ArgumentTypeError, Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -155,7 +155,12 @@ def plan_cells(args: Namespace, messages: int) -> list[Cell]:
         raise UserError(f"--batches {left_out}: there are only {messages} messages")
     if left_out:
         note(f"sizes {left_out} are left out: there are only {messages} messages")
-    return [Cell(*place, *how) for *place, how in itertools.product(args.model, args.workers, batchings)]
+    cells = [Cell(*place, *how) for *place, how in itertools.product(args.model, args.workers, batchings)]
+    whole = [replace(cell, timed="texts") if VARIANTS[cell.variant].whole_texts else cell for cell in cells]
+    cells = [cell for cell in whole if cell.order == "dataset" or not VARIANTS[cell.variant].whole_texts]
+    if not cells:
+        raise UserError("what takes whole texts runs in order dataset alone")
+    return cells
 
 
 # ------------------------------------------------------------------------------------------------ before the cells

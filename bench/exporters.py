@@ -25,7 +25,7 @@ BIAS, LENGTHS = 5, {"Attention": 3, "MultiHeadAttention": 4}
 def example_batches(folder: Path) -> list[dict[str, np.ndarray]]:
     """Returns a padded batch of a few texts, and a long text alone: int64 [texts, tokens] by name. Raises UserError.
 
-    BigBird computes long texts in another way than short ones.
+    A window of attention, such as ModernBERT's, shows in long texts only.
     """
     config, tokenizer = load_config(folder), load_tokenizer(folder)
     fills, limit = input_fills(config, tokenizer), token_limit(config, tokenizer)

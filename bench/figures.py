@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from bench.parity import TOLERANCE, is_wrong
+from bench.results import PUBLISHED
 
 WINNER, OTHERS, WRONG = "#0072B2", "#8FB6CE", "#DDDDDD"  # Okabe and Ito's blue, and paler
 ORDER_STYLES = {
@@ -30,7 +31,8 @@ def device_name(device: str) -> str:
 
 
 def device_title(row) -> str:
-    return device_name(row["device"]) + (f" ({row['messages']:,} messages)" if row["messages"] else "")
+    source = ", published elsewhere" if row["commit"] == PUBLISHED else ""
+    return f"{device_name(row['device'])} ({row['messages']:,} messages{source})"
 
 
 def speed(value: float) -> str:
@@ -70,7 +72,7 @@ def draw_comparison(rows, figsize: tuple | None):
                 ax.errorbar(row["messages/s"], i, xerr=spread, color="black", capsize=2, elinewidth=0.8)
             factor = "" if math.isnan(row["factor"]) else f" = {row['factor']:.1f}x"
             text = f"{speed(row['messages/s'])}{factor}  {batching(row)}, {row['workers']} x {row['threads']}"
-            text += "" if right.iloc[i] else f"; changes {row['flips']:.2%} of decisions"
+            text += "" if right.iloc[i] else f"; flips {row['flips']:.2%}"
             weight = "bold" if winner else "normal"
             at = (max(row["messages/s"], row["max"]), i)
             ax.annotate(text, at, (5, 0), textcoords="offset points", va="center", fontsize=8, weight=weight)

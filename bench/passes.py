@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.batches import deal_shards, make_batches, pad, round_up
+from bench.batches import deal_shards, make_batches, pad, padded_tokens, round_up
 from bench.inputs import load_inputs
 from bench.stream import prefetch, share_of, token_batches
 from bench.texts import evenly_spaced, load_tokenizer, tokenize
@@ -171,6 +171,11 @@ class Worker:
         texts = self.inputs.texts()
         self.indices = share_of(texts, self.number, self.cell.workers)
         self.texts = [texts[i] for i in self.indices]
+        if self.runner.answer:
+            self.runner.answer(self.texts[: self.cell.size], self.cell.size, self.inputs.about["limit"], beat)
+            lengths = self.inputs.lengths[self.indices]
+            self.padded = padded_tokens(lengths, make_batches(lengths, self.cell.size, self.cell.order)).sum()
+            return
         self.tokenizer = self.tokenizer or load_tokenizer(self.job.model)
         by_shape = {}
         for _, inputs in self.padded_batches():
@@ -181,6 +186,11 @@ class Worker:
             self.run_texts()
 
     def run_texts(self) -> tuple[float, float]:
+        if self.runner.answer:
+            start = time.monotonic()
+            self.outputs = [self.runner.answer(self.texts, self.cell.size, self.inputs.about["limit"], beat)]
+            self.batches = [self.indices]
+            return start, time.monotonic()
         self.padded = 0
         start = time.monotonic()
         done = []  # with the inputs: a GPU may still read them

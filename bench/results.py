@@ -24,8 +24,7 @@ SPEEDS = ("messages/s", "min", "max")
 NUMBERS = (*INTEGERS, *SPEEDS, "passes", "tokens/s", "padding", "tflops", "mfu", "max_diff", "flips", "decisions")
 TIMED = ("forward", "texts")
 DATE = r"(\d{4}-\d\d-\d\dT[\d:.]+Z)?"
-OLDER_HEADERS = (["size", "messages/s"], ["workers", "size", "messages/s"])
-OLDER_VARIANTS = {"torch-base": "torch", "torch": "torch-compile"}
+PUBLISHED = "published"  # the commit of rows that were measured elsewhere, see results/README.md
 
 
 def results_path(results_dir: Path, row: dict) -> Path:
@@ -73,37 +72,24 @@ def is_header(fields: list[str]) -> bool:
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, str]], int]:
-    """Reads the rows of a file, ours or an older table, as text by column, and counts the lines that can't be read.
+    """Reads the rows of a file, as text by column, and counts the lines that can't be read.
 
     A line belongs to the header before it, so that files of several versions can be joined; columns that it lacks are
     empty. Raises OSError.
     """
     if not path.is_file():
         raise OSError(errno.EINVAL, "not a file")
-    rows, skipped, header, known = [], 0, [], {}
+    rows, skipped, header = [], 0, []
     for line in path.read_text(encoding="utf-8-sig", errors="replace").split("\n"):
         fields = line.rstrip("\r").split("\t")
         if is_header(fields):
             header = fields
-            known = older_row(path) if [name for name in header if name] in OLDER_HEADERS else {}
-            if known:
-                header = [name for name in header if name]
             continue
-        if known:  # some of their lines have empty fields between
-            fields = [field for field in fields if field]
         if header and len(fields) == len(header):
-            rows.append(dict.fromkeys(COLUMNS, "") | known | dict(zip(header, fields, strict=True)))
+            rows.append(dict.fromkeys(COLUMNS, "") | dict(zip(header, fields, strict=True)))
         elif line.strip():
             skipped += 1
     return rows, skipped
-
-
-def older_row(path: Path) -> dict[str, str]:
-    """Returns what the name of an older table, <device>_<variant>_<dataset>.tsv, says about its rows."""
-    device, variant, dataset = [*path.stem.split("_", 2), "unknown", "unknown"][:3]
-    row = {"model": path.resolve().parent.name, "device": device, "dataset": dataset, "order": "dataset"}
-    row |= {"variant": OLDER_VARIANTS.get(variant, variant), "workers": "1", "threads": "1", "messages": "0"}
-    return row | {"timed": "forward", "status": "ok"}
 
 
 def read_results(paths: list[Path]):

@@ -22,7 +22,8 @@ def measured_before(results_dir: Path, same: dict, columns_of: Callable, cells: 
     rows, _, _ = read_results([path for path in paths if path.exists()])
     wanted = [(same | columns_of(variant)).items() for variant in rows["variant"]]
     alike = [
-        all(str(row[name]) == str(value) for name, value in own) and replace(cell_of(row), timed="forward") in cells
+        all(str(row[name]) == str(value) for name, value in own)
+        and not {cell_of(row), replace(cell_of(row), timed="forward")}.isdisjoint(cells)
         for row, own in zip(rows.to_dict("records"), wanted, strict=True)
     ]
     return latest(rows[np.array(alike, dtype=bool)])

@@ -22,6 +22,8 @@ class Runner:
     fetch(outputs) -> logits, float32 [texts, labels] in numpy;
     warm_up(inputs) does what forward does only the first time that it gets inputs of a shape. It is called for the
     largest shape first.
+    answer(texts, size, limit, beat) -> logits is all that a variant has that takes `whole_texts`; it calls beat(number)
+    now and then.
     """
 
     prepare: Callable
@@ -29,6 +31,7 @@ class Runner:
     synchronize: Callable
     fetch: Callable
     warm_up: Callable
+    answer: Callable | None = None
 
 
 def runs(gpu: int | None) -> None:
@@ -45,6 +48,7 @@ class Variant:
     all_on: the devices whose `--model all` includes it, where the CPU has what it `needs` (machine.CAPABILITIES) to be
     fast. refused, notes: device -> the reason, a plain line.
     check(gpu): raises UserError if the runtime can't use this GPU, or with None this CPU. Call it in a fresh process.
+    whole_texts: whether it takes texts rather than tokens; then it is timed from texts alone, in dataset order.
     plans_shapes(gpu): whether each new shape costs set-up there (cuDNN plans it on a GPU, oneDNN on a CPU).
     """
 
@@ -58,6 +62,7 @@ class Variant:
     refused: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     check: Callable = runs
+    whole_texts: bool = False
     plans_shapes: Callable = lambda gpu: False
 
     def computes_in(self, gpu: int | None) -> str:

@@ -18,7 +18,7 @@ def make_row(variant: str = "torch", speed: float = 100.0, **columns) -> dict:
     """A row as plot_results reads it; what is not given is the same in all."""
     row = {"model": "owner/some_model", "device": GPU, "dataset": "normal", "variant": variant, "messages": 10000}
     row |= {"workers": 1, "threads": 1, "size": 8, "order": "dataset", "passes": 3, "max_diff": 1e-3, "flips": 0.0}
-    row |= {"decisions": float("nan")}
+    row |= {"decisions": float("nan"), "commit": "0123456789"}
     row |= {"messages/s": speed, "min": 0.9 * speed, "max": 1.05 * speed, "tokens/s": 50 * speed}
     return row | {"factor": speed / 100} | columns
 
@@ -85,7 +85,7 @@ def test_comparison_is_sorted_marks_the_winner_and_shows_the_spread_of_several_p
     colors = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in ax.patches]
     assert colors == [figures.WRONG, figures.WINNER, figures.OTHERS, figures.OTHERS]
     assert [text.get_text() for text in ax.texts] == [
-        "400 = 4.0x  dataset order, size 8, 1 x 1; changes 2.00% of decisions",
+        "400 = 4.0x  dataset order, size 8, 1 x 1; flips 2.00%",
         "250 = 2.5x  length order, size 32, 3 x 1",
         "100 = 1.0x  dataset order, size 8, 1 x 1",
         "60 = 0.6x  dataset order, size 8, 1 x 1",

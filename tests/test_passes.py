@@ -21,7 +21,7 @@ from runtimes.runner import Place, Runner, Variant
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
 CPU = Place(gpu=None, threads=1)
-CPU_VARIANTS = [name for name, variant in VARIANTS.items() if "cpu" not in variant.refused]
+CPU_VARIANTS = [name for name, variant in VARIANTS.items() if not variant.whole_texts and "cpu" not in variant.refused]
 CPU_VARIANTS.remove("torch-compile-fp16")  # compiles for seconds, and nobody wants it on a CPU
 # torch emulates what the CPU has not, OpenVINO computes in another precision
 CPU_VARIANTS.remove("openvino-bf16")
@@ -182,6 +182,19 @@ def test_a_cpu_gets_fewer_lengths_only_in_bf16(name, rounds, job, inputs):
     worker = Worker(0, job(name))
     assert (worker.widths > inputs.lengths).any() == rounds
     assert (worker.widths >= inputs.lengths).all() and worker.widths.max() <= inputs.about["limit"]
+
+
+def test_transformers_pipeline_is_timed_from_texts_and_agrees(job, inputs):
+    found = []
+    for number in range(2):
+        worker = Worker(number, job("pipeline"))
+        worker.prepare(Cell("pipeline", 2, 8, "dataset", "texts"))
+        start, end = worker.run()
+        report = worker.report()
+        assert end > start and report["padded"] > inputs.lengths.sum() / 2 and not report["latencies"]
+        found += report["kept"]
+    max_diff, changed, _ = parity(inputs, found)
+    assert max_diff < 1e-5 and changed == 0
 
 
 def test_memory_is_this_processs_own():

@@ -140,33 +140,20 @@ def test_check_compares_data_and_not_pixels(project, tmp_path):
     assert plot_results.out_of_date([replace(chart, rows=chart.rows.assign(max=107.0))], formats) == files
 
 
-def test_older_tables_of_three_devices(tmp_path, plot):
-    folder = tmp_path / "old-model"
-    folder.mkdir()
-    devices = {"NVIDIA-GeForce-RTX-4090": 2, "NVIDIA-H200": 1, "NVIDIA-GeForce-RTX-5060-Ti": 3}
-    for device, by in devices.items():
-        base = f"size\tmessages/s\n1\t{600 / by}\n2\t{1200 / by}\t\n"
-        (folder / f"{device}_torch-base_normal.tsv").write_text(base)
-        for variant, speed in {"torch": 2400, "onnx": 1800, "onnx-fp16": 4800}.items():
-            table = f"workers\tsize\tmessages/s\n1\t8\t{speed / by}\n4\t\t8\t{speed * 1.5 / by}\n"
-            (folder / f"{device}_{variant}_normal.tsv").write_text(table)
-    bests = plot_results.best(plot_results.load_rows([tmp_path]), "device", "variant")
-    factors = bests.groupby("variant")["factor"].unique()
-    assert {name: values.tolist() for name, values in factors.items()} == {
-        "torch": [1.0],
-        "torch-compile": [3.0],
-        "onnx": [2.25],
-        "onnx-fp16": [6.0],
-    }
-    for readme in (tmp_path, folder):
+def test_the_published_tables_of_three_devices(tmp_path, plot):
+    shutil.copytree(ROOT / "results" / "roberta-base-go_emotions", tmp_path / "results" / "x", dirs_exist_ok=True)
+    for readme in (tmp_path, tmp_path / "results"):
         (readme / "README.md").write_text(README)
-    code, _, err = plot("--results-dir", str(folder))
+    code, _, err = plot("--results-dir", str(tmp_path / "results"))
     assert (code, err) == (0, "")
     kinds = sorted(path.name.split("_")[0] for path in tmp_path.rglob("*.png"))
-    assert kinds == ["comparison", "scaling", "scaling", "scaling"]  # they say nothing about parity
+    assert kinds == ["comparison"] * 2 + ["scaling"] * 6  # they say nothing about parity
     readme = (tmp_path / "README.md").read_text()
-    assert "| H200 | onnx-fp16 | 7,200 | 6.00 | dataset order, size 8 | 4 x 1 | - | - | - | - |" in readme
-    assert "- RTX 5060 Ti: an older table, without" in (folder / "README.md").read_text()
+    assert "| H200 | onnx-fp16 | 4,037 | 3.98 | dataset order, size 8 | 10 x 1 | - | - | - | - |" in readme
+    assert (
+        "- RTX 5060 Ti (10,000 messages, published elsewhere): tables of the repository joaopn/"
+        in (tmp_path / "results" / "README.md").read_text()
+    )
 
 
 def test_what_is_left_out_is_counted(project, plot, drawn):

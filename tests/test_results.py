@@ -1,4 +1,4 @@
-"""Result files: rows appended and read, whatever happened to the file; older tables; the latest run of a cell."""
+"""Result files: rows appended and read, whatever happened to the file; the latest run of a cell."""
 
 import errno
 import io
@@ -106,22 +106,6 @@ def test_files_of_several_versions_can_be_joined(tmp_path):
     rows, skipped = read_rows(path)
     assert [(row["size"], row["load"], row.get("kelvin")) for row in rows] == [("4", "", "300"), ("8", "0.1", None)]
     assert skipped == 0
-
-
-def test_older_tables(tmp_path):
-    path = tmp_path / "old_model" / "NVIDIA-H200_torch_normal.tsv"
-    path.parent.mkdir()
-    path.write_text("workers\tsize\tmessages/s\n1\t8\t2400\n4\t\t8\t3600.5\n1\t2\n")
-    other = path.with_name("NVIDIA-H200_torch-base_my_data.tsv")
-    other.write_text("size\tmessages/s\n2\t1200\t\n")
-    rows, failed, skipped = read_results([path, other])
-    assert (failed, skipped) == (0, {path: 1})
-    shown = rows[["variant", "dataset", "workers", "size", "messages/s", "max", "messages", "order", "model"]]
-    assert shown.values.tolist() == [
-        ["torch-compile", "normal", 1, 8, 2400.0, 2400.0, 0, "dataset", "old_model"],
-        ["torch-compile", "normal", 4, 8, 3600.5, 3600.5, 0, "dataset", "old_model"],
-        ["torch", "my_data", 1, 2, 1200.0, 1200.0, 0, "dataset", "old_model"],
-    ]
 
 
 @pytest.mark.parametrize(
