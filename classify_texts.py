@@ -244,7 +244,8 @@ def find_ways(args: Namespace, model: Path, about: dict, how: dict) -> list[Way]
     say(f"labelling by {how['variant']}, {origin}: {how['workers']} x {how['threads']}, {how['size']} {how['order']}")
     gpus = [None] if how["device"] == "cpu" else args.gpu or [0]  # Ray shows an actor only its own
     workers = 1 if args.ray else how["workers"]  # of a part
-    places = [Place(gpu, how["threads"], workers == 1) for gpu in gpus for _ in range(workers)]
+    alone = not args.ray and len(gpus) * workers == 1
+    places = [Place(gpu, how["threads"], alone) for gpu in gpus for _ in range(workers)]
     return [
         Way(model, about, how["variant"], source, place, len(places), how["size"], how["order"]) for place in places
     ]

@@ -3,8 +3,8 @@
     python export_onnx.py SamLowe/roberta-base-go_emotions
     python export_onnx.py random-roberta-base --no-upload --limit 200
 
-The model is exported by optimum's O4 (fused nodes, tanh GELU, FP16) where that fuses its attention, else by torch's
-exporter. Its graph is looked at, and its probabilities are compared with those of the original model in eager FP32
+The model is exported by optimum's O4 (fused nodes, tanh GELU, FP16) or by torch's exporter, whichever fuses more of its
+attention. Its graph is looked at, and its probabilities are compared with those of the original model in eager FP32
 PyTorch, text by text. The folder holds model.onnx, the config, the tokenizer, a model card (README.md) and the same
 figures for machines (parity.json). It is NOT GOOD if an output is infinite or not a number, or if with 95% confidence
 more than --tolerance of the decisions change. It is uploaded only if asked for, and not if it is NOT GOOD.
@@ -311,7 +311,8 @@ def main() -> int:
     if report["verdict"] == "NOT GOOD":
         return 1
     if api and (args.upload or wants_upload(repo)):
-        write_card(target, source, report | {"repo": repo})  # its example loads the repository, not the folder
+        report |= {"repo": repo} if args.excerpts else {"repo": repo, "worst": []}
+        write_card(target, source, report)  # its example loads the repository, not the folder
         upload(api, repo, target, args)
     return 0
 

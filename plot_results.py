@@ -6,13 +6,15 @@
 
 For each model and dataset, into results/<model>/ or --output:
 
+    overview                             the best right variant of each model and device against what people use (in
+                                         --results-dir itself)
     comparison_<model>_<dataset>         each variant at its best on each device, the fastest first
     scaling_<model>_<device>_<dataset>   messages/s over the texts in a batch
     parity_<model>_<dataset>             messages/s against changed decisions
 
-Also writes the tables into README.md and their provenance into results/README.md, between two markers, unless a filter,
---output or a format without png is given. --check writes nothing: it compares both texts, and the hash of its data that
-each figure carries.
+Also writes the headline into README.md, and tables and provenance into results/README.md, between two markers, unless a
+filter, --output or a format without png is given. --check writes nothing: it compares both texts, and the hash of its
+data that each figure carries.
 
 Of a device and dataset measured on several sets of messages or weights, the one with most cells is used.
 Lines that can't be read and failed cells are counted on standard error and left out.
@@ -21,34 +23,18 @@ Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or inp
 """
 
 import hashlib
-import os
-import shlex
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from bench import figures
-from bench.figures import batching, device_name, device_title, shown, speed
-from bench.files import file_name, markdown, new_file, slug
-from bench.results import PUBLISHED, latest, read_results
-from bench.texts import DATASETS
+from bench.figures import device_title
+from bench.files import file_name, new_file, slug
+from bench.readme import headline_block, headlines, model_names, provenance_block, results_block, with_block
+from bench.results import best, latest, read_results
 from utils import Parser, RunError, UserError, first_line, list_of, run, say
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-WORDS = (
-    "A message is one comment, truncated to what the model takes. messages/s: of the forward passes alone; factor: "
-    "over eager FP32 torch at its best in dataset order; from texts: messages/s from the texts themselves, tokenized "
-    "while the model runs;\nof the peak: the real tokens' FLOP/s over those of large matrix products on the device; "
-    "max_diff: the largest difference of any label's probability from eager FP32 torch; flips: the share of changed "
-    "decisions."
-)
-SOURCE = (
-    "tables of the repository joaopn/encoder-optimization-guide, measured as this project no longer would: in dataset "
-    "order, one pass, each cell in a fresh process, without parity"
-)
-COMMANDS = "The commands are put together from the rows: they lack `--min-time`, `--rounds`, `--column` and `--gpu`."
 FORMATS = ("png", "svg", "pdf")
 PLACE = ["model", "device", "dataset"]  # what factors are compared within
 SET = ["messages", "texts_id", "weights_id"]  # of several in a place only one is shown
@@ -122,17 +108,14 @@ def select(rows, column: str, words: list[str]):
     return rows[rows[column].isin(chosen)] if words else rows
 
 
-def best(rows, *keys: str):
-    """Returns the fastest row for each combination of values of the keys, the fastest of them first."""
-    return rows.sort_values("messages/s", ascending=False, kind="stable").drop_duplicates([*keys])
-
-
 # ------------------------------------------------------------------------------------------------ rows to figures
 
 
 def plan(rows, args: Namespace) -> list[Chart]:
-    """Returns the figures that the rows give."""
-    charts, names = [], model_names(rows)
+    """Returns the figures that the rows give, the overview first."""
+    names, what = model_names(rows), "the best right variant against what people use"
+    overview = Chart((args.output or args.results_dir[0]) / "overview", figures.draw_overview, headlines(rows), what)
+    charts = [overview] if len(overview.rows) else []
     forward = rows[rows["timed"] == "forward"]
     for (model, dataset), group in forward.groupby(["model", "dataset"]):
         folder = args.output or args.results_dir[0] / file_name(names[model])
@@ -149,16 +132,6 @@ def plan(rows, args: Namespace) -> list[Chart]:
         if len(checked):
             charts.append(Chart(folder / f"parity_{start}_{end}", figures.draw_parity, checked, "speed and parity"))
     return charts
-
-
-def model_names(rows) -> dict[str, str]:
-    """Returns a name for each model: the last part of its id, or more of its parts where others share it."""
-    parts = {model: Path(model).absolute().parts for model in rows["model"].unique()}
-    names = {}
-    for model, own in parts.items():
-        length = next(n for n in range(1, 99) if [other[-n:] for other in parts.values()].count(own[-n:]) == 1)
-        names[model] = "/".join(own[-length:])
-    return names
 
 
 def figure_files(chart: Chart, formats: list[str]) -> list[Path]:
@@ -183,93 +156,6 @@ def out_of_date(charts: list[Chart], formats: list[str]) -> list[Path]:
     """Returns the figures that are missing, or that were drawn from other data."""
     digests = {file: chart.digest().encode() for chart in charts for file in figure_files(chart, formats)}
     return [file for file, digest in digests.items() if not file.exists() or digest not in file.read_bytes()]
-
-
-# -------------------------------------------------------------------------------------- rows to the README's results
-
-TABLE = {
-    "device": lambda row: device_name(row["device"]),
-    "variant": lambda row: row["variant"],
-    "messages/s": lambda row: speed(row["messages/s"]),
-    "factor": lambda row: shown(row["factor"], "{:.2f}"),
-    "batches": batching,
-    "workers x threads": lambda row: f"{row['workers']} x {row['threads']}",
-    "from texts": lambda row: speed(row["from texts"]),
-    "of the peak": lambda row: shown(row["mfu"], "{:.0%}"),
-    "max_diff": lambda row: shown(row["max_diff"], "{:.2g}"),
-    "flips": lambda row: shown(row["flips"], "{:.3%}"),
-}
-
-
-def results_block(rows, charts: list[Chart], folder: Path) -> str:
-    """Returns what belongs between the README's markers: figures and tables. Links are relative to `folder`."""
-    lines, names = ["Written by `python plot_results.py`, not by hand.", ""], model_names(rows)
-    for (model, dataset), group in rows.groupby(["model", "dataset"]):
-        links = [
-            f"[{markdown(chart.what)}]({quote(Path(os.path.relpath(chart.path, folder)).as_posix())}.png)"
-            for chart in charts
-            if tuple(chart.rows.iloc[0][["model", "dataset"]]) == (model, dataset)
-        ]
-        lines += [f"### {markdown(names[model])}, dataset {markdown(dataset)}", "", f"!{links[0]}", ""]
-        lines += [f"More: {', '.join(links[1:])}", ""]
-        lines += [f"| {' | '.join(TABLE)} |", "|" + " --- |" * len(TABLE)]
-        forward, texts = (best(group[group["timed"] == timed], "device", "variant") for timed in ("forward", "texts"))
-        pair = ["device", "variant"]
-        bests = forward.join(texts.set_index(pair)["messages/s"].rename("from texts"), on=pair)
-        devices = list(bests["device"].unique())
-        for _, row in bests.sort_values("device", key=lambda column: column.map(devices.index)).iterrows():
-            lines.append(f"| {' | '.join(markdown(cell(row)) for cell in TABLE.values())} |")
-        lines.append("")
-    return "\n".join([*lines, WORDS])
-
-
-def provenance_block(rows) -> str:
-    """Returns what belongs between the markers of the README in the results: where all rows come from."""
-    lines, names = [], model_names(rows)
-    for (model, dataset), group in rows.groupby(["model", "dataset"]):
-        lines += [f"**{markdown(names[model])}, {markdown(dataset)}**", ""]
-        for _, some in group.groupby("device"):
-            lines += provenance(some)
-        lines.append("")
-    return "\n".join([*lines, COMMANDS])
-
-
-def provenance(rows) -> list[str]:
-    """Says where the rows of one device come from: versions, commits, days, and commands that measure them."""
-
-    def values(column: str, group=rows, between: str = ",") -> str:
-        return between.join(str(value) for value in sorted({*group[column]} - {""}))
-
-    first = rows.iloc[0]
-    if first["commit"] == PUBLISHED:
-        return [f"- {device_title(first)}: {SOURCE}"]
-    days = " and ".join(sorted({date[:10] for date in rows["date"]}))
-    origin = [f"driver {first['driver']}"] * bool(first["driver"])
-    origin += sorted({part for versions in rows["versions"] for part in versions.split(", ")} - {""})
-    origin += [f"commit {values('commit', between=' and ')}", days]
-    lines = [f"- {device_title(first)}: {', '.join(origin)}"]
-    device = "cpu" if first["device"].endswith("-cores") else "gpu"
-    dataset = first["dataset"].removeprefix("synthetic-")
-    for threads, group in rows.groupby("threads"):
-        by_tokens = group["order"] == "tokens"
-        sizes = [("--batches", group[~by_tokens]), ("--batch-tokens", group[by_tokens])]
-        lines.append(
-            f"  `python run_benchmark.py --model {values('variant', group)} --device {device}"
-            f" --dataset {dataset if dataset in DATASETS else 'FILE'} --model-id {shlex.quote(first['model'])}"
-            f" --workers {values('workers', group)} --threads {threads} --order {values('order', group)}"
-            + "".join(f" {option} {values('size', some)}" for option, some in sizes if len(some))
-            + f" --limit {first['messages']}`"
-        )
-    return lines
-
-
-def with_block(readme: str, block: str) -> str:
-    """Returns a README's text with the block between its markers. Raises UserError if it has none."""
-    before, _, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise UserError(f"a README.md lacks the lines {BEGIN} and {END} for the results; --output goes without them")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
 
 
 # ------------------------------------------------------------------------------------------------------------ main
@@ -329,7 +215,8 @@ def main() -> int:
             missing = results_readme if readme.exists() else readme
             say(f"no {missing}, so the figures go without their tables")
         else:
-            blocks = {readme: results_block(rows, charts, readme.parent), results_readme: provenance_block(rows)}
+            blocks = {readme: headline_block(rows, charts, readme.parent)}
+            blocks[results_readme] = f"{results_block(rows, charts, results_dir)}\n\n{provenance_block(rows)}"
             old = {file: file.read_text(encoding="utf-8") for file in blocks}
             new = {file: with_block(old[file], block) for file, block in blocks.items()}
         changed = [file for file in new if new[file] != old[file]]

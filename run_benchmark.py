@@ -25,7 +25,7 @@ import itertools
 import math
 import sys
 from argparse import ArgumentTypeError, Namespace
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -155,12 +155,12 @@ def plan_cells(args: Namespace, messages: int) -> list[Cell]:
         raise UserError(f"--batches {left_out}: there are only {messages} messages")
     if left_out:
         note(f"sizes {left_out} are left out: there are only {messages} messages")
-    cells = [Cell(*place, *how) for *place, how in itertools.product(args.model, args.workers, batchings)]
-    whole = [replace(cell, timed="texts") if VARIANTS[cell.variant].whole_texts else cell for cell in cells]
-    cells = [cell for cell in whole if cell.order == "dataset" or not VARIANTS[cell.variant].whole_texts]
-    if not cells:
-        raise UserError("what takes whole texts runs in order dataset alone")
-    return cells
+    whole = [(size, "dataset", "texts") for size in args.batches if size <= messages]
+    return [
+        Cell(variant, workers, *how)
+        for variant, workers in itertools.product(args.model, args.workers)
+        for how in (whole if VARIANTS[variant].whole_texts else batchings)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ before the cells

@@ -9,7 +9,7 @@ from utils import ROOT, first_line, say
 
 ACTIVATIONS = {
     "multi_label_classification": "1 / (1 + np.exp(-logits))",
-    "single_label_classification": "np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)",
+    "single_label_classification": "softmax(logits)",
     "regression": "logits",
 }
 
@@ -37,6 +37,7 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         link = f"[{model}](https://huggingface.co/{model})"
     problem, export = report["problem"], EXPORTS[report["precision"]]
     shown = {name: markdown(report[name]) for name in ("dataset", "column", "machine", "verdict", "reason")}
+    shown["findings"] = [markdown(finding) for finding in report["findings"]]
     shown["worst"] = [
         {
             "excerpt": markdown(text["excerpt"]),
@@ -55,7 +56,7 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         decision_words=DECISIONS[problem],
         stats=report["largest_difference"],
         activation=ACTIVATIONS[problem],
-        runtime="onnxruntime-gpu[cuda,cudnn]" if report["provider"] == "CUDAExecutionProvider" else "onnxruntime",
+        runtime='"onnxruntime-gpu[cuda,cudnn]"' if report["provider"] == "CUDAExecutionProvider" else "onnxruntime",
         real_texts=not report["dataset"].startswith("synthetic-"),
     )
     with new_file(folder / "README.md") as file:

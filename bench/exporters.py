@@ -164,7 +164,7 @@ def use_lengths(model, limit: int) -> None:
     """Gives fused attention the lengths of the texts instead of a bias that hides the padding, which is on the right.
 
     CUDA's fused kernels want lengths. A bias that says more than that (a causal one, a window, relative positions)
-    stays: each is computed for padded texts of up to `limit` tokens and compared.
+    stays: each is computed for padded texts of up to `limit` tokens (at most 1,024) and compared.
     """
     import onnx_ir as ir
 

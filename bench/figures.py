@@ -87,6 +87,29 @@ def draw_comparison(rows, figsize: tuple | None):
     return figure
 
 
+def draw_overview(rows, figsize: tuple | None):
+    """Draws how many times as fast the best right variant is as what people use, a bar for each device and model.
+
+    `rows`: see readme.headlines; what was published elsewhere is paler.
+    """
+    figure, [ax] = panels(1, 1, (8.5, 0.55 * len(rows) + 0.3), figsize)
+    for i, row in enumerate(rows.to_dict("records")):
+        people = "eager FP32 torch" if row["timed"] == "forward" else "transformers' pipeline"
+        ax.barh(i, row["factor"], 0.62, color=OTHERS if row["commit"] == PUBLISHED else WINNER)
+        text = f"{row['factor']:.1f}x  {row['variant']}: {speed(row['messages/s'])} messages/s\n"
+        text += f"       {people}: {speed(row['base'])}" + ", published elsewhere" * (row["commit"] == PUBLISHED)
+        ax.annotate(text, (row["factor"], i), (5, 0), textcoords="offset points", va="center", fontsize=8)
+    places = [f"{device_name(row['device'])}\n{Path(row['model']).name}" for row in rows.to_dict("records")]
+    ax.set_yticks(range(len(rows)), places, fontsize=8)
+    ax.set(xlim=(0, 1.9 * rows["factor"].max()), ylim=(len(rows) - 0.5, -0.5))
+    ax.axvline(1, color="gray", linewidth=0.8)
+    ax.tick_params(axis="both", length=0)
+    ax.set_xticks([1], ["1x"])
+    ax.grid(visible=False)
+    ax.spines[["bottom", "left"]].set_visible(False)
+    return figure
+
+
 def draw_scaling(rows, figsize: tuple | None):
     """Draws messages/s over the texts in a batch, a panel for each variant; the rows of one device.
 
@@ -174,7 +197,10 @@ def panels(count: int, columns: int, size: tuple[float, float], figsize: tuple |
 
 
 def add_title(figure, rows, what: str) -> None:
-    """Writes the model's name, the dataset and what is shown above the panels."""
+    """Writes the dataset and what is shown above the panels, and the model's name if there is one alone."""
     row = rows.iloc[0]
-    name = Path(row["model"]).absolute().name.replace("$", r"\$")
-    figure.suptitle(f"{name} on {row['dataset']} comments: {what}", fontsize=11, x=0.01, ha="left")
+    title = f"{what[0].upper()}{what[1:]}, {row['dataset']} comments"
+    if rows["model"].nunique() == 1:
+        name = Path(row["model"]).absolute().name.replace("$", r"\$")
+        title = f"{name} on {row['dataset']} comments: {what}"
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")

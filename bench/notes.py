@@ -17,7 +17,7 @@ def note(text: str) -> None:
 
 
 def is_native(variant: Variant, device: str) -> bool:
-    """Whether the device computes in the variant's precision itself, rather than emulate it."""
+    """Says whether the device computes in the variant's precision itself, rather than emulate it."""
     return device == "gpu" or variant.needs in {None, *machine.cpu_capabilities()}
 
 

@@ -60,8 +60,8 @@ def count_flips(probs: np.ndarray, reference: np.ndarray, problem: str) -> tuple
 def judge(changed: int, decisions: int, tolerance: float = TOLERANCE) -> bool | None:
     """Says whether at most a share of `tolerance` of all decisions changes, from those that were checked.
 
-    True and False are wrong with a chance of at most 5%, by the exact binomial test (Clopper and Pearson, 1934); None
-    where so few decisions can't tell. A tolerance of 0 or 1 is judged by what was checked alone.
+    True and False are wrong with a chance of at most 5%, by the exact binomial test (Clopper and Pearson, 1934), as if
+    decisions were independent; None where so few can't tell. A tolerance of 0 or 1 is judged by these alone.
     """
     if not 0 < tolerance < 1:
         return changed / decisions <= tolerance
@@ -144,9 +144,8 @@ def verdict_of(stats: dict, tolerance: float) -> tuple[str, str]:
     good, words = judge(changed, decisions, tolerance), f"{changed:,} of {decisions:,} decisions changed, "
     if good is None:
         needed = decisions_needed(changed, decisions, tolerance)
-        often = (
-            f"about {needed / decisions:.1f} times as many texts would do" if needed else "no number of texts would do"
-        )
+        often = f"about {needed / decisions:.1f} times as many texts would do" if needed else "more would hardly tell"
         return "not enough texts to tell", f"{words}the tolerance is {tolerance:.3%}; {often}"
     than = "at most" if good else "more than"
-    return "good" if good else "NOT GOOD", f"{words}{than} the tolerance of {tolerance:.3%} with 95% confidence"
+    confidence = " with 95% confidence" if 0 < tolerance < 1 else ""
+    return "good" if good else "NOT GOOD", f"{words}{than} the tolerance of {tolerance:.3%}{confidence}"

@@ -56,7 +56,7 @@ def load_variant(name: str, source: Path, place: Place, limit: int) -> tuple[Run
     variant = VARIANTS[name]
     if place.gpu is None:
         os.environ["RAYON_NUM_THREADS"] = str(place.threads)  # the tokenizer's
-    if "torch" not in variant.packages:
+    if variant.export:
         os.environ["USE_TORCH"] = "0"  # else transformers, here for its tokenizer, imports it: seconds
     runner, rounds = variant.load(source, place), variant.plans_shapes(place.gpu)
     return runner, lambda lengths: round_up(lengths, limit) if rounds else lengths

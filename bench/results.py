@@ -145,3 +145,8 @@ def latest(rows):
     how |= dict.fromkeys(("messages/s", "tokens/s", "tflops", "mfu"), "median")
     how |= {"min": "min", "max": "max", "passes": "sum", "max_diff": "max", "flips": "max", "decisions": "max"}
     return rows.groupby([*CELL], sort=False, as_index=False).agg(how)
+
+
+def best(rows, *keys: str):
+    """Returns the fastest row for each combination of values of the keys, the fastest of them first."""
+    return rows.sort_values("messages/s", ascending=False, kind="stable").drop_duplicates([*keys])

@@ -60,7 +60,7 @@ def verdict(rows, command: str) -> list[str]:
     if len(wrong):
         lines.append(f"Not right, since they change more than {TOLERANCE:.1%} of the decisions:")
     for row in wrong.to_dict("records"):
-        lines.append(line(row, "-", f"; {round(row['flips'] * row['decisions'])} of {row['decisions']:,.0f}"))
+        lines.append(line(row, "-", f"; {flips_of(row)}"))
     lines += doubts(right)
     if len(torch):
         lines.append(f"1.0x is eager FP32 torch in dataset order, its forward passes: {number(base)} messages/s.")
@@ -73,6 +73,13 @@ def verdict(rows, command: str) -> list[str]:
     candidates = ",".join(dict.fromkeys(["torch", *right["variant"][:3]]))
     command = command.format(variant=winner["variant"], candidates=candidates)
     return [*lines, f"{words} Next:", *fold(command)]
+
+
+def flips_of(row) -> str:
+    """Returns the changed decisions as a count; as a share where older rows have no count."""
+    if np.isfinite(row["decisions"]):
+        return f"{round(row['flips'] * row['decisions'])} of {row['decisions']:,.0f}"
+    return f"{row['flips']:.2%}"
 
 
 def doubts(rows) -> list[str]:

@@ -71,10 +71,11 @@ def bind(session, device) -> Runner:
     dtype, numpy_dtype = dtypes[output.type]
     only_queue = onnxruntime.RunOptions()
     only_queue.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    example = {"input_ids": np.ones((1, 2), np.int64), "attention_mask": np.ones((1, 2), np.int64)}
-    labels = session.run([output.name], feed(names, example))[0].shape[1]  # not in every graph
+    labels = output.shape[1] if isinstance(output.shape[1], int) else None  # not in every graph
 
     def prepare(inputs):
+        nonlocal labels
+        labels = labels or session.run([output.name], feed(names, inputs))[0].shape[1]
         tensors = {name: torch.from_numpy(array).to(device) for name, array in feed(names, inputs).items()}
         binding = session.io_binding()
         logits = torch.empty((len(inputs["input_ids"]), labels), dtype=dtype, device=device)

@@ -17,6 +17,7 @@ def load(folder: Path, place: Place) -> Runner:
 
     torch.set_num_threads(place.threads)
     model = load_model(folder)
+    model.config.id2label = {i: str(i) for i in range(model.config.num_labels)}  # names need not be unique
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     device = -1 if place.gpu is None else place.gpu
     pipe = pipeline("text-classification", model=model, tokenizer=tokenizer, device=device)
@@ -30,7 +31,7 @@ def load(folder: Path, place: Place) -> Runner:
             scores = pipe(texts[start : start + step], batch_size=size, max_length=limit, **options)
             for i, labels in enumerate(scores, start):
                 for label in labels:
-                    logits[i, model.config.label2id[label["label"]]] = label["score"]
+                    logits[i, int(label["label"])] = label["score"]
             beat(start)
         return logits
 

@@ -35,7 +35,7 @@ class Runner:
 
 
 def runs(gpu: int | None) -> None:
-    """Checks nothing: what torch's own check of a GPU doesn't refuse runs."""
+    """Checks nothing: it runs on every device that torch finds."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def table(rows: pd.DataFrame) -> str:
     ]
     text += [f"| {', '.join(kinds)} | {' | '.join(outcome)} |" for outcome, kinds in ordered]
     off = rows.groupby("precision")["max_diff"].max()
-    right = [rows[(rows["transformers"] == version) & rows["refused"].isna()]["type"].nunique() for version in versions]
+    whole = rows["refused"].isna().groupby([rows["transformers"], rows["type"]]).all()
+    right = [int(whole[version].sum()) for version in versions]
     counts = " and ".join(f"{count} of {len(results)}" for count in right)
     return "\n".join(text) + (
         f"\n\nExported: {counts} types, in FP32 and in FP16. Largest difference of any logit of these tiny models from "
@@ -90,7 +91,7 @@ def result(rows: pd.DataFrame, version: str) -> str:
     words = {}
     for row in rows[rows["transformers"] == version].to_dict("records"):
         fused = {0: "not fused", LAYERS: "fused"}.get(row["attention"], "fused in part")
-        fused = "" if row["precision"] == "fp32" and row["exporter"] == "optimum" else f", {fused}"
+        fused = "" if row["precision"] == "fp32" else f", {fused}"
         made = row["exporter"].split(",")[0] if isinstance(row["exporter"], str) else ""
         words[row["precision"].upper()] = f"{made}{fused}" if made else "refused"
     if len(set(words.values())) == 1:

@@ -275,6 +275,7 @@ def test_the_fastest_right_row_says_how(label, tiny_model, monkeypatch, tmp_path
     assert classify_texts.choose_way(args, "gpu", "other", same["weights_id"])["variant"] == "onnx-fp16"
 
 
+@pytest.mark.needs("ray")
 def test_on_ray_the_parts_are_the_same(tiny_model, source, tmp_path, label):
     _, _, whole = label("--workers", 1, output="whole")
     rows = pd.DataFrame({"id": whole["id"], "subreddit": "x", "body": bodies_of(source)})

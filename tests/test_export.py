@@ -57,7 +57,7 @@ def test_a_type_that_no_exporter_knows_is_refused(tmp_path):
     make_tiny(folder, word_level_tokenizer("xlnet"), tiny_config("xlnet"))
     words = refused(export, folder, tmp_path / "out", "fp32")
     assert words.startswith("a classifier of type xlnet can't be exported to ONNX fp32 (optimum: ")
-    assert "; torch: " in words and not list((tmp_path / "out").iterdir())
+    assert "; torch, not fused: " in words and not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.needs("optimum")
@@ -78,12 +78,12 @@ def test_an_exporter_whose_file_is_wrong_gives_way_to_the_next(precision, tiny_m
 
     monkeypatch.setitem(room.EXPORTERS, "optimum", wrong)
     made = export(tiny_model, tmp_path, precision)
-    assert made["exporter"] == "torch" and "optimum: its file is wrong, by up to 0." in made["findings"][0]
-    assert "2 Attention" in made["nodes"]
+    assert "optimum: its file is wrong, by up to 0." in made["findings"][0]
+    assert ("2 Attention" in made["nodes"]) == (precision == "fp16")
     about = json.loads((tmp_path / room.ABOUT).read_text())
-    assert about["exporter"] == "torch"
+    assert about["exporter"] == made["exporter"] == room.NAMES[precision][1]
     assert about["files"] == sorted(path.name for path in tmp_path.iterdir() if path.name != room.ABOUT)
-    monkeypatch.setattr(room, "EXPORTERS", {"optimum": wrong})
+    monkeypatch.setitem(room.NAMES, precision, ("optimum",))
     (tmp_path / "other").mkdir()
     assert "its file is wrong, by up to 0." in refused(export, tiny_model, tmp_path / "other", precision)
 
@@ -105,6 +105,8 @@ def test_an_export_of_other_weights_is_made_anew_and_what_is_not_ours_is_refused
     Path("tiny-onnx/export.json").unlink()
     words = refused(find_export, "fp32", "tiny", model)
     assert "has no export.json" in words and "which no export made; move it away" in words
+    Path("tiny-onnx/parity.json").write_text("{}")
+    assert "export_onnx.py --overwrite makes and checks it anew" in refused(find_export, "fp32", "tiny", model)
 
 
 def test_the_default_models_published_export_is_taken_before_exporting(

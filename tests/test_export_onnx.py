@@ -148,9 +148,11 @@ def test_a_wrong_export_fails_the_gate_and_is_not_uploaded(tiny_model, here, hub
     assert "This export failed its check" in (here / "tiny-onnx-fp16" / "README.md").read_text()
 
 
-def test_upload_makes_one_commit_with_everything(tiny_model, here, hub, export, monkeypatch):
+def test_upload_makes_one_commit_with_everything_but_texts(tiny_model, here, hub, export, monkeypatch, texts):
     monkeypatch.setenv("HF_TOKEN", "good")
-    code, *printed = export(tiny_model, "--upload", "--repo-id", "team/tiny", "--private", "--tolerance", 0.01)
+    pd.DataFrame({"body": texts[:40]}).to_csv(here / "mine.csv")
+    options = ["--upload", "--repo-id", "team/tiny", "--private", "--tolerance", 0.1, "--dataset", "mine.csv"]
+    code, *printed = export(tiny_model, *options)
     assert code == 0
     [repo] = hub.repos
     assert (repo["name"], repo["organization"], repo["private"]) == ("tiny", "team", True)
@@ -161,6 +163,7 @@ def test_upload_makes_one_commit_with_everything(tiny_model, here, hub, export, 
     assert hub.stored[files["model.onnx"]["oid"]] == (folder / "model.onnx").read_bytes()
     card = base64.b64decode(files["README.md"]["content"]).decode()
     assert 'folder = "team/tiny"' in card
+    assert not any(" ".join(text.split())[:50] in card for text in texts[:40])
     assert f"uploaded: {hub.url}/team/tiny/commit/1" in "".join(printed)
     assert "good" not in card.replace("go_emotions", "") and "HF_TOKEN" not in card
 

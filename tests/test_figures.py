@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from bench import figures
-from bench.figures import add_title, device_name, draw_comparison, draw_parity, draw_scaling
+from bench.figures import add_title, device_name, draw_comparison, draw_overview, draw_parity, draw_scaling
 from runtimes import VARIANTS
 
 GPU, CPU = "NVIDIA-GeForce-RTX-4090", "Intel-Xeon-Platinum-8481C-4-cores"
@@ -61,6 +61,16 @@ def bests(devices: int, names: list[str]) -> list[dict]:
 @pytest.mark.parametrize("function", [draw_comparison, draw_parity])
 def test_no_labels_overlap(function, devices, names):
     assert overlaps(draw(function, bests(devices, names))) == []
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_no_labels_of_the_overview_overlap(count):
+    rows = [
+        make_row("openvino-bf16", 1000 * 3**i, device=GPU if i % 2 else CPU, model=f"owner/a-model-{i}", factor=i + 0.7)
+        | {"base": 500.0, "timed": "texts" if i % 2 else "forward", "commit": "published" if i % 3 else "0123456789"}
+        for i in range(count)
+    ]
+    assert overlaps(draw(draw_overview, rows)) == []
 
 
 @pytest.mark.parametrize("workers", [(1,), (1, 10)])

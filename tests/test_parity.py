@@ -108,7 +108,7 @@ def test_a_verdict_needs_enough_decisions():
     )
     undecided, why = verdict_of(words | {"decisions": 800}, 0.001)
     assert undecided == "not enough texts to tell" and "0 of 800" in why and "about 3.8 times as many" in why
-    assert "no number of texts" in verdict_of(words | {"changed": 1, "decisions": 1000}, 0.001)[1]
+    assert "more would hardly tell" in verdict_of(words | {"changed": 1, "decisions": 1000}, 0.001)[1]
     assert verdict_of(words | {"non_finite_texts": 1}, 1)[0] == "NOT GOOD"
 
 

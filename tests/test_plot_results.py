@@ -16,9 +16,10 @@ from conftest import ROOT
 
 import plot_results
 import run_benchmark
+from bench.readme import BEGIN, END
 from bench.results import COLUMNS, append_row, results_path
 
-README = f"# Title\nabove\n{plot_results.BEGIN}\n{plot_results.END}\nbelow\n"
+README = f"# Title\nabove\n{BEGIN}\n{END}\nbelow\n"
 GPU, CPU = "NVIDIA-GeForce-RTX-4090", "Intel-Xeon-Platinum-8481C-4-cores"
 MODEL = "owner/some_model"
 
@@ -72,12 +73,17 @@ def test_all_is_drawn_and_the_readme_written_between_its_markers(project, plot):
     names = ["comparison_some_model_normal", "parity_some_model_normal"]
     names += [f"scaling_some_model_{device}_normal" for device in (GPU, CPU)]
     assert sorted(folder.glob("*.png")) == sorted(folder / f"{name}.png" for name in names)
-    assert all(str(folder / f"{name}.png") in out for name in names)
+    assert all(str(folder / f"{name}.png") in out for name in names) and "results/overview.png" in out
 
     readme = Path("README.md").read_text()
-    assert readme.startswith(f"# Title\nabove\n{plot_results.BEGIN}\n")
-    assert readme.endswith(f"\n{plot_results.END}\nbelow\n")
-    table = [line for line in readme.splitlines() if line.startswith("|")][2:]
+    assert readme.startswith(f"# Title\nabove\n{BEGIN}\n")
+    assert readme.endswith(f"\n{END}\nbelow\n")
+    headline = (
+        "- RTX 4090, some\\_model: **12.3 times eager FP32 torch** at its best: onnx-fp16, 1,234 messages/s over 100"
+    )
+    assert headline in readme
+    results = Path("results/README.md").read_text()
+    table = [line for line in results.splitlines() if line.startswith("|")][2:]
     cpu = "Intel Xeon Platinum 8481C, 4 cores"
     assert table == [  # the fastest device first, and its variants; 1234 / 100 = 12.34
         "| RTX 4090 | onnx-fp16 | 1,234 | 12.34 | length order, size 64 | 2 x 1 | 1,111 | - | 0.001 | 0.050% |",
@@ -86,8 +92,21 @@ def test_all_is_drawn_and_the_readme_written_between_its_markers(project, plot):
         f"| {cpu} | torch | 5 | 1.00 | dataset order, size 8 | 1 x 4 | - | - | 0.001 | 0.050% |",
     ]
     assert all((project / link).is_file() for link in re.findall(r"\]\((.+?)\)", readme))
+    assert all((project / "results" / link).is_file() for link in re.findall(r"\]\((.+?)\)", results))
     origin = "- RTX 4090 (10,000 messages): onnxruntime 1.31.1, torch 2.13.0, commit 0123456789, 2026-11-22\n"
     assert origin in Path("results/README.md").read_text()
+
+
+def test_the_first_figure_is_over_transformers_pipeline_where_it_was_measured(project, plot, drawn):
+    texts = {"timed": "texts", "device": CPU, "messages": 512}
+    save(Path("results"), make_row("pipeline", 4, **texts), make_row("pipeline", 6, size=32, **texts))
+    save(Path("results"), make_row("onnx", 15, **texts), make_row("onnx-int8", 60, **texts | {"flips": "0.2"}))
+    assert plot()[0] == 0
+    headline = (
+        "4 cores, some\\_model: **2.5 times transformers' own pipeline** at its best: onnx, 15 messages/s over 6\n"
+    )
+    assert headline in Path("README.md").read_text()
+    assert "| pipeline | - | - | dataset order, size 32 | 1 x 1 | 6 | - |" in Path("results/README.md").read_text()
 
 
 def test_commands_in_the_readme_are_run_benchmarks(project, plot, drawn, monkeypatch):
@@ -121,7 +140,7 @@ def test_check_finds_what_is_out_of_date_and_writes_nothing(project, plot):
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
     code, _, err = plot("--check")
     stale = [Path(line.removesuffix(" is out of date")).name.split("_")[0] for line in err.splitlines()]
-    assert (code, stale) == (1, ["comparison", "scaling", "parity", "README.md", "README.md"])
+    assert (code, stale) == (1, ["overview.png", "comparison", "scaling", "parity", "README.md", "README.md"])
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
 
 
@@ -147,8 +166,12 @@ def test_the_published_tables_of_three_devices(tmp_path, plot):
     code, _, err = plot("--results-dir", str(tmp_path / "results"))
     assert (code, err) == (0, "")
     kinds = sorted(path.name.split("_")[0] for path in tmp_path.rglob("*.png"))
-    assert kinds == ["comparison"] * 2 + ["scaling"] * 6  # they say nothing about parity
-    readme = (tmp_path / "README.md").read_text()
+    assert kinds == ["comparison"] * 2 + ["overview.png"] + ["scaling"] * 6  # they say nothing about parity
+    headline = (
+        "- H200, roberta-base-go\\_emotions: **4.0 times eager FP32 torch** at its best: onnx-fp16, 4,037 messages/s"
+    )
+    assert headline in (tmp_path / "README.md").read_text()
+    readme = (tmp_path / "results" / "README.md").read_text()
     assert "| H200 | onnx-fp16 | 4,037 | 3.98 | dataset order, size 8 | 10 x 1 | - | - | - | - |" in readme
     assert (
         "- RTX 5060 Ti (10,000 messages, published elsewhere): tables of the repository joaopn/"
@@ -172,7 +195,7 @@ def test_what_is_left_out_is_counted(project, plot, drawn):
             f"{MODEL}, {GPU}, normal: 1 cell(s) on {messages} messages are left out, since there are more on others\n"
         )
         assert said in err
-    readme = Path("README.md").read_text()
+    readme = Path("results/README.md").read_text()
     assert "| onnx-fp16 | 1,234 | 12.34 |" in readme, "a failed cell does not replace a good one"
     assert "99,999" not in readme and "88,888" not in readme
 
@@ -183,11 +206,11 @@ def test_models_of_one_name_and_texts_of_one_name_stay_apart(project, plot, draw
     assert plot()[0] == 0
     paths = [chart.path for chart in drawn]
     assert len(set(paths)) == len(paths)
-    readme = Path("README.md").read_text()
-    assert "### run\\_1/model, dataset normal" in readme and "### run-1/model, dataset normal" in readme
+    readme = Path("results/README.md").read_text()
+    assert "## run\\_1/model, dataset normal" in readme and "## run-1/model, dataset normal" in readme
     assert plot()[0] == 0
-    assert Path("README.md").read_text() == readme, "it does not grow"
-    assert len(readme.splitlines()) < 120
+    assert Path("results/README.md").read_text() == readme, "it does not grow"
+    assert len(readme.splitlines()) < 160
 
 
 def test_rows_of_other_texts_or_weights_are_not_mixed(project, plot, drawn):
@@ -280,13 +303,13 @@ def test_a_full_disk_costs_no_figure_and_no_readme(project, plot):
 
 
 def test_a_readme_without_markers_is_an_error_and_without_a_readme_figures_are_drawn(project, plot, drawn):
-    Path("README.md").write_text(README.replace(plot_results.END, ""))
+    Path("README.md").write_text(README.replace(END, ""))
     code, out, err = plot()
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "a README.md lacks the lines" in err
     Path("README.md").unlink()
     code, out, err = plot()
-    assert (code, len(drawn), err.count("\n")) == (0, 4, 1)
+    assert (code, len(drawn), err.count("\n")) == (0, 5, 1)
     assert "without their tables" in err
 
 

@@ -170,6 +170,15 @@ def test_a_run_on_a_gpu_whose_place_the_cpu_takes(tiny_model, tiny_exports, tmp_
     assert (from_texts["timed"], from_texts["status"]) == ("texts", "ok")
 
 
+def test_transformers_pipeline_in_a_process_of_its_own(tmp_path, tiny_model):
+    """Whatever the orders, at each batch size, from texts alone."""
+    done = benchmark(tmp_path, tiny_model, "--model", "pipeline", "--batches", "1,8", "--order", "length")
+    assert done.returncode == 0, done.stderr
+    rows = saved_rows(tmp_path)
+    assert sorted(rows["size"]) == [1, 8] and set(rows.timed) == {"texts"} and set(rows.order) == {"dataset"}
+    assert (rows.max_diff < 1e-5).all()
+
+
 # ------------------------------------------------------------------------------------------------------------ faults
 
 
