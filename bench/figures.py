@@ -4,7 +4,7 @@ import math
 import re
 from pathlib import Path
 
-from bench.parity import TOLERANCE, is_wrong
+from bench.parity import TOLERANCE, is_wrong, judge_row
 from bench.results import PUBLISHED
 
 WINNER, OTHERS, WRONG = "#0072B2", "#8FB6CE", "#DDDDDD"  # Okabe and Ito's blue, and paler
@@ -169,14 +169,16 @@ def draw_parity(rows, figsize: tuple | None):
         placed = []
         for _, row in points.sort_values("messages/s").iterrows():
             x, y = max(row["flips"], least), row["messages/s"]
-            ax.plot(x, y, "o", color="#D55E00" if is_wrong(row) else WINNER, markersize=5)
+            fill = "none" if judge_row(row) is None else "full"  # too few texts to tell
+            ax.plot(x, y, "o", color="#D55E00" if is_wrong(row) else WINNER, markersize=5, fillstyle=fill)
             label = max([y, *(other + 0.05 * top for other in placed[-1:])])  # names are kept apart, from below up
             placed.append(label)
             text = f"{row['variant']} ({row['max_diff']:.0e})"
             ax.plot([x, 1.2 * x], [y, label], color="gray", linewidth=0.6, zorder=1)
             ax.annotate(text, (1.25 * x, label), va="center", fontsize=8)
         ax.set(xscale="log", xlim=(least / 1.5, max(0.3, 10 * points["flips"].max())), ylim=(0, 1.15 * top))
-        ax.set(title=device_title(points.iloc[0]), xlabel="changed decisions (largest difference)", ylabel="messages/s")
+        label = "changed decisions (largest difference); hollow: too few texts to tell"
+        ax.set(title=device_title(points.iloc[0]), xlabel=label, ylabel="messages/s")
         ax.set_xticks([least, 1e-4, 1e-3, 1e-2, 1e-1], ["0", "0.01%", "0.1%", "1%", "10%"])
         ax.xaxis.set_minor_locator(NullLocator())
     return figure

@@ -87,11 +87,16 @@ def decisions_needed(changed: int, decisions: int, tolerance: float = TOLERANCE)
     return None
 
 
-def is_wrong(row) -> bool:
-    """Says whether a row of results changes too many decisions; one from before they were counted, by their share."""
+def judge_row(row) -> bool | None:
+    """Judges a row of results as judge() does; one from before decisions were counted, by their share."""
     if np.isfinite(row["decisions"]):
-        return judge(round(row["flips"] * row["decisions"]), int(row["decisions"])) is False
-    return row["flips"] > TOLERANCE
+        return judge(round(row["flips"] * row["decisions"]), int(row["decisions"]))
+    return not row["flips"] > TOLERANCE
+
+
+def is_wrong(row) -> bool:
+    """Says whether a row of results is known to change too many decisions."""
+    return judge_row(row) is False
 
 
 def statistics(probs: np.ndarray, reference: np.ndarray, problem: str) -> dict:

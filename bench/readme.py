@@ -12,6 +12,7 @@ from bench.files import markdown
 from bench.parity import is_wrong
 from bench.results import PUBLISHED, best
 from bench.texts import DATASETS
+from bench.verdict import flips_of
 from utils import UserError
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -85,10 +86,11 @@ def headline_block(rows, charts: list, folder: Path) -> str:
         lines += [f"![{chart.what}]({link_to(chart, folder)})", ""]
     for row in [row for chart in overview for row in chart.rows.to_dict("records")]:
         people = "eager FP32 torch" if row["timed"] == "forward" else "transformers' own pipeline"
-        source = "; published elsewhere, without parity" if row["commit"] == PUBLISHED else ""
+        checked = "without parity" if math.isnan(row["flips"]) else f"{flips_of(row)} decisions changed"
+        source = f"; published elsewhere, {checked}" if row["commit"] == PUBLISHED else f"; {checked}"
         place = f"{device_name(row['device'])}, {markdown(names[row['model']])}"
         line = f"- {place}: **{row['factor']:.1f} times {people}** at its best: {row['variant']}, "
-        lines.append(f"{line}{speed(row['messages/s'])} messages/s over {speed(row['base'])}{source}")
+        lines.append(f"{line}{speed(row['messages/s'])} messages/s against {speed(row['base'])}{source}")
     return "\n".join([*lines, "", WRITTEN])
 
 
@@ -112,12 +114,13 @@ def results_block(rows, charts: list, folder: Path) -> str:
             and tuple(chart.rows.iloc[0][["model", "dataset"]]) == (model, dataset)
         ]
         lines += [f"## {markdown(names[model])}, dataset {markdown(dataset)}", "", f"!{links[0]}", ""]
-        lines += [f"More: {', '.join(links[1:])}", ""]
+        lines += [*(f"- {link}" for link in links[1:]), ""]
         lines += [f"| {' | '.join(TABLE)} |", "|" + " --- |" * len(TABLE)]
         forward, texts = (best(group[group["timed"] == timed], "device", "variant") for timed in ("forward", "texts"))
         pair = ["device", "variant"]
         bests = forward.join(texts.set_index(pair)["messages/s"].rename("from texts"), on=pair)
-        alone = texts[~texts["variant"].isin(forward["variant"])].assign(**{"from texts": texts["messages/s"]})
+        texts = texts.assign(**{"from texts": texts["messages/s"]})
+        alone = texts[~texts["variant"].isin(forward["variant"])]
         bests = pd.concat([bests, alone.assign(**dict.fromkeys(("messages/s", "factor", "mfu"), math.nan))])
         devices = list(bests["device"].unique())
         for _, row in bests.sort_values("device", key=lambda column: column.map(devices.index)).iterrows():
@@ -169,7 +172,7 @@ def provenance(rows) -> list[str]:
 def with_block(readme: str, block: str) -> str:
     """Returns a README's text with the block between its markers. Raises UserError if it has none."""
     before, _, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    _, end, after = rest.rpartition(END)  # a model may be called so
     if not end:
         raise UserError(f"a README.md lacks the lines {BEGIN} and {END} for the results; --output goes without them")
     return f"{before}{BEGIN}\n{block}\n{END}{after}"

@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 
-from bench.parity import TOLERANCE, decisions_needed, is_wrong, judge
+from bench.parity import TOLERANCE, decisions_needed, is_wrong, judge_row
 from bench.table import batches, number
 
 WIDTH = 80
@@ -87,7 +87,7 @@ def doubts(rows) -> list[str]:
     names, needed = [], []
     for row in rows[rows["decisions"].notna() & (rows["max_diff"] > NEAR)].to_dict("records"):
         changed, decisions = round(row["flips"] * row["decisions"]), int(row["decisions"])
-        if judge(changed, decisions) is None:
+        if judge_row(row) is None:
             names.append(f"{row['variant']} ({changed} of {decisions:,})")
             needed.append(decisions_needed(changed, decisions))
     if not names:

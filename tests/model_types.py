@@ -80,10 +80,9 @@ def table(rows: pd.DataFrame) -> str:
     whole = rows["refused"].isna().groupby([rows["transformers"], rows["type"]]).all()
     right = [int(whole[version].sum()) for version in versions]
     counts = " and ".join(f"{count} of {len(results)}" for count in right)
-    return "\n".join(text) + (
-        f"\n\nExported: {counts} types, in FP32 and in FP16. Largest difference of any logit of these tiny models from "
-        f"torch's, same padding: FP32 {off['fp32']:.1g}, FP16 {off['fp16']:.1g}, computed on a CPU.\n"
-    )
+    words = f"Who exports a type; fused: its attention is one node. Exported are {counts} types, in both precisions. "
+    words += "Largest difference of any logit of these tiny models from torch's, on the same padded batches, on a CPU: "
+    return "\n".join([*text, "", f"{words}FP32 {off['fp32']:.1g}, FP16 {off['fp16']:.1g}.", ""])
 
 
 def result(rows: pd.DataFrame, version: str) -> str:
