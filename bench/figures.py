@@ -101,7 +101,7 @@ def draw_overview(rows, figsize: tuple | None):
         ax.annotate(text, (row["factor"], i), (5, 0), textcoords="offset points", va="center", fontsize=8)
     places = [f"{device_name(row['device'])}\n{Path(row['model']).name}" for row in rows.to_dict("records")]
     ax.set_yticks(range(len(rows)), places, fontsize=8)
-    ax.set(xlim=(0, 1.9 * rows["factor"].max()), ylim=(len(rows) - 0.5, -0.5))
+    ax.set(xlim=(0, 2.1 * rows["factor"].max()), ylim=(len(rows) - 0.5, -0.5))
     ax.axvline(1, color="gray", linewidth=0.8)
     ax.tick_params(axis="both", length=0)
     ax.set_xticks([1], ["1x"])

@@ -78,9 +78,7 @@ def test_all_is_drawn_and_the_readme_written_between_its_markers(project, plot):
     readme = Path("README.md").read_text()
     assert readme.startswith(f"# Title\nabove\n{BEGIN}\n")
     assert readme.endswith(f"\n{END}\nbelow\n")
-    headline = (
-        "- RTX 4090, some\\_model: **12.3 times eager FP32 torch** at its best: onnx-fp16, 1,234 messages/s"
-    )
+    headline = "- RTX 4090, some\\_model: **12.3 times eager FP32 torch** at its best: onnx-fp16, 1,234 messages/s"
     assert headline in readme
     results = Path("results/README.md").read_text()
     table = [line for line in results.splitlines() if line.startswith("|")][2:]
