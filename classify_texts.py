@@ -130,7 +130,8 @@ def choose_way(args: Namespace, device: str, name: str, weights_id: str) -> dict
     measured = measured_way(args, name, weights_id)
     if measured:
         way |= {key: measured[key] for key in way if key != "device"}
-        say(f"fastest right row in {args.results_dir}: {measured['variant']}, {measured['messages/s']:.1f} messages/s")
+        words = f"{measured['variant']}, {measured['messages/s']:.1f} messages/s on {measured['dataset']}"
+        say(f"fastest right row in {args.results_dir}: {words}, {measured['date'][:10]}")
     else:
         say(f"nothing right was measured in {args.results_dir} for this device and model: taking what should be fast")
     asked = {"variant": args.variant, "workers": args.workers, "threads": args.threads}

@@ -6,8 +6,8 @@
 
 For each model and dataset, into results/<model>/ or --output:
 
-    overview                             the best right variant of each model and device against what people use (in
-                                         --results-dir itself)
+    overview                             the fastest variant of each model and device that is not known to be wrong,
+                                         against what people use (in --results-dir itself)
     comparison_<model>_<dataset>         each variant at its best on each device, the fastest first
     scaling_<model>_<device>_<dataset>   messages/s over the texts in a batch
     parity_<model>_<dataset>             messages/s against changed decisions
@@ -113,7 +113,7 @@ def select(rows, column: str, words: list[str]):
 
 def plan(rows, args: Namespace) -> list[Chart]:
     """Returns the figures that the rows give, the overview first."""
-    names, what = model_names(rows), "the best right variant against what people use"
+    names, what = model_names(rows), "the fastest variant not known to be wrong, against what people use"
     overview = Chart((args.output or args.results_dir[0]) / "overview", figures.draw_overview, headlines(rows), what)
     charts = [overview] if len(overview.rows) else []
     forward = rows[rows["timed"] == "forward"]

@@ -286,7 +286,7 @@ def note_the_peak(sweep: Sweep, rows: list[dict]) -> None:
 
 def say_verdict(args: Namespace, sweep: Sweep, rows: list[dict]) -> None:
     good, _, _ = results.good_rows(rows)
-    command = next_command(args.quick, args.model_id, args.device, args.threads)
+    command = next_command(args)
     for line in [] if good.empty else verdict(results.latest(good), command):
         say(clean(line))
 

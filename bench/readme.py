@@ -9,7 +9,7 @@ from urllib.parse import quote
 from bench import figures
 from bench.figures import batching, device_name, device_title, shown, speed
 from bench.files import markdown
-from bench.parity import is_wrong
+from bench.parity import is_wrong, judge_row
 from bench.results import PUBLISHED, best
 from bench.texts import DATASETS
 from bench.verdict import flips_of
@@ -87,6 +87,7 @@ def headline_block(rows, charts: list, folder: Path) -> str:
     for row in [row for chart in overview for row in chart.rows.to_dict("records")]:
         people = "eager FP32 torch" if row["timed"] == "forward" else "transformers' own pipeline"
         checked = "without parity" if math.isnan(row["flips"]) else f"{flips_of(row)} decisions changed"
+        checked += ", too few texts to tell" * (judge_row(row) is None)
         source = f"; published elsewhere, {checked}" if row["commit"] == PUBLISHED else f"; {checked}"
         place = f"{device_name(row['device'])}, {markdown(names[row['model']])}"
         line = f"- {place}: **{row['factor']:.1f} times {people}** at its best: {row['variant']}, "

@@ -2,6 +2,7 @@
 
 import shlex
 import textwrap
+from argparse import Namespace
 
 import numpy as np
 
@@ -89,12 +90,12 @@ def doubts(rows) -> list[str]:
         changed, decisions = round(row["flips"] * row["decisions"]), int(row["decisions"])
         if judge_row(row) is None:
             names.append(f"{row['variant']} ({changed} of {decisions:,})")
-            needed.append(decisions_needed(changed, decisions))
+            needed.append((decisions_needed(changed, decisions) or 0) / decisions)
     if not names:
         return []
-    enough = f"about {max(needed):,} decisions would do" if all(needed) else "check more with export_onnx.py"
-    words = f"Too few texts to tell whether they change more than {TOLERANCE:.1%}: {', '.join(names)}; {enough}."
-    return textwrap.wrap(words, WIDTH)
+    enough = f"about {max(needed):.1f} times as many would do" if all(needed) else "more would hardly tell"
+    words = f"Too few texts to tell whether they change more than {TOLERANCE:.1%}: {', '.join(names)}; {enough}"
+    return textwrap.wrap(f"{words} (export_onnx.py checks more).", WIDTH)
 
 
 def fold(command: str) -> list[str]:
@@ -109,11 +110,13 @@ def fold(command: str) -> list[str]:
     return lines
 
 
-def next_command(quick: bool, model: str, device: str, threads: int) -> str:
+def next_command(args: Namespace) -> str:
     """Returns the command that follows a run, for verdict(): after a first look a longer one, else the labelling."""
-    model = shlex.quote(model).replace("{", "{{").replace("}", "}}")
-    if quick:
-        words = f"python run_benchmark.py --model {{candidates}} --device {device} --model-id {model}"
-        sizes = "8 --batch-tokens 512,1024,2048" if device == "cpu" else "1,32,128"
-        return f"{words} --threads {threads} --limit 500 --order dataset,length,tokens --batches {sizes}"
-    return f"python classify_texts.py {model} FILE --output labels --device {device}"
+    given = args.model_id, args.dataset, args.column
+    model, dataset, column = (shlex.quote(text).replace("{", "{{").replace("}", "}}") for text in given)
+    if not args.quick:
+        return f"python classify_texts.py {model} FILE --output labels --device {args.device}"
+    words = f"python run_benchmark.py --model {{candidates}} --device {args.device} --model-id {model}"
+    words += f" --dataset {dataset}" * (args.dataset != "normal") + f" --column {column}" * (args.column != "body")
+    sizes = "8 --batch-tokens 512,1024,2048" if args.device == "cpu" else "1,32,128"
+    return f"{words} --threads {args.threads} --limit 500 --order dataset,length,tokens --batches {sizes}"

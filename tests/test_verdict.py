@@ -1,5 +1,7 @@
 """The verdict: ranks, ties, what is not right, and the next command."""
 
+from argparse import Namespace
+
 import pytest
 
 from bench.results import COLUMNS, good_rows, latest
@@ -25,12 +27,17 @@ def row(variant: str, speed: float, spread: float = 0, **columns) -> dict:
 BASE = row("torch", 10, timed="forward", order="dataset")
 
 
+def asked(quick: bool, **options) -> Namespace:
+    same = {"quick": quick, "model_id": "ann/a model", "device": "cpu", "threads": 2}
+    return Namespace(**same | {"dataset": "normal", "column": "body"} | options)
+
+
 def table(*rows):
     return latest(good_rows(list(rows))[0])
 
 
 def told(*rows, quick: bool = False) -> list[str]:
-    lines = verdict(table(BASE, *rows), next_command(quick, "ann/a model", "cpu", 2))
+    lines = verdict(table(BASE, *rows), next_command(asked(quick)))
     assert max(map(len, lines)) <= 80
     return lines
 
@@ -90,3 +97,9 @@ def test_the_next_command_can_be_copied(quick):
     else:
         assert command == "python classify_texts.py 'ann/a model' FILE --output labels --device cpu"
     assert "'ann/a model'" in command
+
+
+def test_the_next_command_keeps_the_users_texts():
+    command = next_command(asked(True, dataset="my file.csv", column="text"))
+    assert " --dataset 'my file.csv' --column text --threads 2" in command
+    assert "--dataset" not in next_command(asked(True)) and "--column" not in next_command(asked(True))
