@@ -86,7 +86,7 @@ def headline_block(rows, charts: list, folder: Path) -> str:
         lines += [f"![{chart.what}]({link_to(chart, folder)})", ""]
     for row in [row for chart in overview for row in chart.rows.to_dict("records")]:
         people = "eager FP32 torch" if row["timed"] == "forward" else "transformers' own pipeline"
-        checked = "without parity" if math.isnan(row["flips"]) else f"{flips_of(row)} decisions changed"
+        checked = "outputs not compared" if math.isnan(row["flips"]) else f"{flips_of(row)} decisions changed"
         checked += ", too few texts to tell" * (judge_row(row) is None)
         source = f"; published elsewhere, {checked}" if row["commit"] == PUBLISHED else f"; {checked}"
         place = f"{device_name(row['device'])}, {markdown(names[row['model']])}"
