@@ -78,9 +78,7 @@ def find_export(precision: str, model_id: str, folder: Path) -> tuple[Path, str]
         if foreign := foreign_files(exported):
             raise UserError(f"./{exported} {why_not}, and it holds {foreign[0]}, which no export made; move it away")
         say(f"./{exported} {why_not}: exporting anew")
-        make_export(exported, model_id, folder, precision)
-        return file, f"exported now into ./{exported}"
-    if (model_id, precision) in PUBLISHED:
+    elif (model_id, precision) in PUBLISHED:
         repo, published = PUBLISHED[model_id, precision]
         try:
             downloaded = download(repo, allow_patterns=[published, f"{published}_data"]) / published

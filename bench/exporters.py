@@ -96,10 +96,10 @@ def with_torch(folder: Path, target: Path, precision: str, fused: bool = True) -
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
     model, [inputs, _], file = load_model(folder), example_batches(folder), target / "model.onnx"
-    end_token = load_config(folder).eos_token_id  # BART's head is at the last of these
+    config, tokenizer = model.config, load_tokenizer(folder)
     inputs = {name: array[1:, :16].copy() for name, array in inputs.items()}
-    if end_token is not None and load_config(folder).is_encoder_decoder:
-        inputs["input_ids"][:, -1] = end_token
+    if config.eos_token_id is not None and config.is_encoder_decoder:
+        inputs["input_ids"][:, -1] = config.eos_token_id  # BART's head is at the last of these
     inputs["attention_mask"][1:, -3:] = 0  # an example must have padding in it
     names = list(inputs)
 
@@ -126,8 +126,8 @@ def with_torch(folder: Path, target: Path, precision: str, fused: bool = True) -
     if fused:
         made, _ = optimize_for_ort(made)
         expand_positions(made)
-        if load_tokenizer(folder).padding_side == "right":
-            use_lengths(made, token_limit(load_config(folder), load_tokenizer(folder)))
+        if tokenizer.padding_side == "right":
+            use_lengths(made, token_limit(config, tokenizer))
     onnx_ir.save(made, file, external_data=f"{file.name}.data")
     words = "torch's ONNX exporter" + (", fused by onnxscript for onnxruntime" if fused else "")
     if precision == "fp16":

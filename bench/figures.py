@@ -45,6 +45,11 @@ def batching(row) -> str:
     return f"batches of {size:,} tokens" if row["order"] == "tokens" else f"{row['order']} order, size {size}"
 
 
+def baseline(row) -> str:
+    """Says over what a row of readme.headlines has its factor."""
+    return "eager FP32 torch" if row["timed"] == "forward" else "transformers' own pipeline"
+
+
 def shown(value: float, form: str) -> str:
     return "-" if math.isnan(value) else form.format(value)
 
@@ -94,10 +99,9 @@ def draw_overview(rows, figsize: tuple | None):
     """
     figure, [ax] = panels(1, 1, (8.5, 0.55 * len(rows) + 0.3), figsize)
     for i, row in enumerate(rows.to_dict("records")):
-        people = "eager FP32 torch" if row["timed"] == "forward" else "transformers' pipeline"
         ax.barh(i, row["factor"], 0.62, color=OTHERS if row["commit"] == PUBLISHED else WINNER)
         text = f"{row['factor']:.1f}x  {row['variant']}: {speed(row['messages/s'])} messages/s\n"
-        text += f"       {people}: {speed(row['base'])}" + ", published elsewhere" * (row["commit"] == PUBLISHED)
+        text += f"       {baseline(row)}: {speed(row['base'])}" + ", published elsewhere" * (row["commit"] == PUBLISHED)
         ax.annotate(text, (row["factor"], i), (5, 0), textcoords="offset points", va="center", fontsize=8)
     places = [f"{device_name(row['device'])}\n{Path(row['model']).name}" for row in rows.to_dict("records")]
     ax.set_yticks(range(len(rows)), places, fontsize=8)

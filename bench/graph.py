@@ -43,17 +43,11 @@ def store_weights(file: Path) -> None:
     onnx.save_model(model, file, save_as_external_data=large, location=location, size_threshold=1024)
 
 
-def count_nodes(file: Path) -> Counter:
-    """Counts the nodes of each kind."""
-    import onnx
-
-    return Counter(node.op_type for node in onnx.load(file, load_external_data=False).graph.node)
-
-
 def count_attention(file: Path) -> int:
     """Counts the nodes that are a whole attention."""
-    nodes = count_nodes(file)
-    return sum(nodes[name] for name in FUSIONS[0][0])
+    import onnx
+
+    return sum(node.op_type in FUSIONS[0][0] for node in onnx.load(file, load_external_data=False).graph.node)
 
 
 def describe_graph(file: Path, precision: str, layers: int) -> dict:
@@ -65,8 +59,8 @@ def describe_graph(file: Path, precision: str, layers: int) -> dict:
     import onnx
     from onnx import TensorProto
 
-    model, nodes = onnx.load(file, load_external_data=False), count_nodes(file)
-    findings = []
+    model = onnx.load(file, load_external_data=False)
+    nodes, findings = Counter(node.op_type for node in model.graph.node), []
     if precision == "fp16":
         for kind, expected, consequence in FUSIONS:
             found = sum(nodes[name] for name in kind)

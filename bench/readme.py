@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bench import figures
-from bench.figures import batching, device_name, device_title, shown, speed
+from bench.figures import baseline, batching, device_name, device_title, shown, speed
 from bench.files import markdown
 from bench.parity import is_wrong, judge_row
 from bench.results import PUBLISHED, best
@@ -85,12 +85,11 @@ def headline_block(rows, charts: list, folder: Path) -> str:
     for chart in overview:
         lines += [f"![{chart.what}]({link_to(chart, folder)})", ""]
     for row in [row for chart in overview for row in chart.rows.to_dict("records")]:
-        people = "eager FP32 torch" if row["timed"] == "forward" else "transformers' own pipeline"
         checked = "outputs not compared" if math.isnan(row["flips"]) else f"{flips_of(row)} decisions changed"
         checked += ", too few texts to tell" * (judge_row(row) is None)
         source = f"; published elsewhere, {checked}" if row["commit"] == PUBLISHED else f"; {checked}"
         place = f"{device_name(row['device'])}, {markdown(names[row['model']])}"
-        line = f"- {place}: **{row['factor']:.1f} times {people}** at its best: {row['variant']}, "
+        line = f"- {place}: **{row['factor']:.1f} times {baseline(row)}** at its best: {row['variant']}, "
         lines.append(f"{line}{speed(row['messages/s'])} messages/s against {speed(row['base'])}{source}")
     return "\n".join([*lines, "", WRITTEN])
 

@@ -87,10 +87,10 @@ def doubts(rows) -> list[str]:
     """Names the variants of which too few texts were checked; none within NEAR of the original."""
     names, needed = [], []
     for row in rows[rows["decisions"].notna() & (rows["max_diff"] > NEAR)].to_dict("records"):
-        changed, decisions = round(row["flips"] * row["decisions"]), int(row["decisions"])
         if judge_row(row) is None:
-            names.append(f"{row['variant']} ({changed} of {decisions:,})")
-            needed.append((decisions_needed(changed, decisions) or 0) / decisions)
+            names.append(f"{row['variant']} ({flips_of(row)})")
+            decisions = int(row["decisions"])
+            needed.append((decisions_needed(round(row["flips"] * decisions), decisions) or 0) / decisions)
     if not names:
         return []
     enough = f"about {max(needed):.1f} times as many would do" if all(needed) else "more would hardly tell"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import refused
-from tiny import make_tiny, make_tiny_bert, tiny_config, word_level_tokenizer
+from tiny import make_tiny, make_tiny_bert, tiny_config, with_a_wrong_head, word_level_tokenizer
 
 from bench import export as room
 from bench import graph
@@ -63,20 +63,7 @@ def test_a_type_that_no_exporter_knows_is_refused(tmp_path):
 @pytest.mark.needs("optimum")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_exporter_whose_file_is_wrong_gives_way_to_the_next(precision, tiny_model, tmp_path, monkeypatch):
-    right = room.EXPORTERS["optimum"]
-
-    def wrong(folder, target, *arguments):
-        import onnx
-        from onnx import numpy_helper
-
-        words = right(folder, target, *arguments)
-        model = onnx.load(target / "model.onnx")
-        [head] = [weight for weight in model.graph.initializer if weight.name.endswith("classifier.out_proj.weight")]
-        head.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(head), head.name))
-        onnx.save(model, target / "model.onnx")
-        return words
-
-    monkeypatch.setitem(room.EXPORTERS, "optimum", wrong)
+    monkeypatch.setitem(room.EXPORTERS, "optimum", with_a_wrong_head(room.EXPORTERS["optimum"]))
     made = export(tiny_model, tmp_path, precision)
     assert "optimum: its file is wrong, by up to 0." in made["findings"][0]
     assert ("2 Attention" in made["nodes"]) == (precision == "fp16")

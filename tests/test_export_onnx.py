@@ -18,7 +18,14 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
-from tiny import make_tiny_albert, make_tiny_bert, make_tiny_distilbert, make_tiny_roberta, make_tiny_xlm_roberta
+from tiny import (
+    make_tiny_albert,
+    make_tiny_bert,
+    make_tiny_distilbert,
+    make_tiny_roberta,
+    make_tiny_xlm_roberta,
+    with_a_wrong_head,
+)
 
 import export_onnx
 from bench.batches import pad
@@ -128,20 +135,7 @@ def test_int8_of_layers_that_share_their_weights(tmp_path, texts, here, export):
 
 
 def test_a_wrong_export_fails_the_gate_and_is_not_uploaded(tiny_model, here, hub, export, monkeypatch):
-    right = export_onnx.export
-
-    def wrong(folder, target, *arguments):
-        import onnx
-        from onnx import numpy_helper
-
-        graph = right(folder, target, *arguments)
-        model = onnx.load(target / "model.onnx")
-        [head] = [weight for weight in model.graph.initializer if weight.name.endswith("classifier.out_proj.weight")]
-        head.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(head), head.name))
-        onnx.save(model, target / "model.onnx")
-        return graph
-
-    monkeypatch.setattr(export_onnx, "export", wrong)
+    monkeypatch.setattr(export_onnx, "export", with_a_wrong_head(export_onnx.export))
     code, out, _ = export(tiny_model, "--upload", "--hf-token", "good")
     assert code == 1 and "NOT GOOD" in out
     assert not hub.commits and not hub.repos

@@ -83,6 +83,23 @@ def make_tiny_xlm_roberta(folder: Path, texts: list[str], **options) -> Path:
     return make_tiny(folder, tokenizer, XLMRobertaConfig(**SIZES | MULTI_LABEL | config | options))
 
 
+def with_a_wrong_head(export):
+    """The same export, whose file has its classifier's weights negated."""
+
+    def wrong(folder, target, *arguments):
+        import onnx
+        from onnx import numpy_helper
+
+        made = export(folder, target, *arguments)
+        model = onnx.load(target / "model.onnx")
+        [head] = [weight for weight in model.graph.initializer if weight.name.endswith("classifier.out_proj.weight")]
+        head.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(head), head.name))
+        onnx.save(model, target / "model.onnx")
+        return made
+
+    return wrong
+
+
 # the names that configs have for the sizes of a model
 SMALL = {
     **dict.fromkeys(("vocab_size", "n_words"), 200),
