@@ -6,8 +6,8 @@
 The model is exported by optimum's O4 (fused nodes, tanh GELU, FP16) or by torch's exporter, whichever fuses more of its
 attention. Its graph is looked at, and its probabilities are compared with those of the original model in eager FP32
 PyTorch, text by text. The folder holds model.onnx, the config, the tokenizer, a model card (README.md) and the same
-figures for machines (parity.json). It is NOT GOOD if an output is infinite or not a number, or if with 95% confidence
-more than --tolerance of the decisions change. It is uploaded only if asked for, and not if it is NOT GOOD.
+figures for machines (parity.json). It is NOT WITHIN TOLERANCE if an output is infinite or not a number, or if
+with 95% confidence more than --tolerance of the decisions change. It is uploaded only if asked for, and not then.
 
 Nothing is left behind by an export that fails or is interrupted.
 
@@ -19,6 +19,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 from argparse import Namespace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,29 +27,34 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from bench.card import write_card
-from bench.export import EXPORTS, export, export_folder, foreign_files
+from bench.classifier import Classifier, ClassifierSpec, Predictions
+from bench.export.card import write_card
+from bench.export.ensure import REPORT, export_folder, foreign_files
+from bench.export.select import EXPORT_KINDS, export_model
 from bench.files import LONGEST_NAME, check_writable, new_folder
-from bench.hub import with_timeout
-from bench.inputs import Inputs, prepare_inputs
-from bench.machine import cpu_name, find_gpu, project_commit, versions
-from bench.models import RANDOM_MODEL, find_model
-from bench.parity import DECISIONS, TOLERANCE, probabilities, statistics, verdict_of, worst_texts
-from bench.passes import Cell, Job, Worker
-from bench.sweep import gather
-from bench.texts import Dataset, load_dataset
-from bench.workers import Workers, in_fresh_process
+from bench.inputs.batches import Batching
+from bench.inputs.datasets import Dataset, load_dataset
+from bench.inputs.hub import with_timeout
+from bench.inputs.model import WEIGHTS, Model
+from bench.inputs.random_model import RANDOM_MODEL
+from bench.inputs.resolve import resolve_model
+from bench.judge import NOT_WITHIN, TOLERANCE, judge_export
+from bench.machine import describe_device
+from bench.parity import DECISIONS, probabilities, statistics, worst_texts
+from bench.processes import ProcessPool, run_in_subprocess
+from bench.provenance import project_commit, versions
+from bench.variants import Device
 from runtimes import VARIANTS
-from runtimes.onnx import check
-from runtimes.runner import Place
 from utils import CACHE, Parser, RunError, UserError, clean, cpu_cores, first_line, int_from, process_count, run, say
+
+RUNTIMES = "torch", "transformers", "optimum-onnx", "onnxruntime-gpu", "onnxruntime"  # whose versions a report has
 
 
 def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
     add, whole = parser.add_argument, int_from(1)
     add("model_id", metavar="MODEL_ID", help=f"Hub id, local folder, or {RANDOM_MODEL}")
-    add("--precision", choices=list(EXPORTS), default="fp16", help="default: fp16; int8 is for CPUs")
+    add("--precision", choices=list(EXPORT_KINDS), default="fp16", help="default: fp16; int8 is for CPUs")
     add("--save-dir", type=Path, help="default: ./<name>-onnx-fp16, or -onnx-int8, -onnx, by precision")
     add("--overwrite", action="store_true", help="replace an existing export")
     add("--disable-shape-inference", action="store_true", help="for very large models")
@@ -58,8 +64,8 @@ def parse_arguments() -> Namespace:
     add("--dataset", default="normal", help="normal, filtered, or a CSV, CSV.gz or Parquet file (default: normal)")
     add("--column", default="body", help="the file's text column (default: body)")
     add("--limit", type=whole, help="only so many texts, evenly spaced (default: all)")
-    order_help = "order of the check's batches (default: length)"
-    add("--order", choices=("dataset", "length"), default="length", help=order_help)
+    batching_help = "how the check's batches are made (default: sorted)"
+    add("--batching", choices=("in-order", "sorted"), default="sorted", help=batching_help)
     add("--batch-size", type=whole, default=1, help="batch size of the check (default: 1)")
     tolerance_help = f"largest share of changed decisions (default: {TOLERANCE})"
     add("--tolerance", type=share, default=TOLERANCE, help=tolerance_help)
@@ -83,27 +89,28 @@ def share(text: str) -> float:
     return value
 
 
-def find_place(args: Namespace) -> tuple[Place, str]:
+def check_device(args: Namespace) -> tuple[Device, str]:
     """Returns where the check runs, and the machine's name; a GPU is used if there is one, unless --device says cpu."""
-    if args.device != "cpu" and args.precision != "int8":
+    variant = VARIANTS[EXPORT_KINDS[args.precision].variant]
+    if args.device != "cpu":
         try:
-            name, driver, _ = in_fresh_process(find_gpu, args.gpu)
-            in_fresh_process(check, args.gpu)
-            return Place(args.gpu, args.threads), f"{name} (driver {driver})"
+            if "gpu" in variant.unsupported:
+                raise UserError(f"{args.precision} can't be checked on a gpu: {variant.unsupported['gpu']}")
+            info = run_in_subprocess(describe_device, args.gpu)
+            run_in_subprocess(variant.check_device, args.gpu)
+            return Device(args.gpu, args.threads), f"{info.name} (driver {info.driver})"
         except UserError as error:
             if args.device == "gpu":
                 raise
             say(f"checking on the CPU: {error}")
-    if args.device == "gpu":
-        raise UserError("int8 has kernels for CPUs only: check it with --device cpu")
-    return Place(None, args.threads), f"{cpu_name()}, {args.threads} threads"
+    return Device(None, args.threads), f"{describe_device(None).name}, {args.threads} threads"
 
 
-def check_target(target: Path, source: Path, overwrite: bool) -> None:
+def check_target(target: Path, model: Path, overwrite: bool) -> None:
     """Raises UserError if the folder is taken or can't be made, or if the disk is too full."""
-    here, there = target.resolve(), source.resolve()
+    here, there = target.resolve(), model.resolve()
     if here == there or here in there.parents or there in here.parents:
-        raise UserError(f"{target} is, holds or lies in the model's own folder {source}")
+        raise UserError(f"{target} is, holds or lies in the model's own folder {model}")
     if os.path.lexists(target):
         if not overwrite:
             raise UserError(f"{target} exists; --overwrite replaces it")
@@ -114,77 +121,84 @@ def check_target(target: Path, source: Path, overwrite: bool) -> None:
     if len(os.fsencode(target.name)) > LONGEST_NAME - 20:  # a temporary name is longer
         raise UserError(f"{target.name[:20]}... is too long for the name of a folder")
     check_writable(target.absolute().parent)
-    needed = 3 * sum(file.stat().st_size for file in source.iterdir() if file.suffix in (".safetensors", ".bin"))
+    needed = 3 * sum(file.stat().st_size for file in model.iterdir() if file.suffix in WEIGHTS)
     free = shutil.disk_usage(target.absolute().parent).free
     if free < needed:
         raise UserError(f"too little room for {target}: {needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free")
 
 
-def run_over(inputs: Inputs, job: Job, cell: Cell) -> tuple[np.ndarray, float]:
-    """Runs a variant once over all texts; returns its logits [texts, labels] and messages/s."""
+def predict(spec: ClassifierSpec, texts: list[str], batching: Batching) -> Predictions:
+    """Runs a variant once over all texts in a process of its own, with a progress bar."""
     with (
-        Workers(Worker, [(0, job)]) as workers,
-        tqdm(desc=cell.variant, total=len(inputs.lengths), unit="text", file=sys.stderr) as progress,
+        tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file,
+        ProcessPool(Classifier, [(spec,)]) as pool,
+        tqdm(desc=spec.variant, total=len(texts), unit="text", file=sys.stderr) as progress,
     ):
-        workers.ask(Worker.prepare, cell)
-        [(start, end)] = workers.ask(Worker.run, on_beat=lambda done: progress.update(done[0] * cell.size - progress.n))
-        [report] = workers.ask(Worker.report)
+        json.dump(texts, file)
+        file.flush()
+        request = Classifier.predict_share, Path(file.name), batching
+        [(_, predictions)] = pool.call(*request, on_heartbeat=lambda done: progress.update(done[0] - progress.n))
         progress.update(progress.total - progress.n)
-    return gather(inputs, report["kept"]), len(inputs.lengths) / (end - start)
+    return predictions
 
 
-def compare(args: Namespace, source: Path, file: Path, texts: list[str], place: Place) -> dict:
-    """Runs the original and the export over the same batches; returns what the report says of both."""
-    inputs = prepare_inputs(source, texts, place.gpu, with_reference=False)
-    exported = next(name for name, variant in VARIANTS.items() if variant.export == args.precision)
-    logits, speed = {}, {}
-    for name, variant, loaded in (("original", "torch", source), ("export", exported, file)):
-        cell = Cell(variant, 1, args.batch_size, args.order)
-        logits[name], speed[name] = run_over(inputs, Job(source, variant, loaded, place, inputs.folder), cell)
-    problem = inputs.about["problem"]
-    reference, probs = (probabilities(logits[name], problem) for name in ("original", "export"))
-    stats = statistics(probs, reference, problem)
+def compare(model: Model, exported: ClassifierSpec, texts: list[str], batching: Batching, tolerance: float) -> dict:
+    """Runs the original and the export over the same texts; returns what the report says of both."""
+    probs, speed, problem_type = {}, {}, model.problem_type
+    original = ClassifierSpec(model, "torch", None, exported.device)
+    for name, spec in (("original", original), ("export", exported)):
+        predictions = predict(spec, texts, batching)
+        probs[name] = probabilities(predictions.logits, problem_type)
+        speed[name] = len(texts) / (predictions.end - predictions.start)
+    full = np.flatnonzero(predictions.has_tokens)
+    if not len(full):
+        raise UserError("the tokenizer gives no token for any text")
+    reference, probs = probs["original"][full], probs["export"][full]
+    stats = statistics(probs, reference, problem_type)
+    verdict, reason = judge_export(stats, tolerance)
     return {
-        "limit": inputs.about["limit"],
-        "problem": problem,
+        "max_length": model.max_length,
+        "problem_type": problem_type,
         **stats,
         "speed": speed,
-        "worst": worst_texts(probs, reference, texts, inputs.about["labels"]),
-        "tolerance": args.tolerance,
-        **dict(zip(("verdict", "reason"), verdict_of(stats, args.tolerance), strict=True)),
+        "worst": worst_texts(probs, reference, [texts[i] for i in full], model.labels),
+        "tolerance": tolerance,
+        "verdict": verdict,
+        "reason": reason,
     }
 
 
-def export_and_check(args: Namespace, source: Path, dataset: Dataset, folder: Path, repo: str) -> dict:
+def export_and_check(args: Namespace, model: Model, dataset: Dataset, folder: Path, repo: str) -> dict:
     """Fills `folder` with the export, the check's report and the card. Returns the report."""
-    place, machine = find_place(args)
+    device, machine = check_device(args)
     say(f"exporting {args.model_id} in {args.precision}")
-    graph = in_fresh_process(export, source, folder, args.precision, not args.disable_shape_inference)
+    graph = run_in_subprocess(export_model, model, args.precision, folder, not args.disable_shape_inference)
     for finding in (f"made by {graph['exporter']}", *graph["findings"]):
         say(f"graph: {finding}")
     say(f"checking on {len(dataset.texts)} texts on {machine}")
-    known = versions("torch", "transformers", "optimum-onnx", "onnxruntime-gpu", "onnxruntime")
+    known = versions(*RUNTIMES) | {"commit": project_commit()}
+    spec = ClassifierSpec(model, EXPORT_KINDS[args.precision].variant, folder, device)
     report = {
-        "model": args.model_id if source != Path(args.model_id) else source.resolve().name,
+        "model": args.model_id if model.folder != Path(args.model_id) else model.folder.resolve().name,
         "repo": repo,
         "precision": args.precision,
         "command": clean(shlex.join(["python", "export_onnx.py", *public_arguments(sys.argv[1:])])).replace("`", "'"),
-        "versions": ", ".join(f"{name} {version}" for name, version in [*known.items(), ("commit", project_commit())]),
+        "versions": ", ".join(f"{name} {version}" for name, version in known.items()),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": machine,
-        "provider": "CPUExecutionProvider" if place.gpu is None else "CUDAExecutionProvider",
-        "fp16_exercised": args.precision != "fp16" or place.gpu is not None,
+        "provider": "CPUExecutionProvider" if device.gpu is None else "CUDAExecutionProvider",
+        "fp16_exercised": args.precision != "fp16" or device.gpu is not None,
         "dataset": dataset.name,
         "column": args.column,
-        "messages": len(dataset.texts),
+        "texts": len(dataset.texts),
         "batch_size": args.batch_size,
-        "order": args.order,
+        "batching": args.batching,
         **graph,
-        **compare(args, source, folder / "model.onnx", dataset.texts, place),
+        **compare(model, spec, dataset.texts, Batching(args.batching, batch_size=args.batch_size), args.tolerance),
     }
     public = report if args.excerpts else report | {"worst": []}
-    (folder / "parity.json").write_text(json.dumps(without_nan(public), indent=2, allow_nan=False), encoding="utf-8")
-    write_card(folder, source, public)
+    (folder / REPORT).write_text(json.dumps(without_nan(public), indent=2, allow_nan=False), encoding="utf-8")
+    write_card(folder, model.folder, public)
     return report
 
 
@@ -213,13 +227,13 @@ def public_arguments(arguments: list[str]) -> list[str]:
 def print_report(report: dict) -> None:
     """Prints the check's result on standard output."""
     stats, speed = report["largest_difference"], report["speed"]
-    print(f"largest difference of any label, over {report['messages']} texts ({report['dataset']}):")
+    print(f"largest difference of any label, over {report['texts']} texts ({report['dataset']}):")
     print("  " + "  ".join(f"{name} {value:.3g}" for name, value in stats.items()))
     print(f"mean difference over all labels: {report['mean_over_labels']:.3g}")
     changed = f"{report['changed']:,} of {report['decisions']:,}, {report['flips']:.4%}"
-    print(f"changed decisions (flips): {changed} ({DECISIONS[report['problem']]})")
+    print(f"changed decisions (flips): {changed} ({DECISIONS[report['problem_type']]})")
     print(f"texts with outputs that are not finite: {report['non_finite_texts']}")
-    print(f"messages/s: {speed['export']:.1f}, original {speed['original']:.1f}")
+    print(f"messages/s, end to end: {speed['export']:.1f}, original {speed['original']:.1f}")
     for text in report["worst"]:
         print(f"\n  {text['excerpt']!r}")
         for label in text["labels"][:5]:
@@ -229,7 +243,7 @@ def print_report(report: dict) -> None:
         print("\na CPU computes this file in FP32 between casts: FP16 arithmetic was not exercised")
 
 
-def find_destination(args: Namespace, name: str):
+def hub_client(args: Namespace, name: str):
     """Returns the Hub's API with its token, and the repository to upload to.
 
     Raises UserError if the token is missing or not valid, or may not write there. A pull request may go anywhere.
@@ -287,10 +301,9 @@ def wants_upload(repo: str) -> bool:
 
 def main() -> int:
     args = parse_arguments()
-    source = find_model(args.model_id)
-    target = args.save_dir or export_folder(args.model_id, args.precision)
-    check_target(target, source, args.overwrite)
     check_writable(CACHE)
+    source, target = resolve_model(args.model_id), args.save_dir or export_folder(args.model_id, args.precision)
+    check_target(target, source, args.overwrite)
     dataset = load_dataset(args.dataset, args.column, args.limit)
     for note in dataset.notes:
         say(clean(note))
@@ -299,20 +312,21 @@ def main() -> int:
     api, repo = None, ""
     if args.upload or (not args.no_upload and sys.stdin.isatty()):
         try:
-            api, repo = find_destination(args, target.name)
+            api, repo = hub_client(args, target.name)
         except UserError as error:
             if args.upload:
                 raise
             say(f"it will not be uploaded: {error}")
+    model = run_in_subprocess(Model.from_folder, source, args.model_id)
     with new_folder(target, args.overwrite) as folder:
-        report = export_and_check(args, source, dataset, folder, target.name)
+        report = export_and_check(args, model, dataset, folder, target.name)
     print_report(report)
     print(f"\n{target}: {report['verdict']}, {report['reason']}", flush=True)
-    if report["verdict"] == "NOT GOOD":
+    if report["verdict"] == NOT_WITHIN:
         return 1
     if api and (args.upload or wants_upload(repo)):
         report |= {"repo": repo} if args.excerpts else {"repo": repo, "worst": []}
-        write_card(target, source, report)  # its example loads the repository, not the folder
+        write_card(target, model.folder, report)  # its example loads the repository, not the folder
         upload(api, repo, target, args)
     return 0
 

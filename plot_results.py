@@ -16,7 +16,7 @@ Also writes the headline into README.md, and tables and provenance into results/
 filter, --output or a format without png is given. --check writes nothing: it compares both texts, and the hash of its
 data that each figure carries.
 
-Of a device and dataset measured on several sets of messages or weights, the one with most cells is used.
+Of a device and dataset measured on several sets of texts or weights, the one with most cells is used.
 Lines that can't be read and failed cells are counted on standard error and left out.
 
 Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or input.
@@ -28,20 +28,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import figures
-from bench.figures import device_title
-from bench.files import file_name, new_file, slug
-from bench.readme import headline_block, headlines, model_names, provenance_block, results_block, with_block
-from bench.results import best, latest, read_results
+from bench.files import new_file
+from bench.naming import file_name, slug
+from bench.report import figures
+from bench.report.figures import device_title
+from bench.report.readmes import headline_block, headlines, model_names, provenance_block, results_block, with_block
+from bench.report.rows import fastest_per, latest_per_cell, read_results
 from utils import Parser, RunError, UserError, first_line, list_of, run, say
 
 FORMATS = ("png", "svg", "pdf")
 PLACE = ["model", "device", "dataset"]  # what factors are compared within
-SET = ["messages", "texts_id", "weights_id"]  # of several in a place only one is shown
+SET = ["texts", "texts_id", "weights_id"]  # of several in a place only one is shown
 FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "variant": "--variants"}
 # what a figure's digest covers
-SHOWN = [*PLACE, *SET, "variant", "workers", "threads", "size", "order", "timed", "messages/s", "min", "max"]
-SHOWN += ["tokens/s", "max_diff", "flips", "factor"]
+SHOWN = [*PLACE, *SET, "variant", "workers", "threads", "batching", "batch_size", "batch_tokens", "stage"]
+SHOWN += ["messages/s", "min", "max", "tokens/s", "max_diff", "flips", "factor"]
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ def load_rows(results_dirs: list[Path]):
         say(f"{failed} failed cells are left out")
     if rows.empty:
         raise UserError(f"no results in {', '.join(map(str, results_dirs))}; run_benchmark.py makes them")
-    rows = keep_fullest(latest(rows))
-    forward = rows[rows["timed"] == "forward"]
-    bases = forward[(forward["variant"] == "torch") & (forward["order"] == "dataset")]
+    rows = keep_fullest(latest_per_cell(rows))
+    forward = rows[rows["stage"] == "forward"]
+    bases = forward[(forward["variant"] == "torch") & (forward["batching"] == "in-order")]
     rows = rows.join(bases.groupby(PLACE)["messages/s"].max().rename("base"), on=PLACE)
     return rows.assign(factor=rows["messages/s"] / rows["base"])
 
@@ -84,10 +85,10 @@ def load_rows(results_dirs: list[Path]):
 def keep_fullest(rows):
     """Keeps the rows of the texts and weights that have the most cells of their model, device and dataset."""
     cells = rows.groupby([*PLACE, *SET]).size().reset_index(name="cells")
-    chosen = cells.sort_values(["cells", "messages"]).drop_duplicates(PLACE, keep="last")
+    chosen = cells.sort_values(["cells", "texts"]).drop_duplicates(PLACE, keep="last")
     for _, row in cells.drop(chosen.index).iterrows():
         place = ", ".join(row[name] for name in PLACE)
-        texts = f"{row['messages']} messages {row['texts_id']}".strip()
+        texts = f"{row['texts']} texts {row['texts_id']}".strip()
         say(f"{place}: {row['cells']} cell(s) on {texts} are left out, since there are more on others")
     return rows.merge(chosen[[*PLACE, *SET]])
 
@@ -116,11 +117,11 @@ def plan(rows, args: Namespace) -> list[Chart]:
     names, what = model_names(rows), "the fastest variant not known to be wrong, against what people use"
     overview = Chart((args.output or args.results_dir[0]) / "overview", figures.draw_overview, headlines(rows), what)
     charts = [overview] if len(overview.rows) else []
-    forward = rows[rows["timed"] == "forward"]
+    forward = rows[rows["stage"] == "forward"]
     for (model, dataset), group in forward.groupby(["model", "dataset"]):
         folder = args.output or args.results_dir[0] / file_name(names[model])
         start, end = file_name(names[model]), file_name(dataset)
-        bars = best(group, "device", "variant")
+        bars = fastest_per(group, "device", "variant")
         charts.append(
             Chart(folder / f"comparison_{start}_{end}", figures.draw_comparison, bars, "each variant at its best")
         )

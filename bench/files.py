@@ -1,9 +1,8 @@
-"""Files and folders that appear whole or not at all, digests of what is in them, and names for them."""
+"""Files and folders that appear whole or not at all, digests of what is in them, and JSON."""
 
 import contextlib
-import html
+import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -12,9 +11,10 @@ from typing import BinaryIO
 
 from xxhash import xxh3_64
 
-from utils import RunError, UserError, clean
+from utils import RunError, UserError, first_line
 
 LONGEST_NAME = 255  # bytes, on most file systems
+BLOCK_BYTES = 2**20  # that are hashed at a time
 
 
 def check_writable(folder: Path) -> None:
@@ -87,22 +87,18 @@ def digest(content: Iterable[bytes | Path]) -> str:
         single = xxh3_64(part if isinstance(part, bytes) else part.name.encode())
         if isinstance(part, Path):
             with part.open("rb") as file:
-                while block := file.read(2**20):
+                while block := file.read(BLOCK_BYTES):
                     single.update(block)
         total.update(single.digest())
     return total.hexdigest()
 
 
-def markdown(text: str) -> str:
-    """Escapes a text for Markdown, so that it brings no HTML, links, pictures or table cells."""
-    return re.sub(r"([\\`*_\[\]()!|~#])", r"\\\1", html.escape(clean(text), quote=False))
-
-
-def slug(name: str) -> str:
-    """Turns a name into letters, digits, dots and dashes: `RTX 4090` into `RTX-4090`."""
-    return re.sub(r"(?:[^\w.]|_)+", "-", name).strip("-.")
-
-
-def file_name(name: str) -> str:
-    """Turns a name into a part of a file name, each into another: `a b` into `a%20b`."""
-    return re.sub(r"^\.|[^\w.-]", lambda character: f"%{ord(character[0]):02X}", name) or "%"
+def read_json(file: Path) -> dict:
+    """Reads the object in a JSON file. Raises UserError if there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} can't be read: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} can't be read: it holds a {type(content).__name__}, not an object")
+    return content

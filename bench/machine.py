@@ -1,22 +1,18 @@
-"""The machine: device, versions, commit, what others do on it, and how much it could do."""
+"""The machine: its devices, what they compute natively, and what others do on them."""
 
 import contextlib
-import hashlib
-import importlib.metadata
 import os
 import platform
 import re
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from runtimes.pytorch import DTYPES, load_model
-from runtimes.runner import Place
-from utils import ROOT, UserError, cpu_cores, first_line
+from utils import UserError, cpu_cores, first_line
 
 # what makes a GPU's clock lower than its load and its settings ask for, by NVML's nvmlClocksEventReasons; the software
 # power cap (0x04) is the normal state of a busy GPU
@@ -27,44 +23,24 @@ THROTTLING = {
     0x80: "power brake",
 }
 # what /proc/cpuinfo says of a CPU that multiplies in BF16, or in INT8 without sums that saturate
-CAPABILITIES = {
+CPU_FEATURES = {
     "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
     "vnni": {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"},
 }
-POLL_SECONDS = 0.2  # between two looks at a GPU's clock
-PEAK_PRODUCTS = ((8192, 1024, 4096), (4096, 4096, 4096), (2048, 2048, 2048))  # rows, inner, columns
-GPU_PEAK_PRODUCTS = ((8192, 8192, 8192), *PEAK_PRODUCTS)
-PEAK_SECONDS = 0.5  # for each of them
+POLL_SECONDS = 0.2  # between two looks at a GPU's clock: shorter than a pass, and hardly any work
+BUSY_SECONDS = 0.25  # over which the load of a CPU is taken: 25 ticks of /proc/stat
 
 
 # ------------------------------------------------------------------------------------------------- what it is
 
 
-def versions(*packages: str) -> dict[str, str]:
-    """Returns the versions of those of the packages that are installed."""
-    found = {}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+@dataclass(frozen=True)
+class DeviceInfo:
+    """A device's `name`; of a GPU also its `driver` and NVML's id (`uuid`), empty where NVML does not tell."""
 
-
-def project_commit() -> str:
-    """Returns this project's commit; where the code is not the commit's, "+" and a digest of the code follow."""
-    files = sorted(path for folder in (".", "bench", "runtimes") for path in (ROOT / folder).glob("*.py"))
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "--short=10", "HEAD")
-        changed = git("status", "--porcelain", "--", *(str(path.relative_to(ROOT)) for path in files))
-    except (OSError, subprocess.CalledProcessError):
-        commit, changed = "", "no git"
-    return f"{commit}+{code}" if changed else commit
+    name: str
+    driver: str = ""
+    uuid: str = ""
 
 
 def cpu_name() -> str:
@@ -78,18 +54,20 @@ def cpu_name() -> str:
     return f"{' '.join(name.split())}, {cpu_cores()} cores"
 
 
-def cpu_capabilities() -> set[str]:
-    """Returns what the processor multiplies natively, see CAPABILITIES; nothing outside Linux, which doesn't say."""
+def cpu_features() -> set[str]:
+    """Returns what the processor multiplies natively, see CPU_FEATURES; nothing outside Linux, which doesn't say."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    return {name for name, signs in CAPABILITIES.items() if flags & signs}
+    return {name for name, signs in CPU_FEATURES.items() if flags & signs}
 
 
-def find_gpu(gpu: int) -> tuple[str, str, str]:
-    """Returns a GPU's name, driver and NVML id. Call it in a fresh process: it starts CUDA.
+def describe_device(gpu: int | None) -> DeviceInfo:
+    """Describes a GPU, or with None the CPU. For a GPU call it in a process of its own: it starts CUDA.
 
     Raises UserError if there is no such GPU, with the reason that torch gives, such as a driver that is too old.
     """
+    if gpu is None:
+        return DeviceInfo(cpu_name())
     import torch
 
     if not torch.cuda.is_available():
@@ -103,22 +81,21 @@ def find_gpu(gpu: int) -> tuple[str, str, str]:
         raise UserError(f"no GPU {gpu}: there are {torch.cuda.device_count()}, numbered from 0")
     import pynvml
 
-    try:
+    driver, uuid = "", f"GPU-{torch.cuda.get_device_properties(gpu).uuid}"
+    with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
         driver = pynvml.nvmlSystemGetDriverVersion()
-    except pynvml.NVMLError:
-        driver = ""
-    return torch.cuda.get_device_name(gpu), driver, f"GPU-{torch.cuda.get_device_properties(gpu).uuid}"
+    return DeviceInfo(torch.cuda.get_device_name(gpu), driver, uuid)
 
 
 # ---------------------------------------------------------------------------------------- what others do on it
 
 
-def cpu_load() -> float | None:
+def cpu_busy() -> float | None:
     """Returns the share of this process's cores that others keep busy now; None where it is not known (not Linux)."""
     try:
         before = cpu_seconds()
-        time.sleep(0.25)
+        time.sleep(BUSY_SECONDS)
         busy, total = cpu_seconds() - before
     except (OSError, AttributeError, TypeError, ValueError):  # other systems, and containers that number cores anew
         return None
@@ -134,7 +111,7 @@ def cpu_seconds() -> np.ndarray:
     return np.array([busy, busy + idle + iowait])
 
 
-def gpu_load(uuid: str) -> tuple[float, int, float]:
+def gpu_busy(uuid: str) -> tuple[float, int, float]:
     """Returns what others do on a GPU: the share of the last second in which it was busy, processes, and used MiB.
 
     Raises UserError where NVML does not tell. In a container, the processes outside are not seen.
@@ -143,9 +120,9 @@ def gpu_load(uuid: str) -> tuple[float, int, float]:
 
     try:
         gpu = nvml_handle(uuid)
-        load = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100
+        busy = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100
         others = len(pynvml.nvmlDeviceGetComputeRunningProcesses(gpu))
-        return load, others, pynvml.nvmlDeviceGetMemoryInfo(gpu, version=pynvml.nvmlMemory_v2).used / 2**20
+        return busy, others, pynvml.nvmlDeviceGetMemoryInfo(gpu, version=pynvml.nvmlMemory_v2).used / 2**20
     except pynvml.NVMLError as error:
         raise UserError(f"whether others use the GPU, or its clock is throttled, is not known: {error}") from error
 
@@ -181,59 +158,3 @@ def watch_throttling(uuid: str) -> Iterator[set[str]]:
     finally:
         done.set()
         thread.join()
-
-
-# ------------------------------------------------------------------------------------------ how much it could do
-
-
-def measure_peaks(precisions: list[str], place: Place) -> dict[str, float]:
-    """Measures for each precision the FLOP/s that the best of a few large matrix products reaches on all of the device.
-
-    That is what a user can get of it, not what its data sheet says. INT8 has none: torch's product is far from it.
-    """
-    import torch
-
-    torch.set_num_threads(cpu_cores())
-    torch.backends.cuda.matmul.allow_tf32 = False
-    device = torch.device("cpu" if place.gpu is None else f"cuda:{place.gpu}")
-    wait = (lambda: None) if place.gpu is None else (lambda: torch.cuda.synchronize(device))
-    repeats = 1 if place.gpu is None else 10  # products between two waits
-    peaks = {}
-    for precision in set(precisions) & {*DTYPES}:
-        for rows, inner, columns in PEAK_PRODUCTS if place.gpu is None else GPU_PEAK_PRODUCTS:
-            dtype = getattr(torch, DTYPES[precision])
-            left, right = (torch.rand(n, inner, device=device).to(dtype) for n in (rows, columns))
-            torch.mm(left, right.T)
-            begin = time.monotonic()
-            while time.monotonic() - begin < PEAK_SECONDS:
-                wait()
-                start = time.monotonic()
-                for _ in range(repeats):
-                    torch.mm(left, right.T)
-                wait()
-                seconds = (time.monotonic() - start) / repeats
-                peaks[precision] = max(peaks.get(precision, 0), 2 * rows * inner * columns / seconds)
-    return peaks
-
-
-def count_flops(folder: Path, lengths: np.ndarray, example: list[int]) -> float:
-    """Counts the FLOPs of the model's forward pass over texts of so many tokens, padding not counted.
-
-    `example`: the token ids of the longest text, of which beginnings and the last token are run.
-
-    torch's counter counts some lengths with eager attention (of others it misses the products on a CPU); between them
-    the FLOPs a token are interpolated, which are linear in the length but for the head and for relative positions.
-    A multiplication and an addition are 2 FLOPs. What is done element by element is left out.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model = load_model(folder, attn_implementation="eager")
-    counted = np.unique(np.clip([0, 16, 64, 256, 10**9], lengths.min(), lengths.max()))
-    per_token = []
-    for length in counted:
-        ids = torch.tensor([[*example[: length - 1], example[-1]]])
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            model(input_ids=ids, attention_mask=torch.ones_like(ids))
-        per_token.append(counter.get_total_flops() / length)
-    return float((np.interp(lengths, counted, per_token) * lengths).sum())

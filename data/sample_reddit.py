@@ -21,33 +21,32 @@ Exit code: 0, 1 if a dump is corrupt or no comment is left, 2 for wrong usage or
 import csv
 import gzip
 import io
-import json
 import math
 import os
 import re
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from operator import call
 from pathlib import Path
 
-import msgspec
+import pyarrow as pa
 from tqdm import tqdm
 from xxhash import xxh3_64_intdigest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.files import LONGEST_NAME, check_writable, new_file
-from bench.texts import DATASETS
-from bench.workers import Workers, beat
+from bench.inputs.datasets import DATASETS
+from bench.inputs.format_json_lines import NOT_JSON
+from bench.inputs.readers import Table, UnreadableFile
+from bench.processes import ProcessPool, heartbeat
 from utils import Parser, RunError, first_line, int_from, run, say
 
-WINDOW = 2**31  # bytes, the largest that zstandard has (--long=31)
-PIECE = 2**13  # compressed bytes that are decompressed at a time: so few that the result stays in the cache
-LONGEST_LINE = 2**26  # bytes; the longest comments have about 100 KB of JSON
+# what is read of a comment; `created_utc`, in seconds since 1970, stands in quotes in some early dumps
+SCHEMA = pa.schema([("id", "string"), ("subreddit", "string"), ("body", "string"), ("created_utc", "float64")])
 # What becomes of a line. Each is counted once, under the first of these that is true of it.
 COUNTS = {
     "broken": "not JSON",
@@ -63,15 +62,6 @@ COUNTS = {
 
 # priority, id, subreddit, body
 Drawn = tuple[int, str, str, str]
-
-
-class Comment(msgspec.Struct, frozen=True, gc=False):
-    """What is read of a line; msgspec passes over all other fields."""
-
-    id: str
-    subreddit: str
-    body: str
-    created_utc: int | float | str | None = None  # seconds since 1970; a string in some early dumps
 
 
 class BadDump(RunError):
@@ -102,108 +92,43 @@ def sample_dumps(dumps: list[Path], rules: Namespace) -> tuple[Counter, list[Dra
 
 def sample_dump(path: Path, rules: Namespace, before: int = 0) -> tuple[Counter, list[Drawn]]:
     """Counts and draws from one dump; `before`: bytes of the dumps that were read before. Raises BadDump."""
-    decoder = msgspec.json.Decoder(Comment)
     counts, drawn, bound = Counter(), [], 2**64
-    for block in read_blocks(path, before):
-        comments = parse(block, decoder)
-        verdicts = [judge(comment, rules) if isinstance(comment, Comment) else comment for comment in comments]
-        counts.update(verdicts)
-        for comment, verdict in zip(comments, verdicts, strict=True):
-            if verdict == "eligible":
-                priority = xxh3_64_intdigest(comment.id.encode(), rules.seed)
-                if priority <= bound:
-                    drawn.append((priority, comment.id, comment.subreddit, comment.body))
-        if len(drawn) >= 2 * rules.count + 1000:
-            drawn = lowest(drawn, rules.count)
-            bound = drawn[-1][0] if len(drawn) == rules.count else bound
+    try:
+        for rows in Table(path, SCHEMA).rows(SCHEMA):
+            comments = list(zip(*(column.to_pylist() for column in rows.table.columns), strict=True))
+            verdicts = [judge(*comment, rules) for comment in comments]
+            for i, reason in rows.bad.items():
+                verdicts[i] = "broken" if reason.endswith(NOT_JSON) else "other"
+            counts.update(verdicts)
+            for (name, subreddit, body, _), verdict in zip(comments, verdicts, strict=True):
+                if verdict == "eligible":
+                    priority = xxh3_64_intdigest(name.encode(), rules.seed)
+                    if priority <= bound:
+                        drawn.append((priority, name, subreddit, body))
+            if len(drawn) >= 2 * rules.count + 1000:
+                drawn = lowest(drawn, rules.count)
+                bound = drawn[-1][0] if len(drawn) == rules.count else bound
+            heartbeat(before + rows.bytes_read)
+    except UnreadableFile as error:
+        raise BadDump(str(error)) from error
     return counts, lowest(drawn, rules.count)
 
 
-def read_blocks(path: Path, before: int) -> Iterator[bytes]:
-    """Reads a zstandard file of one or more frames, in blocks of whole lines. Raises BadDump."""
-    import zstandard  # whose stream reader would take a truncated file for a whole one
-
-    decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW)
-    frame, rest = None, b""
-    try:
-        with path.open("rb", buffering=2**20) as file:
-            if not file.peek(1):
-                raise BadDump(f"{path}: empty")
-            while piece := file.read(PIECE):
-                beat(before + file.tell())
-                while piece:
-                    frame = frame or decompressor.decompressobj()
-                    text = frame.decompress(piece)
-                    piece = frame.unused_data
-                    frame = None if frame.eof else frame
-                    end = text.rfind(b"\n") + 1
-                    if end:
-                        yield rest + text[:end]
-                        rest = b""
-                    rest += text[end:]
-                    if len(rest) > LONGEST_LINE:
-                        raise BadDump(f"{path}: corrupt: a line of more than {LONGEST_LINE >> 20} MiB")
-    except (zstandard.ZstdError, OSError) as error:
-        if "llocation error" in str(error):
-            raise RunError(f"{path}: out of memory: use fewer --workers") from error
-        raise BadDump(f"{path}: corrupt: {first_line(error)}") from error
-    if frame:
-        raise BadDump(f"{path}: truncated")
-    yield rest
-
-
-def parse(block: bytes, decoder: msgspec.json.Decoder) -> list[Comment | str]:
-    """Returns the comment in each line of a block that is not blank; for one that has none, `broken` or `other`."""
-    try:
-        return decoder.decode_lines(block)
-    except (ValueError, RecursionError):
-        return [parse_line(line, decoder) for line in block.split(b"\n") if line.strip()]
-
-
-def parse_line(line: bytes, decoder: msgspec.json.Decoder) -> Comment | str:
-    """Decodes a line that the block's decoder refused; half surrogate pairs are replaced."""
-    try:
-        return decoder.decode(line)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return "broken"
-    if not isinstance(record, dict):
-        return "other"
-    for name, value in record.items():
-        if isinstance(value, str):
-            record[name] = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    try:
-        return msgspec.convert(record, Comment)
-    except ValueError:
-        return "other"
-
-
-def judge(comment: Comment, rules: Namespace) -> str:
+def judge(name: str | None, subreddit: str | None, body: str | None, created: float | None, rules: Namespace) -> str:
     """Returns the key of COUNTS that fits a comment."""
-    text = comment.body.strip()
-    if not text:
-        return "empty"
-    if text in ("[deleted]", "[removed]"):
-        return text[1:-1]
-    if rules.subreddit and comment.subreddit.lower() not in rules.subreddit:
+    if name is None or subreddit is None or body is None:
+        return "other"
+    text = body.strip()
+    if text in ("", "[deleted]", "[removed]"):
+        return text[1:-1] or "empty"
+    if rules.subreddit and subreddit.lower() not in rules.subreddit:
         return "subreddit"
     dated = rules.after > -math.inf or rules.before < math.inf
-    if dated and not rules.after <= seconds(comment.created_utc) < rules.before:
+    if dated and not rules.after <= (math.nan if created is None else created) < rules.before:
         return "date"
-    if not rules.min_chars <= len(comment.body) <= rules.max_chars:
+    if not rules.min_chars <= len(body) <= rules.max_chars:
         return "length"
     return "eligible"
-
-
-def seconds(created_utc: int | float | str | None) -> float:
-    """Returns a date as a number, nan where it is none."""
-    try:
-        return float(created_utc)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
 
 
 def lowest(drawn: list[Drawn], count: int) -> list[Drawn]:
@@ -225,9 +150,9 @@ def sample_all(rules: Namespace) -> tuple[Counter, list[Drawn], list[str]]:
     total = sum(path.stat().st_size for path in rules.dumps)
     with (
         tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr) as progress,
-        Workers(partial, [(sample_dumps, shard, rules) for shard in shards]) as workers,
+        ProcessPool(partial, [(sample_dumps, shard, rules) for shard in shards]) as pool,
     ):
-        samples = workers.ask(call, on_beat=lambda done: progress.update(sum(filter(None, done)) - progress.n))
+        samples = pool.call(call, on_heartbeat=lambda done: progress.update(sum(filter(None, done)) - progress.n))
         progress.update(total - progress.n)
     counts, drawn, bad = zip(*samples, strict=True)
     return sum(counts, Counter()), lowest(list(chain(*drawn)), rules.count), list(chain(*bad))

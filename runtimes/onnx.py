@@ -1,6 +1,5 @@
-"""ONNX Runtime on a GPU or a CPU. It loads the ONNX export that each variant asks for."""
+"""ONNX Runtime on a GPU or a CPU, and the exports that its variants load."""
 
-import os
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -8,38 +7,58 @@ from pathlib import Path
 
 import numpy as np
 
-from runtimes.runner import Place, Runner, Variant
+from bench.exporters import int8
+from bench.exporters.backends import with_optimum, with_torch
+from bench.exporters.graph import select_inputs
+from bench.variants import Device, ExportKind, TokenRunner, Variant
 from utils import UserError, first_line
 
 # compute capabilities for which the wheel onnxruntime-gpu 1.31.1 has kernels; read, not measured
-KERNELS = {(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)}
+WHEEL_ARCHITECTURES = {(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)}
+
+FP32 = ExportKind(
+    precision="fp32",
+    variant="onnx",
+    suffix="-onnx",
+    description="FP32",
+    backends={"optimum": with_optimum, "torch, not fused": with_torch},
+    max_deviation=1e-3,
+)
+FP16 = ExportKind(
+    precision="fp16",
+    variant="onnx-fp16",
+    suffix="-onnx-fp16",
+    description="FP16 with fused nodes",
+    backends={
+        "optimum": partial(with_optimum, optimized=True),
+        "torch": partial(with_torch, fused=True, half=True),
+        "torch, not fused": partial(with_torch, half=True),
+    },
+    max_deviation=0.1,
+    fused=True,
+)
+INT8 = replace(
+    FP32,
+    precision="int8",
+    variant="onnx-int8",
+    suffix="-onnx-int8",
+    description="INT8 (dynamically quantized, for CPUs)",
+    convert=int8.quantize,
+    caveat=int8.caveat,
+)
 
 
-def load(file: Path, place: Place) -> Runner:
-    """Starts an onnxruntime session with `place.threads` threads, which spin-wait only if no other worker runs.
+def load(_, exported: Path, device: Device) -> TokenRunner:
+    """Starts an onnxruntime session on `exported`/model.onnx, see start_session.
 
-    On a GPU, FP32 is IEEE FP32 (no TF32), inputs and outputs stay in device memory, and a run only queues its work.
-    Raises UserError if the session did not get the CUDA provider.
+    Inputs and outputs stay in a GPU's memory, and a run only queues its work there.
     """
-    if place.gpu is not None:
-        import torch  # before onnxruntime: it brings the CUDA libraries
-    import onnxruntime
+    session = start_session(exported / "model.onnx", device)
+    if device.gpu is not None:
+        import torch
 
-    onnxruntime.set_default_logger_severity(3)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = place.threads
-    options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # it would allocate anew in the second run of each shape, inside the timing
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if place.alone else "0")
-    provider, settings = "CPUExecutionProvider", {}
-    if place.gpu is not None:
-        provider, settings = "CUDAExecutionProvider", {"device_id": place.gpu, "use_tf32": 0}
-    session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)], enable_fallback=0)
-    if session.get_providers()[0] != provider:
-        raise UserError(f"onnxruntime gave a session on {session.get_providers()[0]} instead of {provider}")
-    if place.gpu is not None:
-        torch.cuda.set_device(place.gpu)
-        return bind(session, torch.device(f"cuda:{place.gpu}"))
+        torch.cuda.set_device(device.gpu)
+        return io_bound_runner(session, torch.device(f"cuda:{device.gpu}"))
     names = [node.name for node in session.get_inputs()]
     [output] = session.get_outputs()
     largest = 0  # tokens, of the runs so far
@@ -51,16 +70,38 @@ def load(file: Path, place: Place) -> Runner:
             session.run([output.name], inputs)
             largest = inputs["input_ids"].size
 
-    return Runner(
-        prepare=partial(feed, names),
+    return TokenRunner(
+        prepare=partial(select_inputs, names),
         forward=lambda inputs: session.run([output.name], inputs)[0],
-        synchronize=lambda: None,
-        fetch=lambda logits: logits,
         warm_up=warm_up,
     )
 
 
-def bind(session, device) -> Runner:
+def start_session(file: Path, device: Device):
+    """Starts a session with `device.threads` threads, which spin-wait only if no other worker runs.
+
+    On a GPU, FP32 is IEEE FP32 (no TF32). Raises UserError if the session did not get the CUDA provider.
+    """
+    if device.gpu is not None:
+        import torch  # noqa: F401  before onnxruntime: it brings the CUDA libraries
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = device.threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # it would allocate anew in the second run of each shape, inside the timing
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if device.exclusive else "0")
+    provider, settings = "CPUExecutionProvider", {}
+    if device.gpu is not None:
+        provider, settings = "CUDAExecutionProvider", {"device_id": device.gpu, "use_tf32": 0}
+    session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)], enable_fallback=0)
+    if session.get_providers()[0] != provider:
+        raise UserError(f"onnxruntime gave a session on {session.get_providers()[0]} instead of {provider}")
+    return session
+
+
+def io_bound_runner(session, device) -> TokenRunner:
     """Runs a session on inputs and outputs that stay in the memory of a torch device, without waiting for them."""
     import onnxruntime
     import torch
@@ -75,8 +116,8 @@ def bind(session, device) -> Runner:
 
     def prepare(inputs):
         nonlocal labels
-        labels = labels or session.run([output.name], feed(names, inputs))[0].shape[1]
-        tensors = {name: torch.from_numpy(array).to(device) for name, array in feed(names, inputs).items()}
+        labels = labels or session.run([output.name], select_inputs(names, inputs))[0].shape[1]
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in select_inputs(names, inputs).items()}
         binding = session.io_binding()
         logits = torch.empty((len(inputs["input_ids"]), labels), dtype=dtype, device=device)
         at = (device.type, device.index or 0)
@@ -90,23 +131,16 @@ def bind(session, device) -> Runner:
         session.run_with_iobinding(binding, only_queue)
         return logits
 
-    return Runner(
+    return TokenRunner(
         prepare=prepare,
         forward=forward,
         synchronize=partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None,
-        fetch=lambda logits: logits.float().cpu().numpy(),
+        to_host=lambda logits: logits.float().cpu().numpy(),
         warm_up=forward,
     )
 
 
-def feed(names: list[str], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Picks a graph's inputs; token types that the model did not ask for are zeros. Raises UserError for others."""
-    if unknown := set(names) - {*inputs, "token_type_ids"}:
-        raise UserError(f"the graph asks for {', '.join(sorted(unknown))}, which no tokenizer gives")
-    return {name: inputs[name] if name in inputs else np.zeros_like(inputs["input_ids"]) for name in names}
-
-
-def check(gpu: int | None) -> None:
+def check_device(gpu: int | None) -> None:
     """Raises UserError if onnxruntime gets no session on this GPU; tried with a graph that does nothing."""
     if gpu is None:
         return
@@ -114,23 +148,14 @@ def check(gpu: int | None) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            load(write_probe(Path(folder) / "probe.onnx"), Place(gpu, threads=1))
+            start_session(write_probe(Path(folder) / "probe.onnx"), Device(gpu, threads=1))
         except Exception as error:  # onnxruntime's
             capability = torch.cuda.get_device_capability(gpu)
             words = f"onnxruntime can't use this GPU: {first_line(error)}"
-            if capability not in KERNELS:
+            if capability not in WHEEL_ARCHITECTURES:
                 words += f"; its wheel has no kernels for compute capability {'.'.join(map(str, capability))}, torch's"
                 words += " variants may have"
             raise UserError(words) from error
-
-
-def load_fast(file: Path, place: Place) -> Runner:
-    """Loads an FP16 graph whose products are summed in FP16: half the time on cards that halve FP32 sums (GeForce).
-
-    Source: onnxruntime's pull request 7253; read, not measured.
-    """
-    os.environ["ORT_CUDA_GEMM_OPTIONS"] = "1"
-    return load(file, place)
 
 
 def has_cudnn_attention(gpu: int | None) -> bool:
@@ -159,23 +184,31 @@ def write_probe(file: Path) -> Path:
     return file
 
 
-def variant(export: str, **options) -> Variant:
-    return Variant(load, export, ("onnxruntime-gpu", "onnxruntime"), export=export, check=check, **options)
+def variant(kind: ExportKind, **options) -> Variant:
+    # else transformers, here for its tokenizer, imports torch: seconds
+    environment = {"USE_TORCH": "0"}
+    packages = ("onnxruntime-gpu", "onnxruntime")
+    options |= {"export": kind, "environment": environment, "check_device": check_device}
+    return Variant(load, kind.precision, packages, **options)
 
 
 VARIANTS = {
-    "onnx": variant("fp32"),
+    "onnx": variant(FP32),
     "onnx-fp16": variant(
-        "fp16",
+        FP16,
         cpu_precision="fp32",
-        all_on=("gpu",),
-        notes={"cpu": "onnxruntime has no FP16 kernels for it on a CPU: it computes in FP32 between casts"},
-        plans_shapes=has_cudnn_attention,
+        default_on=("gpu",),
+        caveats={"cpu": "onnxruntime has no FP16 kernels for it on a CPU: it computes in FP32 between casts"},
+        new_shapes_are_costly=has_cudnn_attention,
     ),
     "onnx-int8": variant(
-        "int8", all_on=("cpu",), refused={"gpu": "dynamic INT8 quantization has kernels for CPUs only"}
+        INT8, default_on=("cpu",), unsupported={"gpu": "dynamic INT8 quantization has kernels for CPUs only"}
     ),
 }
+# sums in FP16, too: half the time on cards that halve FP32 sums (GeForce); onnxruntime's pull request 7253, read
 VARIANTS["onnx-fp16-fast"] = replace(
-    VARIANTS["onnx-fp16"], load=load_fast, all_on=(), refused={"cpu": "its sums in FP16 are CUDA's"}
+    VARIANTS["onnx-fp16"],
+    environment={"USE_TORCH": "0", "ORT_CUDA_GEMM_OPTIONS": "1"},
+    default_on=(),
+    unsupported={"cpu": "its sums in FP16 are CUDA's"},
 )

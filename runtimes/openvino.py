@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from runtimes.onnx import feed
-from runtimes.runner import Place, Runner, Variant
+from bench.exporters.graph import select_inputs
+from bench.variants import Device, TokenRunner, Variant
+from runtimes.onnx import FP32
 from utils import UserError
 
 
-def load(file: Path, place: Place) -> Runner:
-    """Compiles the export for the CPU plugin in BF16 on `place.threads`.
+def load(_, exported: Path, device: Device) -> TokenRunner:
+    """Compiles the export for the CPU plugin in BF16 on `device.threads`.
 
     Raises UserError if OpenVINO is missing, or if it would compute in another precision on this CPU.
     """
@@ -17,9 +18,9 @@ def load(file: Path, place: Place) -> Runner:
     except ImportError as error:
         raise UserError("openvino-bf16 needs OpenVINO: pip install openvino") from error
 
-    settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": place.threads, "NUM_STREAMS": 1}
+    settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": device.threads, "NUM_STREAMS": 1}
     settings |= {"ENABLE_CPU_PINNING": False}
-    compiled = openvino.compile_model(file, "CPU", settings)
+    compiled = openvino.compile_model(exported / "model.onnx", "CPU", settings)
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if precision != "bf16":
         raise UserError(f"OpenVINO computes in {precision} on this CPU, which has no BF16")
@@ -29,13 +30,7 @@ def load(file: Path, place: Place) -> Runner:
     def forward(inputs):
         return request.infer(inputs, share_inputs=True)[0].copy()
 
-    return Runner(
-        prepare=lambda inputs: feed(names, inputs),
-        forward=forward,
-        synchronize=lambda: None,
-        fetch=lambda logits: logits,
-        warm_up=forward,
-    )
+    return TokenRunner(prepare=lambda inputs: select_inputs(names, inputs), forward=forward, warm_up=forward)
 
 
 VARIANTS = {
@@ -43,10 +38,11 @@ VARIANTS = {
         load,
         "bf16",
         ("openvino",),
-        export="fp32",
-        all_on=("cpu",),
-        needs="bf16",
-        plans_shapes=lambda gpu: True,  # by oneDNN
-        refused={"gpu": "OpenVINO runs on Intel's devices"},
+        export=FP32,
+        environment={"USE_TORCH": "0"},  # else transformers, here for its tokenizer, imports it: seconds
+        default_on=("cpu",),
+        required_cpu_feature="bf16",
+        new_shapes_are_costly=lambda gpu: True,  # by oneDNN
+        unsupported={"gpu": "OpenVINO runs on Intel's devices"},
     )
 }

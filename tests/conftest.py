@@ -16,7 +16,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "data")]
 cache = tempfile.TemporaryDirectory(prefix="benchmark-cache-")
 os.environ["BENCHMARK_CACHE"] = cache.name  # for the scripts that the tests run, too
 os.environ["HF_HUB_DISABLE_XET"] = "1"  # the fake Hub speaks the plain protocol
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it runs in the background
+for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # by `nohup ... &`; what tests start inherits it
+    signal.signal(ignored, signal.default_int_handler if ignored == signal.SIGINT else signal.SIG_DFL)
 
 from fake_hub import fake_hub  # noqa: E402
 from tiny import make_tiny_roberta  # noqa: E402
@@ -27,12 +28,17 @@ settings.register_profile(
 )
 settings.load_profile("same")
 
-import bench.workers  # noqa: E402
+import bench.processes  # noqa: E402
 import export_onnx  # noqa: E402
 import utils  # noqa: E402
-from bench import classify, machine, sweep  # noqa: E402
-from bench.export import EXPORTS, export  # noqa: E402
-from bench.texts import load_dataset  # noqa: E402
+from bench.export.select import EXPORT_KINDS, export_model  # noqa: E402
+from bench.inputs.datasets import load_dataset  # noqa: E402
+from bench.inputs.model import Model  # noqa: E402
+from bench.label import pool  # noqa: E402
+from bench.machine import cpu_features  # noqa: E402
+from bench.measure import peak, sweep  # noqa: E402
+from bench.measure.sweep import Sweep  # noqa: E402
+from bench.variants import Device  # noqa: E402
 
 
 def refused(function, *arguments) -> str:
@@ -41,6 +47,11 @@ def refused(function, *arguments) -> str:
         function(*arguments)
     assert "\n" not in str(caught.value) and caught.value.code == 2
     return str(caught.value)
+
+
+def make_sweep(**given) -> Sweep:
+    same = {"device": Device(None, 1), "peaks": {"fp32": 1e12}, "min_time": 0, "max_end_to_end_seconds": 99}
+    return Sweep(**same | {"stall_timeout": 0, "uuid": ""} | given)
 
 
 @pytest.fixture(scope="session")
@@ -58,23 +69,23 @@ def tiny_model(tmp_path_factory, texts) -> Path:
 def tiny_exports(tmp_path_factory, tiny_model) -> Path:
     """A working directory with the tiny model's exports, where the benchmark finds them."""
     folder = tmp_path_factory.mktemp("exports")
-    for precision, kind in EXPORTS.items():
+    for precision, kind in EXPORT_KINDS.items():
         (folder / f"tiny{kind.suffix}").mkdir()
-        export(tiny_model, folder / f"tiny{kind.suffix}", precision)
+        export_model(Model.from_folder(tiny_model, "tiny"), precision, folder / f"tiny{kind.suffix}")
     return folder
 
 
-class WorkersHere:
-    """Stands in for bench.workers.Workers, in this process: torch is imported once."""
+class PoolHere:
+    """Stands in for bench.processes.ProcessPool, in this process: torch is imported once."""
 
-    def __init__(self, make, arguments, timeout=0):
-        self.objects = [self.call(make, *own) for own in arguments]
+    def __init__(self, make, arguments, stall_timeout=0):
+        self.objects = [self.attempt(make, *own) for own in arguments]
 
-    def ask(self, step, *arguments, on_beat=None):
-        return [self.call(step, made, *arguments) for made in self.objects]
+    def call(self, step, *arguments, on_heartbeat=None):
+        return [self.attempt(step, made, *arguments) for made in self.objects]
 
-    def call(self, function, *arguments):
-        kind, value = bench.workers.attempt(function, *arguments)
+    def attempt(self, function, *arguments):
+        kind, value = bench.processes.attempt(function, *arguments)
         if kind == "error":
             raise value
         return value
@@ -89,10 +100,10 @@ class WorkersHere:
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Everything that the scripts do in processes of their own; the peak is measured in no time."""
-    for module in (bench.workers, sweep, classify, export_onnx):
-        monkeypatch.setattr(module, "Workers", WorkersHere)
-    monkeypatch.setattr(machine, "PEAK_SECONDS", 0.001)
-    monkeypatch.setattr(machine, "PEAK_PRODUCTS", ((64, 64, 64),))
+    for module in (bench.processes, sweep, pool, export_onnx):
+        monkeypatch.setattr(module, "ProcessPool", PoolHere)
+    monkeypatch.setattr(peak, "PEAK_SECONDS", 0.001)
+    monkeypatch.setattr(peak, "PEAK_PRODUCTS", ((64, 64, 64),))
     before = dict(os.environ)
     yield
     os.environ.clear()  # workers set variables
@@ -129,7 +140,7 @@ def pytest_collection_modifyitems(config, items):
     """Leaves out tests marked `gpu` without a GPU, and those marked `needs` where what they need isn't there."""
     import torch
 
-    here = machine.cpu_capabilities() | ({"gpu"} if torch.cuda.is_available() else set())
+    here = cpu_features() | ({"gpu"} if torch.cuda.is_available() else set())
     here |= {name for name in ("optimum", "openvino", "ray") if importlib.util.find_spec(name)}
     for item in items[:]:
         needs = {"gpu"} if item.get_closest_marker("gpu") else set()

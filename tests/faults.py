@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 
-from bench.workers import Workers, beat
+from bench.processes import ProcessPool, heartbeat
 from utils import UserError
 
 
@@ -29,7 +29,7 @@ class Echo:
         while time.monotonic() - begin < seconds:
             time.sleep(pause)
             done += 1
-            beat(done)
+            heartbeat(done)
         return done
 
     def own_pid(self) -> int:
@@ -57,6 +57,6 @@ def fail(how: str) -> None:
 
 def parent() -> None:
     """Has two workers, of which the second loops for ever; prints their pids."""
-    with Workers(Echo, [("a",), ("b",)]) as workers:
-        print(*workers.ask(Echo.own_pid), flush=True)
-        workers.ask(Echo.fail_in, "b", "loop")
+    with ProcessPool(Echo, [("a",), ("b",)]) as pool:
+        print(*pool.call(Echo.own_pid), flush=True)
+        pool.call(Echo.fail_in, "b", "loop")

@@ -19,13 +19,10 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from tiny import make_tiny, tiny_config, word_level_tokenizer  # noqa: E402
 
-from bench.batches import pad  # noqa: E402
-from bench.export import export  # noqa: E402
-from bench.inputs import answers, describe_model, token_names  # noqa: E402
-from bench.models import load_config  # noqa: E402
-from bench.texts import load_tokenizer, tokenize  # noqa: E402
+from bench.export.select import EXPORT_KINDS, export_model  # noqa: E402
+from bench.inputs.model import Model  # noqa: E402
+from bench.variants import Device  # noqa: E402
 from runtimes import VARIANTS  # noqa: E402
-from runtimes.runner import Place  # noqa: E402
 from utils import UserError  # noqa: E402
 
 FILE = ROOT / "tests" / "model_types.tsv"
@@ -43,22 +40,22 @@ MARKS = "<!-- types:begin -->\n", "<!-- types:end -->"
 
 def cover(kind: str, precision: str, folder: Path) -> dict:
     """Exports `folder`/source; returns what came of it, with the largest difference from torch on padded batches."""
-    source, target, place = folder / "source", folder / precision, Place(None, 1)
+    target = folder / precision
     target.mkdir()
     found = {"type": kind, "precision": precision}
     try:
-        made = export(source, target, precision)
+        model = Model.from_folder(folder / "source", kind)
+        made = export_model(model, precision, target)
     except UserError as error:
         return found | {"refused": str(error)}
-    about, tokenizer = describe_model(load_config(source), load_tokenizer(source)), load_tokenizer(source)
-    original, exported = VARIANTS["torch"].load(source, place), VARIANTS["onnx"].load(target / "model.onnx", place)
+    variants = {"torch": None, EXPORT_KINDS[precision].variant: target}
+    runners = [VARIANTS[name].load(model, exported, Device(None, 1)) for name, exported in variants.items()]
     rng, off = np.random.default_rng(0), 0.0
     for lengths in TEXTS:
         texts = [" ".join(f"w{i}" for i in rng.integers(0, 196, words)) for words in lengths]
-        batch = pad(
-            tokenize(tokenizer, texts, about["limit"], token_names(about["fills"])), about["fills"], about["side"]
-        )
-        off = max(off, np.abs(answers(exported, batch, "regression") - answers(original, batch, "regression")).max())
+        batch = model.pad(model.tokenize(texts))
+        logits = [runner.to_host(runner.forward(runner.prepare(batch))) for runner in runners]
+        off = max(off, np.abs(logits[1] - logits[0]).max())
     attention = sum(int(count) for count in re.findall(r"(\d+) (?:MultiHead)?Attention\b", made["nodes"]))
     return found | {"exporter": made["exporter"], "attention": attention, "max_diff": float(f"{off:.1e}")}
 

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from bench.files import file_name, make_once, markdown, new_file, new_folder, slug
+from bench.files import make_once, new_file, new_folder
+from bench.naming import file_name, markdown, slug
 from utils import RunError
 
 

@@ -1,4 +1,4 @@
-"""What is said of the machine: its name, versions and commit, its load, its peak, and the work of a model."""
+"""What is said of the machine: its name, versions and commit, and what others do on it."""
 
 import os
 import re
@@ -12,22 +12,10 @@ import numpy as np
 import pynvml
 import pytest
 from conftest import refused
-from tiny import make_tiny_bert
 
-from bench import machine
-from bench.machine import (
-    count_flops,
-    cpu_capabilities,
-    cpu_load,
-    cpu_name,
-    find_gpu,
-    gpu_load,
-    measure_peaks,
-    project_commit,
-    versions,
-)
-from runtimes.pytorch import load_model
-from runtimes.runner import Place
+from bench import machine, provenance
+from bench.machine import DeviceInfo, cpu_busy, cpu_features, cpu_name, describe_device, gpu_busy
+from bench.provenance import project_commit, versions
 from utils import cpu_cores
 
 
@@ -37,7 +25,7 @@ def test_names_and_versions():
 
 
 def test_the_commit_is_marked_where_the_code_is_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     (tmp_path / "script.py").write_text("1")
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "room.py").write_text("2")
@@ -55,14 +43,14 @@ def test_the_commit_is_marked_where_the_code_is_another(tmp_path, monkeypatch):
 def test_load_is_what_others_keep_busy(monkeypatch):
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as burner:
         try:
-            assert 0.5 / cpu_cores() < cpu_load() <= 1
+            assert 0.5 / cpu_cores() < cpu_busy() <= 1
         finally:
             burner.kill()
     ticks = iter([np.array([700, 1000]), np.array([702, 1050])])
     monkeypatch.setattr(machine, "cpu_seconds", lambda: next(ticks))
-    assert cpu_load() == pytest.approx(0.04)
+    assert cpu_busy() == pytest.approx(0.04)
     monkeypatch.setattr(machine, "cpu_seconds", lambda: np.array(["?"]).astype(int))
-    assert cpu_load() is None
+    assert cpu_busy() is None
 
 
 @pytest.fixture
@@ -83,8 +71,8 @@ def nvml(monkeypatch):
 
 
 def test_others_on_a_gpu(nvml):
-    assert gpu_load("GPU-1") == (0.37, 2, 3072)
-    assert "is not known: Not Found" in refused(gpu_load, "GPU-2")
+    assert gpu_busy("GPU-1") == (0.37, 2, 3072)
+    assert "is not known: Not Found" in refused(gpu_busy, "GPU-2")
 
 
 def test_a_gpu_is_found_checked_and_named(nvml, monkeypatch):
@@ -95,13 +83,13 @@ def test_a_gpu_is_found_checked_and_named(nvml, monkeypatch):
     words = (
         "no GPU: The NVIDIA driver on your system is too old (found version 12080). (CUDA 13 needs driver 580 or newer)"
     )
-    assert words in refused(find_gpu, 0)
+    assert words in refused(describe_device, 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace(uuid="1"))
-    assert find_gpu(0) == ("NVIDIA H200", "580.1", "GPU-1")
-    assert "no GPU 1: there are 1, numbered from 0" in refused(find_gpu, 1)
+    assert describe_device(0) == DeviceInfo("NVIDIA H200", "580.1", "GPU-1")
+    assert "no GPU 1: there are 1, numbered from 0" in refused(describe_device, 1)
 
 
 @pytest.mark.parametrize(
@@ -116,28 +104,4 @@ def test_a_gpu_is_found_checked_and_named(nvml, monkeypatch):
 )
 def test_what_a_cpu_can_do_is_read_from_its_flags(flags, capabilities, monkeypatch):
     monkeypatch.setattr(Path, "read_text", lambda _: f"processor\t: 0\nflags\t\t: fpu {flags} smep\nbogomips\t: 5\n")
-    assert cpu_capabilities() == capabilities
-
-
-def test_peaks_are_possible(monkeypatch):
-    monkeypatch.setattr(machine, "PEAK_PRODUCTS", ((256, 256, 256),))
-    monkeypatch.setattr(machine, "PEAK_SECONDS", 0.01)
-    peaks = measure_peaks(["fp32", "bf16", "int8"], Place(None, 1))
-    assert set(peaks) == {"fp32", "bf16"} and all(1e8 < peak < 1e15 for peak in peaks.values())
-
-
-def test_the_work_of_a_model_is_kaplans_count_and_the_heads(tmp_path, texts):
-    """Kaplan et al., Scaling Laws for Neural Language Models, 2020, section 2.1, for BERT's layers: for each layer and
-    token 2 x (4 h² + 2 h i), and 4 h L at length L; the pooler and the head once a text.
-    """
-    folder = make_tiny_bert(tmp_path / "bert", texts)
-    config = load_model(folder).config
-    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    head = 2 * hidden * (hidden + config.num_labels)
-
-    def kaplan(length: int) -> int:
-        return layers * length * (2 * (4 * hidden**2 + 2 * hidden * inner) + 4 * hidden * length) + head
-
-    assert count_flops(folder, np.array([16, 64, 100]), list(range(5, 105))) == sum(map(kaplan, (16, 64, 100)))
-    between = np.arange(5, 120)
-    assert count_flops(folder, between, list(range(5, 125))) == pytest.approx(sum(map(kaplan, between)), rel=1e-3)
+    assert cpu_features() == capabilities

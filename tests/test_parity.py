@@ -10,18 +10,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bench import parity
-from bench.parity import (
+from bench.judge import (
+    NOT_WITHIN,
+    UNPROVEN,
+    WITHIN,
     binomial_cdf,
-    count_flips,
     decisions_needed,
-    is_wrong,
-    judge,
-    probabilities,
-    problem_type,
-    statistics,
-    verdict_of,
-    worst_texts,
+    judge_export,
+    judge_row,
+    within_tolerance,
 )
+from bench.parity import count_flips, probabilities, resolve_problem_type, statistics, worst_texts
 
 PROBLEMS = ("multi_label_classification", "single_label_classification", "regression")
 
@@ -65,7 +64,7 @@ def test_flips_counts_flips():
     ],
 )
 def test_problem_type_of_none_is_resolved_from_the_labels(declared, labels, resolved):
-    assert problem_type(SimpleNamespace(problem_type=declared, num_labels=labels)) == resolved
+    assert resolve_problem_type(SimpleNamespace(problem_type=declared, num_labels=labels)) == resolved
 
 
 def test_statistics_of_hand_computed_arrays():
@@ -93,28 +92,31 @@ def test_binomial_chances_are_exact(n, k, p):
 
 def test_a_verdict_needs_enough_decisions():
     """The bounds of 0.1% at 95%: none of 2,995, or the larger counts of a table of the binomial distribution."""
-    assert judge(0, 2994) is None and judge(0, 2995) is True
-    assert judge(1, 800) is None, "one changed decision of 800 is no proof"
-    assert judge(3, 800) is False and judge(2, 800) is None
-    assert judge(7, 1792) is False and judge(28, 280_000) is True and judge(1000, 280_000) is False
-    assert (judge(0, 10, 0), judge(1, 10, 0), judge(10, 10, 1)) == (True, False, True)
+    assert within_tolerance(0, 2994) is None and within_tolerance(0, 2995) is True
+    assert within_tolerance(1, 800) is None, "one changed decision of 800 is no proof"
+    assert within_tolerance(3, 800) is False and within_tolerance(2, 800) is None
+    assert within_tolerance(7, 1792) is False
+    assert within_tolerance(28, 280_000) is True and within_tolerance(1000, 280_000) is False
+    assert (within_tolerance(0, 10, 0), within_tolerance(1, 10, 0), within_tolerance(10, 10, 1)) == (True, False, True)
     assert decisions_needed(0, 800) == pytest.approx(2995, rel=0.1)
-    assert judge(1, decisions_needed(0, 800)) is None and decisions_needed(1, 1000) is None
+    assert within_tolerance(1, decisions_needed(0, 800)) is None and decisions_needed(1, 1000) is None
     words = {"non_finite_texts": 0, "changed": 0, "decisions": 2995}
-    assert verdict_of(words, 0.001)[0] == "good"
-    assert verdict_of(words | {"changed": 30}, 0.001) == (
-        "NOT GOOD",
+    assert judge_export(words, 0.001)[0] == WITHIN
+    assert judge_export(words | {"changed": 30}, 0.001) == (
+        NOT_WITHIN,
         "30 of 2,995 decisions changed, more than the tolerance of 0.100% with 95% confidence",
     )
-    undecided, why = verdict_of(words | {"decisions": 800}, 0.001)
-    assert undecided == "not enough texts to tell" and "0 of 800" in why and "about 3.8 times as many" in why
-    assert "more would hardly tell" in verdict_of(words | {"changed": 1, "decisions": 1000}, 0.001)[1]
-    assert verdict_of(words | {"non_finite_texts": 1}, 1)[0] == "NOT GOOD"
+    undecided, why = judge_export(words | {"decisions": 800}, 0.001)
+    assert undecided == UNPROVEN and "0 of 800" in why and "about 3.8 times as many" in why
+    assert "more would hardly tell" in judge_export(words | {"changed": 1, "decisions": 1000}, 0.001)[1]
+    assert judge_export(words | {"non_finite_texts": 1}, 1)[0] == NOT_WITHIN
 
 
 def test_rows_from_before_decisions_were_counted_are_judged_by_their_share():
-    assert is_wrong({"flips": 1 / 800, "decisions": np.nan}) and not is_wrong({"flips": 1 / 800, "decisions": 800})
-    assert is_wrong({"flips": 3 / 800, "decisions": 800}) and not is_wrong({"flips": np.nan, "decisions": np.nan})
+    assert judge_row({"flips": 1 / 800, "decisions": np.nan}) is False
+    assert judge_row({"flips": 1 / 800, "decisions": 800}) is None
+    assert judge_row({"flips": 3 / 800, "decisions": 800}) is False
+    assert judge_row({"flips": np.nan, "decisions": np.nan}) is True
 
 
 @st.composite
@@ -158,6 +160,6 @@ def test_parity_and_its_statistics(pair):
         assert ordered == pytest.approx(sorted(ordered)) and ordered[0] >= 0
         assert ordered[0] <= largest["mean"] * (1 + 1e-9) and largest["mean"] <= ordered[-1] * (1 + 1e-9)
         assert stats["mean_over_labels"] <= largest["mean"] * (1 + 1e-9)
-    assert (verdict_of(stats, 1)[0] == "NOT GOOD") == bool(lost.any())
+    assert (judge_export(stats, 1)[0] == NOT_WITHIN) == bool(lost.any())
     worst = worst_texts(probs, reference, ["a text"] * len(probs), ["label"] * probs.shape[1])
-    assert len(worst) == min(parity.WORST, len(probs))
+    assert len(worst) == min(parity.N_WORST_TEXTS, len(probs))

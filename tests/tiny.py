@@ -3,11 +3,20 @@
 import json
 from pathlib import Path
 
-from bench.texts import train_tokenizer
+from bench.inputs.random_model import train_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
-
+STRANGE = [
+    'quotes "", commas,\nand\r\nlines',
+    "😀 " * 20,
+    "NUL \0 inside",
+    "\0",
+    "\u200b",
+    "<s> <mask> </s> <pad>",
+    "\ufffd\uffff\U0010ffff",
+    "text without end " * 600_000,  # 10 MB
+]
 MULTI_LABEL = {"num_labels": 5, "problem_type": "multi_label_classification", "initializer_range": 0.2}
 
 
@@ -86,15 +95,15 @@ def make_tiny_xlm_roberta(folder: Path, texts: list[str], **options) -> Path:
 def with_a_wrong_head(export):
     """The same export, whose file has its classifier's weights negated."""
 
-    def wrong(folder, target, *arguments):
+    def wrong(model, target, *arguments, **options):
         import onnx
         from onnx import numpy_helper
 
-        made = export(folder, target, *arguments)
-        model = onnx.load(target / "model.onnx")
-        [head] = [weight for weight in model.graph.initializer if weight.name.endswith("classifier.out_proj.weight")]
+        made = export(model, target, *arguments, **options)
+        graph = onnx.load(target / "model.onnx")
+        [head] = [weight for weight in graph.graph.initializer if weight.name.endswith("classifier.out_proj.weight")]
         head.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(head), head.name))
-        onnx.save(model, target / "model.onnx")
+        onnx.save(graph, target / "model.onnx")
         return made
 
     return wrong

@@ -9,7 +9,7 @@ import onnxruntime
 import pynvml
 import torch
 
-from bench import machine
+from bench.measure import peak
 
 NAME, DRIVER = "Fake H200", "580.1"
 MIB = 2**20
@@ -54,5 +54,5 @@ pynvml.nvmlDeviceGetUtilizationRates = lambda gpu: SimpleNamespace(gpu=0)
 pynvml.nvmlDeviceGetComputeRunningProcesses = lambda gpu: []
 pynvml.nvmlDeviceGetMemoryInfo = lambda gpu, version: SimpleNamespace(used=0)
 pynvml.nvmlDeviceGetCurrentClocksEventReasons = lambda gpu: 0x04
-machine.GPU_PEAK_PRODUCTS = ((64, 64, 64),)
-machine.PEAK_SECONDS = 0.01
+peak.GPU_PEAK_PRODUCTS = ((64, 64, 64),)
+peak.PEAK_SECONDS = 0.01

@@ -1,0 +1,118 @@
+"""A loaded variant, and the one loop from texts to logits.
+
+The benchmark's end-to-end rows, the check of an export and the labelling all run it: what is timed is what labels.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.inputs.batches import Batching, round_lengths_up
+from bench.inputs.model import Model
+from bench.inputs.stream import Batch, prefetch, share_of, text_batches
+from bench.processes import heartbeat
+from bench.variants import Device, TextRunner
+from runtimes import VARIANTS
+from utils import UserError
+
+FETCH_EVERY = 64  # batches whose outputs may wait on the device: fetching waits for all of its work
+
+
+@dataclass(frozen=True)
+class ClassifierSpec:
+    """What a process needs to load a Classifier. `exported`: the folder of the variant's export, if it loads one."""
+
+    model: Model
+    variant: str
+    exported: Path | None
+    device: Device
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the model says of some texts.
+
+    logits: float32 [texts, labels], nan where a text has no token; has_tokens: bool [texts]; tokens, padded_tokens: how
+    many it was given, without and with padding (0 where the variant takes the texts themselves); start, end: seconds of
+    the monotonic clock.
+    """
+
+    logits: np.ndarray
+    has_tokens: np.ndarray
+    tokens: int
+    padded_tokens: int
+    start: float
+    end: float
+
+
+class Classifier:
+    """A variant that is loaded into this process. Of a file's texts, worker `number` of `workers` takes a share."""
+
+    def __init__(self, spec: ClassifierSpec, number: int = 0, workers: int = 1):
+        variant, gpu = VARIANTS[spec.variant], spec.device.gpu
+        os.environ |= variant.environment
+        if gpu is None:
+            os.environ["RAYON_NUM_THREADS"] = str(spec.device.threads)  # the tokenizer's
+        self.model, self.number, self.workers = spec.model, number, workers
+        self.runner = variant.load(spec.model, spec.exported, spec.device)
+        self.rounds_lengths_up = variant.new_shapes_are_costly(gpu)
+
+    @property
+    def takes_texts(self) -> bool:
+        return isinstance(self.runner, TextRunner)
+
+    def padded_lengths(self, lengths: np.ndarray) -> np.ndarray:
+        """Returns to how many tokens texts of these lengths are padded, at least: few shapes where they are costly."""
+        return round_lengths_up(lengths, self.model.max_length) if self.rounds_lengths_up else lengths
+
+    def batches(self, texts: list[str], batching: Batching) -> Iterator[Batch]:
+        return text_batches(self.model, texts, batching, self.padded_lengths)
+
+    def predict(self, texts: list[str], batching: Batching, on_progress: Callable = heartbeat) -> Predictions:
+        """Runs the model over texts: tokenizing, sorting, padding and moving go on in a thread meanwhile.
+
+        `on_progress` gets the number of texts that are done. Raises UserError for another number of labels than the
+        model's, and whatever the runtime raises.
+        """
+        start, tokens, padded = time.monotonic(), 0, 0
+        has_tokens = np.full(len(texts), self.takes_texts)
+        if self.takes_texts:
+            logits = self.runner.classify(texts, batching.batch_size, self.model.max_length, on_progress)
+            return Predictions(logits, has_tokens, tokens, padded, start, time.monotonic())
+        logits = np.full((len(texts), len(self.model.labels)), np.nan, dtype=np.float32)
+        waiting = []  # with the inputs, which a GPU may still read
+
+        def fetch() -> None:
+            self.runner.synchronize()
+            for batch, _, outputs in waiting:
+                logits[batch.indices] = self.to_host(outputs)
+            waiting.clear()
+
+        prepared = ((batch, self.runner.prepare(batch.inputs)) for batch in self.batches(texts, batching))
+        for batch, inputs in prefetch(prepared):
+            waiting.append((batch, inputs, self.runner.forward(inputs)))
+            if len(waiting) == FETCH_EVERY:
+                fetch()
+            tokens, padded = tokens + batch.tokens, padded + batch.inputs["input_ids"].size
+            has_tokens[batch.indices] = True
+            on_progress(int(has_tokens.sum()))
+        fetch()
+        return Predictions(logits, has_tokens, tokens, padded, start, time.monotonic())
+
+    def predict_share(self, file: Path, batching: Batching) -> tuple[np.ndarray, Predictions]:
+        """Runs the model over this worker's share of the texts in a JSON file; returns (their indices, its answers)."""
+        texts = json.loads(file.read_text(encoding="utf-8"))
+        share = share_of(texts, self.number, self.workers)
+        return share, self.predict([texts[i] for i in share], batching)
+
+    def to_host(self, outputs) -> np.ndarray:
+        """Fetches a batch's logits, float32 [texts, labels]. Raises UserError if they have other labels."""
+        logits, labels = self.runner.to_host(outputs), len(self.model.labels)
+        if logits.shape[1:] != (labels,):
+            raise UserError(f"it gives {logits.shape[-1]} labels, the model has {labels}: not its export")
+        return logits

@@ -1,0 +1,66 @@
+"""A report -> the model card, from the template model_card.md."""
+
+from pathlib import Path
+
+from bench.export.select import EXPORT_KINDS
+from bench.files import new_file
+from bench.judge import NOT_WITHIN
+from bench.naming import markdown
+from bench.parity import DECISIONS
+from utils import ROOT, first_line, say
+
+ACTIVATIONS = {
+    "multi_label_classification": "1 / (1 + np.exp(-logits))",
+    "single_label_classification": "softmax(logits)",
+    "regression": "logits",
+}
+
+
+def write_card(folder: Path, source: Path, report: dict) -> None:
+    """Writes README.md into `folder`, with the licence, language and tags of the source's card."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    card, inherited = source / "README.md", ModelCardData()
+    try:
+        inherited = ModelCard.load(card).data if card.is_file() else inherited
+    except Exception as error:  # YAML's, the Hub's, the file's: no reason to lose the export
+        say(f"{card} can't be read, so the card has no licence, language and tags of it: {first_line(error)}")
+    known = {key: getattr(inherited, key, None) for key in ("license", "language", "datasets")}
+    data = ModelCardData(
+        library_name="optimum",
+        pipeline_tag="text-classification",
+        tags=list(dict.fromkeys([*map(str, inherited.tags or []), "onnx", "text-classification", report["precision"]])),
+        **{key: value for key, value in known.items() if value},
+    )
+    model, link = report["model"], markdown(report["model"])
+    if "/" in model:
+        data.base_model = model
+        data.base_model_relation = None if report["precision"] == "fp32" else "quantized"
+        link = f"[{model}](https://huggingface.co/{model})"
+    problem_type = report["problem_type"]
+    shown = {name: markdown(report[name]) for name in ("dataset", "column", "machine", "verdict", "reason")}
+    shown["findings"] = [markdown(finding) for finding in report["findings"]]
+    shown["worst"] = [
+        {
+            "excerpt": markdown(text["excerpt"]),
+            "labels": [label | {"label": markdown(label["label"])} for label in text["labels"]],
+        }
+        for text in report["worst"]
+    ]
+    text = ModelCard.from_template(
+        data,
+        template_path=str(ROOT / "model_card.md"),
+        **report | shown,
+        failed=report["verdict"] == NOT_WITHIN,
+        title=markdown(Path(report["repo"]).name),
+        source=link,
+        precision_words=EXPORT_KINDS[report["precision"]].description,
+        output_word="value" if problem_type == "regression" else "probability",
+        decision_words=DECISIONS[problem_type],
+        stats=report["largest_difference"],
+        activation=ACTIVATIONS[problem_type],
+        runtime='"onnxruntime-gpu[cuda,cudnn]"' if report["provider"] == "CUDAExecutionProvider" else "onnxruntime",
+        real_texts=not report["dataset"].startswith("synthetic-"),
+    )
+    with new_file(folder / "README.md") as file:
+        file.write(str(text).encode())

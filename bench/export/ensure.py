@@ -1,0 +1,108 @@
+"""Which export a variant loads: one that lies here, one that is published, or one that is made now."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.export.select import EXPORT_KINDS, MANIFEST, export_model
+from bench.files import check_writable, digest, make_once, new_folder, read_json
+from bench.inputs.hub import download
+from bench.inputs.model import Model
+from bench.inputs.resolve import DEFAULT_MODEL
+from bench.judge import FAILED
+from bench.processes import run_in_subprocess
+from utils import UserError, say, step
+
+REPORT = "parity.json"  # beside model.onnx, if export_onnx.py has checked it
+CARD = "README.md"
+# (model, precision) -> the Hub's repository of an export, and the folder in it
+PUBLISHED = {
+    (DEFAULT_MODEL, "fp32"): ("SamLowe/roberta-base-go_emotions-onnx", "onnx"),
+    (DEFAULT_MODEL, "fp16"): ("joaopn/roberta-base-go_emotions-onnx-fp16", "."),
+}
+
+
+def export_folder(model_id: str, precision: str) -> Path:
+    """Returns where a model's export belongs: in the working directory, named after the model."""
+    return Path(Path(model_id).resolve().name + EXPORT_KINDS[precision].suffix)
+
+
+def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
+    """Returns the folder of a model's export, and a few words that say where it is from.
+
+    A local export in the working directory comes first, then the default model's published ones; if there is neither,
+    the model is exported now. Raises UserError where none can be had, or would have to replace what isn't ours.
+    """
+    folder = export_folder(model.id, precision)
+    if os.path.lexists(folder):
+        reason = stale_reason(folder, model.weights_id)
+        if not reason:
+            say_caveats(folder, precision)
+            return folder, f"local export ./{folder}"
+        if (folder / REPORT).is_file():
+            raise UserError(f"./{folder} {reason}: export_onnx.py --overwrite makes and checks it anew")
+        if foreign := foreign_files(folder):
+            raise UserError(f"./{folder} {reason}, and it holds {foreign[0]}, which no export made; move it away")
+        say(f"./{folder} {reason}: exporting anew")
+    elif (model.id, precision) in PUBLISHED:
+        repo, place = PUBLISHED[model.id, precision]
+        file = f"{place}/model.onnx".removeprefix("./")
+        try:
+            downloaded = download(repo, allow_patterns=[file, f"{file}_data"])
+            if (downloaded / file).is_file():
+                return downloaded / place, f"published export {repo}, {file}"
+            say(f"no published export: {repo} has no file {file}")
+        except UserError as error:
+            say(f"no published export: {error}")
+    check_writable(folder.absolute().parent)
+    with step(f"export     {model.id} into ./{folder}"):
+        put_in_place(folder, lambda temporary: export_and_say(model, precision, temporary, folder))
+    return folder, f"exported now into ./{folder}"
+
+
+def put_in_place(folder: Path, make: Callable[[Path], object]) -> None:
+    """Makes a folder, in place of an older one; if another run makes it meanwhile, that one is taken."""
+    if not folder.exists():
+        make_once(folder, make)
+        return
+    with new_folder(folder, replace=True) as temporary:
+        make(temporary)
+
+
+def export_and_say(model: Model, precision: str, target: Path, name: Path) -> None:
+    """Exports a model in a process of its own, and says what is to be known of its file."""
+    made = run_in_subprocess(export_model, model, precision, target)
+    for finding in (f"made by {made['exporter']}", *made["findings"]):
+        say(f"{name}: {finding}")
+
+
+def stale_reason(folder: Path, weights_id: str) -> str:
+    """Says why a local export is not one of the model with these weights; nothing if it is."""
+    if not (folder / "model.onnx").is_file():
+        return "holds no model.onnx"
+    if not (folder / MANIFEST).is_file():
+        return f"has no {MANIFEST} that says whose export it is"
+    same = read_json(folder / MANIFEST).get("weights_id") == weights_id
+    return "" if same else "is of another model, or of weights that changed since"
+
+
+def say_caveats(folder: Path, precision: str) -> None:
+    """Says what speaks against a local export."""
+    report, manifest = (read_json(path) if path.is_file() else {} for path in (folder / REPORT, folder / MANIFEST))
+    if report.get("verdict") in FAILED:
+        say(f"./{folder} failed its check: {report.get('reason')}")
+    if caveat := EXPORT_KINDS[precision].caveat(manifest):
+        say(f"./{folder} {caveat}")
+
+
+def digest_export(folder: Path) -> str:
+    """Returns 16 hexadecimal digits for all files of an export, but for what was written about it."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (REPORT, CARD))
+    return digest(files)
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Returns the names in a folder that no export of ours made."""
+    manifest = folder / MANIFEST
+    files = read_json(manifest).get("files", []) if manifest.is_file() else []
+    return sorted({path.name for path in folder.iterdir()} - {*map(str, files), MANIFEST, REPORT, CARD})

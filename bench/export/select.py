@@ -1,0 +1,109 @@
+"""Model -> a folder with model.onnx: tries one exporter after another until a file is right."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.exporters.backends import example_batches, example_texts
+from bench.exporters.graph import count_attention, describe_graph, store_weights
+from bench.inputs.model import Model
+from bench.inputs.reference import N_PADDED_TEXTS, Reference, padding_note
+from bench.inputs.tokenizing import load_tokenizer
+from bench.parity import probabilities
+from bench.variants import Device, ExportKind, TokenRunner
+from runtimes import VARIANTS
+from utils import UserError, cpu_cores, first_line
+
+MANIFEST = "export.json"  # beside model.onnx: whose export it is, what made it, and its files
+LONGEST_REASON = 120  # characters of an exporter's own error: its first words say what is wrong
+
+# precision -> its kind of export
+EXPORT_KINDS = {variant.export.precision: variant.export for variant in VARIANTS.values() if variant.export}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file that is right: its exporter's `backend`, how it was `made`, and how many `attention` nodes are fused."""
+
+    backend: str
+    made: str
+    attention: int
+
+
+def export_model(model: Model, precision: str, target: Path, shape_inference: bool = True) -> dict:
+    """Exports a model as `target`/model.onnx with its config and tokenizer beside it.
+
+    The first backend of the precision's ExportKind whose file is right makes it, or the one that fuses most. Returns
+    `options` (how it was made, in words), `exporter` and what describe_graph says. Raises UserError for a model that
+    can't be exported so.
+    """
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
+    kind, file, manifest = EXPORT_KINDS[precision], target / "model.onnx", {"precision": precision}
+    with tempfile.TemporaryDirectory(dir=target) as place:
+        folder = Path(place)
+        best, findings = choose_candidate(model, kind, folder, shape_inference)
+        made, words = folder / best.backend / "model.onnx", best.made
+        if kind.convert:
+            (folder / "converted").mkdir()
+            words, more = kind.convert(model, made, folder / "converted" / "model.onnx", words)
+            made, manifest = folder / "converted" / "model.onnx", manifest | more
+        for part in made.parent.glob("model.onnx*"):
+            part.rename(target / part.name)
+    store_weights(file)
+    model.config.save_pretrained(target)
+    load_tokenizer(model.folder).save_pretrained(target)  # anew: tokenizing has set the other one to truncate
+    manifest |= {"exporter": best.backend, "weights_id": model.weights_id}
+    manifest["files"] = sorted(path.name for path in target.iterdir())
+    (target / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    graph = describe_graph(file, layers_of(model) if kind.fused else None)
+    return {"options": words, "exporter": best.backend} | graph | {"findings": [*findings, *graph["findings"]]}
+
+
+def layers_of(model: Model) -> int:
+    return getattr(model.config, "num_hidden_layers", 0)
+
+
+def choose_candidate(
+    model: Model, kind: ExportKind, folder: Path, shape_inference: bool
+) -> tuple[Candidate, list[str]]:
+    """Exports a model into subfolders of `folder`, one for each backend, until a file is right and fused as it should.
+
+    Returns (the best file, what was wrong with others and what padding does). Raises UserError if none is right.
+    """
+    load, enough = VARIANTS[kind.variant].load, layers_of(model) if kind.fused else 0
+    reference, batches = Reference.load(model), example_batches(model)
+    expected = [reference.of_batch(batch) for batch in batches]
+    scale = max(1, *(np.abs(probs).max() for probs in expected))  # of a regression's values
+    found, failed, wrong = [], [], []
+    for backend, make in kind.backends.items():
+        (folder / backend).mkdir()
+        try:
+            made = make(model, folder / backend, shape_inference)
+            runner = load(model, folder / backend, Device(None, cpu_cores()))
+            probs = [run_batch(runner, model, batch) for batch in batches]
+            off = np.abs(np.concatenate(probs) - np.concatenate(expected)).max() / scale
+            if not off <= kind.max_deviation:
+                wrong.append(f"{backend}: its file is wrong, by up to {off:.2g} on {N_PADDED_TEXTS + 1} texts")
+                continue
+            found.append(Candidate(backend, made, count_attention(folder / backend / "model.onnx")))
+            if found[-1].attention >= enough:
+                break
+        except UserError as error:
+            failed.append(f"{backend}: {error}")
+        except Exception as error:  # each exporter fails in many ways for what it doesn't know
+            failed.append(f"{backend}: {first_line(error.__cause__ or error)[:LONGEST_REASON]}")
+    if not found:
+        what = f"a classifier of type {model.model_type} can't be exported to ONNX {kind.precision}"
+        raise UserError(f"{what} ({'; '.join(failed + wrong)})")
+    padding = padding_note(model, reference.padding_effect(example_texts()))
+    return max(found, key=lambda candidate: candidate.attention), [*wrong, *[padding] * bool(padding)]
+
+
+def run_batch(runner: TokenRunner, model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the probabilities [texts, labels] of a padded batch."""
+    return probabilities(runner.to_host(runner.forward(runner.prepare(batch))), model.problem_type)

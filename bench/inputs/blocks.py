@@ -1,0 +1,93 @@
+"""What all formats share: the Rows that they give, and the bytes of compressed files."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+N_ROWS = 10_000  # that are handed on at once: a few MB of text
+HEAD_BYTES = 2**20  # of a file, from which its rows are estimated
+PIECE_BYTES = 2**13  # of a zstandard file, decompressed at a time: so few that the result stays in the CPU's cache
+BLOCK_BYTES = 2**20  # of any other file
+MAX_WINDOW = 2**31  # bytes, the largest that zstandard has (--long=31), which Pushshift's dumps need
+MAX_LINE = 2**26  # bytes; the longest comments have about 100 KB of JSON
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a file.
+
+    bad: number of a row in `table` -> its line and why it can't be read; its values are null. bytes_read: how far the
+    file is read.
+    """
+
+    table: pa.Table
+    bad: dict[int, str] = field(default_factory=dict)
+    bytes_read: int = 0
+
+
+def read_lines(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Yields (a block of whole lines, bytes of the file that were read so far) of a plain, .gz or .zst file.
+
+    Raises OSError, EOFError, zlib.error or ValueError if it is truncated, corrupt, or has a line above MAX_LINE.
+    """
+    rest = b""
+    for text, position in decompress_zstandard(path) if path.suffix.lower() == ".zst" else decompress(path):
+        end = text.rfind(b"\n") + 1
+        if end:
+            yield rest + text[:end], position
+            rest = b""
+        rest += text[end:]
+        if len(rest) > MAX_LINE:
+            raise ValueError(f"corrupt: a line of more than {MAX_LINE >> 20} MiB")
+    yield rest, path.stat().st_size
+
+
+def decompress(path: Path) -> Iterator[tuple[bytes, int]]:
+    with path.open("rb") as file:
+        unpacked = gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file
+        while block := unpacked.read(BLOCK_BYTES):
+            yield block, file.tell()
+
+
+def decompress_zstandard(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Decompresses a zstandard file of one or more frames."""
+    import zstandard  # whose stream reader would take a truncated file for a whole one
+
+    decompressor, frame = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW), None
+    try:
+        with path.open("rb", buffering=BLOCK_BYTES) as file:
+            if not file.peek(1):
+                raise ValueError("empty")
+            while piece := file.read(PIECE_BYTES):
+                while piece:
+                    frame = frame or decompressor.decompressobj()
+                    yield frame.decompress(piece), file.tell()
+                    piece = frame.unused_data
+                    frame = None if frame.eof else frame
+    except zstandard.ZstdError as error:
+        if "llocation error" in str(error):
+            raise MemoryError(f"its window of up to {MAX_WINDOW >> 30} GiB") from error
+        raise ValueError(f"corrupt: {error}") from error
+    if frame:
+        raise ValueError("truncated")
+
+
+def read_head(path: Path) -> tuple[bytes, float]:
+    """Returns (the beginning of a file, decompressed; how many times as long the whole file is, about)."""
+    size, suffix = max(path.stat().st_size, 1), path.suffix.lower()
+    with path.open("rb") as file:
+        packed = file.read(HEAD_BYTES)
+    if suffix == ".gz":
+        frame = zlib.decompressobj(wbits=31)  # gzip's format
+    elif suffix == ".zst":
+        import zstandard
+
+        frame = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
+    else:
+        return packed, size / max(len(packed), 1)
+    text = frame.decompress(packed)
+    return text, size / max(len(packed) - len(frame.unused_data), 1)

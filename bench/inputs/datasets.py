@@ -1,0 +1,86 @@
+"""A dataset's name or file -> its texts."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.files import digest
+from bench.inputs.readers import FORMATS, common_schema, open_table, read_all
+from utils import ROOT, UserError
+
+# name: the published file, and the bundled one that takes its place until it is downloaded
+DATASETS = {
+    "normal": ("random_sample_10k.csv.gz", "synthetic_10k.csv.gz"),
+    "filtered": ("random_sample_10k_filtered.csv.gz", "synthetic_10k_filtered.csv.gz"),
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The `texts` in the file's order, the `name` that rows carry, and `notes`: what was not as asked."""
+
+    name: str
+    texts: list[str]
+    notes: list[str]
+
+
+def load_dataset(name_or_path: str, column: str = "body", limit: int | None = None) -> Dataset:
+    """Reads the texts of `normal`, `filtered` or a file in one of readers.FORMATS, which is named as its file is.
+
+    Rows without text (missing, empty, only white space) are left out and counted in the notes. `limit` keeps that many
+    texts, evenly spaced through the file. Raises UserError where the file, the column or every text is missing.
+    """
+    notes = []
+    if name_or_path in DATASETS:
+        real, synthetic = (ROOT / "data" / file for file in DATASETS[name_or_path])
+        path, name = (real, name_or_path) if real.exists() else (synthetic, f"synthetic-{name_or_path}")
+        if path is synthetic:
+            notes.append(
+                f"dataset {name_or_path}: data/{real.name} is not there, so the bundled data/{synthetic.name} is used "
+                "(random words with Reddit's lengths); `python data/download.py` fetches the real one"
+            )
+    else:
+        path = Path(name_or_path)
+        name = path.name
+    bodies = read_column(path, column)
+    texts = [body for body in bodies if has_text(body)]
+    if len(texts) < len(bodies):
+        notes.append(f"dataset {name}: {len(bodies) - len(texts)} of {len(bodies)} rows have no text and are left out")
+    if not texts:
+        raise UserError(f"{path} has no text in column {column!r}")
+    if limit is not None and limit < len(texts):
+        texts = [texts[i] for i in evenly_spaced(len(texts), limit)]
+    return Dataset(name, texts, notes)
+
+
+def read_column(path: Path, column: str) -> list[str | None]:
+    """Reads a file's column of texts, as it stands there. Raises UserError if it can't be read, or is not text."""
+    if not os.path.isfile(path):  # unlike Path's, it takes a name that is too long for one that isn't there
+        names = f"names: {', '.join(DATASETS)}; or a file that ends in {', '.join(FORMATS)}"
+        raise UserError(f"no dataset file {path} ({names})")
+    table = open_table(path)
+    schema = common_schema([table], [column], column)
+    return [text for rows in read_all([table], schema) for text in rows[column].to_pylist()]
+
+
+def bundled_texts(name: str) -> list[str]:
+    """Returns the texts of a bundled file: the same on every machine."""
+    return read_column(ROOT / "data" / DATASETS[name][1], "body")
+
+
+def has_text(value: str | None) -> bool:
+    """Says whether a row has a text: more than white space."""
+    return value is not None and bool(value.strip())
+
+
+def evenly_spaced(total: int, count: int) -> np.ndarray:
+    """Returns `count` (or `total`, if fewer) distinct indices below `total`, evenly spaced, ascending."""
+    count = min(count, total)
+    return np.arange(count) * total // count
+
+
+def digest_texts(texts: list[str]) -> str:
+    """Returns 16 hexadecimal digits for texts in this order."""
+    return digest(text.encode() for text in texts)

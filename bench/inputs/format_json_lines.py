@@ -1,0 +1,98 @@
+"""JSON Lines compressed by zstandard, such as Pushshift's dumps: an object a line, of which scalars are columns."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+
+from bench.inputs.blocks import N_ROWS, Rows, read_head, read_lines
+
+N_LINES = 1000  # that say which columns there are
+TYPES = {pa.string(): str, pa.int64(): int, pa.float64(): float, pa.bool_(): bool}
+NOT_JSON, NO_OBJECT = "not JSON", "no object with these columns"
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """Returns the columns of the first lines: those that are texts, numbers or booleans, or always null."""
+    kinds = {}
+    lines = (line for block, _ in read_lines(path) for line in block.split(b"\n") if line.strip())
+    for line in islice(lines, N_LINES):
+        record = parse_json(line)
+        for name, value in record.items() if isinstance(record, dict) else ():
+            kinds.setdefault(name, set()).update({type(value)} - {type(None)})
+    columns = {name: column_type(found) for name, found in kinds.items()}
+    return pa.schema([(name, kind) for name, kind in columns.items() if kind])
+
+
+def column_type(found: set[type]) -> pa.DataType | None:
+    """Returns the type of a column whose values have these types; None for lists, objects and mixtures."""
+    if str in found or not found:
+        return pa.string()
+    if found == {int, float}:
+        return pa.float64()
+    [kind, *others] = found
+    return None if others else {python: arrow for arrow, python in TYPES.items()}.get(kind)
+
+
+def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
+    """Yields the rows, blank lines left out. A number that stands in quotes is a number, if the schema says so."""
+    names = [f"column_{i}" for i in range(len(schema))]  # any text can be a name in JSON, but not in Python
+    fields = [(name, TYPES[kind] | None, None) for name, kind in zip(names, schema.types, strict=True)]
+    row_type = msgspec.defstruct("Row", fields, rename=dict(zip(names, schema.names, strict=True)), gc=False)
+    decoder = msgspec.json.Decoder(row_type, strict=False)
+    found, bad, line = [], {}, 0
+
+    def rows(bytes_read: int) -> Rows:
+        columns = zip(*map(msgspec.structs.astuple, found), strict=True) if found else [[]] * len(schema)
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+        return Rows(pa.table(arrays, schema=schema), bad, bytes_read)
+
+    for block, bytes_read in read_lines(path):
+        try:
+            found += decoder.decode_lines(block)
+        except (ValueError, RecursionError):
+            for number, text in enumerate(block.split(b"\n"), line + 1):
+                if text.strip():
+                    row = parse_line(text, decoder)
+                    if isinstance(row, str):
+                        bad[len(found)], row = f"line {number}: {row}", row_type()
+                    found.append(row)
+        line += block.count(b"\n")
+        if len(found) >= N_ROWS:
+            yield rows(bytes_read)
+            found, bad = [], {}
+    yield rows(path.stat().st_size)
+
+
+def parse_line(line: bytes, decoder: msgspec.json.Decoder) -> msgspec.Struct | str:
+    """Decodes a line that may be at fault; returns what is wrong where it is. Half surrogate pairs are replaced."""
+    try:
+        return decoder.decode(line)
+    except (ValueError, RecursionError):
+        pass
+    record = parse_json(line)
+    if not isinstance(record, dict):
+        return NOT_JSON if record is NOT_JSON else NO_OBJECT
+    for name, value in record.items():
+        if isinstance(value, str):
+            record[name] = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    try:
+        return msgspec.convert(record, decoder.type, strict=False)
+    except ValueError:
+        return NO_OBJECT
+
+
+def parse_json(line: bytes) -> object:
+    """Returns the value that a line holds, or NOT_JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return NOT_JSON
+
+
+def estimate_rows(path: Path) -> int:
+    head, times = read_head(path)
+    return round(head.count(b"\n") * times)

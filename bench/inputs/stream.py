@@ -1,0 +1,92 @@
+"""Texts -> padded batches, made while the model runs."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.inputs.batches import Batching, make_batches
+from bench.inputs.model import Model
+
+CHUNK_TEXTS = 2048  # tokenized at once: enough to keep all cores of a fast tokenizer busy
+QUEUED_BATCHES = 16  # that wait for the model, at most: enough for its fastest moment, and little memory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts that the model gets at once.
+
+    indices: which texts these are; inputs: name -> int64 [texts, tokens], padded; tokens: how many of these are real.
+    """
+
+    indices: np.ndarray
+    inputs: dict[str, np.ndarray]
+    tokens: int
+
+
+def text_batches(
+    model: Model,
+    texts: list[str],
+    batching: Batching,
+    padded_lengths: Callable[[np.ndarray], np.ndarray] = lambda lengths: lengths,
+) -> Iterator[Batch]:
+    """Tokenizes, sorts and pads texts, chunk by chunk. `padded_lengths(lengths)` may round lengths up.
+
+    Unless they stay in order, texts are first sorted by characters, so that a chunk's texts have similar lengths. A
+    chunk's last batch, which may not be full, is carried over into the next chunk. Texts without any token are in no
+    batch.
+    """
+    indices = np.arange(len(texts))
+    if batching.name != "in-order":
+        indices = np.argsort([len(text) for text in texts], kind="stable")
+    rest, rows = np.empty(0, int), {}
+    for start in range(0, len(texts), CHUNK_TEXTS):
+        chunk = indices[start : start + CHUNK_TEXTS]
+        tokens = model.tokenize([texts[i] for i in chunk])
+        full = [i for i, ids in enumerate(tokens["input_ids"]) if len(ids)]
+        rows = {name: rows.get(name, []) + pick(values, full) for name, values in tokens.items()}
+        rest = np.concatenate([rest, chunk[full]])
+        if not len(rest):
+            continue
+        lengths = np.array([len(ids) for ids in rows["input_ids"]])
+        widths = padded_lengths(lengths)
+        batches = make_batches(widths, batching)
+        carried = batches.pop() if start + CHUNK_TEXTS < len(texts) else np.empty(0, int)
+        for batch in batches:
+            of_batch = {name: pick(values, batch) for name, values in rows.items()}
+            inputs = model.pad(of_batch, to_length=int(widths[batch].max()))
+            yield Batch(rest[batch], inputs, tokens=int(lengths[batch].sum()))
+        rest, rows = rest[carried], {name: pick(values, carried) for name, values in rows.items()}
+
+
+def pick(values: list, indices: Iterable[int]) -> list:
+    return [values[i] for i in indices]
+
+
+def share_of(texts: list[str], number: int, workers: int) -> np.ndarray:
+    """Returns the indices of a worker's texts: all workers get about the same number of characters."""
+    return np.sort(np.argsort([len(text) for text in texts], kind="stable")[number::workers])
+
+
+def prefetch(items: Iterator, queued: int = QUEUED_BATCHES) -> Iterator:
+    """Yields the items, which a thread makes while the caller works on earlier ones; its error is raised here."""
+    ready = queue.Queue(queued)
+
+    def make() -> None:
+        try:
+            for item in items:
+                ready.put((item, None))
+            ready.put((None, None))
+        except Exception as error:
+            ready.put((None, error))
+
+    threading.Thread(target=make, daemon=True).start()
+    while True:
+        item, error = ready.get()
+        if error:
+            raise error
+        if item is None:
+            return
+        yield item

@@ -1,0 +1,162 @@
+"""The output folder: parts of labelled rows, part-00000.parquet and on, and the job that they belong to."""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.files import check_writable, new_file, read_json
+from bench.inputs.datasets import has_text
+from bench.inputs.readers import Table, read_all
+from utils import UserError
+
+PART = re.compile(r"part-\d{5,}\.parquet")
+JOB_FILE = "_job.json"  # what the parts are made of; pandas and Spark pass over names with an underscore
+TEMPORARY = ".tmp"
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """What is in the parts.
+
+    schema: of the columns that are read, in all files; columns: which are copied; text_column; labels: their names;
+    top_label: whether only the best of them is written; rows: of a part; limit: of the rows in all, None for no limit.
+    """
+
+    schema: pa.Schema
+    columns: list[str]
+    text_column: str
+    labels: list[str]
+    top_label: bool
+    rows: int
+    limit: int | None
+
+
+# ------------------------------------------------------------------------------------------------- rows and columns
+
+
+def read_parts(tables: list[Table], output: OutputSpec, skip: int) -> Iterator[pa.Table]:
+    """Yields the rows of all files behind the first `skip`, a part's at once. Raises UserError as read_all."""
+    waiting, left = [], float("inf") if output.limit is None else max(output.limit - skip, 0)
+    for rows in read_all(tables, output.schema, skip):
+        table = rows.slice(0, int(min(left, len(rows))))
+        left -= len(table)
+        waiting += [table] if len(table) else []
+        while sum(map(len, waiting)) >= output.rows:
+            joined = pa.concat_tables(waiting).combine_chunks()
+            yield joined.slice(0, output.rows)
+            waiting = [joined.slice(output.rows)] if len(joined) > output.rows else []
+        if not left:
+            break
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def label_table(table: pa.Table, classify: Callable, output: OutputSpec) -> tuple[pa.Table, np.ndarray]:
+    """Returns (the `columns` of a table and what the model says of its texts, [texts, tokens, texts without answer]).
+
+    classify(texts) -> (probabilities [texts, labels], tokens). That is a float32 column for each label, or with
+    `top_label` the best `label` and its `score`; nulls where there is no text. Without an answer are texts that have no
+    token, and those of which the model says something that is not finite; they have nulls, too.
+    """
+    values = table[output.text_column].to_pylist()
+    full = np.array([i for i, value in enumerate(values) if has_text(value)], dtype=int)
+    probs, tokens = np.full((len(table), len(output.labels)), np.nan, dtype=np.float32), 0
+    if len(full):
+        probs[full], tokens = classify([values[i] for i in full])
+    missing = ~np.isfinite(probs).all(axis=1)
+    counts = np.array([len(full), tokens, missing[full].sum()])
+    found = table.select(output.columns)
+    if output.top_label:
+        best = np.where(missing, 0, probs.argmax(axis=1))
+        names = pa.array([output.labels[i] for i in best], pa.string(), mask=missing)
+        scores = pa.array(probs[np.arange(len(probs)), best], mask=missing)
+        return found.append_column("label", names).append_column("score", scores), counts
+    for i, label in enumerate(output.labels):
+        found = found.append_column(label, pa.array(np.ascontiguousarray(probs[:, i]), mask=missing))
+    return found, counts
+
+
+# ----------------------------------------------------------------------------------------------------- the folder
+
+
+def part_name(number: int) -> str:
+    return f"part-{number:05}.parquet"
+
+
+def part_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("part-*") if PART.fullmatch(path.name))
+
+
+def is_whole(part: Path, rows: int) -> bool:
+    """Says whether a part is there, can be read, and has so many rows."""
+    try:
+        return pq.read_metadata(part).num_rows == rows
+    except (OSError, ValueError):
+        return False
+
+
+def count_rows(folder: Path) -> int:
+    """Counts the rows of all parts. Raises UserError where one is left behind the last row of the input, or none."""
+    parts = part_files(folder)
+    if not parts:
+        raise UserError("the input has no rows")
+    if parts[-1].name != part_name(len(parts) - 1):
+        raise UserError(f"{parts[-1]} is behind the last row of the input: it is not of this run")
+    return sum(pq.read_metadata(part).num_rows for part in parts)
+
+
+def write_part(folder: Path, number: int, table: pa.Table) -> None:
+    with new_file(folder / part_name(number)) as file:
+        pq.write_table(table, file)
+
+
+def read_job(folder: Path) -> dict:
+    """Returns the job of the parts in a folder; nothing where it is not known."""
+    try:
+        return read_json(folder / JOB_FILE)
+    except UserError:
+        return {}
+
+
+def prepare_output(folder: Path, job: dict, overwrite: bool) -> None:
+    """Checks the output folder and clears it of what is half-made, to `overwrite` it of all parts.
+
+    Raises UserError if it holds other things, or parts of another job.
+    """
+    before, done, temporary = read_job(folder), part_files(folder), [*folder.glob(f".*{TEMPORARY}")]
+    ours = {JOB_FILE, *(path.name for path in (*done, *temporary))}
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ours):
+        raise UserError(f"{folder} holds {foreign[0]}, which is not a part: name another folder")
+    if done and not (folder / JOB_FILE).is_file():
+        raise UserError(f"{folder} holds {done[0].name}, which no run of this script made: name another folder")
+    if done and before != job and not overwrite:
+        other = [key for key in job if before.get(key) != job[key]]
+        raise UserError(f"{folder} holds parts of another {', '.join(other)}; --overwrite starts anew")
+    for path in [*temporary, *(done if overwrite else [])]:
+        path.unlink()
+    if before != job:
+        with new_file(folder / JOB_FILE) as file:
+            file.write(json.dumps(job, indent=2).encode())
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder until this one ends or dies. Raises UserError if another is in it."""
+    check_writable(folder)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"another run is writing into {folder}") from error
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,91 @@
+"""The cells of a sweep, and which of them are left to measure."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bench.inputs.batches import Batching
+from bench.report.rows import latest_per_cell, read_results, results_path
+from runtimes import VARIANTS
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination that is measured, which gives one row.
+
+    stage: what is timed: `forward`, the forward passes alone, or `end-to-end`, from texts to logits on the host.
+    """
+
+    variant: str
+    workers: int
+    batching: Batching
+    stage: str = "forward"
+
+    def columns(self) -> dict:
+        """Returns the columns of its row that name it."""
+        how = self.batching
+        sizes = {"batching": how.name, "batch_size": how.batch_size or "", "batch_tokens": how.batch_tokens or ""}
+        return {"variant": self.variant, "workers": self.workers, "stage": self.stage} | sizes
+
+
+def cell_of(row: dict) -> Cell:
+    return Cell(row["variant"], row["workers"], batching_of(row), row["stage"])
+
+
+def batching_of(row: dict) -> Batching:
+    return Batching(row["batching"], int(row["batch_size"]), int(row["batch_tokens"]))
+
+
+def plan_batchings(names: list[str], batch_sizes: list[int], batch_tokens: list[int]) -> list[Batching]:
+    """Returns how texts are batched, each way once: one text at a time is the same work in-order and sorted."""
+    sizes = itertools.product(batch_sizes, [name for name in names if name != "token-budget"])
+    by_size = [Batching("in-order" if size == 1 else name, batch_size=size) for size, name in sizes]
+    budgets = [Batching("token-budget", batch_tokens=tokens) for tokens in batch_tokens if "token-budget" in names]
+    return list(dict.fromkeys([*by_size, *budgets]))
+
+
+def plan_cells(
+    variants: list[str], workers: list[int], batchings: list[Batching], batch_sizes: list[int]
+) -> list[Cell]:
+    """Returns the cells to measure. A variant that takes texts is measured end to end, in-order at each batch size."""
+    whole_texts = [Batching("in-order", batch_size=size) for size in batch_sizes]
+    return [
+        Cell(variant, count, how, "end-to-end" if VARIANTS[variant].takes_texts else "forward")
+        for variant, count in itertools.product(variants, workers)
+        for how in (whole_texts if VARIANTS[variant].takes_texts else batchings)
+    ]
+
+
+def measured_before(results_dir: Path, same: dict, columns_of: Callable, cells: list[Cell]):
+    """Returns the rows of cells that need not be measured again, end-to-end rows included, as a DataFrame.
+
+    They are complete, and have the columns that are the `same` for all cells of a run, and those that
+    columns_of(variant) gives: of the same texts, weights, commit and versions.
+    """
+    variants = dict.fromkeys(cell.variant for cell in cells)
+    paths = [results_path(results_dir, same | {"variant": variant}) for variant in variants]
+    rows, _, _ = read_results([path for path in paths if path.exists()])
+    wanted = [(same | columns_of(variant)).items() for variant in rows["variant"]]
+    alike = [
+        all(str(row[name]) == str(value) for name, value in own)
+        and not {cell_of(row), replace(cell_of(row), stage="forward")}.isdisjoint(cells)
+        for row, own in zip(rows.to_dict("records"), wanted, strict=True)
+    ]
+    return latest_per_cell(rows[np.array(alike, dtype=bool)])
+
+
+def cells_to_run(cells: list[Cell], speeds: dict[Cell, float]) -> list[Cell]:
+    """Returns the cells still to measure, where some have a speed.
+
+    Where a variant and worker count has all of them but no end-to-end row, that is its fastest cell, end to end.
+    """
+    chosen = []
+    for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
+        alike = list(group)
+        missing = [cell for cell in alike if cell not in speeds]
+        fastest = replace(max(alike, key=lambda cell: speeds.get(cell, 0)), stage="end-to-end")
+        chosen += missing or [fastest] * (fastest not in speeds)
+    return chosen

@@ -1,0 +1,54 @@
+"""What is said before a run starts: what makes its figures worse than they could be."""
+
+import math
+
+from bench.machine import DeviceInfo, cpu_busy, gpu_busy
+from bench.provenance import versions
+from bench.variants import Device
+from runtimes import VARIANTS
+from utils import UserError, clean, cpu_cores, say
+
+BUSY = 0.1  # others' share of the device above which a note is printed
+BUSY_MIB = 1024  # in use on a GPU above which a note is printed (a desktop takes less)
+MPS = "nvidia-cuda-mps-control -d  (stop it: echo quit | nvidia-cuda-mps-control)"
+
+
+def note(text: str) -> None:
+    """Prints a note about the run on standard error."""
+    say(f"note       {clean(text)}")
+
+
+def measure_busy(info: DeviceInfo, device: Device) -> float | None:
+    """Returns the share of the device that others keep busy now, and notes it; None where it is not known."""
+    if device.gpu is None:
+        busy = cpu_busy()
+        if (busy or 0) > BUSY:
+            note(f"others keep {busy:.0%} of the cores busy: expect less messages/s, and less steady ones")
+        return busy
+    try:
+        busy, others, used = gpu_busy(info.uuid)
+    except UserError as error:
+        note(str(error))
+        return None
+    if others or busy > BUSY or used > BUSY_MIB:
+        note(f"others use the GPU: {others} processes seen, {used:.0f} MiB, busy {busy:.0%} of the time")
+    return busy
+
+
+def note_what_slows(variants: list[str], device: Device, workers: int, busy: float | None) -> None:
+    """Notes what makes figures worse than they could be. `workers`: the most that run at once."""
+    if len(versions("onnxruntime", "onnxruntime-gpu")) > 1:
+        note("onnxruntime and onnxruntime-gpu are both installed and overwrite each other: remove one")
+    for name in variants:
+        variant = VARIANTS[name]
+        if device.kind in variant.caveats:
+            note(f"{name}: {variant.caveats[device.kind]}")
+        if not variant.is_native_on(device.kind):
+            note(f"{name}: this CPU has no {variant.required_cpu_feature.upper()} units, so it is slow or can't run")
+    if device.gpu is not None:
+        if workers > 1:
+            note(f"several workers take turns on one GPU, unless MPS runs: {MPS}")
+        return
+    idle = cpu_cores() * (1 - (busy or 0))
+    if workers * device.threads > math.ceil(idle):
+        note(f"more workers x threads than the {idle:.1f} idle cores: they will wait for each other and for others")

@@ -1,0 +1,158 @@
+"""Cells -> figures: starts the workers, repeats passes, and computes what a row says."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bench.classifier import ClassifierSpec
+from bench.inputs.batches import make_batches, padded_tokens
+from bench.inputs.model import Model
+from bench.machine import watch_throttling
+from bench.measure.cells import Cell
+from bench.measure.token_cache import TokenizedTexts
+from bench.measure.worker import Report, Worker
+from bench.parity import count_flips, probabilities
+from bench.processes import ProcessPool
+from bench.variants import Device
+from runtimes import VARIANTS
+from utils import UserError, cpu_cores
+
+ASSUMED_MFU = 0.5  # share of the peak that estimates assume: between what FP32 and BF16 reach on a CPU
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all cells of a run share.
+
+    exports: variant -> the folder of the export that it loads (None: it loads none), or why it can't run;
+    peaks: precision -> FLOP/s; min_time: seconds of passes for each cell; max_end_to_end_seconds: the longest pass of a
+    cell that is also timed end to end; stall_timeout: seconds without a heartbeat, 0 for no limit;
+    uuid: NVML's id of the GPU, empty on a CPU and where NVML does not tell.
+    """
+
+    model: Model
+    tokens: TokenizedTexts
+    exports: dict[str, Path | UserError | None]
+    device: Device
+    peaks: dict[str, float]
+    min_time: float
+    max_end_to_end_seconds: float
+    stall_timeout: float
+    uuid: str
+
+    def peak_of(self, variant: str) -> float | None:
+        return self.peaks.get(VARIANTS[variant].computes_in(self.device.gpu))
+
+
+def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeats: int) -> Iterator[tuple[Cell, dict]]:
+    """Measures the cells; yields each with the measured columns of its row, or with only a status if it failed.
+
+    After the cells of a variant and worker count, the fastest of them is timed end to end, unless it is too slow for
+    that. `speeds` are the messages/s of cells that were measured before: they count for which is the fastest, and are
+    not timed again. Everything is measured `repeats` times, in turn.
+
+    Workers are started once for all cells of a variant and worker count, and again after a failed cell; where they
+    can't be started, none of their cells is tried again.
+    """
+    known = dict(speeds)
+    groups = [list(group) for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers))]
+    for group in groups * repeats:
+        with contextlib.ExitStack() as stack:
+            workers, no_start = None, None
+            queue = list(group)
+            while queue:
+                cell = queue.pop(0)
+                try:
+                    if no_start:
+                        raise no_start
+                    workers = workers or stack.enter_context(start_workers(sweep, cell))
+                    figures = measure(sweep, workers, cell)
+                    if figures["status"] == "ok":
+                        known[cell] = float(figures["messages/s"])
+                except UserError as error:
+                    figures = {"status": str(error)}
+                    no_start = None if workers else error
+                    workers = None
+                    stack.close()
+                yield cell, figures
+                if not queue and cell.stage == "forward" and not no_start:
+                    fastest = fastest_end_to_end(sweep, cell, known)
+                    queue += [fastest] if fastest not in (None, *speeds) else []
+
+
+def fastest_end_to_end(sweep: Sweep, cell: Cell, speeds: dict[Cell, float]) -> Cell | None:
+    """Returns the fastest cell with the variant and workers of this one, end to end; None if all are too slow."""
+    same, slowest = replace(cell, batching=None), len(sweep.tokens.lengths) / sweep.max_end_to_end_seconds
+    others = [other for other in speeds if replace(other, batching=None) == same and speeds[other] >= slowest]
+    return replace(max(others, key=speeds.get), stage="end-to-end") if others else None
+
+
+def estimate(sweep: Sweep, cells: list[Cell]) -> dict[Cell, float]:
+    """Estimates the seconds of each cell: its warm-up and passes at ASSUMED_MFU; compiling comes on top."""
+    lengths, seconds = sweep.tokens.lengths, {}
+    for cell in cells:
+        padding = padded_tokens(lengths, make_batches(lengths, cell.batching)).sum() / lengths.sum()
+        peak = sweep.peak_of(cell.variant) or sweep.peaks["fp32"]
+        if sweep.device.gpu is None:
+            peak *= min(1, cell.workers * sweep.device.threads / cpu_cores())
+        a_pass = padding * np.nan_to_num(sweep.tokens.flops) / (ASSUMED_MFU * peak)
+        seconds[cell] = a_pass + max(a_pass, sweep.min_time)
+    return seconds
+
+
+def start_workers(sweep: Sweep, cell: Cell) -> ProcessPool:
+    """Starts the workers of a cell's variant. Raises UserError if they can't load it."""
+    exported = sweep.exports[cell.variant]
+    if isinstance(exported, UserError):
+        raise exported
+    spec = ClassifierSpec(sweep.model, cell.variant, exported, replace(sweep.device, exclusive=cell.workers == 1))
+    arguments = [(number, spec, sweep.tokens.folder) for number in range(cell.workers)]
+    return ProcessPool(Worker, arguments, sweep.stall_timeout)
+
+
+def measure(sweep: Sweep, workers: ProcessPool, cell: Cell) -> dict[str, str]:
+    """Returns the measured columns of a cell's row. Raises UserError."""
+    workers.call(Worker.prepare, cell)
+    seconds = []
+    with watch_throttling(sweep.uuid) if sweep.uuid else contextlib.nullcontext(set()) as throttled:
+        while not seconds or sum(seconds) < sweep.min_time:
+            starts, ends = zip(*workers.call(Worker.run), strict=True)
+            seconds.append(max(ends) - min(starts))
+    reports = workers.call(Worker.report)
+
+    texts, tokens, median = len(sweep.tokens.lengths), int(sweep.tokens.lengths.sum()), float(np.median(seconds))
+    share = sweep.tokens.flops / median / (sweep.peak_of(cell.variant) or np.nan)
+    figures = {
+        "messages/s": texts / median,
+        "min": texts / max(seconds),
+        "max": texts / min(seconds),
+        "passes": len(seconds),
+        "tokens/s": tokens / median,
+        "padding": sum(report.padded_tokens for report in reports) / tokens,
+        "tflops": sweep.tokens.flops / median / 1e12,
+        "mfu": share if share <= 1 else np.nan,
+        "memory_mib": (sum if sweep.device.gpu is None else max)(report.memory_mib for report in reports),
+    }
+    if cell.stage == "forward":
+        latencies = np.concatenate([report.latencies for report in reports])
+        figures["p50_ms"], figures["p99_ms"] = np.percentile(latencies, [50, 99]) * 1000
+    figures |= compare_sample(sweep, reports)
+    known = {name for name, value in figures.items() if name not in ("tflops", "mfu") or np.isfinite(value)}
+    row = {name: f"{value:.6g}" if name in known else "" for name, value in figures.items()}
+    row["throttled"] = (", ".join(sorted(throttled)) or "no") if sweep.uuid else ""
+    return row | {"status": "ok" if np.isfinite(figures["max_diff"]) else "outputs are not finite"}
+
+
+def compare_sample(sweep: Sweep, reports: list[Report]) -> dict[str, float]:
+    """Compares the workers' logits of the sample with the reference: the columns `max_diff`, `flips`, `decisions`."""
+    logits = np.full((len(sweep.tokens.lengths), len(sweep.model.labels)), np.nan)
+    for report in reports:
+        logits[report.indices] = report.logits
+    probs, reference = probabilities(logits[sweep.tokens.sample], sweep.model.problem_type), sweep.tokens.reference
+    changed, decisions = count_flips(probs, reference, sweep.model.problem_type)
+    max_diff = float(np.abs(probs - reference).max())
+    return {"max_diff": max_diff, "flips": changed / decisions, "decisions": decisions}

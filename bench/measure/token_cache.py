@@ -1,0 +1,124 @@
+"""Texts -> token ids and the reference, made once and kept in the cache for all cells of a sweep."""
+
+import contextlib
+import json
+import math
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.files import digest, make_once
+from bench.inputs.datasets import digest_texts, evenly_spaced
+from bench.inputs.model import Model
+from bench.inputs.reference import N_PADDED_TEXTS, Reference
+from bench.measure.peak import count_flops
+from bench.processes import run_in_subprocess
+from bench.provenance import versions
+from utils import CACHE, UserError
+
+N_SAMPLE = 256  # texts that every cell is compared on: seconds of work for the reference
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """What the cells of a sweep share; kept in a folder of the cache, from which each worker loads it.
+
+    ids: of all texts in one run, int32 [tokens], by name (`input_ids`, perhaps `token_type_ids`); lengths: the token
+    count of each text; offsets: where each ends in `ids`; sample: indices of the texts that are compared; reference:
+    their probabilities [sample, labels], see Reference.of_texts; flops: of one pass over the real tokens, nan where
+    torch can't count them; tokens_speed: messages/s of the tokenizer when these were made; n_empty: how many texts gave
+    no token and were left out; padding_effect: see Reference.
+    """
+
+    folder: Path
+    ids: dict[str, np.ndarray]
+    lengths: np.ndarray
+    offsets: np.ndarray
+    sample: np.ndarray
+    reference: np.ndarray
+    flops: float
+    tokens_speed: float
+    n_empty: int
+    padding_effect: float
+
+    def rows(self, batch: Iterable[int]) -> dict[str, list[np.ndarray]]:
+        """Returns the ids of each text of a batch."""
+        spans = [slice(self.offsets[i] - self.lengths[i], self.offsets[i]) for i in batch]
+        return {name: [values[span] for span in spans] for name, values in self.ids.items()}
+
+    def texts(self) -> list[str]:
+        return json.loads((self.folder / "texts.json").read_text(encoding="utf-8"))
+
+
+def load_tokens(folder: Path) -> TokenizedTexts:
+    with np.load(folder / "arrays.npz") as file:
+        arrays = dict(file)
+    ids = {name: arrays.pop(name) for name in ("input_ids", "token_type_ids") if name in arrays}
+    figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    return TokenizedTexts(folder=folder, ids=ids, **arrays, **figures)
+
+
+def load_or_tokenize(
+    model: Model, texts: list[str], gpu: int | None, call: Callable = run_in_subprocess
+) -> TokenizedTexts:
+    """Loads the texts' token ids and reference from the cache, or makes them in the process that `call` runs.
+
+    Raises UserError where no text gives a token, or the model can't be loaded.
+    """
+    known = [digest_texts(texts), model.weights_id, *versions("torch", "transformers", "tokenizers").values()]
+    key = digest(str(part).encode() for part in (*known, N_SAMPLE, N_PADDED_TEXTS, gpu is not None))
+    folder = CACHE / "tokens" / key
+
+    def make(temporary: Path) -> None:
+        (temporary / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+        call(tokenize_into, model, temporary, gpu)
+
+    if folder.exists():
+        with contextlib.suppress(OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            tokens = load_tokens(folder)
+            tokens.texts()
+            return tokens
+        shutil.rmtree(folder, ignore_errors=True)  # it is damaged
+    make_once(folder, make)
+    return load_tokens(folder)
+
+
+def tokenize_into(model: Model, folder: Path, gpu: int | None) -> None:
+    """Writes arrays.npz and figures.json beside `folder`/texts.json."""
+    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    model.tokenize(texts[:1])  # the first call sets the tokenizer up
+    start = time.monotonic()
+    rows = model.tokenize(texts)
+    figures = {"tokens_speed": len(texts) / (time.monotonic() - start)}
+    full = [i for i, ids in enumerate(rows["input_ids"]) if ids]
+    if not full:
+        raise UserError("the tokenizer gives no token for any text")
+    figures["n_empty"] = len(texts) - len(full)
+    if figures["n_empty"]:
+        texts = [texts[i] for i in full]
+        (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+        rows = {name: [values[i] for i in full] for name, values in rows.items()}
+    if model.pad_values.get("token_type_ids") == 0 and not any(any(types) for types in rows["token_type_ids"]):
+        del rows["token_type_ids"]  # pad() gives zeros
+
+    arrays = {name: np.concatenate(values).astype(np.int32) for name, values in rows.items()}
+    lengths = np.array([len(ids) for ids in rows["input_ids"]])
+    sample, reference = evenly_spaced(len(texts), N_SAMPLE), Reference.load(model, gpu)
+    arrays |= {"lengths": lengths, "offsets": np.cumsum(lengths), "sample": sample}
+    arrays["reference"] = reference.of_texts([texts[i] for i in sample])
+    by_length = sample[np.argsort(lengths[sample], kind="stable")]
+    shorter = by_length[: len(by_length) * 2 // 3 + 1]  # the longest would take seconds
+    figures["padding_effect"] = reference.padding_effect(
+        [texts[shorter[i]] for i in evenly_spaced(len(shorter), N_PADDED_TEXTS)]
+    )
+    try:
+        figures["flops"] = count_flops(model, lengths, max(rows["input_ids"], key=len))
+    except Exception:  # torch's counter fails for Perceiver, and CANINE takes no short texts
+        figures["flops"] = math.nan
+    (folder / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
+    np.savez(folder / "arrays.npz", **arrays)

@@ -1,0 +1,34 @@
+"""Where a figure comes from: versions of packages, and the commit of this project."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import subprocess
+
+from utils import ROOT
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the versions of those of the packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def project_commit() -> str:
+    """Returns this project's commit; where the code is not the commit's, "+" and a digest of the code follow."""
+    code = sorted([*ROOT.glob("*.py"), *ROOT.glob("bench/**/*.py"), *ROOT.glob("runtimes/*.py")])
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()[:8]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", ROOT, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=10", "HEAD")
+        changed = git("status", "--porcelain", "--", *(str(path.relative_to(ROOT)) for path in code))
+    except (OSError, subprocess.CalledProcessError):
+        commit, changed = "", "no git"
+    return f"{commit}+{digest}" if changed else commit

@@ -1,0 +1,212 @@
+"""Rows -> figures: each variant at its best, speed over batch size and workers, speed against changed decisions."""
+
+import math
+import re
+from pathlib import Path
+
+from bench.judge import TOLERANCE, judge_row
+from bench.report.rows import PUBLISHED
+
+WINNER, OTHERS, NOT_WITHIN = "#0072B2", "#8FB6CE", "#DDDDDD"  # Okabe and Ito's blue, and paler
+BATCHING_STYLES = {
+    "in-order": {"color": "#777777", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
+    "sorted": {"color": WINNER, "linestyle": "-", "marker": "s"},
+    "token-budget": {"color": "#D55E00", "linestyle": "-", "marker": "^"},
+}
+STYLE = {
+    **{"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "savefig.dpi": 150, "hatch.linewidth": 0.6},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
+    **{"axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "svg.hashsalt": "plot_results"},
+}
+
+
+# ------------------------------------------------------------------------------------------------------ in words
+
+
+def device_name(device: str) -> str:
+    """Returns what figures and the table call a device: `RTX 4090`, `Intel Xeon Platinum 8481C, 4 cores`."""
+    name = re.sub(r"^(NVIDIA )?(GeForce )?", "", device.replace("-", " "))
+    return re.sub(r" (\d+ cores)$", r", \1", name)
+
+
+def device_title(row) -> str:
+    source = ", published elsewhere" if row["commit"] == PUBLISHED else ""
+    return f"{device_name(row['device'])} ({row['texts']:,} texts{source})"
+
+
+def speed(value: float) -> str:
+    return shown(value, "{:,.0f}" if value >= 100 else "{:.3g}")
+
+
+def batching_words(row) -> str:
+    """Says how a row's batches were made."""
+    by_tokens = row["batching"] == "token-budget"
+    return f"{row['batch_tokens']:,} tokens" if by_tokens else f"{row['batching']}, {row['batch_size']} texts"
+
+
+def baseline(row) -> str:
+    """Says over what a row of readme.headlines has its factor."""
+    return "eager FP32 torch" if row["stage"] == "forward" else "transformers' own pipeline"
+
+
+def shown(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else form.format(value)
+
+
+# ---------------------------------------------------------------------------------------------------- the figures
+
+
+def draw_comparison(rows, figsize: tuple | None):
+    """Draws a bar for each variant at its best, the fastest first, in a panel for each device.
+
+    `rows`: the best row of each device and variant. The fastest whose flips are within the tolerance is marked.
+    """
+    devices = list(rows.groupby("device", sort=False))
+    heights = [len(group) for _, group in devices]
+    figure, axes = panels(len(devices), 1, (8.5, 0.42 * sum(heights) / len(heights) + 0.75), figsize, heights)
+    for ax, (_, group) in zip(axes, devices, strict=True):
+        bars = group.sort_values("messages/s", ascending=False)
+        within = [judge_row(row) is not False for row in bars.to_dict("records")]
+        for i, (_, row) in enumerate(bars.iterrows()):
+            winner = any(within) and i == within.index(True)
+            fill = {"color": WINNER if winner else OTHERS} if within[i] else {"color": NOT_WITHIN, "hatch": "///"}
+            ax.barh(i, row["messages/s"], 0.7, edgecolor="white", **fill)
+            if row["passes"] > 1:
+                spread = [[row["messages/s"] - row["min"]], [row["max"] - row["messages/s"]]]
+                ax.errorbar(row["messages/s"], i, xerr=spread, color="black", capsize=2, elinewidth=0.8)
+            factor = "" if math.isnan(row["factor"]) else f" = {row['factor']:.1f}x"
+            text = f"{speed(row['messages/s'])}{factor}  {batching_words(row)}, {row['workers']} x {row['threads']}"
+            text += "" if within[i] else f"; flips {row['flips']:.2%}"
+            weight = "bold" if winner else "normal"
+            at = (max(row["messages/s"], row["max"]), i)
+            ax.annotate(text, at, (5, 0), textcoords="offset points", va="center", fontsize=8, weight=weight)
+        ax.set(xlim=(0, 2.1 * bars["max"].max()), ylim=(len(bars) - 0.4, -0.6), title=device_title(bars.iloc[0]))
+        ax.set_yticks(range(len(bars)), bars["variant"])
+        ax.set_xticks([tick for tick in ax.get_xticks() if tick <= bars["max"].max()])
+        ax.xaxis.set_major_formatter("{x:,g}")
+        ax.tick_params(axis="y", length=0)
+        ax.grid(visible=False, axis="y")
+        ax.spines["bottom"].set_visible(False)
+    axes[-1].set_xlabel("messages/s", loc="left")
+    return figure
+
+
+def draw_overview(rows, figsize: tuple | None):
+    """Draws how many times as fast as what people use the best variant is, a bar for each device and model.
+
+    `rows`: see readmes.headlines; what was published elsewhere is paler.
+    """
+    figure, [ax] = panels(1, 1, (8.5, 0.55 * len(rows) + 0.3), figsize)
+    for i, row in enumerate(rows.to_dict("records")):
+        ax.barh(i, row["factor"], 0.62, color=OTHERS if row["commit"] == PUBLISHED else WINNER)
+        text = f"{row['factor']:.1f}x  {row['variant']}: {speed(row['messages/s'])} messages/s\n"
+        text += f"       {baseline(row)}: {speed(row['base'])}" + ", published elsewhere" * (row["commit"] == PUBLISHED)
+        ax.annotate(text, (row["factor"], i), (5, 0), textcoords="offset points", va="center", fontsize=8)
+    places = [f"{device_name(row['device'])}\n{Path(row['model']).name}" for row in rows.to_dict("records")]
+    ax.set_yticks(range(len(rows)), places, fontsize=8)
+    ax.set(xlim=(0, 2.1 * rows["factor"].max()), ylim=(len(rows) - 0.5, -0.5))
+    ax.axvline(1, color="gray", linewidth=0.8)
+    ax.tick_params(axis="both", length=0)
+    ax.set_xticks([1], ["1x"])
+    ax.grid(visible=False)
+    ax.spines[["bottom", "left"]].set_visible(False)
+    return figure
+
+
+def draw_scaling(rows, figsize: tuple | None):
+    """Draws messages/s over the texts in a batch, a panel for each variant; the rows of one device.
+
+    Each point is at its best worker count, and the fastest of a panel is named. With a token budget, the texts in a
+    batch are its tokens divided by a text's mean.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    by_tokens = rows["batch_tokens"] * rows["messages/s"] / rows["tokens/s"]
+    rows = rows.assign(per_batch=by_tokens.where(rows["batching"] == "token-budget", rows["batch_size"]))
+    fastest = rows.groupby("variant")["messages/s"].max().sort_values(ascending=False)
+    columns = min(len(fastest), 3)
+    figure, axes = panels(len(fastest), columns, (3.4, 2.6), figsize, sharex=True, sharey=True)
+    cell = ["variant", "batching", "batch_size", "batch_tokens"]
+    best = rows.sort_values("messages/s", ascending=False).drop_duplicates(cell)
+    several = rows["workers"].nunique() > 1
+    for ax, variant in zip(axes, fastest.index, strict=False):
+        for batching, points in best[best["variant"] == variant].groupby("batching"):
+            line = points.sort_values("per_batch")
+            style = {"markersize": 4, "label": batching} | BATCHING_STYLES[batching]
+            ax.plot(line["per_batch"], line["messages/s"], **style)
+        top = best[best["variant"] == variant].iloc[0]
+        text = (
+            f"{speed(top['messages/s'])}"
+            + f" with {top['workers']} worker{'' if top['workers'] == 1 else 's'}" * several
+        )
+        at = (top["per_batch"], top["messages/s"])
+        ax.annotate(text, at, (0, 5), textcoords="offset points", ha="center", fontsize=8)
+        ax.set(title=variant, xscale="log", yscale="log")
+        ax.xaxis.set(major_locator=LogLocator(base=2), minor_locator=NullLocator(), major_formatter="{x:g}")
+        ax.margins(x=0.15)
+        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:,g}")
+    low, high = best["messages/s"].min(), best["messages/s"].max()
+    axes[0].set(ylim=(low / 1.3, high * 1.6))
+    for ax in axes[::columns]:
+        ax.set_ylabel("messages/s")
+    for ax in axes[-columns:]:
+        ax.set_xlabel("texts in a batch")
+    handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def draw_parity(rows, figsize: tuple | None):
+    """Draws messages/s over the share of changed decisions, a panel for each device; no change is at the left.
+
+    `rows`: the best checked row of each device and variant.
+    """
+    from matplotlib.ticker import NullLocator
+
+    devices = list(rows.groupby("device", sort=False))
+    figure, axes = panels(len(devices), min(len(devices), 2), (5.5, 3.8), figsize)
+    least = 1e-5  # where no change at all is drawn
+    for ax, (_, points) in zip(axes, devices, strict=False):
+        top = points["messages/s"].max()
+        ax.axvline(TOLERANCE, color="#D55E00", linewidth=1)
+        ax.annotate("tolerance", (TOLERANCE, 0), (3, 3), textcoords="offset points", color="#D55E00", fontsize=8)
+        placed = []
+        for _, row in points.sort_values("messages/s").iterrows():
+            x, y = max(row["flips"], least), row["messages/s"]
+            fill = "none" if judge_row(row) is None else "full"  # too few texts to tell
+            ax.plot(x, y, "o", color="#D55E00" if judge_row(row) is False else WINNER, markersize=5, fillstyle=fill)
+            label = max([y, *(other + 0.05 * top for other in placed[-1:])])  # names are kept apart, from below up
+            placed.append(label)
+            text = f"{row['variant']} ({row['max_diff']:.0e})"
+            ax.plot([x, 1.2 * x], [y, label], color="gray", linewidth=0.6, zorder=1)
+            ax.annotate(text, (1.25 * x, label), va="center", fontsize=8)
+        ax.set(xscale="log", xlim=(least / 1.5, max(0.3, 10 * points["flips"].max())), ylim=(0, 1.15 * top))
+        label = "changed decisions (largest difference); hollow: too few texts to tell"
+        ax.set(title=device_title(points.iloc[0]), xlabel=label, ylabel="messages/s")
+        ax.set_xticks([least, 1e-4, 1e-3, 1e-2, 1e-1], ["0", "0.01%", "0.1%", "1%", "10%"])
+        ax.xaxis.set_minor_locator(NullLocator())
+    return figure
+
+
+def panels(count: int, columns: int, size: tuple[float, float], figsize: tuple | None, heights=None, **options):
+    """Makes a figure with `count` panels, `columns` side by side, each of `size` in inches but for a figsize."""
+    from matplotlib.figure import Figure
+
+    lines = math.ceil(count / columns)
+    figure = Figure(figsize or (size[0] * columns, size[1] * lines + 1), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, height_ratios=heights, **options).flatten()
+    for ax in axes[count:]:
+        ax.remove()
+    for ax in axes[:count]:
+        ax.tick_params(labelbottom=True)
+    return figure, axes[:count]
+
+
+def add_title(figure, rows, what: str) -> None:
+    """Writes the dataset and what is shown above the panels, and the model's name if there is one alone."""
+    row = rows.iloc[0]
+    title = f"{what[0].upper()}{what[1:]}, {row['dataset']} comments"
+    if rows["model"].nunique() == 1:
+        name = Path(row["model"]).absolute().name.replace("$", r"\$")
+        title = f"{name} on {row['dataset']} comments: {what}"
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")

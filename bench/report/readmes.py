@@ -1,0 +1,180 @@
+"""Rows -> what README.md and results/README.md say of them."""
+
+import math
+import os
+import shlex
+from pathlib import Path
+from urllib.parse import quote
+
+from bench.inputs.datasets import DATASETS
+from bench.judge import judge_row
+from bench.naming import markdown
+from bench.report import figures
+from bench.report.figures import baseline, batching_words, device_name, device_title, shown, speed
+from bench.report.rows import PUBLISHED, STAGES, fastest_per
+from bench.report.verdict import flips_words
+from utils import UserError
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+WORDS = (
+    "A message is one text, truncated to what the model takes. messages/s: of the forward passes alone; factor: over "
+    "eager FP32 torch at its best in the file's order; end to end: messages/s from the texts themselves, tokenized "
+    "while the model runs;\nof the peak: the real tokens' FLOP/s over those of large matrix products on the device; "
+    "max_diff: the largest difference of any label's probability from eager FP32 torch; flips: the share of changed "
+    "decisions."
+)
+SOURCE = (
+    "tables of the repository joaopn/encoder-optimization-guide, measured as this project no longer would: in the "
+    "file's order, one pass, each cell in a fresh process, without parity"
+)
+WRITTEN = "Written by `python plot_results.py`, not by hand."
+SIZE_OPTIONS = {"--batches": "batch_size", "--batch-tokens": "batch_tokens"}
+COMMANDS = "The commands are put together from the rows: they lack `--min-time`, `--repeats`, `--column` and `--gpu`."
+
+TABLE = {
+    "device": lambda row: device_name(row["device"]),
+    "variant": lambda row: row["variant"],
+    "messages/s": lambda row: speed(row["messages/s"]),
+    "factor": lambda row: shown(row["factor"], "{:.2f}"),
+    "batches": batching_words,
+    "workers x threads": lambda row: f"{row['workers']} x {row['threads']}",
+    "end to end": lambda row: speed(row["end to end"]),
+    "of the peak": lambda row: shown(row["mfu"], "{:.0%}"),
+    "max_diff": lambda row: shown(row["max_diff"], "{:.2g}"),
+    "flips": lambda row: shown(row["flips"], "{:.3%}"),
+}
+
+
+def model_names(rows) -> dict[str, str]:
+    """Returns a name for each model: the last part of its id, or more of its parts where others share it."""
+    parts = {model: Path(model).absolute().parts for model in rows["model"].unique()}
+    names = {}
+    for model, own in parts.items():
+        length = next(n for n in range(1, 99) if [other[-n:] for other in parts.values()].count(own[-n:]) == 1)
+        names[model] = "/".join(own[-length:])
+    return names
+
+
+# --------------------------------------------------------------------------------------------------- the first screen
+
+
+def headlines(rows):
+    """Returns the fastest row of each model and device, with `base` and `factor` over what people use there.
+
+    It is not known to be wrong. People use transformers' pipeline at its best batch size, end to end; where it was not
+    measured, eager FP32 torch in the file's order, its forward passes. On dataset normal, if it is there. The largest
+    factor comes first.
+    """
+    import pandas as pd
+
+    rows = rows[rows["dataset"] == "normal"] if "normal" in set(rows["dataset"]) else rows
+    found = []
+    for _, group in rows.groupby(["model", "device", "dataset"]):
+        pipeline = group[group["variant"] == "pipeline"]
+        base = pipeline["messages/s"].max() if len(pipeline) else group["base"].iloc[0]
+        stage = "end-to-end" if len(pipeline) else "forward"
+        others = group[(group["variant"] != "pipeline") & (group["stage"] == stage)]
+        within = others[[judge_row(row) is not False for row in others.to_dict("records")]]
+        if len(within) and base > 0:
+            winner = fastest_per(within, "model").iloc[0]
+            found.append(winner.to_dict() | {"base": base, "factor": winner["messages/s"] / base})
+    return pd.DataFrame(sorted(found, key=lambda row: -row["factor"]), columns=rows.columns)
+
+
+def headline_block(rows, charts: list, folder: Path) -> str:
+    """Returns what belongs between the README's markers: the overview, and a sentence for each of its bars."""
+    names, lines = model_names(rows), []
+    overview = [chart for chart in charts if chart.draw is figures.draw_overview]
+    for chart in overview:
+        lines += [f"![{chart.what}]({link_to(chart, folder)})", ""]
+    for row in [row for chart in overview for row in chart.rows.to_dict("records")]:
+        checked = "outputs not compared" if math.isnan(row["flips"]) else f"{flips_words(row)} decisions changed"
+        checked += ", too few texts to tell" * (judge_row(row) is None)
+        source = f"; published elsewhere, {checked}" if row["commit"] == PUBLISHED else f"; {checked}"
+        place = f"{device_name(row['device'])}, {markdown(names[row['model']])}"
+        line = f"- {place}: **{row['factor']:.1f} times {baseline(row)}** at its best: {row['variant']}, "
+        lines.append(f"{line}{speed(row['messages/s'])} messages/s against {speed(row['base'])}{source}")
+    return "\n".join([*lines, "", WRITTEN])
+
+
+# ------------------------------------------------------------------------------------------------------ all of them
+
+
+def link_to(chart, folder: Path) -> str:
+    return quote(Path(os.path.relpath(chart.path, folder)).as_posix()) + ".png"
+
+
+def results_block(rows, charts: list, folder: Path) -> str:
+    """Returns all figures and tables. `charts`: of plot_results.plan; links are relative to `folder`."""
+    import pandas as pd
+
+    lines, names = [WRITTEN, ""], model_names(rows)
+    for (model, dataset), group in rows.groupby(["model", "dataset"]):
+        links = [
+            f"[{markdown(chart.what)}]({link_to(chart, folder)})"
+            for chart in charts
+            if chart.draw is not figures.draw_overview
+            and tuple(chart.rows.iloc[0][["model", "dataset"]]) == (model, dataset)
+        ]
+        lines += [f"## {markdown(names[model])}, dataset {markdown(dataset)}", "", f"!{links[0]}", ""]
+        lines += [*(f"- {link}" for link in links[1:]), ""]
+        lines += [f"| {' | '.join(TABLE)} |", "|" + " --- |" * len(TABLE)]
+        forward, whole = (fastest_per(group[group["stage"] == stage], "device", "variant") for stage in STAGES)
+        pair = ["device", "variant"]
+        bests = forward.join(whole.set_index(pair)["messages/s"].rename("end to end"), on=pair)
+        whole = whole.assign(**{"end to end": whole["messages/s"]})
+        alone = whole[~whole["variant"].isin(forward["variant"])]
+        bests = pd.concat([bests, alone.assign(**dict.fromkeys(("messages/s", "factor", "mfu"), math.nan))])
+        devices = list(bests["device"].unique())
+        for _, row in bests.sort_values("device", key=lambda column: column.map(devices.index)).iterrows():
+            lines.append(f"| {' | '.join(markdown(cell(row)) for cell in TABLE.values())} |")
+        lines.append("")
+    return "\n".join([*lines, WORDS])
+
+
+def provenance_block(rows) -> str:
+    """Says where all rows come from."""
+    lines, names = [], model_names(rows)
+    for (model, dataset), group in rows.groupby(["model", "dataset"]):
+        lines += [f"**{markdown(names[model])}, {markdown(dataset)}**", ""]
+        for _, some in group.groupby("device"):
+            lines += provenance(some)
+        lines.append("")
+    return "\n".join([*lines, COMMANDS])
+
+
+def provenance(rows) -> list[str]:
+    """Says where the rows of one device come from: versions, commits, days, and commands that measure them."""
+
+    def values(column: str, group=rows, between: str = ",") -> str:
+        return between.join(str(value) for value in sorted({*group[column]} - {""}))
+
+    first = rows.iloc[0]
+    if first["commit"] == PUBLISHED:
+        return [f"- {device_title(first)}: {SOURCE}"]
+    days = " and ".join(sorted({date[:10] for date in rows["date"]}))
+    origin = [f"driver {first['driver']}"] * bool(first["driver"])
+    origin += sorted({part for versions in rows["versions"] for part in versions.split(", ")} - {""})
+    origin += [f"commit {values('commit', between=' and ')}", days]
+    lines = [f"- {device_title(first)}: {', '.join(origin)}"]
+    device = "cpu" if first["device"].endswith("-cores") else "gpu"
+    dataset = first["dataset"].removeprefix("synthetic-")
+    for threads, group in rows.groupby("threads"):
+        sizes = {option: group[group[column] > 0] for option, column in SIZE_OPTIONS.items()}
+        lines.append(
+            f"  `python run_benchmark.py --model {values('variant', group)} --device {device}"
+            f" --dataset {dataset if dataset in DATASETS else 'FILE'} --model-id {shlex.quote(first['model'])}"
+            f" --workers {values('workers', group)} --threads {threads} --batching {values('batching', group)}"
+            + "".join(f" {option} {values(SIZE_OPTIONS[option], some)}" for option, some in sizes.items() if len(some))
+            + f" --limit {first['texts']}`"
+        )
+    return lines
+
+
+def with_block(readme: str, block: str) -> str:
+    """Returns a README's text with the block between its markers. Raises UserError if it has none."""
+    before, _, rest = readme.partition(BEGIN)
+    _, end, after = rest.rpartition(END)  # a model may be called so
+    if not end:
+        raise UserError(f"a README.md lacks the lines {BEGIN} and {END} for the results; --output goes without them")
+    return f"{before}{BEGIN}\n{block}\n{END}{after}"

@@ -1,0 +1,37 @@
+"""Rows -> the printed table: what decides between them, in at most 100 columns; the rest is in the TSV."""
+
+import textwrap
+
+from bench.inputs.batches import Batching
+
+WIDTH = 100
+HEADER = f"{'variant':<18} {'w x t':>5} {'batches':<16} {'messages/s':>20} {'padding':>7} {'peak':>5} {'max_diff':>8} "
+HEADER += f"{'flips':>7} status"
+
+
+def table_line(row: dict) -> str:
+    """Returns a row as a line under HEADER; one that failed as its status, in several lines if need be.
+
+    messages/s has the slowest and the fastest pass beside it, where there are several.
+    """
+    line = f"{row['variant']:<18} {row['workers']:>2}x{row['threads']:<2} {batches(row):<16} "
+    if not row["messages/s"]:
+        indent = " " * len(line)
+        return textwrap.fill(row["status"], WIDTH, initial_indent=line, subsequent_indent=indent)
+    spread = f" ({number(row['min'])}-{number(row['max'])})" if int(row["passes"]) > 1 else ""
+    peak = f"{float(row['mfu']):.0%}" if row["mfu"] else "-"
+    line += f"{number(row['messages/s']) + spread:>20} {float(row['padding']):>7.2f} {peak:>5} "
+    line += f"{float(row['max_diff']):>8.1e} {float(row['flips']):>7.2%} {row['status']}"
+    return line + f" ({row['throttled']})" * (row["throttled"] not in ("", "no"))
+
+
+def batches(row) -> str:
+    """Says how a row's batches were made: `8 sorted`, `512 tokens`; `e2e` is end to end, from texts to logits."""
+    batching = Batching(row["batching"], row["batch_size"], row["batch_tokens"])
+    return f"{batching}" + " e2e" * (row["stage"] == "end-to-end")
+
+
+def number(value) -> str:
+    """Returns a speed in three digits, or as a whole number."""
+    value = float(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

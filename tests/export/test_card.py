@@ -1,0 +1,34 @@
+"""The model card: what it takes from the source's, whatever that is."""
+
+import pytest
+
+from bench.export.card import write_card
+
+CARDS = {
+    b"": ["onnx"],
+    b"---\ntags: [one, 5, one]\n---\n": ["one", "5", "onnx"],
+    b"---\ntags: [\n---\n": ["onnx"],
+    b"---\n- a list\n---\n": ["onnx"],
+    b"---\nmodel-index: 5\n---\n": ["onnx"],
+    b"\xff\xfe": ["onnx"],
+    b'---\ntags: !!python/object/apply:os.system ["touch was-run"]\n---\n': ["onnx"],
+}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_a_broken_card_of_the_source_costs_no_export(card, tmp_path, tiny_exports, monkeypatch):
+    from huggingface_hub import ModelCard
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "README.md").write_bytes(card)
+    figures = dict.fromkeys(("mean", "std", "min", "p25", "median", "p75", "p90", "p95", "p99", "max"), 0.0)
+    report = {"model": "ann/tiny", "repo": "ann/tiny-onnx", "precision": "fp32"}
+    report |= {"problem_type": "regression", "batching": "sorted"}
+    report |= {"largest_difference": figures, "speed": {"original": 1.0, "export": 1.0}, "worst": [], "findings": []}
+    report |= dict.fromkeys(("dataset", "column", "machine", "verdict", "reason", "provider"), "x")
+    report |= dict.fromkeys(("mean_over_labels", "flips", "tolerance"), 0.0) | {"non_finite_texts": 0}
+    report |= {"changed": 0, "decisions": 1}
+    write_card(tmp_path, tmp_path / "source", report)
+    assert ModelCard.load(tmp_path / "README.md").data.tags == [*CARDS[card], "text-classification", "fp32"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "source"]

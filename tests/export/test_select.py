@@ -1,0 +1,75 @@
+"""Exports of tiny classifiers: their graphs and weights, and which exporter's file is taken."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from conftest import refused
+from tiny import make_tiny, make_tiny_bert, tiny_config, with_a_wrong_head, word_level_tokenizer
+
+from bench.export.select import EXPORT_KINDS, MANIFEST, export_model
+from bench.exporters import graph
+from bench.inputs.batches import pad
+from bench.inputs.model import Model
+from bench.variants import Device
+from runtimes.onnx import load
+
+CPU = Device(gpu=None, threads=1)
+PAD_VALUES = {"input_ids": 1, "attention_mask": 0}
+
+
+@pytest.mark.needs("optimum")  # and transformers 4, with relative positions
+def test_attention_that_does_not_fuse_is_said(tmp_path, texts):
+    model = make_tiny_bert(tmp_path / "relative", texts, position_embedding_type="relative_key")
+    (tmp_path / "out").mkdir()
+    findings = export_model(Model.from_folder(model, "relative"), "fp16", tmp_path / "out")["findings"]
+    assert any(finding.startswith("0 of 2 Attention/MultiHeadAttention nodes") for finding in findings)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_external_weights_are_found_under_the_name_that_loaders_expect(
+    precision, tiny_model, tiny_exports, tmp_path, monkeypatch
+):
+    inside = tiny_exports / f"tiny{EXPORT_KINDS[precision].suffix}"
+    assert not (inside / "model.onnx_data").exists()
+    monkeypatch.setattr(graph, "INSIDE_BYTES", 1000)
+    for name in ("outside", "fresh"):
+        (tmp_path / name).mkdir()
+    export_model(Model.from_folder(tiny_model, "tiny"), precision, tmp_path / "outside")
+    for name in ("model.onnx", "model.onnx_data"):
+        shutil.move(tmp_path / "outside" / name, tmp_path / "fresh" / name)
+    assert not list((tmp_path / "outside").glob("*.data"))
+    assert (tmp_path / "fresh" / "model.onnx").stat().st_size < (inside / "model.onnx").stat().st_size / 2
+    logits = []
+    for folder in (inside, tmp_path / "fresh"):
+        runner = load(None, folder, CPU)
+        logits.append(runner.forward(runner.prepare(pad({"input_ids": [[0, 5, 6, 2], [0, 7, 2]]}, PAD_VALUES))))
+    assert (logits[0] == logits[1]).all()
+
+
+def test_a_type_that_no_exporter_knows_is_refused(tmp_path):
+    folder = tmp_path / "xlnet"
+    folder.mkdir()
+    (tmp_path / "out").mkdir()
+    make_tiny(folder, word_level_tokenizer("xlnet"), tiny_config("xlnet"))
+    words = refused(export_model, Model.from_folder(folder, "xlnet"), "fp32", tmp_path / "out")
+    assert words.startswith("a classifier of type xlnet can't be exported to ONNX fp32 (optimum: ")
+    assert "; torch, not fused: " in words and not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.needs("optimum")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_exporter_whose_file_is_wrong_gives_way_to_the_next(precision, tiny_model, tmp_path, monkeypatch):
+    model, kind = Model.from_folder(tiny_model, "tiny"), EXPORT_KINDS[precision]
+    wrong = {"optimum": with_a_wrong_head(kind.backends["optimum"])}
+    monkeypatch.setitem(EXPORT_KINDS, precision, replace(kind, backends=kind.backends | wrong))
+    made = export_model(model, precision, tmp_path)
+    assert "optimum: its file is wrong, by up to 0." in made["findings"][0]
+    assert ("2 Attention" in made["nodes"]) == (precision == "fp16")
+    about = json.loads((tmp_path / MANIFEST).read_text())
+    assert about["exporter"] == made["exporter"] == list(kind.backends)[1]
+    assert about["files"] == sorted(path.name for path in tmp_path.iterdir() if path.name != MANIFEST)
+    monkeypatch.setitem(EXPORT_KINDS, precision, replace(kind, backends=wrong))
+    (tmp_path / "other").mkdir()
+    assert "its file is wrong, by up to 0." in refused(export_model, model, precision, tmp_path / "other")

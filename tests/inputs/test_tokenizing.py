@@ -1,0 +1,91 @@
+"""Token ids: what comes back, and what is refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import refused
+from tiny import STRANGE, make_tiny_bert, make_tiny_xlm_roberta
+
+from bench.inputs import tokenizing as room
+from bench.inputs.tokenizing import load_tokenizer, resolve_max_length, tokenize
+
+
+def max_length(positions="none", model_max_length=10**30, **config) -> int:
+    tokenizer = SimpleNamespace(model_max_length=model_max_length, num_special_tokens_to_add=lambda: 2)
+    config = {"model_type": "bert", "pad_token_id": 1} | config
+    return resolve_max_length(
+        SimpleNamespace(**config | ({} if positions == "none" else {"max_position_embeddings": positions})), tokenizer
+    )
+
+
+def test_max_length_is_the_models():
+    assert max_length(514, model_type="roberta") == 512
+    assert max_length(130, 512, model_type="roberta") == 128
+    assert max_length(128) == 128
+    assert max_length(8192) == 8192
+    assert max_length(-1, 64) == max_length(None, 64) == max_length("none", 64.0) == 64
+    assert max_length() == max_length(-1) == 512, "neither says"
+
+
+@pytest.mark.parametrize("wrong", ["512", -1, 0, 1, 2, 64.5, [512]])
+def test_a_max_length_that_can_not_be_is_one_line(wrong):
+    assert "model_max_length is " in refused(max_length, 128, wrong)
+    if wrong != -1:
+        assert "max_position_embeddings is " in refused(max_length, wrong)
+
+
+class Watched:
+    """A fast tokenizer that notes the longest text that it is given."""
+
+    is_fast, truncation_side = True, "right"
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.backend_tokenizer, self.longest = tokenizer.backend_tokenizer, self, 0
+
+    def __getattr__(self, name: str):
+        return getattr(self.tokenizer, name)
+
+    def encode_batch_fast(self, texts: list[str]):
+        self.longest = max(self.longest, *map(len, texts))
+        return self.tokenizer.encode_batch_fast(texts)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory, tiny_model, texts) -> dict:
+    """Byte-level BPE, WordPiece and SentencePiece, all of them fast."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    models = [tiny_model, make_tiny_bert(folder / "bert", texts), make_tiny_xlm_roberta(folder / "xlm", texts)]
+    return {model.name: load_tokenizer(model) for model in models}
+
+
+@pytest.mark.parametrize("name", ["tiny", "bert", "xlm"])
+def test_only_the_beginning_of_a_long_text_is_tokenized_and_gives_the_same_tokens(name, tokenizers, texts, monkeypatch):
+    monkeypatch.setattr(room, "LONG_TEXT", 8_000)
+    letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 20_000))
+    long = [" ".join(texts), " ".join(letters[i : i + 5] for i in range(0, 20_000, 5)), "é😀 ß" * 5_000]
+    needs_all = [" " * 9_000 + "behind white space", "x" + "\0" * 9_000 + "y"]
+    one_word = [letters, "a" * 20_000]  # one token of a WordPiece tokenizer
+    (needs_all if name == "bert" else long).extend(one_word)
+    watched = Watched(tokenizers[name])
+    given = ["short", *long, "short too"]
+    ids = tokenize(watched, given, 128)
+    assert watched.longest == room.LONG_TEXT
+    mixed = tokenize(watched, [*given, *needs_all], 128)
+    monkeypatch.setattr(room, "LONG_TEXT", 10**9)
+    assert ids == tokenize(tokenizers[name], given, 128)
+    assert mixed == tokenize(tokenizers[name], [*given, *needs_all], 128)
+
+
+@pytest.mark.parametrize("name", ["tiny", "bert", "xlm"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_tokens_are_those_of_transformers(name, side, tokenizers, texts, monkeypatch):
+    tokenizer = tokenizers[name]
+    monkeypatch.setattr(tokenizer, "truncation_side", side)
+    tokenizer.backend_tokenizer.enable_padding(length=99)  # as in the files of some tokenizers
+    given = [*STRANGE[:-1], *texts]  # the last is of 10 MB
+    names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
+    expected = tokenizer(given, truncation=True, max_length=24)
+    found = tokenize(tokenizer, given, 24, names)
+    assert found == {name: expected[name] for name in names} and len(found) == 1 + (name == "bert")
+    assert {len(row) for row in found["input_ids"]} > {23, 24}

@@ -1,0 +1,49 @@
+"""Parts: which rows are in them, and what is added."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.inputs.readers import open_table
+from bench.label.output import OutputSpec, label_table, read_parts
+
+ROWS = 23
+
+
+def output(**changes) -> OutputSpec:
+    schema = pa.schema([("id", pa.string()), ("body", pa.string())])
+    same = {"schema": schema, "columns": ["id"], "text_column": "body", "labels": ["a", "b"]}
+    same |= {"top_label": False, "rows": 7, "limit": None}
+    return OutputSpec(**same | changes)
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A CSV and a Parquet file of several row groups: rows 0 to 68 in order."""
+    rows = pd.DataFrame({"id": map(str, range(3 * ROWS)), "body": ["two\nlines, and a comma"] * (3 * ROWS)})
+    rows[:ROWS].to_csv(tmp_path / "a.csv", index=False)
+    rows[ROWS:].to_parquet(tmp_path / "b.parquet", index=False, row_group_size=5)
+    return [open_table(tmp_path / name) for name in ("a.csv", "b.parquet")]
+
+
+@given(skip=st.integers(0, 80), rows=st.integers(1, 80), limit=st.none() | st.integers(1, 80))
+def test_parts_are_the_rows_behind_what_is_done_in_their_order(tables, skip, rows, limit):
+    made = list(read_parts(tables, output(rows=rows, limit=limit), skip))
+    ids = [int(name) for table in made for name in table["id"].to_pylist()]
+    assert ids == list(range(min(limit or 3 * ROWS, 3 * ROWS)))[skip:]
+    assert all(len(table) == rows for table in made[:-1])
+
+
+def test_a_row_without_text_or_answer_has_nulls():
+    table = pa.table({"id": [1, 2, 3, 4], "body": ["x", None, " ", "y"]})
+    answers = np.array([[0.25, 0.75], [np.nan, 0.5]], dtype=np.float32)
+    found, counts = label_table(table, lambda texts: (answers, len(texts)), output())
+    assert list(counts) == [2, 2, 1]
+    assert found.schema.names == ["id", "a", "b"] and found.schema.types[1:] == [pa.float32()] * 2
+    assert found.to_pylist()[0] == {"id": 1, "a": 0.25, "b": 0.75}
+    assert found["a"].to_pylist()[1:] == found["b"].to_pylist()[1:] == [None] * 3
+    top, _ = label_table(table, lambda texts: (answers, len(texts)), output(top_label=True, columns=[]))
+    assert top.to_pylist() == [{"label": "b", "score": 0.75}] + [{"label": None, "score": None}] * 3

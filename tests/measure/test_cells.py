@@ -1,0 +1,11 @@
+"""Which cells there are, and which are left to measure."""
+
+from bench.inputs.batches import Batching
+from bench.measure.cells import Cell, cells_to_run
+
+
+def test_resume_makes_up_what_was_never_timed_end_to_end():
+    several = [Cell("onnx", workers, Batching("sorted", size)) for workers in (1, 2, 3) for size in (1, 2)]
+    speeds = dict(zip(several, [5.0, 10, 7, 9, 8], strict=False))
+    before = speeds | {Cell("onnx", 2, Batching("sorted", 2), "end-to-end"): 6.5}
+    assert cells_to_run(several, before) == [Cell("onnx", 1, Batching("sorted", 2), "end-to-end"), several[5]]

@@ -1,0 +1,34 @@
+"""How much a device could do, and how much work a model has."""
+
+import numpy as np
+import pytest
+from tiny import make_tiny_bert
+
+from bench.inputs.model import Model
+from bench.measure import peak as room
+from bench.measure.peak import count_flops, measure_peaks
+from bench.variants import Device
+
+
+def test_peaks_are_possible(monkeypatch):
+    monkeypatch.setattr(room, "PEAK_PRODUCTS", ((256, 256, 256),))
+    monkeypatch.setattr(room, "PEAK_SECONDS", 0.01)
+    peaks = measure_peaks(["fp32", "bf16", "int8"], Device(None, 1))
+    assert set(peaks) == {"fp32", "bf16"} and all(1e8 < peak < 1e15 for peak in peaks.values())
+
+
+def test_the_work_of_a_model_is_kaplans_count_and_the_heads(tmp_path, texts):
+    """Kaplan et al., Scaling Laws for Neural Language Models, 2020, section 2.1, for BERT's layers: for each layer and
+    token 2 x (4 h² + 2 h i), and 4 h L at length L; the pooler and the head once a text.
+    """
+    model = Model.from_folder(make_tiny_bert(tmp_path / "bert", texts), "bert")
+    config = model.config
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    head = 2 * hidden * (hidden + config.num_labels)
+
+    def kaplan(length: int) -> int:
+        return layers * length * (2 * (4 * hidden**2 + 2 * hidden * inner) + 4 * hidden * length) + head
+
+    assert count_flops(model, np.array([16, 64, 100]), list(range(5, 105))) == sum(map(kaplan, (16, 64, 100)))
+    between = np.arange(5, 120)
+    assert count_flops(model, between, list(range(5, 125))) == pytest.approx(sum(map(kaplan, between)), rel=1e-3)

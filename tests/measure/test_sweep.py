@@ -1,0 +1,259 @@
+"""Cells to figures: which cells run, what a fault costs, and what a row says."""
+
+import itertools
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pynvml
+import pytest
+from conftest import make_sweep
+
+from bench import machine
+from bench.inputs.batches import Batching
+from bench.inputs.model import Model
+from bench.measure import sweep
+from bench.measure.cells import Cell
+from bench.measure.sweep import compare_sample, estimate, run_cells
+from bench.measure.token_cache import TokenizedTexts, load_or_tokenize
+from bench.measure.worker import Report
+from bench.processes import ProcessPool, WorkerFailed
+from bench.report.rows import COLUMNS, append_row
+from utils import UserError
+
+
+def cells(*sizes: int, workers: int = 2, variant: str = "onnx") -> list[Cell]:
+    return [Cell(variant, workers, Batching("sorted", size)) for size in sizes]
+
+
+class FakePool:
+    """Answers as the workers of a sweep do: 12 texts in no time, the larger the batch the faster.
+
+    `faults`: (step, size) -> the error that this step raises, once.
+    """
+
+    faults: ClassVar = {}
+    started = 0
+    now = 0.0
+
+    def __init__(self, make, arguments, stall_timeout):
+        FakePool.started += 1
+        self.cell, self.count = None, len(arguments)
+        self.fault("load", arguments[0][1].variant)
+
+    def fault(self, step: str, which) -> None:
+        if (step, which) in self.faults:
+            raise self.faults[step, which]
+
+    def call(self, step, *arguments):
+        name = step.__name__
+        if name == "prepare":
+            [self.cell] = arguments
+        size = self.cell.batching.batch_size
+        self.fault(name, size if self.cell.stage == "forward" else "end-to-end")
+        if name == "run":
+            start = FakePool.now
+            FakePool.now += 1 / size
+            return [(start, FakePool.now)] * self.count
+        shares = np.array_split(np.arange(12), self.count)
+        return [Report(share, np.zeros((len(share), 1)), [0.1, 0.2], 100.0, 30) for share in shares]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture
+def plan(monkeypatch):
+    """A sweep over fake workers."""
+    monkeypatch.setattr(sweep, "ProcessPool", FakePool)
+    monkeypatch.setattr(FakePool, "faults", {})
+    monkeypatch.setattr(FakePool, "started", 0)
+    tokens = TokenizedTexts(
+        folder=Path(),
+        ids={},
+        lengths=np.full(12, 4),
+        offsets=np.arange(12),
+        sample=np.arange(12),
+        reference=np.zeros((12, 1)),
+        flops=1e9,
+        tokens_speed=1.0,
+        n_empty=0,
+        padding_effect=0.0,
+    )
+    model = SimpleNamespace(problem_type="regression", labels=["x"])
+    return make_sweep(model=model, tokens=tokens, exports=dict.fromkeys(("onnx", "torch", "onnx-fp16")))
+
+
+def measured(plan, cells, speeds=(), repeats=1) -> list[tuple[int, str, str]]:
+    found = run_cells(plan, cells, dict(speeds), repeats)
+    return [(cell.batching.batch_size, cell.stage, row["status"]) for cell, row in found]
+
+
+def test_figures_of_a_cell(plan):
+    (_, row), (_, from_texts) = run_cells(plan, cells(4), {}, 1)
+    expected = {"messages/s": "48", "min": "48", "max": "48", "passes": "1", "tokens/s": "192", "padding": "1.25"}
+    expected |= {
+        "tflops": "0.004",
+        "mfu": "0.004",
+        "memory_mib": "200",
+        "max_diff": "0",
+        "flips": "0",
+        "decisions": "12",
+        "status": "ok",
+    }
+    assert row == expected | {"p50_ms": "150", "p99_ms": "200", "throttled": ""}
+    assert from_texts == expected | {"throttled": ""}
+
+
+def test_passes_are_repeated_for_the_time_asked_for(plan):
+    [(_, row), _] = run_cells(replace(plan, min_time=1.1), cells(4), {}, 1)
+    assert (row["passes"], row["messages/s"]) == ("5", "48")
+
+
+def test_a_slow_cell_is_not_timed_end_to_end(plan):
+    """12 texts at 48 and 24 messages/s take a quarter and a half of a second."""
+    both = [*cells(4), *cells(2, workers=1)]
+    expected = [(4, "forward", "ok"), (4, "end-to-end", "ok"), (2, "forward", "ok")]
+    assert measured(replace(plan, max_end_to_end_seconds=0.3), both) == expected
+
+
+def test_a_share_above_100_percent_is_not_shown(plan):
+    (_, row), _ = run_cells(replace(plan, peaks={"fp32": 3e9}), cells(4), {}, 1)
+    assert (row["tflops"], row["mfu"]) == ("0.004", "")
+
+
+def test_the_estimate_counts_padding_warm_up_and_the_cores_in_use(plan, monkeypatch):
+    monkeypatch.setattr(sweep, "cpu_cores", lambda: 2)
+    lengths = np.array([1, 3] * 6)
+    padded = replace(plan, tokens=replace(plan.tokens, lengths=lengths), peaks={"fp32": 1e9, "bf16": 4e9})
+    one, two = Cell("torch", 1, Batching("sorted", 2)), Cell("torch", 2, Batching("in-order", 2))
+    assert estimate(padded, [one, two]) == {one: 2 * 4, two: 2 * 2 * 1.5}, "1 GFLOP at half of the peak"
+    bf16 = Cell("torch-bf16", 2, Batching("sorted", 2))
+    assert estimate(replace(padded, min_time=3), [bf16]) == {bf16: 0.5 + 3}
+
+
+def test_the_fastest_cell_of_each_variant_and_worker_count_is_timed_end_to_end(plan):
+    both = [*cells(1, 4, 2), *cells(1, 2, workers=1), *cells(8, variant="torch")]
+    assert measured(plan, both) == [
+        *((size, "forward", "ok") for size in (1, 4, 2)),
+        (4, "end-to-end", "ok"),
+        *((size, "forward", "ok") for size in (1, 2)),
+        (2, "end-to-end", "ok"),
+        (8, "forward", "ok"),
+        (8, "end-to-end", "ok"),
+    ]
+    assert FakePool.started == 3, "once for each variant and worker count"
+
+
+def test_what_was_measured_before_counts_for_which_is_the_fastest(plan):
+    [fast] = cells(16)
+    assert measured(plan, cells(4), {fast: 100.0}) == [(4, "forward", "ok"), (16, "end-to-end", "ok")]
+    end_to_end = replace(fast, stage="end-to-end")
+    assert measured(plan, cells(4), {fast: 100.0, end_to_end: 90.0}) == [(4, "forward", "ok")]
+    assert measured(plan, [end_to_end], {fast: 100.0}) == [(16, "end-to-end", "ok")]
+
+
+@pytest.mark.parametrize("step", ["prepare", "run", "report"])
+def test_a_fault_costs_its_cell_and_nothing_else(plan, step, monkeypatch):
+    monkeypatch.setattr(FakePool, "faults", {(step, 4): WorkerFailed("worker 1 of 2 died")})
+    assert measured(plan, cells(1, 4, 2)) == [
+        (1, "forward", "ok"),
+        (4, "forward", "worker 1 of 2 died"),
+        (2, "forward", "ok"),
+        (2, "end-to-end", "ok"),
+    ]
+    assert FakePool.started == 2
+
+
+def test_what_fails_end_to_end_is_a_row_of_its_own(plan, monkeypatch):
+    monkeypatch.setattr(FakePool, "faults", {("run", "end-to-end"): WorkerFailed("out of memory")})
+    assert measured(plan, cells(1)) == [(1, "forward", "ok"), (1, "end-to-end", "out of memory")]
+
+
+def test_a_variant_that_can_not_load_fails_its_cells_and_the_next_one_runs(plan, monkeypatch):
+    monkeypatch.setattr(FakePool, "faults", {("load", "onnx"): UserError("no such file")})
+    both = [*cells(1, 2), *cells(4, variant="torch")]
+    assert measured(plan, both) == [
+        (1, "forward", "no such file"),
+        (2, "forward", "no such file"),
+        (4, "forward", "ok"),
+        (4, "end-to-end", "ok"),
+    ]
+    assert FakePool.started == 2, "it is not tried again"
+
+
+def test_a_variant_that_can_not_be_exported_fails_its_cells(plan):
+    exports = {"onnx": UserError("it can't be exported"), "torch": None}
+    both = [*cells(1), *cells(4, variant="torch")]
+    assert measured(replace(plan, exports=exports), both) == [
+        (1, "forward", "it can't be exported"),
+        (4, "forward", "ok"),
+        (4, "end-to-end", "ok"),
+    ]
+
+
+def test_repeats_are_in_turn(plan):
+    both = [*cells(1, 4), *cells(2, variant="torch")]
+    once = [(1, "forward", "ok"), (4, "forward", "ok"), (4, "end-to-end", "ok"), (2, "forward", "ok")]
+    once += [(2, "end-to-end", "ok")]
+    assert measured(plan, both, repeats=2) == once * 2
+
+
+def test_outputs_that_are_not_finite_are_no_good_row(plan):
+    logits = np.where(np.arange(12) == 5, np.nan, 0.0)[:, None]
+    found = compare_sample(plan, [Report(np.arange(12), logits, [], 0.0, 0)])
+    assert np.isnan(found["max_diff"]) and found["flips"] == pytest.approx(1 / 12)
+    found = compare_sample(plan, [Report(np.arange(11), np.zeros((11, 1)), [], 0.0, 0)])
+    assert np.isnan(found["max_diff"]), "a text without outputs"
+
+
+def test_a_throttled_pass_is_a_column(plan, monkeypatch):
+    reasons = iter([0x41, 0x80, 0x01 | 0x02 | 0x04 | 0x10 | 0x100])  # the last are no faults
+    monkeypatch.setattr(machine, "nvml_handle", {"GPU-1": "gpu"}.get)
+    monkeypatch.setattr(machine, "POLL_SECONDS", 1e-6)
+
+    def clock(_):
+        bits = next(reasons, None)
+        if bits is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return bits
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", clock)
+    with machine.watch_throttling("GPU-1") as seen:
+        time.sleep(0.5)
+    assert seen == {"heat (hardware)", "power brake", "not known"}
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", lambda _: 0x01)
+    (_, row), _ = run_cells(replace(plan, uuid="GPU-1"), cells(1), {}, 1)
+    assert row["throttled"] == "no"
+
+
+def memory_mib_and_descriptors(pid: int) -> np.ndarray:
+    resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return np.array([resident, len(os.listdir(f"/proc/{pid}/fd"))])
+
+
+def test_200_cells_in_real_workers_need_no_more_than_20(tiny_model, tiny_exports, texts, tmp_path, monkeypatch):
+    """Memory of the parent and of the workers, and their descriptors."""
+    model = Model.from_folder(tiny_model, "tiny")
+    tokens = load_or_tokenize(model, texts[:60], None)
+    plan = make_sweep(model=model, tokens=tokens, exports={"onnx": tiny_exports / "tiny-onnx"}, stall_timeout=60)
+    started, used = [], {}
+    real = ProcessPool.__init__
+    monkeypatch.setattr(ProcessPool, "__init__", lambda self, *more: started.append(self) or real(self, *more))
+    several = list(itertools.islice(itertools.cycle(cells(*range(1, 11))), 200))
+    for i, (cell, row) in enumerate(run_cells(plan, several, {}, 1), 1):
+        assert row["status"] == "ok", row
+        append_row(tmp_path / "rows.tsv", dict.fromkeys(COLUMNS, "") | cell.columns() | row)
+        if i in (20, 200):
+            pids = [os.getpid(), *(process.pid for process in started[0].processes)]
+            used[i] = np.array([memory_mib_and_descriptors(pid) for pid in pids])
+    assert len(started) == 1 and len(used[200]) == 3
+    assert (used[200][:, 0] < used[20][:, 0] + 5).all(), used
+    assert (used[200][:, 1] <= used[20][:, 1]).all(), used

@@ -1,0 +1,229 @@
+"""What a worker does for a cell, in this process: every variant is right, and what is warmed up and timed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bench.classifier import ClassifierSpec
+from bench.inputs import stream
+from bench.inputs.batches import Batching, make_batches
+from bench.inputs.model import Model
+from bench.inputs.stream import prefetch
+from bench.measure import worker as room
+from bench.measure.cells import Cell
+from bench.measure.token_cache import load_or_tokenize
+from bench.measure.worker import Report, Worker
+from bench.parity import count_flips, probabilities
+from bench.variants import Device, TokenRunner, Variant
+from runtimes import VARIANTS
+from runtimes.onnx import io_bound_runner
+from utils import UserError
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+CPU = Device(gpu=None, threads=1)
+CPU_VARIANTS = [name for name, variant in VARIANTS.items() if "cpu" not in variant.unsupported]
+CPU_VARIANTS.remove("pipeline")
+CPU_VARIANTS.remove("torch-compile-fp16")  # compiles for seconds, and nobody wants it on a CPU
+# torch emulates what the CPU has not, OpenVINO computes in another precision
+CPU_VARIANTS.remove("openvino-bf16")
+CPU_VARIANTS.append(pytest.param("openvino-bf16", marks=[pytest.mark.needs("bf16"), pytest.mark.needs("openvino")]))
+EVERY = (Batching("in-order", 8), Batching("sorted", 8), Batching("token-budget", batch_tokens=256))
+STAGES = "forward", "end-to-end"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> Model:
+    return Model.from_folder(tiny_model, "tiny")
+
+
+@pytest.fixture(scope="module")
+def tokens(model, texts):
+    return load_or_tokenize(model, texts[:60], None, call=lambda function, *arguments: function(*arguments))
+
+
+@pytest.fixture
+def start(model, tiny_exports, tokens):
+    """Starts a worker of a variant on the tiny model."""
+
+    def start(name: str, number: int = 0, device: Device = CPU) -> Worker:
+        export = VARIANTS[name].export
+        exported = tiny_exports / f"tiny{export.suffix}" if export else None
+        return Worker(number, ClassifierSpec(model, name, exported, device), tokens.folder)
+
+    return start
+
+
+def compare(model: Model, tokens, reports: list[Report]) -> tuple[float, float]:
+    """Returns the largest difference from the reference and the share of flips, over all texts."""
+    logits = np.full((60, 5), np.nan)
+    for report in reports:
+        logits[report.indices] = report.logits
+    probs = probabilities(logits, model.problem_type)
+    changed, decisions = count_flips(probs, tokens.reference, model.problem_type)
+    return np.abs(probs - tokens.reference).max(), changed / decisions
+
+
+@pytest.mark.parametrize("name", CPU_VARIANTS)
+def test_every_cpu_variant_agrees_with_fp32_torch(name, start, model, tokens):
+    """In all batchings, from tokens and from texts, against the reference."""
+    worker = start(name)
+    for batching in EVERY:
+        for stage in STAGES:
+            worker.prepare(Cell(name, 1, batching, stage))
+            begin, end = worker.run()
+            report = worker.report()
+            assert begin < end and report.padded_tokens >= tokens.lengths.sum()
+            assert sorted(report.indices) == list(range(60))
+            max_diff, flips = compare(model, tokens, [report])
+            # this model's logits are wide, so that its rounding errors are larger than a trained model's
+            assert max_diff < {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2, "int8": 2e-1}[VARIANTS[name].precision]
+            assert flips < 0.02
+            if VARIANTS[name].precision != "fp32":
+                assert max_diff > 1e-5, "a lower precision that changes nothing did not run"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_shares_of_all_workers_are_all_texts(stage, start, model, tokens):
+    reports = []
+    for number in range(3):
+        worker = start("onnx", number)
+        worker.prepare(Cell("onnx", 3, Batching("sorted", 4), stage))
+        worker.run()
+        reports.append(worker.report())
+    assert sorted(i for report in reports for i in report.indices) == list(range(60))
+    assert compare(model, tokens, reports)[0] < 1e-5
+
+
+@pytest.mark.parametrize("batching", [Batching("in-order", 4), Batching("sorted", 4), Batching("token-budget", 0, 128)])
+def test_texts_are_batched_across_chunks_as_if_there_were_none(batching, start, texts, model, monkeypatch):
+    """A chunk's last, partly filled batch goes on in the next chunk."""
+    monkeypatch.setattr(stream, "CHUNK_TEXTS", 7)
+    batches = list(start("onnx").classifier.batches(texts[:60], batching))
+    assert sorted(i for batch in batches for i in batch.indices) == list(range(60))
+    for batch in batches:
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        assert batch.tokens == mask.sum()
+        for index, row, real in zip(batch.indices, ids, mask, strict=True):
+            assert row[real == 1].tolist() == model.tokenize([texts[index]])["input_ids"][0]
+    if batching.batch_size:
+        assert [len(batch.indices) for batch in batches] == [4] * 15
+
+
+def test_an_error_while_texts_are_prepared_reaches_the_worker():
+    def items():
+        yield 1
+        raise ValueError("broken text")
+
+    made = prefetch(items())
+    assert next(made) == 1
+    with pytest.raises(ValueError, match="broken text"):
+        next(made)
+
+
+@pytest.fixture
+def warmed(monkeypatch, start):
+    """A worker of a stand-in for a variant, and the shapes that are warmed up."""
+    shapes = []
+    runner = TokenRunner(
+        prepare=lambda inputs: inputs["input_ids"],
+        forward=lambda ids: np.zeros((len(ids), 5)),
+        warm_up=lambda ids: shapes.append(ids.shape),
+    )
+    monkeypatch.setitem(VARIANTS, "stand-in", Variant(lambda *_: runner, "fp32", ("torch",)))
+    return start("stand-in"), shapes
+
+
+def test_each_new_shape_is_warmed_up_once_and_the_largest_first(warmed, tokens):
+    worker, shapes = warmed
+    for batching in (Batching("in-order", 1), Batching("sorted", 1), Batching("sorted", 4)):
+        batches = make_batches(tokens.lengths, batching)
+        every = {(len(batch), int(tokens.lengths[batch].max())) for batch in batches}
+        before = len(shapes)
+        worker.prepare(Cell("stand-in", 1, batching))
+        worker.run()
+        worker.report()
+        new = shapes[before:]
+        assert set(new) == every - set(shapes[:before]) and len(new) == len(set(new))
+        assert new == sorted(new, key=np.prod, reverse=True)
+    assert len(shapes) == len(set(shapes))
+
+
+def test_a_report_releases_the_cell(warmed):
+    worker, _ = warmed
+    worker.prepare(Cell("stand-in", 1, Batching("sorted", 8)))
+    worker.run()
+    assert worker.prepared and worker.outputs
+    assert len(worker.report().indices)
+    assert not (worker.prepared or worker.outputs or worker.batches or worker.latencies)
+
+
+def test_a_worker_on_a_gpu_in_the_memory_of_the_cpu(start, model, tokens, tiny_exports, monkeypatch):
+    """All of its steps: few shapes, warmed up in each cell, batches timed one by one, and right outputs."""
+    import onnxruntime
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (2**30, 3 * 2**30))
+    session = onnxruntime.InferenceSession(tiny_exports / "tiny-onnx" / "model.onnx")
+    runner = io_bound_runner(session, torch.device("cpu"))
+    variant = Variant(lambda *_: runner, "fp16", ("onnxruntime-gpu",), new_shapes_are_costly=lambda gpu: True)
+    monkeypatch.setitem(VARIANTS, "stand-in", variant)
+    worker = start("stand-in", device=Device(gpu=0, threads=1))
+    for batching in EVERY:
+        for stage in STAGES:
+            worker.prepare(Cell("stand-in", 1, batching, stage))
+            assert worker.warm and all(width < 32 or width % 2 == 0 for _, width in worker.warm)
+            worker.run()
+            report = worker.report()
+            assert not worker.warm, "torch gave its memory back"
+            assert report.memory_mib == 2048
+            if stage == "forward":
+                assert report.latencies and min(report.latencies) > 0
+            assert np.isfinite(report.logits).all()
+            max_diff, flips = compare(model, tokens, [report])
+            assert max_diff < 1e-5 and flips == 0
+
+
+@pytest.mark.parametrize(("name", "fewer"), [("torch", False), ("torch-bf16", True), ("onnx", False)])
+def test_a_cpu_gets_fewer_lengths_only_in_bf16(name, fewer, start, model, tokens):
+    """Where oneDNN prepares itself for each."""
+    worker = start(name)
+    assert (worker.widths > tokens.lengths).any() == fewer
+    assert (worker.widths >= tokens.lengths).all() and worker.widths.max() <= model.max_length
+
+
+def test_transformers_pipeline_is_timed_end_to_end_and_agrees(start, model, tokens):
+    reports = []
+    for number in range(2):
+        worker = start("pipeline", number)
+        worker.prepare(Cell("pipeline", 2, Batching("in-order", 8), "end-to-end"))
+        begin, end = worker.run()
+        reports.append(worker.report())
+        assert end > begin and reports[-1].padded_tokens > tokens.lengths.sum() / 2 and not reports[-1].latencies
+    max_diff, flips = compare(model, tokens, reports)
+    assert max_diff < 1e-5 and flips == 0
+
+
+def test_outputs_are_fetched_as_they_come_and_another_number_of_labels_is_no_export(start, texts, monkeypatch):
+    classifier = start("onnx").classifier
+    waiting, fetched = [], []
+    forward, to_host = classifier.runner.forward, classifier.runner.to_host
+    watched = replace(
+        classifier.runner,
+        forward=lambda inputs: waiting.append(1) or forward(inputs),
+        to_host=lambda outputs: fetched.append(len(waiting) - len(fetched)) or to_host(outputs),
+    )
+    monkeypatch.setattr(classifier, "runner", watched)
+    monkeypatch.setattr("bench.classifier.FETCH_EVERY", 5)
+    predictions = classifier.predict(texts[:33], Batching("in-order", 1))
+    assert len(fetched) == 33 and max(fetched) == 5 and np.isfinite(predictions.logits).all()
+    monkeypatch.setattr(classifier, "runner", replace(watched, to_host=lambda outputs: to_host(outputs)[:, :4]))
+    with pytest.raises(UserError, match="it gives 4 labels, the model has 5: not its export"):
+        classifier.predict(texts[:3], Batching("in-order", 1))
+
+
+def test_memory_is_this_processs_own():
+    before = room.used_memory_mib(None)
+    held = np.ones(2**24)
+    assert room.used_memory_mib(None) - before + 50 > 100 and held.nbytes == 2**27

@@ -1,0 +1,147 @@
+"""The figures: what is drawn where, and that no text covers another. All rows here are invented."""
+
+import itertools
+
+import matplotlib
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from bench.report import figures
+from bench.report.figures import add_title, device_name, draw_comparison, draw_overview, draw_parity, draw_scaling
+from runtimes import VARIANTS
+
+GPU, CPU = "NVIDIA-GeForce-RTX-4090", "Intel-Xeon-Platinum-8481C-4-cores"
+
+
+def make_row(variant: str = "torch", speed: float = 100.0, **columns) -> dict:
+    """A row as plot_results reads it; what is not given is the same in all."""
+    row = {"model": "owner/some_model", "device": GPU, "dataset": "normal", "variant": variant, "texts": 10000}
+    row |= {
+        "workers": 1,
+        "threads": 1,
+        "batch_size": 8,
+        "batch_tokens": 0,
+        "batching": "in-order",
+        "passes": 3,
+        "max_diff": 1e-3,
+        "flips": 0.0,
+    }
+    row |= {"decisions": float("nan"), "commit": "0123456789"}
+    row |= {"messages/s": speed, "min": 0.9 * speed, "max": 1.05 * speed, "tokens/s": 50 * speed}
+    return row | {"factor": speed / 100} | columns
+
+
+def draw(function, rows: list[dict]):
+    with matplotlib.rc_context(figures.STYLE):
+        table = pd.DataFrame(rows)
+        figure = function(table, None)
+        add_title(figure, table, "what is shown")
+        FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def overlaps(figure) -> list[tuple[str, str]]:
+    """The pairs of drawn texts that cover each other, and those that leave the figure, with a blank beside them."""
+    texts = [figure._suptitle, *(text for legend in figure.legends for text in legend.get_texts())]
+    for ax in figure.axes:
+        texts += [*ax.texts, ax._left_title, ax.xaxis.label, ax.yaxis.label]
+        for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, sorted(ax.get_ylim()))):
+            shown = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            texts += [tick.label1 for tick in shown if tick.label1.get_visible()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text() and text.get_visible()]
+    width, height = figure.bbox.size
+    outside = [(text, "") for text, box in boxes if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height]
+    return outside + [(a, b) for (a, x), (b, y) in itertools.combinations(boxes, 2) if x.overlaps(y)]
+
+
+def bests(devices: int, names: list[str]) -> list[dict]:
+    """The best row of each device and variant; some are alike in speed, or change many decisions."""
+    places = [GPU, CPU, "NVIDIA-RTX-PRO-6000-Blackwell-Server-Edition"][:devices]
+    return [
+        make_row(name, (9 if device == CPU else 3000) * (i // 2 + 1), device=device, flips=[0, 0, 4e-4, 2e-2][i % 4])
+        for device in places
+        for i, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("names", [["torch", "onnx-fp16"], list(VARIANTS)], ids=["few", "all"])
+@pytest.mark.parametrize("function", [draw_comparison, draw_parity])
+def test_no_labels_overlap(function, devices, names):
+    assert overlaps(draw(function, bests(devices, names))) == []
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_no_labels_of_the_overview_overlap(count):
+    rows = [
+        make_row("openvino-bf16", 1000 * 3**i, device=GPU if i % 2 else CPU, model=f"owner/a-model-{i}", factor=i + 0.7)
+        | {
+            "base": 500.0,
+            "stage": "end-to-end" if i % 2 else "forward",
+            "commit": "published" if i % 3 else "0123456789",
+        }
+        for i in range(count)
+    ]
+    assert overlaps(draw(draw_overview, rows)) == []
+
+
+@pytest.mark.parametrize("workers", [(1,), (1, 10)])
+def test_no_labels_of_scaling_overlap(workers):
+    cells = itertools.product(enumerate(VARIANTS, 1), (1, 8, 64), workers, ("in-order", "sorted"))
+    rows = [
+        make_row(name, 90 * i * size**0.2 * n, batch_size=size, workers=n, batching=how)
+        for (i, name), size, n, how in cells
+    ]
+    assert overlaps(draw(draw_scaling, rows)) == []
+
+
+def test_comparison_is_sorted_marks_the_winner_and_shows_the_spread_of_several_passes():
+    rows = [
+        make_row(),
+        make_row("onnx-int8", 400, flips=0.02),
+        make_row("onnx", 250, batching="sorted", batch_size=32, workers=3),
+    ]
+    rows += [make_row("torch-bf16", 60, passes=1)]
+    [ax] = draw(draw_comparison, rows).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["onnx-int8", "onnx", "torch", "torch-bf16"]
+    assert [bar.get_width() for bar in ax.patches] == [400, 250, 100, 60]
+    colors = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in ax.patches]
+    assert colors == [figures.NOT_WITHIN, figures.WINNER, figures.OTHERS, figures.OTHERS]
+    assert [text.get_text() for text in ax.texts] == [
+        "400 = 4.0x  in-order, 8 texts, 1 x 1; flips 2.00%",
+        "250 = 2.5x  sorted, 32 texts, 3 x 1",
+        "100 = 1.0x  in-order, 8 texts, 1 x 1",
+        "60 = 0.6x  in-order, 8 texts, 1 x 1",
+    ]
+    whiskers = [line.get_segments()[0][:, 0].tolist() for line in ax.collections]
+    assert whiskers == [[360, 420], [225, 262.5], [90, 105]], "none where there is one pass"
+    assert ax.get_title(loc="left") == "RTX 4090 (10,000 texts)"
+
+
+def test_scaling_has_a_panel_a_variant_and_batches_by_tokens_at_their_mean_size():
+    rows = [make_row(batch_size=size, speed=size) for size in (1, 4)]
+    rows += [make_row("onnx", 9 * n, batch_size=size, workers=n) for size in (1, 2, 4) for n in (1, 3)]
+    rows += [make_row("onnx", 99, batch_size=0, batch_tokens=1000, batching="token-budget")]
+    onnx, torch = draw(draw_scaling, rows).axes
+    assert [ax.get_title(loc="left") for ax in (onnx, torch)] == ["onnx", "torch"]
+    assert [line.get_xydata().tolist() for line in torch.lines] == [[[1, 1], [4, 4]]]
+    assert [line.get_xydata().tolist() for line in onnx.lines] == [[[1, 27], [2, 27], [4, 27]], [[20, 99]]]
+    assert [[text.get_text() for text in ax.texts] for ax in (onnx, torch)] == [
+        ["99 with 1 worker"],
+        ["4 with 1 worker"],
+    ]
+
+
+def test_parity_draws_no_change_at_the_left_and_a_line_at_the_tolerance():
+    rows = [make_row(), make_row("onnx-int8", 200, flips=0.02, max_diff=0.5)]
+    [ax] = draw(draw_parity, rows).axes
+    line, points = ax.lines[0], [line for line in ax.lines if line.get_marker() == "o"]
+    assert list(line.get_xdata()) == [0.001, 0.001]
+    assert [(point.get_xdata()[0], point.get_ydata()[0]) for point in points] == [(1e-5, 100), (0.02, 200)]
+    assert [text.get_text() for text in ax.texts] == ["tolerance", "torch (1e-03)", "onnx-int8 (5e-01)"]
+
+
+def test_device_names():
+    assert device_name(GPU) == "RTX 4090"
+    assert device_name(CPU) == "Intel Xeon Platinum 8481C, 4 cores"

@@ -1,0 +1,62 @@
+"""The PyTorch runtime: what warms it up, and that nothing runs eagerly under the compiled name."""
+
+import sys
+
+import numpy as np
+import pytest
+from conftest import refused
+
+from bench.inputs.batches import pad
+from bench.inputs.model import Model
+from bench.processes import error_summary
+from bench.variants import Device
+from runtimes import VARIANTS
+from runtimes.pytorch import check_compiler, load
+
+CPU = Device(gpu=None, threads=1)
+PAD_VALUES = {"input_ids": 1, "attention_mask": 0}
+
+
+def test_warming_up_runs_one_layer_and_leaves_the_model_whole(tiny_model, monkeypatch):
+    from transformers.models.roberta.modeling_roberta import RobertaLayer
+
+    layers = []
+    real = RobertaLayer.forward
+    monkeypatch.setattr(RobertaLayer, "forward", lambda *args, **more: layers.append(1) or real(*args, **more))
+    runner = load(Model.from_folder(tiny_model, "tiny"), None, CPU)
+    batch = runner.prepare(pad({"input_ids": [[0, 7, 7, 2]]}, PAD_VALUES))
+    before = runner.to_host(runner.forward(batch))
+    assert len(layers) == 2
+    runner.warm_up(batch)
+    assert len(layers) == 3
+    assert (runner.to_host(runner.forward(batch)) == before).all()
+
+
+def test_a_compiled_model_that_torch_would_run_eagerly_is_an_error(tiny_model, monkeypatch):
+    """At the limit of recompilations, here of one; the backend is of no account."""
+    import torch
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *args, **kw: compile_module(*args, **kw, backend="eager"))
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        runner = VARIANTS["torch-compile"].load(Model.from_folder(tiny_model, "tiny"), None, CPU)
+        with pytest.raises(Exception, match="recompile_limit") as caught:
+            for texts, tokens in [(4, 8), (1, 8), (4, 1), (1, 1)]:
+                runner.forward(runner.prepare(pad({"input_ids": np.ones((texts, tokens), int)}, PAD_VALUES)))
+    torch.compiler.reset()
+    assert "recompile_limit" in error_summary(caught.value)
+
+
+def test_what_compiling_needs_is_asked_for_first(monkeypatch, tmp_path):
+    for name in ("torch-compile", "torch-compile-fp16"):
+        assert VARIANTS[name].check_device is check_compiler and VARIANTS["torch"].check_device(0) is None
+    check_compiler(None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    assert "none of g++, clang++ is there" in refused(check_compiler, None)
+    assert "none of gcc, cc, clang is there" in refused(check_compiler, 0)
+    monkeypatch.setenv("CC", sys.executable)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert "Python's headers" in refused(check_compiler, 0)

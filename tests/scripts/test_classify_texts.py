@@ -1,0 +1,306 @@
+"""classify_texts.py: right labels in the input's order, nothing lost and nothing twice, and what is refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, refused
+
+import classify_texts
+from bench.classifier import Classifier
+from bench.inputs.batches import Batching
+from bench.inputs.model import Model
+from bench.label import output as parts
+from bench.label import plan, pool
+from bench.label.plan import LabelPlan, choose_plan, fastest_valid_row
+from bench.machine import cpu_name
+from bench.naming import slug
+from bench.processes import WorkerFailed
+from bench.report.rows import COLUMNS, append_row, results_path
+
+SCRIPT = ROOT / "classify_texts.py"
+LABELS = [f"LABEL_{i}" for i in range(5)]
+
+
+@pytest.fixture
+def source(tmp_path, texts):
+    """A folder with a CSV, a CSV.gz and a Parquet file: 90 rows, some without text."""
+    bodies = [None if i % 20 == 3 else " " if i % 20 == 7 else text for i, text in enumerate(texts[:90])]
+    rows = pd.DataFrame({"id": [f"r{i}" for i in range(90)], "subreddit": "x", "body": bodies})
+    folder = tmp_path / "source"
+    folder.mkdir()
+    rows[:30].to_csv(folder / "a.csv", index=False)
+    rows[30:60].to_csv(folder / "b.csv.gz", index=False)
+    rows[60:].to_parquet(folder / "c.parquet", index=False, row_group_size=7)
+    return folder
+
+
+@pytest.fixture
+def label(call, tiny_model, source, tmp_path, monkeypatch):
+    """Labels the source in this process: the exit code, standard error and the parts as one table."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--device", "cpu", "--variant", "torch", "--threads", 1, "--rows-per-file", 40]
+
+    def label(*arguments, output="out", model=tiny_model, source=source):
+        given = [*options, *arguments]
+        code, out, err = call(classify_texts, model, source, "--output", output, *given)
+        assert not out
+        return code, err, pd.read_parquet(output) if parts.part_files(tmp_path / output) else None
+
+    return label
+
+
+def bodies_of(source) -> list:
+    tables = [pd.read_csv(source / "a.csv"), pd.read_csv(source / "b.csv.gz"), pd.read_parquet(source / "c.parquet")]
+    return pd.concat(tables)["body"].tolist()
+
+
+def test_labels_are_those_of_transformers_pipeline_in_the_inputs_order(label, source, tiny_model):
+    from transformers import pipeline
+
+    code, err, found = label()
+    assert code == 0 and "80 texts" in err and "90 rows" in err
+    assert list(found.columns) == ["id", "subreddit", *LABELS] and set(found.dtypes[LABELS]) == {np.dtype("float32")}
+    assert list(found["id"]) == [f"r{i}" for i in range(90)]
+    assert [len(pd.read_parquet(path)) for path in parts.part_files(source.parent / "out")] == [40, 40, 10]
+    bodies = bodies_of(source)
+    full = [i for i, body in enumerate(bodies) if isinstance(body, str) and body.strip()]
+    ask = pipeline("text-classification", str(tiny_model), top_k=None, truncation=True, max_length=128)
+    answers = [{one["label"]: one["score"] for one in some} for some in ask([bodies[i] for i in full])]
+    expected = pd.DataFrame(answers)[LABELS].to_numpy()
+    assert np.abs(found[LABELS].to_numpy()[full] - expected).max() < 1e-5
+    assert ((found[LABELS].to_numpy()[full] > 0.5) == (expected > 0.5)).all()
+    assert found[LABELS].drop(index=full).isna().all(axis=None)
+
+
+def test_the_best_label_alone_and_the_columns_that_are_kept(label):
+    _, _, whole = label()
+    code, _, top = label("--top-label", "--keep-columns", "id", "--keep-text", "--limit", 50, output="top")
+    assert code == 0 and list(top.columns) == ["id", "body", "label", "score"] and len(top) == 50
+    full = top["label"].notna()
+    assert list(top["label"][full]) == list(whole[:50][full][LABELS].idxmax(axis=1))
+    assert np.allclose(top["score"][full], whole[:50][full][LABELS].max(axis=1))
+    assert (~full).sum() == 6
+
+
+def break_once(monkeypatch, owner, name: str, after: int, error: BaseException) -> None:
+    """Makes the call number `after` of a function fail."""
+    real, calls = getattr(owner, name), []
+
+    def broken(*arguments, **options):
+        calls.append(1)
+        if len(calls) == after:
+            raise error
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, broken)
+
+
+STAGES = [
+    (pool, "label_table", 2),
+    (pool, "write_part", 1),
+    (pool, "write_part", 3),
+    (parts.pq, "write_table", 2),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "after"), STAGES)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_run_that_stops_anywhere_goes_on_to_the_same_result(owner, name, after, error, label, monkeypatch, tmp_path):
+    _, _, whole = label(output="whole")
+    with monkeypatch.context() as patch:
+        break_once(patch, owner, name, after, error)
+        code, err, _ = label()
+    assert code == (130 if isinstance(error, KeyboardInterrupt) else 1) and "Traceback" not in err
+    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix == ".tmp"]
+    code, _, found = label()
+    assert code == 0
+    pd.testing.assert_frame_equal(found, whole)
+    assert "already" in label()[1]
+
+
+def test_a_worker_that_fails_is_started_again_and_twice_over_the_same_rows_is_the_end(label, monkeypatch):
+    _, _, whole = label(output="whole")
+    with monkeypatch.context() as patch:
+        break_once(patch, Classifier, "predict_share", 2, WorkerFailed("worker 1 of 1 died (SIGKILL)"))
+        code, err, found = label()
+    assert code == 0 and "rows 40 to 79: worker 1 of 1 died (SIGKILL); once more" in err
+    pd.testing.assert_frame_equal(found, whole)
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Classifier, "predict_share", fail)
+    code, err, found = label("--limit", 20, output="other")
+    assert code == 1 and "rows 0 to 19 failed 2 times: out of memory" in err and found is None
+
+
+def test_kill_9_loses_nothing(tiny_model, source, tmp_path, label):
+    """In real processes, with two workers, killed as soon as there is a part."""
+    command = [
+        sys.executable,
+        SCRIPT,
+        tiny_model,
+        source,
+        "--output",
+        "killed",
+        "--device",
+        "cpu",
+        "--variant",
+        "torch",
+    ]
+    command += ["--rows-per-file", "9", "--workers", "2", "--threads", "1"]
+    process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+    limit = time.monotonic() + 60
+    while not parts.part_files(tmp_path / "killed") and time.monotonic() < limit:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert 1 <= len(parts.part_files(tmp_path / "killed")) < 10
+    again = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "90 rows in all" in again.stderr
+    _, _, whole = label(output="whole")
+    found = pd.read_parquet(tmp_path / "killed")
+    assert list(found["id"]) == list(whole["id"]) and np.allclose(
+        found[LABELS], whole[LABELS], atol=1e-5, equal_nan=True
+    )
+
+
+def test_wrong_input_is_refused_before_anything_runs(label, source, tmp_path):
+    refusals = {
+        ("--column", "text"): "no column 'text'",
+        ("--keep-columns", "id,author"): "no column 'author'",
+        ("--variant", "torch", "--gpu", "x"): "not a whole number",
+        ("--rows-per-file", 0): "not a whole number",
+        ("--gpu", "0,1"): "--gpu goes with neither",
+        ("--output", source): "is in the output folder",
+    }
+    for options, words in refusals.items():
+        code, err, found = label(*options)
+        assert code == 2 and words in err and err.count("\n") == 1 and found is None
+    clash = pd.read_csv(source / "a.csv").assign(LABEL_1="x")
+    clash.to_csv(tmp_path / "clash.csv", index=False)
+    code, err, found = label(source=tmp_path / "clash.csv")
+    assert code == 2 and "'LABEL_1'" in err and found is None
+    assert label("--top-label", source=tmp_path / "clash.csv")[0] == 0
+    assert label(source=tmp_path / "none.csv", output="none")[0] == 2
+
+
+def test_another_job_or_foreign_files_in_the_folder_are_refused(label, source, tmp_path):
+    assert label("--limit", 10)[0] == 0
+    code, err, _ = label("--limit", 20)
+    assert code == 2 and "parts of another limit" in err
+    frame = pd.read_csv(source / "a.csv")
+    frame.iloc[::-1].to_csv(source / "a.csv", index=False)
+    code, err, _ = label("--limit", 10)
+    assert code == 2 and "parts of another input" in err
+    code, _, found = label("--limit", 10, "--overwrite")
+    assert code == 0 and list(found["id"]) == list(frame["id"][::-1][:10])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    code, err, _ = label("--overwrite", output="mine")
+    assert code == 2 and "thesis.txt" in err and (tmp_path / "mine" / "thesis.txt").exists()
+    (tmp_path / "mine" / "thesis.txt").rename(tmp_path / "mine" / "thesis.tmp")
+    code, err, _ = label(output="mine")
+    assert code == 2 and "thesis.tmp" in err and (tmp_path / "mine" / "thesis.tmp").exists()
+    with parts.locked(tmp_path / "out"):
+        code, err, _ = label("--limit", 10)
+        assert code == 2 and "another run" in err
+
+
+def test_parts_that_are_not_whole_are_made_again_and_foreign_ones_are_kept(label, tmp_path):
+    _, _, whole = label("--rows-per-file", 30)
+    first, second, last = parts.part_files(tmp_path / "out")
+    second.write_bytes(first.read_bytes()[:-5])
+    assert label("--rows-per-file", 30)[2].equals(whole)
+    pd.read_parquet(last).head(5).to_parquet(last)
+    (tmp_path / "out" / "_job.json").write_text("{")
+    code, err, _ = label("--rows-per-file", 30)
+    assert code == 2 and "parts of another input" in err
+    code, _, found = label("--rows-per-file", 30, "--overwrite")
+    assert code == 0 and found.equals(whole)
+    pd.read_parquet(last).head(5).to_parquet(last)
+    assert label("--rows-per-file", 30)[2].equals(whole)
+    shutil.copy(first, tmp_path / "out" / "part-00007.parquet")
+    code, err, _ = label("--rows-per-file", 30)
+    assert code == 2 and "part-00007.parquet is behind the last row" in err
+    (tmp_path / "out" / "_job.json").unlink()
+    code, err, _ = label("--rows-per-file", 30, "--overwrite")
+    assert code == 2 and "no run of this script" in err and first.exists()
+
+
+def test_texts_that_are_none_are_said(label, tmp_path):
+    pd.DataFrame({"id": [1, 2], "body": [None, " "]}).to_parquet(tmp_path / "none.parquet")
+    code, err, found = label(source=tmp_path / "none.parquet")
+    assert code == 0 and "no row has a text; 2 rows in all" in err and found[LABELS].isna().all(axis=None)
+    pd.DataFrame({"id": [1], "body": [5]}).to_parquet(tmp_path / "numbers.parquet")
+    assert "not text, it is int64" in label(source=tmp_path / "numbers.parquet", output="other")[1]
+
+
+def test_a_broken_file_in_the_middle_leaves_what_was_done(label, source):
+    whole = (source / "b.csv.gz").read_bytes()
+    (source / "b.csv.gz").write_bytes(whole[:-20])
+    code, err, found = label("--rows-per-file", 10)
+    assert code == 2 and "b.csv.gz can't be read" in err.splitlines()[-1] and len(found) == 30
+
+
+def test_the_fastest_row_that_is_not_known_to_be_wrong_says_how(tiny_model, monkeypatch, tmp_path):
+    model, device = Model.from_folder(tiny_model, "tiny"), slug(cpu_name())
+    same = {"model": "tiny", "device": device, "dataset": "normal", "texts": 10, "texts_id": "t", "status": "ok"}
+    same |= {"workers": 1, "threads": 1, "stage": "end-to-end", "passes": 1, "tokens/s": 1, "max_diff": 0.001}
+    same |= {"date": "2026-11-25T00:00:00.000000Z", "versions": "", "weights_id": model.weights_id}
+    speeds = {("torch", 8): (50, 0.0), ("torch-compile", 16): (40, 0.0), ("onnx-int8", 8): (90, 0.01)}
+    for (variant, size), (speed, flips) in speeds.items():
+        row = dict.fromkeys(COLUMNS, "") | same | {"variant": variant, "batching": "sorted", "batch_size": size}
+        row |= {"messages/s": speed, "min": speed, "max": speed, "flips": flips}
+        append_row(results_path(tmp_path / "results", row), row)
+
+    def choose(kind: str = "cpu", name: str = device, **asked) -> LabelPlan:
+        asked = dict.fromkeys(plan.PLAN_OPTIONS) | asked
+        return choose_plan(kind, fastest_valid_row(tmp_path, name, model.weights_id, asked["variant"]), asked)
+
+    assert choose() == LabelPlan("cpu", "torch", 1, 1, Batching("sorted", 8))
+    assert choose(workers=2, threads=3) == LabelPlan("cpu", "torch", 2, 3, Batching("sorted", 8))
+    int8 = choose(variant="onnx-int8", batch_tokens=256)
+    assert (int8.variant, int8.batching) == ("onnx-int8", Batching("token-budget", batch_tokens=256))
+    assert choose(variant="pipeline").batching == Batching("in-order", 1)
+    assert "makes its own batches" in refused(lambda: choose(variant="pipeline", batch_tokens=256))
+    assert "can't run on a gpu" in refused(lambda: choose("gpu", variant="onnx-int8"))
+    monkeypatch.setattr(plan, "cpu_features", set)
+    assert choose(name="other").variant == "onnx" and choose("gpu", "other").variant == "onnx-fp16"
+
+
+def test_a_variant_that_takes_texts_labels_too(label):
+    _, _, whole = label()
+    code, err, found = label("--variant", "pipeline", output="pipeline")
+    assert code == 0 and "labelling by pipeline, 1 x 1, 1 in-order" in err and "80 texts, " in err
+    assert list(found["id"]) == list(whole["id"])
+    assert np.allclose(found[LABELS], whole[LABELS], atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.needs("ray")
+def test_on_ray_the_parts_are_the_same(tiny_model, source, tmp_path, label):
+    _, _, whole = label("--workers", 1, output="whole")
+    rows = pd.DataFrame({"id": whole["id"], "subreddit": "x", "body": bodies_of(source)})
+    (tmp_path / "parquet").mkdir()
+    rows[:50].to_parquet(tmp_path / "parquet" / "a.parquet", row_group_size=11)
+    rows[50:].to_parquet(tmp_path / "parquet" / "b.parquet")
+    command = [sys.executable, SCRIPT, tiny_model, tmp_path / "parquet", "--output", "ray", "--device", "cpu", "--ray"]
+    command += ["--variant", "torch", "--rows-per-file", "40", "--threads", "1"]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "80 texts" in done.stderr, done.stderr
+    found = pd.read_parquet(tmp_path / "ray")
+    assert [path.name for path in parts.part_files(tmp_path / "ray")] == [parts.part_name(i) for i in range(3)]
+    assert json.loads((tmp_path / "ray" / "_job.json").read_text())["plan"]["variant"] == "torch"
+    assert list(found["id"]) == list(whole["id"]) and np.allclose(
+        found[LABELS], whole[LABELS], atol=1e-6, equal_nan=True
+    )
+    code, err, _ = label("--ray")
+    assert code == 2 and "Parquet" in err

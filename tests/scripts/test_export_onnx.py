@@ -1,0 +1,361 @@
+"""export_onnx.py: exports that are checked, described, uploaded, refused and interrupted."""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+from tiny import (
+    make_tiny_albert,
+    make_tiny_bert,
+    make_tiny_distilbert,
+    make_tiny_roberta,
+    make_tiny_xlm_roberta,
+    with_a_wrong_head,
+)
+
+import export_onnx
+from bench.export.select import EXPORT_KINDS
+from bench.inputs.model import Model
+from bench.inputs.reference import Reference
+from bench.machine import cpu_features
+from bench.parity import EXCERPT
+from export_onnx import upload
+from utils import RunError, UserError
+
+SCRIPT = ROOT / "export_onnx.py"
+
+
+MODELS = {
+    "bert": (make_tiny_bert, {"problem_type": "multi_label_classification", "num_labels": 3}),
+    "distilbert": (make_tiny_distilbert, {"problem_type": None, "num_labels": 3}),
+    "xlm-roberta": (make_tiny_xlm_roberta, {"problem_type": "single_label_classification", "num_labels": 4}),
+    "roberta": (make_tiny_roberta, {"problem_type": None, "num_labels": 1}),
+}
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """An empty working directory."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def export(call):
+    """Runs export_onnx.py in this process over 40 texts: its exit code, standard output and standard error."""
+    options = ["--limit", 40, "--batch-size", 8, "--device", "cpu"]
+    return lambda model, *arguments: call(export_onnx, model, *options, *arguments)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory, texts) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("kinds")
+    return {name: make(folder / f"my-{name}", texts, **config) for name, (make, config) in MODELS.items()}
+
+
+def usage_example(card: str) -> dict:
+    """Runs the card's example as it is printed, and returns its names."""
+    [example] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names, printed = {}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(example, names)
+    assert all(printed.getvalue().count(f"'{label}'") == 2 for label in names["labels"])
+    return names
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_export_is_right_and_its_card_says_how_to_use_it(name, models, here, export):
+    code, out, _ = export(models[name], "--no-upload", "--tolerance", 0.1)
+    assert code == 0
+    assert out.splitlines()[-1].startswith(f"my-{name}-onnx-fp16: within tolerance, 0 of ")
+    assert "FP16 arithmetic was not exercised" in out
+    folder = here / f"my-{name}-onnx-fp16"
+    assert list(here.iterdir()) == [folder]
+    report = json.loads((folder / "parity.json").read_text())
+    assert 0 < report["largest_difference"]["max"] < 5e-3
+    assert report["findings"] == []
+    assert "2 Attention" in report["nodes"] and re.search("2 (Fast|Bias)Gelu", report["nodes"])
+
+    card = (folder / "README.md").read_text()
+    _, metadata, body = card.split("---\n", 2)
+    assert yaml.safe_load(metadata)["pipeline_tag"] == "text-classification"
+    assert not re.search(r"{{|{%|None|Undefined", card)
+    assert "not FP16 arithmetic" in body
+    classify = usage_example(card)["classify"]
+    texts = ["a long one with many words in it", "short", "of medium length"]
+    expected = Reference.load(Model.from_folder(models[name], name)).of_texts(texts)
+    assert classify(texts, batch_size=2) == pytest.approx(expected, abs=5e-3)
+    assert classify(pd.Series(texts, index=[5, 6, 7])) == pytest.approx(expected, abs=5e-3)
+    assert classify([]).shape == (0, expected.shape[1])
+    with_none = classify([texts[0], None])
+    assert with_none[0] == pytest.approx(expected[0], abs=5e-3) and np.isnan(with_none[1]).all()
+
+
+def test_the_precisions_have_their_own_folders(tiny_model, here, export):
+    assert export(tiny_model, "--no-upload", "--precision", "fp32", "--tolerance", 0)[0] == 0
+    assert export(tiny_model, "--no-upload", "--precision", "int8", "--tolerance", 0.05)[0] == 0
+    assert sorted(folder.name for folder in here.iterdir()) == ["tiny-onnx", "tiny-onnx-int8"]
+    fp32, int8 = (json.loads((here / f"tiny-onnx{s}" / "parity.json").read_text()) for s in ("", "-int8"))
+    assert fp32["largest_difference"]["max"] < 1e-5 < int8["largest_difference"]["max"]
+    assert "MatMulInteger" in int8["nodes"]
+    bits = 8 if "vnni" in cpu_features() else 7
+    assert f"weights per channel, of {bits} bits for CPUs with" in int8["options"]
+    assert json.loads((here / "tiny-onnx-int8" / "export.json").read_text())["bits"] == bits
+    assert int8["options"] in (here / "tiny-onnx-int8" / "README.md").read_text()
+
+
+def test_int8_of_layers_that_share_their_weights(tmp_path, texts, here, export):
+    model = make_tiny_albert(tmp_path / "albert", texts)
+    assert export(model, "--no-upload", "--precision", "int8", "--tolerance", 1)[0] == 0
+    report = json.loads((here / "albert-onnx-int8" / "parity.json").read_text())
+    assert report["largest_difference"]["max"] < 0.05
+
+
+def test_a_wrong_export_fails_the_gate_and_is_not_uploaded(tiny_model, here, hub, export, monkeypatch):
+    kind = EXPORT_KINDS["fp16"]
+    wrong = {name: with_a_wrong_head(make) for name, make in kind.backends.items()}
+    monkeypatch.setitem(EXPORT_KINDS, "fp16", replace(kind, backends=wrong, max_deviation=1))
+    code, out, _ = export(tiny_model, "--upload", "--hf-token", "good")
+    assert code == 1 and "NOT WITHIN TOLERANCE" in out
+    assert not hub.commits and not hub.repos
+    assert "This export failed its check" in (here / "tiny-onnx-fp16" / "README.md").read_text()
+
+
+def test_upload_makes_one_commit_with_everything_but_texts(tiny_model, here, hub, export, monkeypatch, texts):
+    monkeypatch.setenv("HF_TOKEN", "good")
+    pd.DataFrame({"body": texts[:40]}).to_csv(here / "mine.csv")
+    options = ["--upload", "--repo-id", "team/tiny", "--private", "--tolerance", 0.1, "--dataset", "mine.csv"]
+    code, *printed = export(tiny_model, *options)
+    assert code == 0
+    [repo] = hub.repos
+    assert (repo["name"], repo["organization"], repo["private"]) == ("tiny", "team", True)
+    [(_, lines)] = hub.commits
+    files = {line["value"]["path"]: line["value"] for line in lines if line["key"] in ("file", "lfsFile")}
+    folder = here / "tiny-onnx-fp16"
+    assert set(files) == {file.name for file in folder.iterdir()}
+    assert hub.stored[files["model.onnx"]["oid"]] == (folder / "model.onnx").read_bytes()
+    card = base64.b64decode(files["README.md"]["content"]).decode()
+    assert 'folder = "team/tiny"' in card
+    assert not any(" ".join(text.split())[:50] in card for text in texts[:40])
+    assert f"uploaded: {hub.url}/team/tiny/commit/1" in "".join(printed)
+    assert "good" not in card and "HF_TOKEN" not in card
+
+
+def test_a_token_on_the_command_line_is_written_nowhere(tiny_model, here, hub, export):
+    options = ["--upload", "--hf-token", "fine", "--create-pr", "--repo-id", "other/tiny"]
+    _, *printed = export(tiny_model, *options)
+    written = "".join(file.read_text() for file in (here / "tiny-onnx-fp16").glob("*.[jm][sd]*"))
+    assert "--hf-token ..." in written
+    assert not re.search(r"hf-token[ =]fine", written + "".join(printed))
+
+
+@pytest.fixture
+def arguments():
+    return Namespace(create_pr=False, private=False, precision="fp16")
+
+
+@pytest.fixture
+def api(hub):
+    from huggingface_hub import HfApi
+
+    return HfApi(token="good")
+
+
+def test_an_upload_that_breaks_keeps_the_folder_and_says_how_to_go_on(tiny_exports, hub, api, arguments):
+    hub.broken = True
+    folder = tiny_exports / "tiny-onnx"
+    with pytest.raises(RunError, match=f"the upload failed: .*hf upload ann/tiny {folder} [.]"):
+        upload(api, "ann/tiny", folder, arguments)
+    assert (folder / "model.onnx").exists()
+
+
+def test_a_private_upload_to_a_public_repository_is_refused_without_a_hint_how_to_publish_it(
+    tiny_exports, hub, api, arguments
+):
+    hub.public = arguments.private = True
+    with pytest.raises(UserError, match="ann/tiny exists and is public") as caught:
+        upload(api, "ann/tiny", tiny_exports / "tiny-onnx", arguments)
+    assert "hf upload" not in str(caught.value) and not hub.commits
+
+
+def test_upload_as_a_pull_request(tiny_exports, hub, api, arguments, capsys):
+    arguments.create_pr = True
+    upload(api, "other/tiny", tiny_exports / "tiny-onnx", arguments)
+    assert f"uploaded: {hub.url}/other/tiny/discussions/7" in capsys.readouterr().err
+    assert not hub.repos
+
+
+@pytest.mark.parametrize(
+    ("token", "options", "message"),
+    [
+        (None, "", "no token for the upload"),
+        ("bad", "", "no upload with this token"),
+        ("reader", "", "the token may only read"),
+        ("good", "--repo-id elsewhere/tiny", "may not write to elsewhere"),
+        ("good", "--repo-id club/tiny", "may not write to club"),
+        ("fine", "--repo-id team/tiny", "may not write to team"),
+    ],
+)
+def test_a_token_that_can_not_upload_is_one_line_before_the_export(
+    token, options, message, tiny_model, here, hub, export, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+    code, _, err = export(tiny_model, "--upload", *options.split())
+    assert code == 2 and message in err.splitlines()[-1]
+    assert list(here.iterdir()) == []
+
+
+WRONG_VALUES = [("--batch-size", "0"), ("--limit", "1,,2"), ("--threads", "1000000000"), ("--gpu", "-1")]
+WRONG_VALUES += [("--tolerance", value) for value in ("-1", "abc", "", "nan", "inf")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--tolerance 2", "argument --tolerance: invalid share value: '2'"),
+        ("--precision fp64", "invalid choice: 'fp64'"),
+        ("--upload --no-upload", "not allowed with"),
+        ("--precision int8 --device gpu", "INT8 quantization has kernels for CPUs only"),
+        ("--batch-size 1000000000", "--batch-size 1000000000: there are only 40 texts"),
+        *((f"{option}={value}", f"argument {option}: ") for option, value in WRONG_VALUES),
+        ("--dataset nowhere.csv", "no dataset file"),
+        ("--save-dir taken", "taken exists; --overwrite replaces it"),
+        ("--save-dir " + "x" * 300, "is too long for the name of a folder"),
+        ("--save-dir foreign --overwrite", "foreign holds notes.txt, which no export made"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_code_2(options, message, tiny_model, here, export):
+    (here / "taken").mkdir()
+    (here / "taken" / "model.onnx").touch()
+    (here / "foreign").mkdir()
+    (here / "foreign" / "notes.txt").touch()
+    code, out, err = export(tiny_model, "--no-upload" if "upload" not in options else "--private", *options.split())
+    assert (code, out) == (2, "") and message in err.splitlines()[-1]
+    assert sorted(path.name for path in here.iterdir()) == ["foreign", "taken"]
+
+
+@pytest.mark.parametrize("where", ["", "..", "inside", "link"])
+def test_the_models_own_folder_is_never_a_target(where, tiny_model, here, export):
+    """Nor what holds it or lies in it, though it also holds an export."""
+    source = shutil.copytree(tiny_model, here / "all" / "source")
+    (source / "model.onnx").touch()
+    (source / "notes.txt").touch()
+    (here / "link").symlink_to(source)
+    before = sorted(path.name for path in here.rglob("*"))
+    target = here / "link" if where == "link" else source / where
+    code, _, err = export(source, "--no-upload", "--overwrite", "--save-dir", target)
+    assert code == 2 and "is, holds or lies in the model's own folder" in err
+    assert sorted(path.name for path in here.rglob("*")) == before
+
+
+def test_overwrite_replaces_an_export_and_nothing_else(tiny_model, here, export):
+    options = ["--no-upload", "--precision", "fp32", "--overwrite"]
+    assert export(tiny_model, *options)[0] == 0
+    assert export(tiny_model, *options)[0] == 0
+    (here / "tiny-onnx" / "thesis.txt").write_text("years of work")
+    code, _, err = export(tiny_model, *options)
+    assert code == 2 and "holds thesis.txt, which no export made" in err
+    assert (here / "tiny-onnx" / "thesis.txt").read_text() == "years of work"
+
+
+LABEL = "half \ud83d <b>|</b>\n![x](http://evil)"
+
+
+def test_strange_label_names_harm_neither_report_nor_card(tiny_model, here, export):
+    model = shutil.copytree(tiny_model, here / "odd")
+    config = json.loads((model / "config.json").read_text())
+    config["id2label"] = {str(i): f"{LABEL} {i}" for i in range(5)}
+    (model / "config.json").write_text(json.dumps(config))
+    code, out, _ = export(model, "--no-upload", "--precision", "fp32", "--excerpts")
+    assert code == 0 and "half   <b>|</b> ![x](http://evil) 3" in out
+    card = (here / "odd-onnx" / "README.md").read_text()
+    assert "<b>" not in card and "![" not in card and "half   &lt;b&gt;\\|&lt;/b&gt;" in card
+
+
+def test_a_card_is_for_strangers(tiny_model, here, export, texts):
+    """No path of this machine, and no text unless it is asked for."""
+    pd.DataFrame({"body": texts[:40]}).to_csv(here / "mine.csv")
+    code, out, _ = export(tiny_model, "--no-upload", "--save-dir", here / "ex", "--dataset", here / "mine.csv")
+    assert code == 0 and any(" ".join(text.split())[:50] in out for text in texts[:40])
+    written = "".join((here / "ex" / name).read_text() for name in ("README.md", "parity.json"))
+    assert str(here) not in written and str(tiny_model) not in written and "--dataset mine.csv" in written
+    assert not any(" ".join(text.split())[:50] in written for text in texts[:40])
+    assert "not shown, since they are real comments" in written
+
+
+def test_too_little_room_is_said_before_the_export(tiny_model, here, monkeypatch, export):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
+    code, _, err = export(tiny_model, "--no-upload")
+    assert code == 2 and "too little room" in err
+
+
+def test_an_interrupted_export_leaves_nothing_behind(tmp_path, tiny_model):
+    sent = {signal.SIGINT: 130, signal.SIGHUP: 129}
+    for sign in sent:
+        (tmp_path / sign.name).mkdir()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, tiny_model, "--no-upload", "--device", "cpu"],
+            cwd=tmp_path / sign.name,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for sign in sent
+    ]
+    for process, (sign, code) in zip(processes, sent.items(), strict=True):
+        assert any(line.startswith("exporting") for line in process.stderr)
+        process.send_signal(sign)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == code
+        assert "Traceback" not in errors
+        assert list((tmp_path / sign.name).iterdir()) == []
+
+
+STRANGE = ['quotes "", commas,\nand\r\nlines', "😀 " * 20, "NUL \0 inside", "\u200b", "text without end " * 60_000]
+
+
+def test_strange_texts_are_exported_and_shown(tiny_model, here, call):
+    pd.DataFrame({"body": [*STRANGE, None, " \n\t "]}).to_csv(here / "strange.csv.gz", index=False, quoting=1)
+    options = ["--no-upload", "--device", "cpu", "--dataset", "strange.csv.gz", "--tolerance", 1, "--precision", "fp32"]
+    options += ["--excerpts"]
+    code, out, err = call(export_onnx, tiny_model, *options)
+    assert code == 0 and "tiny-onnx: within tolerance, 0 of 25" in out
+    assert "2 of 7 rows have no text" in err
+    report = json.loads(Path("tiny-onnx/parity.json").read_text())
+    assert report["texts"] == len(STRANGE) and report["non_finite_texts"] == 0
+    assert max(len(text["excerpt"]) for text in report["worst"]) <= EXCERPT + 1
+    assert len(report["worst"][0]["labels"]) == 5
+
+
+def test_one_text_is_enough(tiny_model, here, export):
+    Path("one.csv").write_text("body\nhello\n")
+    options = ["--no-upload", "--dataset", "one.csv", "--precision", "fp32", "--batch-size", 1]
+    code, out, _ = export(tiny_model, *options)
+    assert code == 0 and "over 1 texts" in out
+
+
+def test_labels_without_names_are_numbered(tiny_model, here, export):
+    model = shutil.copytree(tiny_model, here / "odd")
+    config = json.loads((model / "config.json").read_text())
+    config["id2label"] = {str(i): f"L{i}" for i in (0, 1, 2, 3, 9)}
+    (model / "config.json").write_text(json.dumps(config))
+    assert export(model, "--no-upload", "--precision", "fp32", "--excerpts")[0] == 0
+    report = json.loads(Path("odd-onnx/parity.json").read_text())
+    assert {row["label"] for row in report["worst"][0]["labels"]} == {"L0", "L1", "L2", "L3", "LABEL_4"}

@@ -1,0 +1,337 @@
+"""plot_results.py: what it reads, what it writes into the README, and what it refuses. All rows here are invented."""
+
+import os
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import plot_results
+import run_benchmark
+from bench.report.readmes import BEGIN, END
+from bench.report.rows import COLUMNS, append_row, results_path
+
+README = f"# Title\nabove\n{BEGIN}\n{END}\nbelow\n"
+GPU, CPU = "NVIDIA-GeForce-RTX-4090", "Intel-Xeon-Platinum-8481C-4-cores"
+MODEL = "owner/some_model"
+
+
+def make_row(variant: str = "torch", speed: float = 100.0, **columns) -> dict:
+    """A good row; what is not given is the same in all."""
+    row = dict.fromkeys(COLUMNS, "") | {
+        "workers": 1,
+        "threads": 1,
+        "batch_size": 8,
+        "batching": "in-order",
+        "stage": "forward",
+    }
+    row |= {"messages/s": speed, "min": speed * 0.9, "max": speed * 1.05, "passes": 3, "tokens/s": 50 * speed}
+    row |= {"max_diff": "0.001", "flips": "0.0005", "status": "ok", "variant": variant, "model": MODEL, "device": GPU}
+    row |= {"dataset": "normal", "texts": 10000, "versions": "torch 2.13.0, onnxruntime 1.31.1"}
+    return row | {"commit": "0123456789", "date": "2026-11-22T10:00:00Z"} | columns
+
+
+def save(results: Path, *rows: dict) -> None:
+    for row in rows:
+        append_row(results_path(results, row), row)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with a README and a few results, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    Path("results").mkdir()
+    for readme in ("README.md", "results/README.md"):
+        Path(readme).write_text(README)
+    rows = [
+        make_row(speed=100),
+        make_row(speed=80, batch_size=16),
+        make_row(speed=250, batching="sorted", batch_size=32),
+    ]
+    rows += [
+        make_row("onnx-fp16", 300, workers=2),
+        make_row("onnx-fp16", 1234, batching="sorted", batch_size=64, workers=2),
+    ]
+    rows += [make_row("onnx-fp16", 1111, batching="sorted", batch_size=64, workers=2, stage="end-to-end")]
+    rows += [make_row(speed=5, device=CPU, threads=4, texts=512), make_row("onnx", 12, device=CPU, texts=512)]
+    save(Path("results"), *rows)
+    return tmp_path
+
+
+@pytest.fixture
+def plot(call):
+    return lambda *arguments: call(plot_results, *arguments)
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list:
+    """The charts that would be drawn."""
+    charts = []
+    monkeypatch.setattr(plot_results, "save", lambda planned, _: charts.extend(planned))
+    return charts
+
+
+def test_all_is_drawn_and_the_readme_written_between_its_markers(project, plot):
+    code, out, err = plot()
+    assert (code, err) == (0, "")
+    folder = Path("results/some_model")
+    names = ["comparison_some_model_normal", "parity_some_model_normal"]
+    names += [f"scaling_some_model_{device}_normal" for device in (GPU, CPU)]
+    assert sorted(folder.glob("*.png")) == sorted(folder / f"{name}.png" for name in names)
+    assert all(str(folder / f"{name}.png") in out for name in names) and "results/overview.png" in out
+
+    readme = Path("README.md").read_text()
+    assert readme.startswith(f"# Title\nabove\n{BEGIN}\n")
+    assert readme.endswith(f"\n{END}\nbelow\n")
+    headline = "- RTX 4090, some\\_model: **12.3 times eager FP32 torch** at its best: onnx-fp16, 1,234 messages/s"
+    assert headline in readme
+    results = Path("results/README.md").read_text()
+    table = [line for line in results.splitlines() if line.startswith("|")][2:]
+    cpu = "Intel Xeon Platinum 8481C, 4 cores"
+    assert table == [  # the fastest device first, and its variants; 1234 / 100 = 12.34
+        "| RTX 4090 | onnx-fp16 | 1,234 | 12.34 | sorted, 64 texts | 2 x 1 | 1,111 | - | 0.001 | 0.050% |",
+        "| RTX 4090 | torch | 250 | 2.50 | sorted, 32 texts | 1 x 1 | - | - | 0.001 | 0.050% |",
+        f"| {cpu} | onnx | 12 | 2.40 | in-order, 8 texts | 1 x 1 | - | - | 0.001 | 0.050% |",
+        f"| {cpu} | torch | 5 | 1.00 | in-order, 8 texts | 1 x 4 | - | - | 0.001 | 0.050% |",
+    ]
+    assert all((project / link).is_file() for link in re.findall(r"\]\((.+?)\)", readme))
+    assert all((project / "results" / link).is_file() for link in re.findall(r"\]\((.+?)\)", results))
+    origin = "- RTX 4090 (10,000 texts): onnxruntime 1.31.1, torch 2.13.0, commit 0123456789, 2026-11-22\n"
+    assert origin in Path("results/README.md").read_text()
+
+
+def test_the_first_figure_is_over_transformers_pipeline_where_it_was_measured(project, plot, drawn):
+    texts = {"stage": "end-to-end", "device": CPU, "texts": 512}
+    save(Path("results"), make_row("pipeline", 4, **texts), make_row("pipeline", 6, batch_size=32, **texts))
+    save(Path("results"), make_row("onnx", 15, **texts), make_row("onnx-int8", 60, **texts | {"flips": "0.2"}))
+    assert plot()[0] == 0
+    headline = "**2.5 times transformers' own pipeline** at its best: onnx, 15 messages/s against 6; 0.05%"
+    assert headline in Path("README.md").read_text()
+    assert "| pipeline | - | - | in-order, 32 texts | 1 x 1 | 6 | - |" in Path("results/README.md").read_text()
+
+
+def test_commands_in_the_readme_are_run_benchmarks(project, plot, drawn, monkeypatch):
+    assert plot()[0] == 0
+    asked = []
+    for command in re.findall(r"`python (run_benchmark\.py .+?)`", Path("results/README.md").read_text()):
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        args = run_benchmark.parse_arguments()
+        assert (args.model_id, args.dataset) == (MODEL, "normal")
+        asked.append((args.device, args.model, args.batches, args.workers, args.threads, args.batching, args.limit))
+    assert asked == [
+        ("cpu", ["onnx"], [8], [1], 1, ["in-order"], 512),
+        ("cpu", ["torch"], [8], [1], 4, ["in-order"], 512),
+        ("gpu", ["onnx-fp16", "torch"], [8, 16, 32, 64], [1, 2], 1, ["in-order", "sorted"], 10000),
+    ]
+
+
+def test_check_finds_what_is_out_of_date_and_writes_nothing(project, plot):
+    assert plot("--check")[0] == 1
+    assert not list(project.rglob("*.png"))
+    plot()
+    assert plot("--check") == (0, "", "")
+
+    readme = Path("README.md").read_text()
+    Path("README.md").write_text(readme.replace("1,234", "9,999"))
+    code, _, err = plot("--check")
+    assert (code, err) == (1, f"{project / 'README.md'} is out of date\n")
+    Path("README.md").write_text(readme)
+
+    save(
+        Path("results"),
+        make_row("onnx-fp16", 2000, batching="sorted", batch_size=64, workers=2, date="2026-11-23T10:00Z"),
+    )
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    code, _, err = plot("--check")
+    stale = [Path(line.removesuffix(" is out of date")).name.split("_")[0] for line in err.splitlines()]
+    assert (code, stale) == (1, ["overview.png", "comparison", "scaling", "parity", "README.md", "README.md"])
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+
+
+def test_check_compares_data_and_not_pixels(project, tmp_path):
+    rows = plot_results.load_rows([Path("results")])
+    chart, *_ = plot_results.plan(rows, Namespace(output=tmp_path))
+    formats = list(plot_results.FORMATS)
+    files = plot_results.figure_files(chart, formats)
+    assert plot_results.out_of_date([chart], formats) == files
+    pictures = []
+    for figsize in (None, (9, 7)):
+        plot_results.save([chart], Namespace(format=formats, figsize=figsize))
+        assert plot_results.out_of_date([chart], formats) == []
+        pictures.append([file.read_bytes() for file in files])
+    assert all(one != other for one, other in zip(*pictures, strict=True))
+    assert plot_results.out_of_date([replace(chart, rows=chart.rows.assign(max=107.0))], formats) == files
+
+
+def test_the_published_tables_of_three_devices(tmp_path, plot):
+    source, figures = ROOT / "results" / "roberta-base-go_emotions", shutil.ignore_patterns("*.png")
+    shutil.copytree(source, tmp_path / "results" / source.name, ignore=figures)
+    for readme in (tmp_path, tmp_path / "results"):
+        (readme / "README.md").write_text(README)
+    code, _, err = plot("--results-dir", str(tmp_path / "results"))
+    assert (code, err) == (0, "")
+    kinds = sorted(path.name.split("_")[0] for path in tmp_path.rglob("*.png"))
+    assert kinds == ["comparison"] * 2 + ["overview.png"] + ["scaling"] * 6  # they say nothing about parity
+    headline = (
+        "- H200, roberta-base-go\\_emotions: **4.0 times eager FP32 torch** at its best: onnx-fp16, 4,037 messages/s"
+    )
+    assert headline in (tmp_path / "README.md").read_text()
+    readme = (tmp_path / "results" / "README.md").read_text()
+    assert "| H200 | onnx-fp16 | 4,037 | 3.98 | in-order, 8 texts | 10 x 1 | - | - | - | - |" in readme
+    assert (
+        "- RTX 5060 Ti (10,000 texts, published elsewhere): tables of the repository joaopn/"
+        in (tmp_path / "results" / "README.md").read_text()
+    )
+
+
+def test_what_is_left_out_is_counted(project, plot, drawn):
+    good = results_path(Path("results"), make_row())
+    with good.open("a") as file:
+        file.write("torn\n<<<<<<< HEAD\n")
+    failed = dict.fromkeys(("messages/s", "min", "max", "max_diff", "flips"), "") | {"status": "out of memory"}
+    save(Path("results"), make_row("onnx-fp16", batch_size=128) | failed, make_row(batch_size=8) | failed)
+    save(Path("results"), make_row("onnx", 99999, texts=256), make_row("onnx", 88888, texts=20000, batch_size=1))
+    code, _, err = plot()
+    assert code == 0
+    assert f"{good}: 2 lines can't be read and are left out\n" in err
+    assert "1 failed cells are left out\n" in err
+    for texts in (256, 20000):
+        said = f"{MODEL}, {GPU}, normal: 1 cell(s) on {texts} texts are left out, since there are more on others\n"
+        assert said in err
+    readme = Path("results/README.md").read_text()
+    assert "| onnx-fp16 | 1,234 | 12.34 |" in readme, "a failed cell does not replace a good one"
+    assert "99,999" not in readme and "88,888" not in readme
+
+
+def test_models_of_one_name_and_texts_of_one_name_stay_apart(project, plot, drawn):
+    models = ["m_x", "m-x", "m x", "/x/run_1/model", "/x/run-1/model", "<!-- results:end -->"]
+    save(Path("results"), *(make_row(model=model) for model in models))
+    assert plot()[0] == 0
+    paths = [chart.path for chart in drawn]
+    assert len(set(paths)) == len(paths)
+    readme = Path("results/README.md").read_text()
+    assert "## run\\_1/model, dataset normal" in readme and "## run-1/model, dataset normal" in readme
+    assert plot()[0] == 0
+    assert Path("results/README.md").read_text() == readme, "it does not grow"
+    assert len(readme.splitlines()) < 160
+
+
+def test_rows_of_other_texts_or_weights_are_not_mixed(project, plot, drawn):
+    other = {"model": "m", "texts_id": "b", "weights_id": "w"}
+    save(Path("results"), make_row(model="m", texts_id="a", weights_id="w", speed=777))
+    save(Path("results"), *(make_row(batch_size=size, speed=10 * size, **other) for size in (1, 2)))
+    save(Path("results"), make_row(speed=999, **other | {"weights_id": "v"}))
+    _, _, err = plot("--model", "m")
+    [comparison, *_] = [chart for chart in drawn if chart.path.name == "comparison_m_normal"]
+    assert comparison.rows["messages/s"].tolist() == [20]
+    assert err.count("are left out, since there are more on others") == 2
+
+
+def test_what_is_no_file_is_passed_over(project, plot, drawn):
+    os.mkfifo("results/pipe.tsv")
+    Path("results/folder.tsv").mkdir()
+    code, _, err = plot()
+    assert code == 0 and err.count("1 lines can't be read") == 2
+
+
+def test_machines_are_compared_from_several_folders(project, plot, drawn):
+    for path in [*Path("results").rglob("*.tsv")]:
+        if GPU in path.name:
+            (Path("theirs") / path.parent.name).mkdir(parents=True, exist_ok=True)
+            path.rename(Path("theirs") / path.parent.name / path.name)
+    assert plot("--results-dir", "results,theirs")[0] == 0
+    [bars] = [chart for chart in drawn if chart.path.name.startswith("comparison")][:1]
+    assert bars.path.is_relative_to("results") and GPU in set(bars.rows["device"]) and bars.rows["device"].nunique() > 1
+
+
+def test_filters_take_names_and_parts_of_names(project, drawn):
+    save(Path("results"), make_row("torch-fp16"))
+    rows = plot_results.load_rows([Path("results")])
+    for words, chosen in (("torch", {"torch"}), ("fp16,ONNX", {"torch-fp16", "onnx-fp16", "onnx"})):
+        found = plot_results.select(rows, "variant", [plot_results.word(text) for text in words.split(",")])
+        assert set(found["variant"]) == chosen
+    assert set(plot_results.select(rows, "device", [plot_results.word("RTX 4090")])["device"]) == {GPU}
+
+
+def test_a_part_leaves_the_readme_alone_and_keeps_the_factor(project, plot, drawn):
+    code, _, err = plot("--devices", "4090", "--variants", "onnx", "--output", "part", "--model", "some")
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith("README.md is left alone")
+    assert Path("README.md").read_text() == README
+    assert {chart.path.parent for chart in drawn} == {Path("part")}
+    assert {(row["device"], row["variant"]) for chart in drawn for _, row in chart.rows.iterrows()} == {
+        (GPU, "onnx-fp16")
+    }
+    assert drawn[0].rows["factor"].max() == 12.34  # over torch, which is not drawn
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--devices", "M1"], "no device 'm1' among"),
+        (["--variants", "torch,openvino"], "no variant 'openvino' among"),
+        (["--dataset", ","], "argument --dataset: '' is not a name"),
+        *((["--figsize", value], "not a width and a height") for value in ("12", "0,0", "1e9,4", "nan,4", "8,,8", "")),
+        (["--format", "png,gif"], "'gif' is not one of png, svg, pdf"),
+        (["--results-dir", "nowhere"], "no results in nowhere"),
+        (["--results-dir", "README.md"], "no results in README.md"),
+        (["--chek"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_usage_is_one_line(project, plot, arguments, message):
+    code, out, err = plot(*arguments)
+    lines = [line for line in err.splitlines() if not line.startswith("README.md is left alone")]
+    assert (code, out, len(lines)) == (2, "", 1)
+    assert message in lines[0]
+
+
+def test_a_figure_that_cant_be_saved_is_one_line(project, plot):
+    code, _, err = plot("--output", "README.md")
+    assert (code, err.splitlines()[-1][:17]) == (1, "plot_results.py: ") and "README.md" in err.splitlines()[-1]
+
+
+def test_a_full_disk_costs_no_figure_and_no_readme(project, plot):
+    assert plot()[0] == 0
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    Path("README.md").write_bytes(before[Path("README.md")].replace(b"1,234", b"9,999"))
+    before[Path("README.md")] = Path("README.md").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        code, _, err = plot()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1 and "File too large" in err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_a_readme_without_markers_is_an_error_and_without_a_readme_figures_are_drawn(project, plot, drawn):
+    Path("README.md").write_text(README.replace(END, ""))
+    code, out, err = plot()
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "a README.md lacks the lines" in err
+    Path("README.md").unlink()
+    code, out, err = plot()
+    assert (code, len(drawn), err.count("\n")) == (0, 5, 1)
+    assert "without their tables" in err
+
+
+def test_the_committed_figures_and_table_are_up_to_date(plot, monkeypatch, tmp_path):
+    """Whatever else was measured in this folder meanwhile."""
+    listed = ["git", "ls-files", "README.md", "results"]
+    files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(files) > 1
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = plot("--check")
+    assert code == 0, err

@@ -1,0 +1,470 @@
+"""run_benchmark.py: whole runs on the CPU, resuming, and what happens when something goes wrong."""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from conftest import ROOT, make_sweep
+
+import run_benchmark
+from bench.inputs.model import Model
+from bench.machine import DeviceInfo
+from bench.measure import conditions
+from bench.report import rows as results
+from bench.report.rows import read_results
+
+SCRIPT = ROOT / "run_benchmark.py"
+RUN_VARIANTS = ["torch", "onnx-fp16"]
+CELLS = [("in-order", 8, 0), ("sorted", 8, 0), ("token-budget", 0, 256)]
+BF16 = {"torch-bf16", "torch-compile-bf16"}
+
+
+def command(model: Path, *arguments) -> list[str]:
+    options = ["--device", "cpu", "--model-id", model, "--limit", 60, "--min-time", 0, *arguments]
+    return [sys.executable, str(SCRIPT), *map(str, options)]
+
+
+def benchmark(folder: Path, model: Path, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(model, *arguments), cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def saved_rows(folder: Path) -> pd.DataFrame:
+    rows, failed, skipped = read_results(sorted(folder.glob("results/*/*.tsv")))
+    assert not failed and not skipped
+    return rows
+
+
+# -------------------------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny_model, tiny_exports):
+    """A real run over two workers, and its working directory."""
+    names = ",".join(RUN_VARIANTS)
+    options = ("--workers", 2, "--batches", 8, "--batch-tokens", 256)
+    return tiny_exports, benchmark(tiny_exports, tiny_model, "--model", names, *options)
+
+
+def test_a_run_measures_and_saves_every_cell(sweep):
+    folder, done = sweep
+    assert done.returncode == 0, done.stderr
+    rows = saved_rows(folder)
+    forward, end_to_end = (rows[rows.stage == stage] for stage in results.STAGES)
+    cells = [(name, *cell) for name in RUN_VARIANTS for cell in CELLS]
+    names = ["variant", "batching", "batch_size", "batch_tokens"]
+    assert sorted(map(tuple, forward[names].to_numpy())) == sorted(cells)
+    assert (rows.status == "ok").all()
+    assert (rows.texts == 60).all() and (rows.workers == 2).all()
+    assert (rows.max_diff < 5e-2).all() and (rows.flips < 0.02).all()
+    assert (rows["min"] <= rows["messages/s"]).all() and (rows["messages/s"] <= rows["max"]).all()
+    assert (forward.p50_ms.astype(float) <= forward.p99_ms.astype(float)).all()
+    assert (rows.memory_mib.astype(float) > 50).all()
+    padding = forward.set_index("batching").padding
+    assert (padding["in-order"] > 1.5).all()
+    assert (padding["sorted"] < 1.2).all() and (padding["token-budget"] < 1.2).all()
+    assert (rows.tflops / rows["messages/s"]).std() < 1e-5 * rows.tflops.mean()
+    assert (rows.mfu > 0).all() and (rows.mfu < 1.5).all()
+    for name in RUN_VARIANTS:
+        own = forward[forward.variant == name]
+        fastest = own.loc[own["messages/s"].idxmax()]
+        [again] = end_to_end[end_to_end.variant == name].to_dict("records")
+        assert [again[name] for name in names[1:]] == [fastest[name] for name in names[1:]]
+    assert len(end_to_end) == len(RUN_VARIANTS)
+    assert all("torch 2" in versions for versions in rows.versions)
+    assert set(rows[rows.variant == "onnx-fp16"].versions.str.contains("onnxruntime")) == {True}
+    assert rows.date.nunique() == 1, "a run's rows belong together"
+
+
+def test_the_table_is_on_standard_output_and_the_rest_is_not(sweep):
+    _, done = sweep
+    table = done.stdout.splitlines()
+    assert table[0].split()[:6] == ["variant", "w", "x", "t", "batches", "messages/s"]
+    assert max(map(len, table)) <= 100
+    assert [row.split()[0] for row in table[1:]] == [name for name in RUN_VARIANTS for _ in [*CELLS, "end to end"]]
+    for told in ("Hub", "Traceback", "leaked"):
+        assert told not in done.stderr
+    for told in (
+        "machine ",
+        "tokenizer ",
+        "local export ./tiny-onnx-fp16",
+        "no FP16 kernels",
+        "plan       6 cells, about 1 min",
+        "Take ",
+    ):
+        assert told in done.stderr
+
+
+def test_resume_measures_only_what_is_missing(sweep, tiny_model, tmp_path, call, monkeypatch):
+    folder, _ = sweep
+    monkeypatch.chdir(folder)
+    [path] = folder.glob("results/*/*_onnx-fp16_*.tsv")
+    options = ["--model", "onnx-fp16", "--workers", 2, "--batches", 8, "--batch-tokens", 256, "--resume"]
+    options += ["--device", "cpu", "--model-id", tiny_model, "--limit", 60, "--min-time", 0]
+    assert call(run_benchmark, *options)[2].endswith("0 cells to run\n")
+
+    rows = {(row["batching"], row["stage"]): row for row in results.read_rows(path)[0]}
+    monkeypatch.setattr(run_benchmark, "columns_of", lambda name: {"variant": name, "versions": "another"})
+    assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "measured with other versions"
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(run_benchmark, "project_commit", lambda: "another")
+    assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "measured with other code"
+    same = {"commit": "another", "versions": rows["sorted", "forward"]["versions"]}
+    results.append_row(path, rows["sorted", "forward"] | same | {"messages/s": "1e9", "max": "1e9"})
+    results.append_row(path, rows["sorted", "forward"] | same | {"status": "out of memory"})
+    listed = call(run_benchmark, *options, "--dry-run")[1]
+    assert listed.splitlines() == ["onnx-fp16\t2\t8 in-order\tforward", "onnx-fp16\t2\t256 tokens\tforward"]
+
+
+def test_resume_measures_again_what_is_of_other_texts_or_weights(run_fake, tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    for folder, words in (("a", "one"), ("b", "two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "my.csv").write_text("body,other\n" + f"{words},{words}!\n" * 9)
+
+    def left(folder: str, column: str = "body") -> int:
+        data = ["--dataset", tmp_path / folder / "my.csv", "--column", column]
+        options = ["--model-id", model, *data, "--resume"]
+        listed = run_fake(*options, "--dry-run")[1].splitlines()
+        assert run_fake(*options)[0] == 0
+        return len(listed)
+
+    assert (left("a"), left("a")) == (3, 1), "then only the one that is timed end to end"
+    assert (left("b"), left("b", "other")) == (3, 3)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.2}))
+    assert left("a") == 3
+
+
+def test_repeats_go_through_all_cells_again(tiny_model, tiny_exports, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tiny_exports)
+    options = ["--model", "onnx", "--device", "cpu", "--model-id", tiny_model, "--limit", 10, "--min-time", 0]
+    options += ["--batches", "2,4", "--batching", "sorted", "--repeats", 3, "--results-dir", tmp_path]
+    code, out, _ = call(run_benchmark, *options)
+    assert code == 0
+    assert [line.split()[2] for line in out.splitlines()[1:] if "e2e" not in line] == ["2", "4"] * 3
+    rows, _, _ = read_results(list(tmp_path.rglob("*.tsv")))
+    assert results.latest_per_cell(rows[rows["stage"] == "forward"])["passes"].tolist() == [3, 3]
+
+
+def test_a_run_on_a_gpu_whose_place_the_cpu_takes(tiny_model, tiny_exports, tmp_path):
+    """From the probe to the row, with all that is asked of CUDA and NVML; the reference is torch's on the GPU."""
+    (tmp_path / "tiny-onnx-fp16").symlink_to(tiny_exports / "tiny-onnx-fp16")
+    options = ["--model", "onnx-fp16", "--batches", 1, "--batching", "sorted", "--device", "gpu"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests' / 'fake_cuda'}:{ROOT}"}
+    started = command(tiny_model, *options)
+    done = subprocess.run(started, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "machine    Fake H200, driver 580.1" in done.stderr
+    row, end_to_end = results.read_rows(next(tmp_path.glob("results/*/Fake-H200_onnx-fp16_*.tsv")))[0]
+    assert (row["status"], row["throttled"], row["memory_mib"]) == ("ok", "no", "2")
+    assert float(row["padding"]) > 1, "of few lengths, though of size 1"
+    assert 1e-5 < float(row["max_diff"]) < 5e-3
+    assert (end_to_end["stage"], end_to_end["status"]) == ("end-to-end", "ok")
+
+
+def test_transformers_pipeline_in_a_process_of_its_own(tmp_path, tiny_model):
+    """Whatever the batchings, at each batch size, end to end alone."""
+    done = benchmark(tmp_path, tiny_model, "--model", "pipeline", "--batches", "1,8", "--batching", "sorted")
+    assert done.returncode == 0, done.stderr
+    rows = saved_rows(tmp_path)
+    assert sorted(rows.batch_size) == [1, 8]
+    assert set(rows.stage) == {"end-to-end"} and set(rows.batching) == {"in-order"}
+    assert (rows.max_diff < 1e-5).all()
+
+
+# ------------------------------------------------------------------------------------------------------------ faults
+
+
+@pytest.fixture
+def running(tiny_model, tiny_exports, tmp_path):
+    """A benchmark in two workers after its first row; its rows go to tmp_path."""
+    options = ["--model", "onnx", "--workers", 2, "--batches", "1,2,4", "--batching", "sorted", "--stall-timeout", 4]
+    process = subprocess.Popen(
+        command(tiny_model, *options, "--min-time", 1, "--results-dir", tmp_path),
+        start_new_session=True,
+        cwd=tiny_exports,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _header, _row = process.stdout.readline(), process.stdout.readline()
+    workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(workers) == 2
+    yield process, workers
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def statuses(folder: Path) -> list[tuple[str, str]]:
+    [path] = folder.glob("*/*.tsv")
+    return [(row["batch_size"], row["status"]) for row in results.read_rows(path)[0]]
+
+
+def test_a_failed_cell_is_a_row_and_code_1(running, tmp_path):
+    process, workers = running
+    os.kill(workers[0], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    failed = [status for _, status in statuses(tmp_path)]
+    assert re.fullmatch(r"worker 1 of 2 died \(SIGKILL\) in step \w+", failed.pop(1))
+    assert failed == ["ok"] * 3
+
+
+def test_a_worker_that_hangs_is_given_up(running, tmp_path):
+    process, workers = running
+    os.kill(workers[1], signal.SIGSTOP)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert [status for _, status in statuses(tmp_path)][1].startswith("stalled: no heartbeat for 4 s (step ")
+
+
+@pytest.mark.parametrize("times", [1, 30])
+def test_ctrl_c_keeps_what_was_measured(running, times, tmp_path):
+    """However often it is pressed, and with a worker that is stopped."""
+    process, workers = running
+    os.kill(workers[1], signal.SIGSTOP)
+    for _ in range(times):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].endswith("run_benchmark.py: interrupted")
+    assert "Traceback" not in errors
+    assert statuses(tmp_path) == [("1", "ok")]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+@pytest.fixture
+def run_fake(call, monkeypatch, tmp_path):
+    """Runs the script with cells that are measured in no time: each figure is 1."""
+    figures = dict.fromkeys(results.COLUMNS[results.COLUMNS.index("messages/s") : results.COLUMNS.index("busy")], "1")
+    figures |= {"max_diff": "0", "flips": "0", "status": "ok", "throttled": ""}
+    sweep = make_sweep(model=None, tokens=None, exports={}, peaks={})
+    monkeypatch.setattr(run_benchmark, "estimate", lambda *_: {})
+
+    def open_model(name: str, _):
+        return Model.from_folder(Path(name), name) if "/model" in name else SimpleNamespace(weights_id="w")
+
+    monkeypatch.setattr(run_benchmark, "open_model", open_model)
+    monkeypatch.setattr(run_benchmark, "prepare", lambda *_: sweep)
+    monkeypatch.setattr(run_benchmark, "measure_peaks", lambda *_: {})
+    monkeypatch.setattr(run_benchmark, "run_cells", lambda _, cells, *__: ((cell, dict(figures)) for cell in cells))
+
+    def run(*arguments) -> tuple[int, str, str]:
+        options = ["--model", "onnx", "--device", "cpu", "--batching", "sorted", "--batches", "1,2,4"]
+        return call(run_benchmark, *options, "--results-dir", tmp_path, *arguments)
+
+    return run
+
+
+def test_a_clock_that_is_set_back_changes_nothing_but_the_date(run_fake, monkeypatch, tmp_path):
+    dates = (datetime(2026, 1, 31 - day, tzinfo=UTC) for day in itertools.count())
+    monkeypatch.setattr(run_benchmark, "datetime", SimpleNamespace(now=lambda _: next(dates)))
+    assert run_fake()[0] == run_fake()[0] == 0
+    [path] = tmp_path.glob("*/*.tsv")
+    assert [row["date"][:10] for row in results.read_rows(path)[0]] == ["2026-01-31"] * 3 + ["2026-01-30"] * 3
+
+
+def test_a_full_disk_loses_no_row(run_fake, monkeypatch, tmp_path):
+    append, tries = results.append_row, itertools.count()
+
+    def append_row(path, row):
+        if next(tries) != 1:
+            raise OSError(28, "No space left on device")
+        append(path, row)
+
+    monkeypatch.setattr(results, "append_row", append_row)
+    code, _, errors = run_fake()
+    assert code == 1
+    assert errors.count("not saved: No space left on device") == 2
+    [path] = tmp_path.glob("*/*.tsv")
+    printed = errors[errors.index(results.HEADER) :].splitlines()[:3]
+    (tmp_path / "copied.tsv").write_text("\n".join(printed) + "\n")
+    rows, _, _ = read_results([path, tmp_path / "copied.tsv"])
+    assert sorted(rows["batch_size"]) == [1, 2, 4]
+
+
+def test_ctrl_c_while_a_row_is_saved_does_not_lose_it(run_fake, monkeypatch):
+    def append_row(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "append_row", append_row)
+    code, _, errors = run_fake()
+    assert code == 130
+    assert len(errors[errors.index(results.HEADER) :].splitlines()) == 3, "the header, the row, and `interrupted`"
+
+
+def test_more_than_the_machine_has_is_noted(run_fake, monkeypatch):
+    monkeypatch.setattr(conditions, "cpu_busy", lambda: 0.5)
+    monkeypatch.setattr(conditions, "versions", lambda *names: dict.fromkeys(names, "1"))
+    _, _, errors = run_fake("--workers", f"1,{os.cpu_count()}", "--threads", 2)
+    assert "onnxruntime and onnxruntime-gpu are both installed" in errors
+    assert "note       more workers x threads than the " in errors
+    assert "note       others keep 50% of the cores busy" in errors
+
+
+def test_a_machine_in_order_has_no_notes(run_fake, monkeypatch, tmp_path):
+    monkeypatch.setattr(conditions, "cpu_busy", lambda: 0.04)
+    monkeypatch.setattr(conditions, "versions", lambda *names: {names[-1]: "1"})
+    Path(tmp_path / "one.csv").write_text("body\n" + "hello\n" * 9)
+    assert "note" not in run_fake("--dataset", tmp_path / "one.csv")[2]
+
+
+@pytest.mark.parametrize(
+    ("busy", "note"),
+    [
+        ((0.0, 0, 0.0), None),
+        ((0.0, 2, 0.0), "others use the GPU: 2 processes seen, 0 MiB"),
+        ((0.37, 0, 0.0), "busy 37% of the time"),
+        ((0.0, 0, 3072.0), "0 processes seen, 3072 MiB"),
+    ],
+)
+def test_others_on_the_gpu_are_noted(run_fake, monkeypatch, busy, note, tmp_path):
+    monkeypatch.setattr(run_benchmark, "describe_device", lambda _: DeviceInfo("NVIDIA H200", "580.95", "GPU-1"))
+    monkeypatch.setattr(conditions, "gpu_busy", lambda uuid: busy)
+    (tmp_path / "one.csv").write_text("body\n" + "hello\n" * 9)
+    code, _, errors = run_fake("--device", "gpu", "--dataset", tmp_path / "one.csv")
+    assert code == 0 and "machine    NVIDIA H200, driver 580.95" in errors
+    assert note in errors if note else "note" not in errors
+    [row, *_] = results.read_rows(next(tmp_path.glob("*/NVIDIA-H200_onnx_one.csv.tsv")))[0]
+    assert (row["driver"], row["busy"]) == ("580.95", f"{busy[0]:.2f}")
+
+
+# ----------------------------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("device", "features", "besides"),
+    [
+        ("gpu", set(), {*BF16, "torch-fp16", "torch-compile-fp16", "onnx-fp16"}),
+        ("cpu", {"bf16"}, {*BF16, "onnx-int8", "openvino-bf16"}),
+        ("cpu", {"vnni"}, {"onnx-int8"}),
+    ],
+)
+def test_all_are_those_that_the_device_computes_natively(device, features, besides, monkeypatch):
+    monkeypatch.setattr("bench.variants.cpu_features", lambda: features)
+    assert set(run_benchmark.choose_variants(["all"], device)) == {"torch", "torch-compile", "onnx"} | besides
+    run_benchmark.choose_variants(["torch-bf16"], device)
+
+
+def test_what_the_cpu_emulates_runs_by_name_with_a_note(run_fake, monkeypatch):
+    monkeypatch.setattr("bench.variants.cpu_features", set)
+    code, out, err = run_fake("--model", "torch,torch-bf16")
+    assert code == 0 and out.count("torch-bf16") == 3
+    assert "note       torch-bf16: this CPU has no BF16 units, so it is slow or can't run\n" in err
+    assert "torch: this CPU" not in err
+
+
+def test_a_first_look_is_few_cells_and_what_is_given_besides_counts(call):
+    names = ["--model", "torch", "--device", "cpu", "--quick", "--dry-run"]
+    code, out, _ = call(run_benchmark, *names)
+    expected = ["1 in-order", "8 sorted", "512 tokens"]
+    assert (code, out.splitlines()) == (0, [f"torch\t1\t{how}\tforward" for how in expected])
+    assert "there are only 4" in call(run_benchmark, *names, "--limit", "4", "--batching", "sorted")[2]
+
+
+def test_one_text_at_a_time_is_measured_once_in_order(call):
+    options = ["--batches", "1,2", "--batching", "sorted,in-order", "--model", "torch"]
+    code, out, _ = call(run_benchmark, *DRY, *options)
+    cells = [f"torch\t1\t{how}\tforward" for how in ("1 in-order", "2 sorted", "2 in-order")]
+    assert (code, out.splitlines()) == (0, cells)
+
+
+NO_NUMBERS = ("-1", "abc", "1e9", "", " ", "1,,2", "1.5", "nan", "inf", "0x10", "1_000")
+DRY = ["--model", "torch", "--device", "cpu", "--limit", "10", "--dry-run"]
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        *((option, ("0", *NO_NUMBERS)) for option in ("--batches", "--limit", "--repeats")),
+        *((option, ("0", "1000000000", *NO_NUMBERS)) for option in ("--workers", "--threads")),
+        ("--gpu", NO_NUMBERS),
+        *((option, ("-1", "abc", "", "1,,2", "nan", "inf")) for option in ("--min-time", "--stall-timeout")),
+        ("--batching", ("random", "", "sorted,,token-budget")),
+        ("--device", ("tpu",)),
+    ],
+)
+def test_what_can_be_no_value_of_an_option_is_one_line(option, values, call):
+    for value in values:
+        code, out, err = call(run_benchmark, *DRY, f"{option}={value}")
+        assert (code, out, err.count("\n")) == (2, "", 1), value
+        assert err.startswith(f"run_benchmark.py: argument {option}: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--device cpu", "required: --model"),
+        ("--model fast --device cpu", "no variant 'fast'; there are: torch, torch-compile"),
+        ("--model onnx-int8 --device gpu", "onnx-int8 can't run on a gpu: dynamic INT8"),
+        ("--model torch --device cpu --column text", "has no column 'text'; its columns: id, subreddit, body"),
+        ("--model torch --device cpu --dataset nowhere.csv", "no dataset file nowhere.csv"),
+        ("--model torch --device cpu --dataset folder", "no dataset file folder"),
+        (f"--model torch --device cpu --dataset {'x' * 300}", "no dataset file xxx"),
+        ("--model torch --device cpu --model-id ./nowhere", "no model folder ./nowhere"),
+        ("--model torch --device cpu --model-id file", "no model folder file"),
+        ("--model torch --device cpu --model-id folder", "no config.json"),
+        ("--model torch --device cpu --model-id=", ". is not a model's folder"),
+        ("--model torch --device cpu --results-dir file", "nothing can be saved in file"),
+        ("--model torch --device cpu --model-id a/taken", "nothing can be saved in results/taken"),
+        (
+            "--model torch --device cpu --batching sorted --batches 1000000000",
+            "--batches 1000000000: there are only 10 texts",
+        ),
+        ("--model torch --device gpu", "no GPU: "),
+    ],
+)
+def test_wrong_usage_is_one_line_and_code_2(arguments, message, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    Path("folder").mkdir()
+    Path("file").touch()
+    Path("results").mkdir()
+    Path("results/taken").touch()
+    code, out, err = call(run_benchmark, "--limit", 10, *arguments.split())
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("run_benchmark.py: ") and message in err.splitlines()[-1]
+
+
+def test_sizes_above_the_number_of_texts_are_left_out_and_values_given_twice_count_once(call):
+    lists = ["--batches", "8,11,10,8", "--batching", "sorted,sorted", "--workers", "2,2", "--model", "onnx,torch,onnx"]
+    code, out, err = call(run_benchmark, *DRY, *lists)
+    cells = [f"{name}\t2\t{size} sorted\tforward" for name in ("onnx", "torch") for size in (8, 10)]
+    assert (code, out.splitlines()) == (0, cells)
+    assert "note       batches of 11 are left out: there are only 10 texts\n" in err
+
+
+def test_a_hub_out_of_reach_is_said_in_one_line(tmp_path):
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    arguments = [sys.executable, SCRIPT, "--model", "torch", "--device", "cpu", "--limit", "2", "--no-save"]
+    done = subprocess.run(
+        arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=15
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert re.search("Hub is out of reach.*local folder.*random-roberta-base", done.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize("script", ["run_benchmark", "export_onnx", "plot_results", "sample_reddit", "download"])
+def test_help_is_instant_because_nothing_heavy_is_imported(script):
+    heavy = {"torch", "transformers", "optimum", "onnxruntime", "openvino", "huggingface_hub", "pandas", "matplotlib"}
+    heavy |= {"pooch", "requests", "zstandard", "tokenizers"}
+    code = f"import sys; sys.path.insert(0, 'data'); import {script}; print(*{heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
