@@ -271,16 +271,6 @@ def save(results_dir: Path, unsaved: list[dict]) -> None:
         say(f"{path}: not saved: {error.strerror}")
 
 
-def compare_peaks(sweep: Sweep, found: list[dict]) -> None:
-    """Measures the peaks once more; notes where the shares of them would be lower, or can't be told."""
-    if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in found):
-        note("shares of the peak above 100% are left out: torch, which measures the peak, was slow or is slow here")
-    for name, peak in run_in_subprocess(measure_peaks, sorted(sweep.peaks), sweep.device).items():
-        if peak > 1.05 * sweep.peaks[name]:
-            times = peak / sweep.peaks[name]
-            note(f"the {name} peak was {times:.2f} times as high after the sweep: divide shares of it")
-
-
 def next_command(args: Namespace) -> str:
     """Returns the command that follows a run, for verdict(): after a first look a longer one, else the labelling."""
     given = args.model_id, args.dataset, args.column
@@ -332,7 +322,8 @@ def main() -> int:
     same |= {"driver": info.driver, "busy": "" if busy is None else f"{busy:.2f}"}
     same["date"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     found, unsaved = measure_cells(args, sweep, cells, speeds, same)
-    compare_peaks(sweep, found)
+    if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in found):
+        note("shares of the peak above 100% are left out: torch, which measures the peak, was slow or is slow here")
     say_verdict([*before.astype(str).to_dict("records"), *found], next_command(args))
     return int(any(row["status"] != "ok" for row in found) or bool(unsaved))
 

@@ -141,7 +141,7 @@ def pytest_collection_modifyitems(config, items):
     import torch
 
     here = cpu_features() | ({"gpu"} if torch.cuda.is_available() else set())
-    here |= {name for name in ("optimum", "openvino", "ray") if importlib.util.find_spec(name)}
+    here |= {name for name in ("torch", "optimum", "openvino", "ray") if importlib.util.find_spec(name)}
     for item in items[:]:
         needs = {"gpu"} if item.get_closest_marker("gpu") else set()
         needs |= {mark.args[0] for mark in item.iter_markers("needs")}

@@ -57,7 +57,8 @@ def cover(kind: str, precision: str, folder: Path) -> dict:
         logits = [runner.to_host(runner.forward(runner.prepare(batch))) for runner in runners]
         off = max(off, np.abs(logits[1] - logits[0]).max())
     attention = sum(int(count) for count in re.findall(r"(\d+) (?:MultiHead)?Attention\b", made["nodes"]))
-    return found | {"exporter": made["exporter"], "attention": attention, "max_diff": float(f"{off:.1e}")}
+    found |= {"exporter": made["exporter"], "findings": made["findings"]}
+    return found | {"attention": attention, "max_diff": float(f"{off:.1e}")}
 
 
 def table(rows: pd.DataFrame) -> str:

@@ -1,11 +1,10 @@
 """Which export a variant loads: one that lies here, one that is published, or one that is made now."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from bench.export.select import EXPORT_KINDS, MANIFEST, export_model
-from bench.files import check_writable, digest, make_once, new_folder, read_json
+from bench.files import check_writable, digest, new_folder, read_json
 from bench.inputs.hub import download
 from bench.inputs.model import Model
 from bench.inputs.resolve import DEFAULT_MODEL
@@ -55,25 +54,11 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
         except UserError as error:
             say(f"no published export: {error}")
     check_writable(folder.absolute().parent)
-    with step(f"export     {model.id} into ./{folder}"):
-        put_in_place(folder, lambda temporary: export_and_say(model, precision, temporary, folder))
-    return folder, f"exported now into ./{folder}"
-
-
-def put_in_place(folder: Path, make: Callable[[Path], object]) -> None:
-    """Makes a folder, in place of an older one; if another run makes it meanwhile, that one is taken."""
-    if not folder.exists():
-        make_once(folder, make)
-        return
-    with new_folder(folder, replace=True) as temporary:
-        make(temporary)
-
-
-def export_and_say(model: Model, precision: str, target: Path, name: Path) -> None:
-    """Exports a model in a process of its own, and says what is to be known of its file."""
-    made = run_in_subprocess(export_model, model, precision, target)
+    with step(f"export     {model.id} into ./{folder}"), new_folder(folder, replace=True) as temporary:
+        made = run_in_subprocess(export_model, model, precision, temporary)
     for finding in (f"made by {made['exporter']}", *made["findings"]):
-        say(f"{name}: {finding}")
+        say(f"{folder}: {finding}")
+    return folder, f"exported now into ./{folder}"
 
 
 def stale_reason(folder: Path, weights_id: str) -> str:

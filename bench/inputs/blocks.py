@@ -1,5 +1,6 @@
 """What all formats share: the Rows that they give, and the bytes of compressed files."""
 
+import contextlib
 import gzip
 import zlib
 from collections.abc import Iterator
@@ -9,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 
 N_ROWS = 10_000  # that are handed on at once: a few MB of text
-HEAD_BYTES = 2**20  # of a file, from which its rows are estimated
+HEAD_BYTES = 2**20  # of text at the beginning of a file, from which its rows are estimated
 PIECE_BYTES = 2**13  # of a zstandard file, decompressed at a time: so few that the result stays in the CPU's cache
-BLOCK_BYTES = 2**20  # of any other file
+BLOCK_BYTES = 2**18  # of any other file
 MAX_WINDOW = 2**31  # bytes, the largest that zstandard has (--long=31), which Pushshift's dumps need
 MAX_LINE = 2**26  # bytes; the longest comments have about 100 KB of JSON
 
@@ -77,17 +78,11 @@ def decompress_zstandard(path: Path) -> Iterator[tuple[bytes, int]]:
 
 
 def read_head(path: Path) -> tuple[bytes, float]:
-    """Returns (the beginning of a file, decompressed; how many times as long the whole file is, about)."""
-    size, suffix = max(path.stat().st_size, 1), path.suffix.lower()
-    with path.open("rb") as file:
-        packed = file.read(HEAD_BYTES)
-    if suffix == ".gz":
-        frame = zlib.decompressobj(wbits=31)  # gzip's format
-    elif suffix == ".zst":
-        import zstandard
-
-        frame = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
-    else:
-        return packed, size / max(len(packed), 1)
-    text = frame.decompress(packed)
-    return text, size / max(len(packed) - len(frame.unused_data), 1)
+    """Returns (the first lines of a file, how many times as long the whole file is, about)."""
+    head, times = b"", 1.0
+    with contextlib.suppress(OSError, EOFError, ValueError, zlib.error):  # it is said when the rows are read
+        for lines, position in read_lines(path):
+            head, times = head + lines, path.stat().st_size / max(position, 1)
+            if len(head) >= HEAD_BYTES:
+                break
+    return head, times

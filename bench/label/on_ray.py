@@ -1,4 +1,4 @@
-"""Labelling on a Ray cluster: each actor of Ray Data reads, labels and writes parts by itself."""
+"""Labelling on a Ray cluster: each actor reads, labels and writes parts by itself."""
 
 import contextlib
 import logging
@@ -37,14 +37,12 @@ class RayJob:
 
 
 class Actor:
-    """Makes parts. `loaded`: a reference to name -> content of all files that the variant loads."""
+    """Makes parts. `files`: name -> content of all that the variant loads."""
 
-    def __init__(self, job: RayJob, loaded):
-        import ray
-
+    def __init__(self, job: RayJob, files: dict[str, bytes]):
         self.job = job
         with tempfile.TemporaryDirectory() as place:
-            for name, content in ray.get(loaded).items():
+            for name, content in files.items():
                 path = Path(place, name)
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(content)
@@ -53,17 +51,16 @@ class Actor:
             self.classifier = Classifier(replace(job.spec, model=model, exported=exported))
             _ = model.config, model.tokenizer  # loaded while their files are there
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        """Makes the part of a number; what went wrong is an answer too, since Ray would wrap it."""
-        number, job = int(batch["part"][0]), self.job
+    def make(self, number: int) -> tuple[int, np.ndarray]:
+        """Makes the part of a number; returns (how many rows it has, the counts of label_table). Raises RunError."""
+        job = self.job
         try:
             table = next(read_parts(job.tables, job.output, skip=number * job.output.rows))
             labelled, counts = label_table(table, self.classify, job.output)
             write_part(job.folder, number, labelled)
         except Exception as error:
-            words = f"{part_name(number)}: {error_summary(error)}"
-            return {"rows": [0], "counts": [np.zeros(3, int)], "error": [words]}
-        return {"rows": [len(table)], "counts": [counts], "error": [""]}
+            raise RunError(f"{part_name(number)}: {error_summary(error)}; the finished parts stay") from error
+        return len(table), counts
 
     def classify(self, texts: list[str]) -> tuple[np.ndarray, int]:
         predictions = self.classifier.predict(texts, self.job.batching)
@@ -79,7 +76,7 @@ def cluster(address: str) -> Iterator[None]:
     logging.disable(logging.CRITICAL)  # what fails is one line of ours
     warnings.simplefilter("ignore")
 
-    options = {"num_cpus": cpu_cores() + 1} if address == "local" else {}  # one more: see label_on_ray
+    options = {"num_cpus": cpu_cores()} if address == "local" else {}
     options |= {"runtime_env": {"py_modules": [str(ROOT / name) for name in CODE]}}
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
@@ -103,34 +100,28 @@ def on_a_node(function: Callable, *arguments):
 
 
 def label_on_ray(numbers: list[int], job: RayJob, workers: int | None) -> Iterator[tuple[int, np.ndarray]]:
-    """Makes the parts of these numbers; yields of each (how many rows it has, the counts of label_table).
+    """Makes the parts of these numbers; yields what Actor.make returns of each.
 
     `workers`: actors, each with a GPU or as many CPUs as it has threads; without a number as many as there is room for.
     Raises UserError if the cluster has no room, RunError if something fails on the way.
     """
     import ray
+    from ray.util import ActorPool
 
-    if not numbers:
-        return
     gpu, threads = job.spec.device.gpu is not None, job.spec.device.threads
-    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(int(node.get("GPU", 0) if gpu else node.get("CPU", 0) // threads) for node in there)
-    if not gpu and sum(node.get("CPU", 0) for node in there) - room * threads < 1:
-        room -= 1  # Ray Data needs a CPU for itself: without it, all would wait for ever
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(int(node.get("GPU", 0) if gpu else node.get("CPU", 0) // threads) for node in alive)
     if room < (workers or 1):
         each = "a GPU" if gpu else f"{threads} CPUs"
         raise UserError(f"the cluster has room for {room} workers with {each} each, {workers or 1} are asked for")
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    actors = ray.data.ActorPoolStrategy(size=min(workers or room, len(numbers)))
-    options = {"num_gpus": 1} if gpu else {"num_cpus": threads}
-    options |= {"max_task_retries": N_TRIES - 1, "fn_constructor_args": (job, ray.put(read_files(job.spec)))}
-    items = ray.data.from_items([{"part": number} for number in numbers], override_num_blocks=len(numbers))
+    again = {"max_restarts": N_TRIES - 1, "max_task_retries": N_TRIES - 1}
+    actor = ray.remote(Actor).options(**again, **({"num_gpus": 1} if gpu else {"num_cpus": threads}))
+    files = ray.put(read_files(job.spec))
+    pool = ActorPool([actor.remote(job, files) for _ in range(min(workers or room, len(numbers)))])
     try:
-        for row in items.map_batches(Actor, batch_size=1, compute=actors, **options).iter_rows():
-            if row["error"]:
-                raise RunError(f"{row['error']}; the finished parts stay")
-            yield row["rows"], row["counts"]
+        yield from pool.map_unordered(lambda actor, number: actor.make.remote(number), numbers)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
     except ray.exceptions.RayError as error:  # it shows a traceback with the actor's own error in it
         lines = re.findall(r"^[\w.]*(?:Error|Failed|Exception)\b.*", str(error), re.MULTILINE)
         raise RunError(f"Ray: {clean((lines or [first_line(error)])[-1])}; the finished parts stay") from error

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import refused
-from tiny import make_tiny, make_tiny_bert, tiny_config, with_a_wrong_head, word_level_tokenizer
+from tiny import make_tiny, tiny_config, with_a_wrong_head, word_level_tokenizer
 
 from bench.export.select import EXPORT_KINDS, MANIFEST, export_model
 from bench.exporters import graph
@@ -17,14 +17,6 @@ from runtimes.onnx import load
 
 CPU = Device(gpu=None, threads=1)
 PAD_VALUES = {"input_ids": 1, "attention_mask": 0}
-
-
-@pytest.mark.needs("optimum")  # and transformers 4, with relative positions
-def test_attention_that_does_not_fuse_is_said(tmp_path, texts):
-    model = make_tiny_bert(tmp_path / "relative", texts, position_embedding_type="relative_key")
-    (tmp_path / "out").mkdir()
-    findings = export_model(Model.from_folder(model, "relative"), "fp16", tmp_path / "out")["findings"]
-    assert any(finding.startswith("0 of 2 Attention/MultiHeadAttention nodes") for finding in findings)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

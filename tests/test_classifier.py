@@ -1,0 +1,76 @@
+"""The one loop from texts to logits: who runs it, and what it fetches."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import classify_texts
+import export_onnx
+import run_benchmark
+from bench.classifier import Classifier, ClassifierSpec
+from bench.inputs.batches import Batching
+from bench.inputs.model import Model
+from bench.inputs.stream import prefetch
+from bench.variants import Device
+from utils import UserError
+
+
+def test_end_to_end_rows_the_check_of_an_export_and_labelling_run_the_same_loop(
+    call, tiny_model, tiny_exports, monkeypatch, tmp_path, texts
+):
+    ran, predict = [], Classifier.predict
+
+    def recorded(self, texts, batching, *more):
+        ran.append((len(texts), str(batching)))
+        return predict(self, texts, batching, *more)
+
+    monkeypatch.setattr(Classifier, "predict", recorded)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-onnx").symlink_to(tiny_exports / "tiny-onnx")
+    (tmp_path / "ten.csv").write_text("body\n" + "some text\n" * 10)
+    options = ["--device", "cpu", "--threads", 1]
+    same = [*options, "--dataset", "ten.csv"]
+    batches = ["--batches", 3, "--batching", "sorted", "--min-time", 0, "--no-save"]
+    assert call(run_benchmark, "--model", "onnx", "--model-id", tiny_model, *same, *batches)[0] == 0
+    assert ran == [(10, "3 sorted")]
+    made = ["--precision", "fp32", "--save-dir", "made", "--no-upload", "--batch-size", 5]
+    assert call(export_onnx, tiny_model, *same, *made)[0] == 0
+    assert ran[1:] == [(10, "5 sorted")] * 2, "the original and the export"
+    labelled = ["--variant", "onnx", "--output", "labelled", "--batch-tokens", 64]
+    assert call(classify_texts, tiny_model, "ten.csv", *options, *labelled)[0] == 0
+    assert ran[3:] == [(10, "64 tokens")]
+
+
+@pytest.fixture
+def classifier(tiny_model, tiny_exports, in_this_process) -> Classifier:
+    model = Model.from_folder(tiny_model, "tiny")
+    return Classifier(ClassifierSpec(model, "onnx", tiny_exports / "tiny-onnx", Device(None, 1)))
+
+
+def test_outputs_are_fetched_as_they_come_and_another_number_of_labels_is_no_export(classifier, texts, monkeypatch):
+    waiting, fetched = [], []
+    forward, to_host = classifier.runner.forward, classifier.runner.to_host
+    watched = replace(
+        classifier.runner,
+        forward=lambda inputs: waiting.append(1) or forward(inputs),
+        to_host=lambda outputs: fetched.append(len(waiting) - len(fetched)) or to_host(outputs),
+    )
+    monkeypatch.setattr(classifier, "runner", watched)
+    monkeypatch.setattr("bench.classifier.FETCH_EVERY", 5)
+    predictions = classifier.predict(texts[:33], Batching("in-order", 1))
+    assert len(fetched) == 33 and max(fetched) == 5 and np.isfinite(predictions.logits).all()
+    monkeypatch.setattr(classifier, "runner", replace(watched, to_host=lambda outputs: to_host(outputs)[:, :4]))
+    with pytest.raises(UserError, match="it gives 4 labels, the model has 5: not its export"):
+        classifier.predict(texts[:3], Batching("in-order", 1))
+
+
+def test_an_error_while_texts_are_prepared_reaches_the_worker():
+    def items():
+        yield 1
+        raise ValueError("broken text")
+
+    made = prefetch(items())
+    assert next(made) == 1
+    with pytest.raises(ValueError, match="broken text"):
+        next(made)
