@@ -50,16 +50,16 @@ class TextRunner:
 
 @dataclass(frozen=True)
 class ExportKind:
-    """How the ONNX files of a precision are made and checked. They lie in a folder of their own, as model.onnx.
+    """How the files of a precision are made and checked. They lie in a folder of their own, as model.onnx or otherwise.
 
     precision: what `export_onnx.py --precision` calls it; variant: the one that it is checked with, and that loads it;
     suffix: how its folder's name ends; description: for the model card;
-    backends: name -> make(model, folder, shape_inference) -> how it was made, in words. They are tried in turn, and the
-    first file that is right is taken, or with `fused` the one of which most of the attention is fused;
+    backends: name -> make(model, folder, shape_inference) writes model.onnx and says how. They are tried in turn, and
+    the first file that is right is taken, or with `fused` the one of which most of the attention is fused;
     max_deviation: how far any probability of a right file may be from the original's on a few texts, or a regression's
     value, as a share of the largest;
-    convert(model, file, target, words) -> (words, more for the manifest): makes the final file of the one that was
-    taken; caveat(manifest) -> what speaks against such a file on this machine, or nothing.
+    convert(model, file, folder, words) -> (words, more for the manifest): makes the final files in a folder, of the one
+    that was taken; caveat(manifest) -> what speaks against such a file on this machine, or nothing.
     """
 
     precision: str

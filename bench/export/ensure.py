@@ -63,11 +63,12 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
 
 def stale_reason(folder: Path, weights_id: str) -> str:
     """Says why a local export is not one of the model with these weights; nothing if it is."""
-    if not (folder / "model.onnx").is_file():
-        return "holds no model.onnx"
     if not (folder / MANIFEST).is_file():
         return f"has no {MANIFEST} that says whose export it is"
-    same = read_json(folder / MANIFEST).get("weights_id") == weights_id
+    manifest = read_json(folder / MANIFEST)
+    if missing := [name for name in map(str, manifest.get("files", [])) if not (folder / name).is_file()]:
+        return f"lacks {missing[0]}"
+    same = manifest.get("weights_id") == weights_id
     return "" if same else "is of another model, or of weights that changed since"
 
 

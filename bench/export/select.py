@@ -15,6 +15,7 @@ from bench.inputs.tokenizing import load_tokenizer
 from bench.parity import probabilities
 from bench.variants import Device, ExportKind, TokenRunner
 from runtimes import VARIANTS
+from runtimes.onnx import load
 from utils import UserError, cpu_cores, first_line
 
 MANIFEST = "export.json"  # beside model.onnx: whose export it is, what made it, and its files
@@ -34,7 +35,7 @@ class Candidate:
 
 
 def export_model(model: Model, precision: str, target: Path, shape_inference: bool = True) -> dict:
-    """Exports a model as `target`/model.onnx with its config and tokenizer beside it.
+    """Exports a model into `target`, as model.onnx or what its kind converts that into, with config and tokenizer.
 
     The first backend of the precision's ExportKind whose file is right makes it, or the one that fuses most. Returns
     `options` (how it was made, in words), `exporter` and what describe_graph says. Raises UserError for a model that
@@ -47,20 +48,22 @@ def export_model(model: Model, precision: str, target: Path, shape_inference: bo
     with tempfile.TemporaryDirectory(dir=target) as place:
         folder = Path(place)
         best, findings = choose_candidate(model, kind, folder, shape_inference)
-        made, words = folder / best.backend / "model.onnx", best.made
+        made, words = [*(folder / best.backend).glob("model.onnx*")], best.made
         if kind.convert:
             (folder / "converted").mkdir()
-            words, more = kind.convert(model, made, folder / "converted" / "model.onnx", words)
-            made, manifest = folder / "converted" / "model.onnx", manifest | more
-        for part in made.parent.glob("model.onnx*"):
+            words, more = kind.convert(model, folder / best.backend / "model.onnx", folder / "converted", words)
+            made, manifest = [*(folder / "converted").iterdir()], manifest | more
+        for part in made:
             part.rename(target / part.name)
-    store_weights(file)
+    graph = {"nodes": "", "opset": "", "findings": []}
+    if file.exists():
+        store_weights(file)
+        graph = describe_graph(file, layers_of(model) if kind.fused else None)
     model.config.save_pretrained(target)
     load_tokenizer(model.folder).save_pretrained(target)  # anew: tokenizing has set the other one to truncate
     manifest |= {"exporter": best.backend, "weights_id": model.weights_id}
     manifest["files"] = sorted(path.name for path in target.iterdir())
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    graph = describe_graph(file, layers_of(model) if kind.fused else None)
     return {"options": words, "exporter": best.backend} | graph | {"findings": [*findings, *graph["findings"]]}
 
 
@@ -75,7 +78,7 @@ def choose_candidate(
 
     Returns (the best file, what was wrong with others and what padding does). Raises UserError if none is right.
     """
-    load, enough = VARIANTS[kind.variant].load, layers_of(model) if kind.fused else 0
+    enough = layers_of(model) if kind.fused else 0
     reference, batches = Reference.load(model), example_batches(model)
     expected = [reference.of_batch(batch) for batch in batches]
     scale = max(1, *(np.abs(probs).max() for probs in expected))  # of a regression's values

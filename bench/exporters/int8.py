@@ -25,7 +25,7 @@ def caveat(manifest: dict) -> str:
     return "may be wrong here: its weights have 8 bits, whose sums saturate on a CPU without VNNI"
 
 
-def quantize(model: Model, plain: Path, file: Path, words: str) -> tuple[str, dict]:
+def quantize(model: Model, plain: Path, folder: Path, words: str) -> tuple[str, dict]:
     """Quantizes the plain export's products with constant weights: weights per output channel, activations dynamically.
 
     Embeddings, the products of two activations (the attention's) and outlying channels stay FP32. The weights have 8
@@ -49,7 +49,7 @@ def quantize(model: Model, plain: Path, file: Path, words: str) -> tuple[str, di
     onnx.save_model(onnx_model, plain, save_as_external_data=True, location=f"{plain.name}_split")
     quantize_dynamic(
         plain,
-        file,
+        folder / "model.onnx",
         op_types_to_quantize=["MatMul"],
         nodes_to_exclude=in_fp32,
         per_channel=True,

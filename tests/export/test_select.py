@@ -8,10 +8,13 @@ import pytest
 from conftest import refused
 from tiny import make_tiny, tiny_config, with_a_wrong_head, word_level_tokenizer
 
+from bench.classifier import ClassifierSpec
+from bench.export.ensure import stale_reason
 from bench.export.select import EXPORT_KINDS, MANIFEST, export_model
 from bench.exporters import graph
 from bench.inputs.batches import pad
 from bench.inputs.model import Model
+from bench.label.on_ray import read_files
 from bench.variants import Device
 from runtimes.onnx import load
 
@@ -65,3 +68,23 @@ def test_an_exporter_whose_file_is_wrong_gives_way_to_the_next(precision, tiny_m
     monkeypatch.setitem(EXPORT_KINDS, precision, replace(kind, backends=wrong))
     (tmp_path / "other").mkdir()
     assert "its file is wrong, by up to 0." in refused(export_model, model, precision, tmp_path / "other")
+
+
+def test_a_kind_may_convert_the_file_into_files_of_its_own_and_all_of_them_travel(tiny_model, tmp_path, monkeypatch):
+    model, kind = Model.from_folder(tiny_model, "tiny"), EXPORT_KINDS["fp32"]
+
+    def convert(model, file, folder, words):
+        for name in ("graph.xml", "weights.bin"):
+            (folder / name).write_bytes(file.read_bytes()[:5])
+        return f"two files of {words}", {"bits": 4}
+
+    monkeypatch.setitem(EXPORT_KINDS, "fp32", replace(kind, convert=convert))
+    assert export_model(model, "fp32", tmp_path)["options"].startswith("two files of ")
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    assert {"graph.xml", "weights.bin", "config.json"} <= set(manifest["files"]) and manifest["bits"] == 4
+    assert not (tmp_path / "model.onnx").exists() and stale_reason(tmp_path, model.weights_id) == ""
+    sent = read_files(ClassifierSpec(model, "onnx", tmp_path, CPU))
+    assert {"export/graph.xml", "export/weights.bin", "model/config.json"} <= set(sent)
+    assert "model/model.safetensors" not in sent
+    (tmp_path / "weights.bin").unlink()
+    assert stale_reason(tmp_path, model.weights_id) == "lacks weights.bin"
