@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bench.judge import TOLERANCE, judge_row
 from bench.report.rows import PUBLISHED
+from bench.report.table import speed
 
 WINNER, OTHERS, NOT_WITHIN = "#0072B2", "#8FB6CE", "#DDDDDD"  # Okabe and Ito's blue, and paler
 BATCHING_STYLES = {
@@ -34,10 +35,6 @@ def device_title(row) -> str:
     return f"{device_name(row['device'])} ({row['texts']:,} texts{source})"
 
 
-def speed(value: float) -> str:
-    return shown(value, "{:,.0f}" if value >= 100 else "{:.3g}")
-
-
 def batching_words(row) -> str:
     """Says how a row's batches were made."""
     by_tokens = row["batching"] == "token-budget"
@@ -47,10 +44,6 @@ def batching_words(row) -> str:
 def baseline(row) -> str:
     """Says over what a row of readme.headlines has its factor."""
     return "eager FP32 torch" if row["stage"] == "forward" else "transformers' own pipeline"
-
-
-def shown(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else form.format(value)
 
 
 # ---------------------------------------------------------------------------------------------------- the figures
@@ -130,15 +123,11 @@ def draw_scaling(rows, figsize: tuple | None):
     best = rows.sort_values("messages/s", ascending=False).drop_duplicates(cell)
     several = rows["workers"].nunique() > 1
     for ax, variant in zip(axes, fastest.index, strict=False):
-        for batching, points in best[best["variant"] == variant].groupby("batching"):
-            line = points.sort_values("per_batch")
-            style = {"markersize": 4, "label": batching} | BATCHING_STYLES[batching]
-            ax.plot(line["per_batch"], line["messages/s"], **style)
-        top = best[best["variant"] == variant].iloc[0]
-        text = (
-            f"{speed(top['messages/s'])}"
-            + f" with {top['workers']} worker{'' if top['workers'] == 1 else 's'}" * several
-        )
+        own = best[best["variant"] == variant]
+        for batching, line in own.sort_values("per_batch").groupby("batching"):
+            ax.plot(line["per_batch"], line["messages/s"], markersize=4, label=batching, **BATCHING_STYLES[batching])
+        top = own.iloc[0]
+        text = speed(top["messages/s"]) + f" with {top['workers']} worker{'' if top['workers'] == 1 else 's'}" * several
         at = (top["per_batch"], top["messages/s"])
         ax.annotate(text, at, (0, 5), textcoords="offset points", ha="center", fontsize=8)
         ax.set(title=variant, xscale="log", yscale="log")
@@ -170,19 +159,18 @@ def draw_parity(rows, figsize: tuple | None):
         top = points["messages/s"].max()
         ax.axvline(TOLERANCE, color="#D55E00", linewidth=1)
         ax.annotate("tolerance", (TOLERANCE, 0), (3, 3), textcoords="offset points", color="#D55E00", fontsize=8)
-        placed = []
+        label = -math.inf
         for _, row in points.sort_values("messages/s").iterrows():
             x, y = max(row["flips"], least), row["messages/s"]
             fill = "none" if judge_row(row) is None else "full"  # too few texts to tell
             ax.plot(x, y, "o", color="#D55E00" if judge_row(row) is False else WINNER, markersize=5, fillstyle=fill)
-            label = max([y, *(other + 0.05 * top for other in placed[-1:])])  # names are kept apart, from below up
-            placed.append(label)
+            label = max(y, label + 0.05 * top)  # names are kept apart, from below up
             text = f"{row['variant']} ({row['max_diff']:.0e})"
             ax.plot([x, 1.2 * x], [y, label], color="gray", linewidth=0.6, zorder=1)
             ax.annotate(text, (1.25 * x, label), va="center", fontsize=8)
         ax.set(xscale="log", xlim=(least / 1.5, max(0.3, 10 * points["flips"].max())), ylim=(0, 1.15 * top))
-        label = "changed decisions (largest difference); hollow: too few texts to tell"
-        ax.set(title=device_title(points.iloc[0]), xlabel=label, ylabel="messages/s")
+        words = "changed decisions (largest difference); hollow: too few texts to tell"
+        ax.set(title=device_title(points.iloc[0]), xlabel=words, ylabel="messages/s")
         ax.set_xticks([least, 1e-4, 1e-3, 1e-2, 1e-1], ["0", "0.01%", "0.1%", "1%", "10%"])
         ax.xaxis.set_minor_locator(NullLocator())
     return figure

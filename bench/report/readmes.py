@@ -10,8 +10,9 @@ from bench.inputs.datasets import DATASETS
 from bench.judge import judge_row
 from bench.naming import markdown
 from bench.report import figures
-from bench.report.figures import baseline, batching_words, device_name, device_title, shown, speed
+from bench.report.figures import baseline, batching_words, device_name, device_title
 from bench.report.rows import PUBLISHED, STAGES, fastest_per
+from bench.report.table import shown, speed
 from bench.report.verdict import flips_words
 from utils import UserError
 
@@ -84,16 +85,16 @@ def headlines(rows):
 def headline_block(rows, charts: list, folder: Path) -> str:
     """Returns what belongs between the README's markers: the overview, and a sentence for each of its bars."""
     names, lines = model_names(rows), []
-    overview = [chart for chart in charts if chart.draw is figures.draw_overview]
-    for chart in overview:
+    for chart in [chart for chart in charts if chart.draw is figures.draw_overview]:
         lines += [f"![{chart.what}]({link_to(chart, folder)})", ""]
-    for row in [row for chart in overview for row in chart.rows.to_dict("records")]:
-        checked = "outputs not compared" if math.isnan(row["flips"]) else f"{flips_words(row)} decisions changed"
-        checked += ", too few texts to tell" * (judge_row(row) is None)
-        source = f"; published elsewhere, {checked}" if row["commit"] == PUBLISHED else f"; {checked}"
-        place = f"{device_name(row['device'])}, {markdown(names[row['model']])}"
-        line = f"- {place}: **{row['factor']:.1f} times {baseline(row)}** at its best: {row['variant']}, "
-        lines.append(f"{line}{speed(row['messages/s'])} messages/s against {speed(row['base'])}{source}")
+        for row in chart.rows.to_dict("records"):
+            checked = "outputs not compared" if math.isnan(row["flips"]) else f"{flips_words(row)} decisions changed"
+            checked += ", too few texts to tell" * (judge_row(row) is None)
+            source = "published elsewhere, " * (row["commit"] == PUBLISHED)
+            place = f"{device_name(row['device'])}, {markdown(names[row['model']])}"
+            line = f"- {place}: **{row['factor']:.1f} times {baseline(row)}** at its best: {row['variant']}, "
+            line += f"{speed(row['messages/s'])} messages/s against {speed(row['base'])}; {source}{checked}"
+            lines.append(line)
     return "\n".join([*lines, "", WRITTEN])
 
 
@@ -109,24 +110,18 @@ def results_block(rows, charts: list, folder: Path) -> str:
     import pandas as pd
 
     lines, names = [WRITTEN, ""], model_names(rows)
+    pair, drawn = ["device", "variant"], [chart for chart in charts if chart.draw is not figures.draw_overview]
     for (model, dataset), group in rows.groupby(["model", "dataset"]):
-        links = [
-            f"[{markdown(chart.what)}]({link_to(chart, folder)})"
-            for chart in charts
-            if chart.draw is not figures.draw_overview
-            and tuple(chart.rows.iloc[0][["model", "dataset"]]) == (model, dataset)
-        ]
+        own = [chart for chart in drawn if tuple(chart.rows.iloc[0][["model", "dataset"]]) == (model, dataset)]
+        links = [f"[{markdown(chart.what)}]({link_to(chart, folder)})" for chart in own]
         lines += [f"## {markdown(names[model])}, dataset {markdown(dataset)}", "", f"!{links[0]}", ""]
         lines += [*(f"- {link}" for link in links[1:]), ""]
         lines += [f"| {' | '.join(TABLE)} |", "|" + " --- |" * len(TABLE)]
-        forward, whole = (fastest_per(group[group["stage"] == stage], "device", "variant") for stage in STAGES)
-        pair = ["device", "variant"]
-        bests = forward.join(whole.set_index(pair)["messages/s"].rename("end to end"), on=pair)
-        whole = whole.assign(**{"end to end": whole["messages/s"]})
-        alone = whole[~whole["variant"].isin(forward["variant"])]
-        bests = pd.concat([bests, alone.assign(**dict.fromkeys(("messages/s", "factor", "mfu"), math.nan))])
-        devices = list(bests["device"].unique())
-        for _, row in bests.sort_values("device", key=lambda column: column.map(devices.index)).iterrows():
+        forward, whole = (fastest_per(group[group["stage"] == stage], *pair) for stage in STAGES)
+        alone = whole.assign(**dict.fromkeys(("messages/s", "factor", "mfu"), math.nan))
+        bests = pd.concat([forward, alone]).drop_duplicates(pair)
+        bests = bests.join(whole.set_index(pair)["messages/s"].rename("end to end"), on=pair)
+        for row in [row for _, some in bests.groupby("device", sort=False) for _, row in some.iterrows()]:
             lines.append(f"| {' | '.join(markdown(cell(row)) for cell in TABLE.values())} |")
         lines.append("")
     return "\n".join([*lines, WORDS])

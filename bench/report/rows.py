@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import Counter
 from pathlib import Path
 
 from bench.files import LONGEST_NAME
@@ -115,7 +116,7 @@ def read_results(paths: list[Path]):
     Returns (rows, how many cells have failed rows only, {path: how many lines can't be read}). An `ok` row without
     possible figures can't be read.
     """
-    found, skipped = [], {}
+    found, skipped = [], Counter()
     for path in paths:
         try:
             rows, skipped[path] = read_rows(path)
@@ -123,9 +124,8 @@ def read_results(paths: list[Path]):
             rows, skipped[path] = [], 1
         found += [row | {"path": str(path)} for row in rows]
     completed, failed, impossible = completed_rows(found)
-    for path in impossible:
-        skipped[Path(path)] += 1
-    return completed, failed, {path: lines for path, lines in skipped.items() if lines}
+    skipped.update(map(Path, impossible))
+    return completed, failed, +skipped
 
 
 def completed_rows(rows: list[dict]):
@@ -147,9 +147,8 @@ def completed_rows(rows: list[dict]):
     possible &= (ok["min"] > 0) & (ok["min"] <= ok["messages/s"]) & (ok["messages/s"] <= ok["max"]) & (ok["max"] < 1e12)
     possible &= ok["flips"].fillna(0).between(0, 1) & ok["max_diff"].fillna(0).between(0, 1e12)
     possible &= ok["batching"].isin(BATCHINGS) & ok["stage"].isin(STAGES) & ok["date"].str.fullmatch(DATE)
-    cells = table.groupby([*CELL_COLUMNS], dropna=False).status.agg(lambda statuses: (statuses == "ok").any())
-    completed = ok[possible].astype(dict.fromkeys(COUNTS, int))
-    return completed, int((~cells.astype(bool)).sum()), list(ok.path[~possible])
+    ran = table.assign(ok=table.status == "ok").groupby([*CELL_COLUMNS], dropna=False).ok.any()
+    return ok[possible].astype(dict.fromkeys(COUNTS, int)), int((~ran).sum()), list(ok.path[~possible])
 
 
 def latest_per_cell(rows):

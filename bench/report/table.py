@@ -1,5 +1,6 @@
 """Rows -> the printed table: what decides between them, in at most 100 columns; the rest is in the TSV."""
 
+import math
 import textwrap
 
 from bench.inputs.batches import Batching
@@ -18,9 +19,9 @@ def table_line(row: dict) -> str:
     if not row["messages/s"]:
         indent = " " * len(line)
         return textwrap.fill(row["status"], WIDTH, initial_indent=line, subsequent_indent=indent)
-    spread = f" ({number(row['min'])}-{number(row['max'])})" if int(row["passes"]) > 1 else ""
+    spread = f" ({speed(row['min'])}-{speed(row['max'])})" if int(row["passes"]) > 1 else ""
     peak = f"{float(row['mfu']):.0%}" if row["mfu"] else "-"
-    line += f"{number(row['messages/s']) + spread:>20} {float(row['padding']):>7.2f} {peak:>5} "
+    line += f"{speed(row['messages/s']) + spread:>20} {float(row['padding']):>7.2f} {peak:>5} "
     line += f"{float(row['max_diff']):>8.1e} {float(row['flips']):>7.2%} {row['status']}"
     return line + f" ({row['throttled']})" * (row["throttled"] not in ("", "no"))
 
@@ -31,7 +32,10 @@ def batches(row) -> str:
     return f"{batching}" + " e2e" * (row["stage"] == "end-to-end")
 
 
-def number(value) -> str:
-    """Returns a speed in three digits, or as a whole number."""
-    value = float(value)
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def speed(value) -> str:
+    """Returns messages/s in three digits, or as a whole number."""
+    return shown(float(value), "{:,.0f}" if float(value) >= 100 else "{:.3g}")
+
+
+def shown(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else form.format(value)

@@ -5,7 +5,7 @@ import textwrap
 import numpy as np
 
 from bench.judge import TOLERANCE, decisions_needed, judge_row
-from bench.report.table import batches, number
+from bench.report.table import batches, speed
 
 WIDTH = 80
 NEAR = 1e-3  # of the probabilities: a change of decisions would be chance
@@ -49,7 +49,7 @@ def verdict(rows, command: str) -> list[str]:
     def line(row, before: str, after: str) -> str:
         factor = f"{row['messages/s'] / base:.1f}x" if len(torch) else ""
         how = batches(row | {"stage": ""})
-        words = f"{before:<4}{row['variant']:<19}{number(row['messages/s']):>8} messages/s {factor:>6}  "
+        words = f"{before:<4}{row['variant']:<19}{speed(row['messages/s']):>8} messages/s {factor:>6}  "
         return f"{words}{row['workers']} x {row['threads']}, {how}{after}".rstrip()
 
     lines = ["", "End to end, each variant at its best (workers x threads, batches):"]
@@ -62,7 +62,7 @@ def verdict(rows, command: str) -> list[str]:
         lines.append(line(row, "-", f"; {flips_words(row)}"))
     lines += unproven(within)
     if len(torch):
-        lines.append(f"1.0x is eager FP32 torch in the file's order, its forward passes: {number(base)} messages/s.")
+        lines.append(f"1.0x is eager FP32 torch in the file's order, its forward passes: {speed(base)} messages/s.")
     if within.empty:
         return [*lines, "None of them is within tolerance."]
     winner, first = within.iloc[0], within[within["rank"] == 1]
