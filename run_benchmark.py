@@ -42,7 +42,7 @@ from bench.inputs.random_model import RANDOM_MODEL
 from bench.inputs.reference import padding_note
 from bench.inputs.resolve import DEFAULT_MODEL, open_model
 from bench.machine import describe_device
-from bench.measure.cells import Cell, cell_of, cells_to_run, measured_before, plan_batchings, plan_cells
+from bench.measure.cells import Cell, cell_of, cells_to_run, measured_before, plan_cells
 from bench.measure.conditions import measure_busy, note, note_what_slows
 from bench.measure.peak import measure_peaks
 from bench.measure.sweep import Sweep, estimate, run_cells
@@ -144,7 +144,7 @@ def choose_cells(args: Namespace, variants: list[str], n_texts: int) -> list[Cel
     """Returns the cells asked for; batches of more texts than there are make none. Raises UserError if none is left."""
     too_large = ",".join(str(size) for size in args.batches if size > n_texts)
     sizes = [size for size in args.batches if size <= n_texts]
-    cells = plan_cells(variants, args.workers, plan_batchings(args.batching, sizes, args.batch_tokens), sizes)
+    cells = plan_cells(variants, args.workers, args.batching, sizes, args.batch_tokens)
     if not cells:
         raise UserError(f"--batches {too_large}: there are only {n_texts} texts")
     if too_large:

@@ -39,24 +39,22 @@ def batching_of(row: dict) -> Batching:
     return Batching(row["batching"], int(row["batch_size"]), int(row["batch_tokens"]))
 
 
-def plan_batchings(names: list[str], batch_sizes: list[int], batch_tokens: list[int]) -> list[Batching]:
-    """Returns how texts are batched, each way once: one text at a time is the same work in-order and sorted."""
-    sizes = itertools.product(batch_sizes, [name for name in names if name != "token-budget"])
-    by_size = [Batching("in-order" if size == 1 else name, batch_size=size) for size, name in sizes]
-    budgets = [Batching("token-budget", batch_tokens=tokens) for tokens in batch_tokens if "token-budget" in names]
-    return list(dict.fromkeys([*by_size, *budgets]))
-
-
 def plan_cells(
-    variants: list[str], workers: list[int], batchings: list[Batching], batch_sizes: list[int]
+    variants: list[str], workers: list[int], names: list[str], batch_sizes: list[int], batch_tokens: list[int]
 ) -> list[Cell]:
-    """Returns the cells to measure. A variant that takes texts is measured end to end, in-order at each batch size."""
-    whole_texts = [Batching("in-order", batch_size=size) for size in batch_sizes]
-    return [
-        Cell(variant, count, how, "end-to-end" if VARIANTS[variant].takes_texts else "forward")
-        for variant, count in itertools.product(variants, workers)
-        for how in (whole_texts if VARIANTS[variant].takes_texts else batchings)
-    ]
+    """Returns the cells to measure, each once: one text at a time is the same work in-order and sorted.
+
+    `names`: of BATCHINGS. A variant that takes texts is measured end to end, in-order at each batch size.
+    """
+    in_order = [Batching("in-order", size) for size in batch_sizes]
+    sizes = itertools.product(batch_sizes, [name for name in names if name != "token-budget"])
+    batchings = [Batching("in-order" if size == 1 else name, size) for size, name in sizes]
+    batchings += [Batching("token-budget", batch_tokens=tokens) for tokens in batch_tokens if "token-budget" in names]
+    cells = []
+    for variant, count in itertools.product(variants, workers):
+        stage, ways = ("end-to-end", in_order) if VARIANTS[variant].takes_texts else ("forward", batchings)
+        cells += [Cell(variant, count, how, stage) for how in ways]
+    return list(dict.fromkeys(cells))
 
 
 def measured_before(results_dir: Path, same: dict, columns_of: Callable, cells: list[Cell]):

@@ -141,8 +141,8 @@ def measure(sweep: Sweep, workers: ProcessPool, cell: Cell) -> dict[str, str]:
         latencies = np.concatenate([report.latencies for report in reports])
         figures["p50_ms"], figures["p99_ms"] = np.percentile(latencies, [50, 99]) * 1000
     figures |= compare_sample(sweep, reports)
-    known = {name for name, value in figures.items() if name not in ("tflops", "mfu") or np.isfinite(value)}
-    row = {name: f"{value:.6g}" if name in known else "" for name, value in figures.items()}
+    row = {name: f"{value:.6g}" for name, value in figures.items()}
+    row |= {name: "" for name in ("tflops", "mfu") if np.isnan(figures[name])}
     row["throttled"] = (", ".join(sorted(throttled)) or "no") if sweep.uuid else ""
     return row | {"status": "ok" if np.isfinite(figures["max_diff"]) else "outputs are not finite"}
 
