@@ -16,12 +16,7 @@ from utils import UserError, cpu_cores, first_line
 
 # what makes a GPU's clock lower than its load and its settings ask for, by NVML's nvmlClocksEventReasons; the software
 # power cap (0x04) is the normal state of a busy GPU
-THROTTLING = {
-    0x08: "hardware slowdown",
-    0x20: "heat (driver)",
-    0x40: "heat (hardware)",
-    0x80: "power brake",
-}
+THROTTLING = {0x08: "hardware slowdown", 0x20: "heat (driver)", 0x40: "heat (hardware)", 0x80: "power brake"}
 # what /proc/cpuinfo says of a CPU that multiplies in BF16, or in INT8 without sums that saturate
 CPU_FEATURES = {
     "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
