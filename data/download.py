@@ -46,17 +46,15 @@ def fetch(source: str, target: Path, sha256: str) -> None:
     import pooch
     from tqdm import tqdm
 
-    def copy(path: str, output: str, _) -> None:
-        shutil.copyfile(path, output)
-
     if target.exists() and pooch.file_hash(target) == sha256:
         return
     pooch.get_logger().setLevel("WARNING")
     local = os.path.exists(source)
     # tqdm is falsy without a total, and pooch tests its truth before it sets one
     with tqdm(desc=target.name, total=1, unit="B", unit_scale=True, disable=local) as progress:
-        downloader = copy if local else pooch.HTTPDownloader(progressbar=progress, chunk_size=2**14)
-        pooch.retrieve(source, f"sha256:{sha256}", target.name, target.parent, downloader=downloader)
+        download = pooch.HTTPDownloader(progressbar=progress, chunk_size=2**14)
+        download = (lambda path, output, _: shutil.copyfile(path, output)) if local else download
+        pooch.retrieve(source, f"sha256:{sha256}", target.name, target.parent, downloader=download)
     target.chmod(0o644)  # it was a temporary file, which is for its owner only
 
 
@@ -64,13 +62,8 @@ def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("dataset", nargs="?", choices=(*SHA256, "all"), default="all", help="default: all")
-    add(
-        "--from",
-        dest="origin",
-        default=PUBLISHED,
-        metavar="PATH|URL",
-        help="a file, or a folder with the files under their own names (default: %(default)s)",
-    )
+    origin_help = "a file, or a folder with the files under their own names (default: %(default)s)"
+    add("--from", dest="origin", default=PUBLISHED, metavar="PATH|URL", help=origin_help)
     add("--output-dir", type=Path, default=Path(__file__).parent, help="default: this folder")
     return parser.parse_args()
 

@@ -144,10 +144,10 @@ def lowest(drawn: list[Drawn], count: int) -> list[Drawn]:
 
 def sample_all(rules: Namespace) -> tuple[Counter, list[Drawn], list[str]]:
     """Deals the dumps to the workers, the largest first, and takes their counts and samples together."""
-    shards = [[] for _ in range(min(rules.workers, len(rules.dumps)))]
-    for path in sorted(rules.dumps, key=lambda path: -path.stat().st_size):
-        min(shards, key=lambda shard: sum(path.stat().st_size for path in shard)).append(path)
-    total = sum(path.stat().st_size for path in rules.dumps)
+    sizes = {path: path.stat().st_size for path in rules.dumps}
+    shards, total = [[] for _ in range(min(rules.workers, len(sizes)))], sum(sizes.values())
+    for path in sorted(sizes, key=sizes.get, reverse=True):
+        min(shards, key=lambda shard: sum(map(sizes.get, shard))).append(path)
     with (
         tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr) as progress,
         ProcessPool(partial, [(sample_dumps, shard, rules) for shard in shards]) as pool,
