@@ -4,20 +4,17 @@
     python plot_results.py --devices RTX-4090,H200 --variants torch,onnx --format svg,pdf --output figures
     python plot_results.py --check
 
-For each model and dataset, into results/<model>/ or --output:
+Into results/, or --output:
 
     overview                             the fastest variant of each model and device that is not known to be wrong,
-                                         against what people use (in --results-dir itself)
+                                         against what people use
     comparison_<model>_<dataset>         each variant at its best on each device, the fastest first
     scaling_<model>_<device>_<dataset>   messages/s over the texts in a batch
     parity_<model>_<dataset>             messages/s against changed decisions
 
-Also writes the headline into README.md, and tables and provenance into results/README.md, between two markers, unless a
-filter, --output or a format without png is given. --check writes nothing: it compares both texts, and the hash of its
-data that each figure carries.
-
-Of a device and dataset measured on several sets of texts or weights, the one with most cells is used.
-Lines that can't be read and failed cells are counted on standard error and left out.
+README.md gets the headline, results/README.md tables and provenance, unless only a part is drawn. --check writes
+nothing: it compares both texts, and the hash of its data that each figure carries. Of a device and dataset measured on
+several sets of texts or weights, the one with most cells is used. What is left out is counted on standard error.
 
 Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or input.
 """
@@ -87,7 +84,7 @@ def keep_fullest(rows):
     cells = rows.groupby([*PLACE, *SET]).size().reset_index(name="cells")
     chosen = cells.sort_values(["cells", "texts"]).drop_duplicates(PLACE, keep="last")
     for _, row in cells.drop(chosen.index).iterrows():
-        place = ", ".join(row[name] for name in PLACE)
+        place = ", ".join(row[PLACE])
         texts = f"{row['texts']} texts {row['texts_id']}".strip()
         say(f"{place}: {row['cells']} cell(s) on {texts} are left out, since there are more on others")
     return rows.merge(chosen[[*PLACE, *SET]])
@@ -116,23 +113,20 @@ def plan(rows, args: Namespace) -> list[Chart]:
     """Returns the figures that the rows give, the overview first."""
     names, what = model_names(rows), "the fastest variant not known to be wrong, against what people use"
     overview = Chart((args.output or args.results_dir[0]) / "overview", figures.draw_overview, headlines(rows), what)
-    charts = [overview] if len(overview.rows) else []
+    charts = [overview]
     forward = rows[rows["stage"] == "forward"]
     for (model, dataset), group in forward.groupby(["model", "dataset"]):
         folder = args.output or args.results_dir[0] / file_name(names[model])
         start, end = file_name(names[model]), file_name(dataset)
-        bars = fastest_per(group, "device", "variant")
-        charts.append(
-            Chart(folder / f"comparison_{start}_{end}", figures.draw_comparison, bars, "each variant at its best")
-        )
+        bars, path = fastest_per(group, "device", "variant"), folder / f"comparison_{start}_{end}"
+        charts.append(Chart(path, figures.draw_comparison, bars, "each variant at its best"))
         for device, points in group.groupby("device", sort=False):
             path = folder / f"scaling_{start}_{file_name(device)}_{end}"
             what = f"batch size on {device_title(points.iloc[0])}"
             charts.append(Chart(path, figures.draw_scaling, points, what))
-        checked = bars[bars["flips"].notna()]
-        if len(checked):
-            charts.append(Chart(folder / f"parity_{start}_{end}", figures.draw_parity, checked, "speed and parity"))
-    return charts
+        checked, path = bars[bars["flips"].notna()], folder / f"parity_{start}_{end}"
+        charts.append(Chart(path, figures.draw_parity, checked, "speed and parity"))
+    return [chart for chart in charts if len(chart.rows)]
 
 
 def figure_files(chart: Chart, formats: list[str]) -> list[Path]:
@@ -208,7 +202,7 @@ def main() -> int:
         rows = select(rows, column, getattr(args, column))
     charts, results_dir = plan(rows, args), args.results_dir[0]
     readme, results_readme = (folder / "README.md" for folder in (results_dir.absolute().parent, results_dir))
-    old, new = {}, {}
+    blocks = {}
     try:
         if any(getattr(args, column) for column in FILTERS) or args.output or "png" not in args.format:
             say("README.md is left alone, since only a part of what it shows is drawn")
@@ -216,10 +210,10 @@ def main() -> int:
             missing = results_readme if readme.exists() else readme
             say(f"no {missing}, so the figures go without their tables")
         else:
-            blocks = {readme: headline_block(rows, charts, readme.parent)}
+            blocks[readme] = headline_block(rows, charts, readme.parent)
             blocks[results_readme] = f"{results_block(rows, charts, results_dir)}\n\n{provenance_block(rows)}"
-            old = {file: file.read_text(encoding="utf-8") for file in blocks}
-            new = {file: with_block(old[file], block) for file, block in blocks.items()}
+        old = {file: file.read_text(encoding="utf-8") for file in blocks}
+        new = {file: with_block(old[file], block) for file, block in blocks.items()}
         changed = [file for file in new if new[file] != old[file]]
         if args.check:
             stale = out_of_date(charts, args.format) + changed

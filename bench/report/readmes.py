@@ -142,7 +142,7 @@ def provenance(rows) -> list[str]:
     """Says where the rows of one device come from: versions, commits, days, and commands that measure them."""
 
     def values(column: str, group=rows, between: str = ",") -> str:
-        return between.join(str(value) for value in sorted({*group[column]} - {""}))
+        return between.join(str(value) for value in sorted({*group[column]} - {"", 0}))
 
     first = rows.iloc[0]
     if first["commit"] == PUBLISHED:
@@ -155,12 +155,12 @@ def provenance(rows) -> list[str]:
     device = "cpu" if first["device"].endswith("-cores") else "gpu"
     dataset = first["dataset"].removeprefix("synthetic-")
     for threads, group in rows.groupby("threads"):
-        sizes = {option: group[group[column] > 0] for option, column in SIZE_OPTIONS.items()}
+        sizes = {option: values(column, group) for option, column in SIZE_OPTIONS.items()}
         lines.append(
             f"  `python run_benchmark.py --model {values('variant', group)} --device {device}"
             f" --dataset {dataset if dataset in DATASETS else 'FILE'} --model-id {shlex.quote(first['model'])}"
             f" --workers {values('workers', group)} --threads {threads} --batching {values('batching', group)}"
-            + "".join(f" {option} {values(SIZE_OPTIONS[option], some)}" for option, some in sizes.items() if len(some))
+            + "".join(f" {option} {some}" for option, some in sizes.items() if some)
             + f" --limit {first['texts']}`"
         )
     return lines
