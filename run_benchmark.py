@@ -4,17 +4,12 @@
     python run_benchmark.py --model torch,torch-bf16,onnx --device cpu --model-id random-roberta-base --limit 256
 
 Every combination of variant, workers and batching is a cell. A cell is measured in messages/s and gives a
-row, printed on standard output and saved under results/. Notes, progress and the summary go to standard error.
+row, printed on standard output and saved under results/. Notes, progress and the verdict go to standard error.
 
-What is timed: the forward passes over all batches of a cell, from the first worker's start to the last worker's end,
-on one clock, with the device synchronized at both ends. Left out: tokenizing, padding, moving to the device, loading,
-compiling, and the warm-up. A cell repeats whole passes until --min-time seconds are measured; its row has the median,
-the minimum and the maximum. The fastest cell of each variant and worker count is timed once more end to
-end, from the texts to the logits on the host, tokenizing, padding and moving while the model runs: a row of its own.
-
-What is checked: 256 texts, evenly spaced. Their probabilities, taken from the last timed pass, are compared with those
-of the original model in eager FP32 PyTorch: `max_diff` is the largest difference of any label's probability, `flips`
-the share of changed decisions. `ok` means that a cell ran and its outputs are finite; judge accuracy by these two.
+Timed are the forward passes over all batches of a cell; the fastest cell of each variant and worker count once more end
+to end, from the texts to the logits on the host. 256 texts are compared with the original model in eager FP32 PyTorch:
+`max_diff` is the largest difference of any label's probability, `flips` the share of changed decisions. `ok` means that
+a cell ran and its outputs are finite; judge accuracy by these two. results/README.md says exactly how it measures.
 
 Exit code: 0, 1 if a cell failed (its row says why) or a row could not be saved, 2 for wrong usage or input, 130 after
 Ctrl-C.
@@ -219,15 +214,7 @@ def prepare(args: Namespace, model: Model, dataset: Dataset, cells: list[Cell], 
         min_time=args.min_time,
         max_end_to_end_seconds=QUICK_SECONDS if args.quick else math.inf,
         stall_timeout=args.stall_timeout,
-        uuid="",
     )
-
-
-def say_cells(cells: list[Cell], repeats: int) -> None:
-    """Prints the cells that would run."""
-    say(f"{len(cells)} cells to run" + f", {repeats} times" * (repeats > 1))
-    for cell in cells:
-        print(cell.variant, cell.workers, cell.batching, cell.stage, sep="\t")
 
 
 # ------------------------------------------------------------------------------------------------------- the cells
@@ -283,12 +270,6 @@ def next_command(args: Namespace) -> str:
     return f"{words} --threads {args.threads} --limit 500 --batches {sizes}"
 
 
-def say_verdict(found: list[dict], command: str) -> None:
-    completed, _, _ = rows.completed_rows(found)
-    for line in [] if completed.empty else verdict(rows.latest_per_cell(completed), command):
-        say(clean(line))
-
-
 def main() -> int:
     args = parse_arguments()
     variants, device = choose_variants(args.model, args.device), find_device(args)
@@ -315,7 +296,9 @@ def main() -> int:
         speeds = {cell_of(row): row["messages/s"] for row in before.to_dict("records")}
         cells = cells_to_run(cells, speeds) if args.resume else cells
         if args.dry_run or not cells:
-            say_cells(cells, args.repeats)
+            say(f"{len(cells)} cells to run" + f", {args.repeats} times" * (args.repeats > 1))
+            for cell in cells:
+                print(cell.variant, cell.workers, cell.batching, cell.stage, sep="\t")
             return 0
         sweep = prepare(args, model, dataset, cells, call)
     sweep = replace(sweep, uuid="" if busy is None else info.uuid)
@@ -324,7 +307,9 @@ def main() -> int:
     found, unsaved = measure_cells(args, sweep, cells, speeds, same)
     if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in found):
         note("shares of the peak above 100% are left out: torch, which measures the peak, was slow or is slow here")
-    say_verdict([*before.astype(str).to_dict("records"), *found], next_command(args))
+    completed, _, _ = rows.completed_rows([*before.astype(str).to_dict("records"), *found])
+    for line in [] if completed.empty else verdict(rows.latest_per_cell(completed), next_command(args)):
+        say(clean(line))
     return int(any(row["status"] != "ok" for row in found) or bool(unsaved))
 
 

@@ -42,7 +42,7 @@ class Sweep:
     min_time: float
     max_end_to_end_seconds: float
     stall_timeout: float
-    uuid: str
+    uuid: str = ""
 
     def peak_of(self, variant: str) -> float | None:
         return self.peaks.get(VARIANTS[variant].computes_in(self.device.gpu))
