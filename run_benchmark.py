@@ -64,16 +64,14 @@ LOADING_SECONDS = 5.0  # about, until a variant's workers are ready
 def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
     add, whole = parser.add_argument, int_from(1)
-    names = f"comma list of {', '.join(VARIANTS)}; or all"
-    add("--model", required=True, type=list_of(str.strip), metavar="LIST", help=names)
+    add("--model", required=True, type=list_of(str.strip), metavar="LIST", help=f"of {', '.join(VARIANTS)}; or all")
     add("--device", required=True, choices=("gpu", "cpu"))
     add("--dataset", default="normal", help="normal, filtered, or a file of texts (default: normal)")
     add("--column", default="body", help="the file's text column (default: body)")
     model_help = f"Hub id, local folder, or {RANDOM_MODEL}, which needs no network (default: %(default)s)"
     add("--model-id", default=DEFAULT_MODEL, help=model_help)
     add("--gpu", type=int_from(0), default=0, help="GPU id (default: 0)")
-    sizes = [1, 2, 4, 8, 16, 32]
-    add("--batches", type=list_of(whole), default=sizes, help="texts in a batch (default: 1,2,4,8,16,32)")
+    add("--batches", type=list_of(whole), default=[1, 2, 4, 8, 16, 32], help="texts a batch (default: 1,2,4,8,16,32)")
     token_help = "tokens in a batch with padding, for token-budget (default: 1024,4096,16384; GPU 16384,32768,65536)"
     add("--batch-tokens", type=list_of(whole), help=token_help)
     add("--workers", type=list_of(process_count), default=[1], help="comma list of worker counts (default: 1)")
@@ -81,8 +79,7 @@ def parse_arguments() -> Namespace:
     batching_help = f"comma list of {', '.join(BATCHINGS)} (default: all three)"
     add("--batching", type=list_of(batching), default=list(BATCHINGS), help=batching_help)
     add("--limit", type=whole, help="use only this many texts, evenly spaced through the dataset (default: all)")
-    min_help = "measure each cell for at least this many seconds, in whole passes (default: 3)"
-    add("--min-time", type=seconds, default=3.0, help=min_help)
+    add("--min-time", type=seconds, default=3.0, help="seconds of whole passes for each cell, at least (default: 3)")
     repeats_help = "measure every cell this many times, in turn: a slow minute of a shared machine then hits all alike"
     add("--repeats", type=whole, default=1, help=f"{repeats_help} (default: 1)")
     stall_help = "give up on a cell after this many seconds without progress (default: 600; 0: never)"
@@ -90,8 +87,7 @@ def parse_arguments() -> Namespace:
     saving = parser.add_mutually_exclusive_group()
     saving.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
     saving.add_argument("--no-save", action="store_true", help="save nothing")
-    resume_help = "skip cells with a completed row of the same texts, weights, commit and versions"
-    add("--resume", action="store_true", help=resume_help)
+    add("--resume", action="store_true", help="skip cells with a row of the same texts, weights, commit and versions")
     add("--dry-run", action="store_true", help="print the cells that would run, and stop")
     quick = "a first look in about two minutes: 64 texts, sizes 1 and 8 and 512 tokens, one pass each"
     add("--quick", action="store_true", help=quick)

@@ -3,17 +3,14 @@
     python data/sample_reddit.py dumps/RC_*.zst --workers 4
     python data/sample_reddit.py RC_2012-*.zst --subreddit askscience,physics --min-chars 201 --output science.csv.gz
 
-A dump (`RC_2005-12.zst` ... `RC_2023-03.zst`) is zstandard with a window of up to 2 GiB, one JSON object a line. It is
-read once, by one process, which needs memory for the window and for two samples, however long the dump is.
-
-Every comment gets a priority, the 64-bit XXH3 hash of its id with the seed; the sample is the --count comments of the
-lowest priority that no rule excludes ("bottom-k", Cohen and Kaplan, Summarizing Data Using Bottom-k Sketches, 2007).
-So it is uniform without replacement, and a seed gives the same sample whatever the number of workers and the order of
-the dumps. A comment that occurs twice, in overlapping dumps, can be drawn once only.
+A dump is read once, by one process, which needs memory for its window of up to 2 GiB and for two samples. Every comment
+gets a priority, the 64-bit XXH3 hash of its id with the seed; the sample is the --count comments of the lowest priority
+that no rule excludes ("bottom-k", Cohen and Kaplan, Summarizing Data Using Bottom-k Sketches, 2007). So it is uniform
+without replacement, and a seed gives the same sample whatever the number of workers and the order of the dumps. A
+comment that occurs twice, in overlapping dumps, can be drawn once only.
 
 The file has the columns id, subreddit and body, sorted by id, that is by age. A body is what the dump has (with its
-line breaks, and `&gt;` for >); half a surrogate pair, which no file can hold, becomes U+FFFD. Counts and progress go
-to standard error.
+line breaks, and `&gt;` for >); half a surrogate pair becomes U+FFFD. Counts and progress go to standard error.
 
 Exit code: 0, 1 if a dump is corrupt or no comment is left, 2 for wrong usage or input, 130 after Ctrl-C.
 """
@@ -184,8 +181,7 @@ def parse_arguments() -> Namespace:
     add("--subreddit", type=subreddits, default=frozenset(), metavar="LIST", help="only these, in any case: a,b,c")
     add("--after", type=day, default=-math.inf, metavar="DATE", help="only from YYYY-MM-DD on, 00:00 UTC, inclusive")
     add("--before", type=day, default=math.inf, metavar="DATE", help="only before YYYY-MM-DD, 00:00 UTC, exclusive")
-    seed_help = "below 2**64; another draws another sample (default: 0)"
-    add("--seed", type=int_from(0, 2**64 - 1), default=0, help=seed_help)
+    add("--seed", type=int_from(0, 2**64 - 1), default=0, help="another draws another sample (default: 0)")
     add("--workers", type=int_from(1), default=1, help="dumps read at once, 2 GiB of memory each (default: 1)")
     add("--skip-bad", action="store_true", help="pass over corrupt and truncated dumps, as if they were not given")
     sample = Path(__file__).with_name("my_sample.csv.gz")

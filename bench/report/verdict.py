@@ -83,16 +83,14 @@ def flips_words(row) -> str:
 
 def unproven(rows) -> list[str]:
     """Names the variants of which too few texts were checked; none within NEAR of the original."""
-    names, needed = [], []
-    for row in rows[rows["decisions"].notna() & (rows["max_diff"] > NEAR)].to_dict("records"):
-        if judge_row(row) is None:
-            names.append(f"{row['variant']} ({flips_words(row)})")
-            decisions = int(row["decisions"])
-            needed.append((decisions_needed(round(row["flips"] * decisions), decisions) or 0) / decisions)
-    if not names:
+    few = [row for row in rows[rows["max_diff"] > NEAR].to_dict("records") if judge_row(row) is None]
+    if not few:
         return []
+    checked = [(round(row["flips"] * row["decisions"]), int(row["decisions"])) for row in few]
+    needed = [(decisions_needed(changed, decisions) or 0) / decisions for changed, decisions in checked]
     enough = f"about {max(needed):.1f} times as many would do" if all(needed) else "more would hardly tell"
-    words = f"Too few texts to tell whether they change more than {TOLERANCE:.1%}: {', '.join(names)}; {enough}"
+    names = ", ".join(f"{row['variant']} ({flips_words(row)})" for row in few)
+    words = f"Too few texts to tell whether they change more than {TOLERANCE:.1%}: {names}; {enough}"
     return textwrap.wrap(f"{words} (export_onnx.py checks more).", WIDTH)
 
 
