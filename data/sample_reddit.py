@@ -227,22 +227,17 @@ def csv_gz(text: str) -> Path:
     return Path(text)
 
 
-def print_summary(counts: Counter, bad: list[str], dumps: int, drawn: int) -> None:
-    """Says what was read, left out and drawn."""
-    for line in bad:
-        say(f"passed over {line}")
-    rows = [("dumps", dumps - len(bad), f"read to their end; bad and passed over: {len(bad)}")]
-    rows += [("lines", sum(counts[name] for name in COUNTS), "of these dumps, blank ones left out")]
-    rows += [(f"  {name}", counts[name], meaning) for name, meaning in COUNTS.items()]
-    for name, count, meaning in [*rows, ("drawn", drawn, "each id once")]:
-        say(f"{name:<11} {count:>14,}  {meaning}")
-
-
 def main() -> int:
     args = parse_arguments()
     check_writable(args.output.parent)
     counts, sample, bad = sample_all(args)
-    print_summary(counts, bad, len(args.dumps), len(sample))
+    for line in bad:
+        say(f"passed over {line}")
+    rows = [("dumps", len(args.dumps) - len(bad), f"read to their end; bad and passed over: {len(bad)}")]
+    rows += [("lines", counts.total(), "of these dumps, blank ones left out")]
+    rows += [(f"  {name}", counts[name], meaning) for name, meaning in COUNTS.items()]
+    for name, count, meaning in [*rows, ("drawn", len(sample), "each id once")]:
+        say(f"{name:<11} {count:>14,}  {meaning}")
     if not sample:
         raise RunError("no comment is eligible, so nothing is written")
     try:

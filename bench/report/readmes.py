@@ -131,10 +131,8 @@ def provenance_block(rows) -> str:
     """Says where all rows come from."""
     lines, names = [], model_names(rows)
     for (model, dataset), group in rows.groupby(["model", "dataset"]):
-        lines += [f"**{markdown(names[model])}, {markdown(dataset)}**", ""]
-        for _, some in group.groupby("device"):
-            lines += provenance(some)
-        lines.append("")
+        origins = [line for _, some in group.groupby("device") for line in provenance(some)]
+        lines += [f"**{markdown(names[model])}, {markdown(dataset)}**", "", *origins, ""]
     return "\n".join([*lines, COMMANDS])
 
 

@@ -58,8 +58,7 @@ def verdict(rows, command: str) -> list[str]:
         lines.append(line(row, f"{row['rank']}.", ("" if row["end_to_end"] else " (forward)") + tied))
     if len(others):
         lines.append(f"Not within tolerance, since they change more than {TOLERANCE:.1%} of the decisions:")
-    for row in others.to_dict("records"):
-        lines.append(line(row, "-", f"; {flips_words(row)}"))
+    lines += [line(row, "-", f"; {flips_words(row)}") for row in others.to_dict("records")]
     lines += unproven(within)
     if len(torch):
         lines.append(f"1.0x is eager FP32 torch in the file's order, its forward passes: {speed(base)} messages/s.")
