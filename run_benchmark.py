@@ -87,7 +87,7 @@ def parse_arguments() -> Namespace:
     saving = parser.add_mutually_exclusive_group()
     saving.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
     saving.add_argument("--no-save", action="store_true", help="save nothing")
-    add("--resume", action="store_true", help="skip cells with a row of the same texts, weights, commit and versions")
+    add("--resume", action="store_true", help="skip what has an ok row of the same texts, weights, commit and versions")
     add("--dry-run", action="store_true", help="print the cells that would run, and stop")
     quick = "a first look in about two minutes: 64 texts, sizes 1 and 8 and 512 tokens, one pass each"
     add("--quick", action="store_true", help=quick)
