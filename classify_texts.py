@@ -31,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.classifier import ClassifierSpec
-from bench.export.ensure import digest_export, ensure_export
+from bench.export.ensure import ensure_export
 from bench.files import check_writable, digest
 from bench.inputs.batches import Batching
 from bench.inputs.model import Model
@@ -42,11 +42,13 @@ from bench.label import on_ray, output
 from bench.label.output import OutputSpec
 from bench.label.plan import PLAN_OPTIONS, LabelPlan, choose_plan, fastest_valid_row, worker_devices
 from bench.label.pool import LabelPool
-from bench.machine import describe_device
+from bench.machine import describe_device, process_count
 from bench.naming import slug
 from bench.processes import run_in_subprocess
+from bench.provenance import versions
+from bench.variants import digest_export
 from runtimes import VARIANTS
-from utils import CACHE, Parser, UserError, int_from, list_of, process_count, run, say
+from utils import CACHE, Parser, UserError, int_from, list_of, run, say
 
 
 def parse_arguments() -> Namespace:
@@ -59,6 +61,7 @@ def parse_arguments() -> Namespace:
     add("--keep-columns", type=list_of(str.strip), metavar="LIST", help="columns to copy (default: all but the text)")
     add("--keep-text", action="store_true", help="copy the text, too")
     add("--top-label", action="store_true", help="only the most probable label and its score")
+    add("--prefix", default="", help="what the names of the new columns begin with (default: nothing)")
     add("--limit", type=whole, help="only so many rows, the first ones (default: all)")
     add("--rows-per-file", type=whole, default=100_000, metavar="N", help="rows of a part (default: 100000)")
     add("--device", choices=("gpu", "cpu"), help="default: gpu if there is one")
@@ -78,16 +81,19 @@ def parse_arguments() -> Namespace:
 # ------------------------------------------------------------------------------------------- what is asked, and how
 
 
-def choose_columns(tables: list[Table], args: Namespace, labels: list[str]) -> list[str]:
-    """Returns the columns to copy. Raises UserError if a label has the name of one."""
-    all_but_text = [name for name in tables[0].schema.names if name != args.column]
-    keep = all_but_text if args.keep_columns is None else [name for name in args.keep_columns if name]
-    keep = list(dict.fromkeys([*keep, *[args.column] * args.keep_text]))
-    added = ["label", "score"] if args.top_label else labels
-    if clash := [name for i, name in enumerate(added) if name in keep or name in added[:i]]:
-        way_out = "leave it out with --keep-columns" + ("" if args.top_label else ", or take --top-label")
+def choose_columns(table: Table, text_column: str, keep: list[str] | None, keep_text: bool) -> list[str]:
+    """Returns the columns to copy: those to `keep`, or all but the text, and the text if asked for."""
+    all_but_text = [name for name in table.schema.names if name != text_column]
+    keep = all_but_text if keep is None else [name for name in keep if name]
+    return list(dict.fromkeys([*keep, *[text_column] * keep_text]))
+
+
+def check_names(spec: OutputSpec) -> None:
+    """Raises UserError if two columns would have the same name."""
+    names = [*spec.columns, *spec.added]
+    if clash := [name for i, name in enumerate(names) if name in names[:i]]:
+        way_out = "--prefix renames the new columns, --keep-columns leaves out others"
         raise UserError(f"two columns would be called {clash[0]!r}: {way_out}")
-    return keep
 
 
 def find_device(device: str | None, gpus: list[int] | None, ray: str | None) -> tuple[str, str]:
@@ -108,8 +114,10 @@ def find_plan(args: Namespace, weights_id: str) -> LabelPlan:
     """Returns how to label: as an interrupted run with the same options and weights, or as choose_plan says."""
     before = output.read_job(args.output)
     if (before.get("options"), before.get("model")) == (plan_options(args), weights_id) and not args.overwrite:
-        plan = before["plan"]  # though by now another may be the fastest in results/
-        return LabelPlan(**plan | {"batching": Batching(**plan["batching"])})
+        with contextlib.suppress(KeyError, TypeError):  # it is damaged, or of a version of ours that had other fields
+            plan = LabelPlan(**before["plan"] | {"batching": Batching(**before["plan"]["batching"])})
+            if plan.variant in VARIANTS:
+                return plan  # though by now another may be the fastest in results/
     device, name = find_device(args.device, args.gpu, args.ray)
     measured = fastest_valid_row(args.results_dir, name, weights_id, args.variant)
     return choose_plan(device, measured, plan_options(args))
@@ -125,7 +133,9 @@ def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> list[Classif
     if variant.export:
         exported, origin = ensure_export(model, variant.export.precision)
     say(f"labelling by {plan}; {origin}")
-    return [ClassifierSpec(model, plan.variant, exported, device) for device in worker_devices(plan, gpus)]
+    export_id = digest_export(exported) if exported else ""
+    devices = worker_devices(plan, gpus)
+    return [ClassifierSpec(model, plan.variant, exported, device, export_id) for device in devices]
 
 
 # ----------------------------------------------------------------------------------------------------------- labelling
@@ -186,7 +196,7 @@ def main() -> int:
     if inside := [file for file in files if args.output.resolve() in file.resolve().parents]:
         raise UserError(f"{inside[0]} is in the output folder: name another one")
     tables = [open_table(file) for file in files]
-    columns = choose_columns(tables, args, model.labels)
+    columns = choose_columns(tables[0], args.column, args.keep_columns, args.keep_text)
     schema = common_schema(tables, list(dict.fromkeys([*columns, args.column])), args.column)
     spec = OutputSpec(
         schema=schema,
@@ -194,15 +204,17 @@ def main() -> int:
         text_column=args.column,
         labels=model.labels,
         top_label=args.top_label,
+        prefix=args.prefix,
         rows=args.rows_per_file,
         limit=args.limit,
     )
+    check_names(spec)
     with output.locked(args.output), on_ray.cluster(args.ray) if args.ray else contextlib.nullcontext():
         plan = find_plan(args, model.weights_id)
         specs = worker_specs(model, plan, args.gpu or [0])
         job = {"input": digest(files), "model": model.weights_id, "options": plan_options(args), "plan": asdict(plan)}
-        job |= asdict(spec) | {"schema": str(schema)}
-        job["export"] = digest_export(specs[0].exported) if specs[0].exported else ""
+        job |= asdict(spec) | {"schema": str(schema), "export": specs[0].export_id}
+        job["versions"] = versions("tokenizers", "transformers", *VARIANTS[plan.variant].packages)
         output.prepare_output(args.output, job, args.overwrite)
         label_all(LabelPool(specs, plan.batching, args.output), tables, spec, args.workers, bool(args.ray))
     return 0

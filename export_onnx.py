@@ -21,31 +21,33 @@ import shutil
 import sys
 import tempfile
 from argparse import Namespace
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from bench.classifier import Classifier, ClassifierSpec, Predictions
+from bench.classifier import Classifier, ClassifierSpec
 from bench.export.card import write_card
-from bench.export.ensure import REPORT, export_folder, foreign_files
+from bench.export.ensure import export_folder, foreign_files
 from bench.export.select import EXPORT_KINDS, export_model
 from bench.files import LONGEST_NAME, check_writable, new_folder
-from bench.inputs.batches import Batching
+from bench.inputs.batches import BATCHINGS, Batching
 from bench.inputs.datasets import Dataset, load_dataset
 from bench.inputs.hub import with_timeout
 from bench.inputs.model import WEIGHTS, Model
 from bench.inputs.random_model import RANDOM_MODEL
+from bench.inputs.reference import Reference
 from bench.inputs.resolve import resolve_model
 from bench.judge import NOT_WITHIN, TOLERANCE, judge_export
-from bench.machine import describe_device
+from bench.machine import cpu_cores, describe_device, process_count
 from bench.parity import DECISIONS, probabilities, statistics, worst_texts
 from bench.processes import ProcessPool, run_in_subprocess
 from bench.provenance import project_commit, versions
-from bench.variants import Device
+from bench.variants import REPORT, Device
 from runtimes import VARIANTS
-from utils import CACHE, Parser, RunError, UserError, clean, cpu_cores, first_line, int_from, process_count, run, say
+from utils import CACHE, Parser, RunError, UserError, clean, first_line, int_from, run, say
 
 RUNTIMES = "torch", "transformers", "optimum-onnx", "onnxruntime-gpu", "onnxruntime"  # whose versions a report has
 
@@ -64,9 +66,10 @@ def parse_arguments() -> Namespace:
     add("--dataset", default="normal", help="normal, filtered, or a CSV, CSV.gz or Parquet file (default: normal)")
     add("--column", default="body", help="the file's text column (default: body)")
     add("--limit", type=whole, help="only so many texts, evenly spaced (default: all)")
-    batching_help = "how the check's batches are made (default: sorted)"
-    add("--batching", choices=("in-order", "sorted"), default="sorted", help=batching_help)
+    batching_help = "how the check's batches are made (default: sorted; int8: token-budget, as it labels)"
+    add("--batching", choices=BATCHINGS, help=batching_help)
     add("--batch-size", type=whole, default=1, help="batch size of the check (default: 1)")
+    add("--batch-tokens", type=whole, default=1024, help="tokens in a batch, for token-budget (default: 1024)")
     tolerance_help = f"largest share of changed decisions (default: {TOLERANCE})"
     add("--tolerance", type=share, default=TOLERANCE, help=tolerance_help)
     asking = parser.add_mutually_exclusive_group()
@@ -127,33 +130,37 @@ def check_target(target: Path, model: Path, overwrite: bool) -> None:
         raise UserError(f"too little room for {target}: {needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free")
 
 
-def predict(spec: ClassifierSpec, texts: list[str], batching: Batching) -> Predictions:
-    """Runs a variant once over all texts in a process of its own, with a progress bar."""
+def run_over(texts: list[str], name: str, make: Callable, arguments: tuple, method: Callable, *more):
+    """Calls method(made object, file of the texts, *more) in a process of its own, with a progress bar."""
     with (
         tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file,
-        ProcessPool(Classifier, [(spec,)]) as pool,
-        tqdm(desc=spec.variant, total=len(texts), unit="text", file=sys.stderr) as progress,
+        ProcessPool(make, [arguments]) as pool,
+        tqdm(desc=name, total=len(texts), unit="text", file=sys.stderr) as progress,
     ):
         json.dump(texts, file)
         file.flush()
-        request = Classifier.predict_share, Path(file.name), batching
-        [(_, predictions)] = pool.call(*request, on_heartbeat=lambda done: progress.update(done[0] - progress.n))
+        request = method, Path(file.name), *more
+        [answer] = pool.call(*request, on_heartbeat=lambda done: progress.update(done[0] - progress.n))
         progress.update(progress.total - progress.n)
-    return predictions
+    return answer
 
 
 def compare(model: Model, exported: ClassifierSpec, texts: list[str], batching: Batching, tolerance: float) -> dict:
-    """Runs the original and the export over the same texts; returns what the report says of both."""
-    probs, speed, problem_type = {}, {}, model.problem_type
-    original = ClassifierSpec(model, "torch", None, exported.device)
-    for name, spec in (("original", original), ("export", exported)):
-        predictions = predict(spec, texts, batching)
-        probs[name] = probabilities(predictions.logits, problem_type)
-        speed[name] = len(texts) / (predictions.end - predictions.start)
+    """Runs the export and the original over the same texts; returns what the report says of both.
+
+    The original runs text by text, as transformers documents it, see Reference.
+    """
+    problem_type, device = model.problem_type, exported.device
+    arguments = texts, exported.variant, Classifier, (exported,), Classifier.predict_share, batching
+    _, predictions = run_over(*arguments)
     full = np.flatnonzero(predictions.has_tokens)
     if not len(full):
         raise UserError("the tokenizer gives no token for any text")
-    reference, probs = probs["original"][full], probs["export"][full]
+    full_texts = [texts[i] for i in full]
+    arguments = full_texts, "original", Reference.load, (model, device.gpu, device.threads), Reference.of_file
+    reference, seconds = run_over(*arguments)
+    probs = probabilities(predictions.logits, problem_type)[full]
+    speed = {"original": len(full) / seconds, "export": len(texts) / (predictions.end - predictions.start)}
     stats = statistics(probs, reference, problem_type)
     verdict, reason = judge_export(stats, tolerance)
     return {
@@ -161,7 +168,7 @@ def compare(model: Model, exported: ClassifierSpec, texts: list[str], batching: 
         "problem_type": problem_type,
         **stats,
         "speed": speed,
-        "worst": worst_texts(probs, reference, [texts[i] for i in full], model.labels),
+        "worst": worst_texts(probs, reference, full_texts, model.labels),
         "tolerance": tolerance,
         "verdict": verdict,
         "reason": reason,
@@ -171,13 +178,17 @@ def compare(model: Model, exported: ClassifierSpec, texts: list[str], batching: 
 def export_and_check(args: Namespace, model: Model, dataset: Dataset, folder: Path, repo: str) -> dict:
     """Fills `folder` with the export, the check's report and the card. Returns the report."""
     device, machine = check_device(args)
+    kind = EXPORT_KINDS[args.precision]
+    name = args.batching or ("token-budget" if kind.batches_matter else "sorted")
+    tokens = args.batch_tokens if name == "token-budget" else 0
+    batching = Batching(name, batch_size=0 if tokens else args.batch_size, batch_tokens=tokens)
     say(f"exporting {args.model_id} in {args.precision}")
     graph = run_in_subprocess(export_model, model, args.precision, folder, not args.disable_shape_inference)
     for finding in (f"made by {graph['exporter']}", *graph["findings"]):
         say(f"graph: {finding}")
     say(f"checking on {len(dataset.texts)} texts on {machine}")
     known = versions(*RUNTIMES) | {"commit": project_commit()}
-    spec = ClassifierSpec(model, EXPORT_KINDS[args.precision].variant, folder, device)
+    spec = ClassifierSpec(model, kind.variant, folder, device)
     report = {
         "model": args.model_id if model.folder != Path(args.model_id) else model.folder.resolve().name,
         "repo": repo,
@@ -191,10 +202,10 @@ def export_and_check(args: Namespace, model: Model, dataset: Dataset, folder: Pa
         "dataset": dataset.name,
         "column": args.column,
         "texts": len(dataset.texts),
-        "batch_size": args.batch_size,
-        "batching": args.batching,
+        "batches": str(batching),
+        "batches_matter": kind.batches_matter,
         **graph,
-        **compare(model, spec, dataset.texts, Batching(args.batching, batch_size=args.batch_size), args.tolerance),
+        **compare(model, spec, dataset.texts, batching, args.tolerance),
     }
     public = report if args.excerpts else report | {"worst": []}
     (folder / REPORT).write_text(json.dumps(without_nan(public), indent=2, allow_nan=False), encoding="utf-8")

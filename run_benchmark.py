@@ -36,7 +36,7 @@ from bench.inputs.model import Model
 from bench.inputs.random_model import RANDOM_MODEL
 from bench.inputs.reference import padding_note
 from bench.inputs.resolve import DEFAULT_MODEL, open_model
-from bench.machine import describe_device
+from bench.machine import describe_device, process_count
 from bench.measure.cells import Cell, cell_of, cells_to_run, measured_before, plan_cells
 from bench.measure.conditions import measure_busy, note, note_what_slows
 from bench.measure.peak import measure_peaks
@@ -44,13 +44,13 @@ from bench.measure.sweep import Sweep, estimate, run_cells
 from bench.measure.token_cache import TokenizedTexts, load_or_tokenize
 from bench.naming import slug
 from bench.processes import helper_process, run_in_subprocess
-from bench.provenance import project_commit, versions
+from bench.provenance import package_versions, project_commit, versions
 from bench.report import rows
 from bench.report.table import HEADER, table_line
 from bench.report.verdict import verdict
 from bench.variants import Device
 from runtimes import VARIANTS
-from utils import CACHE, Parser, UserError, clean, int_from, list_of, process_count, run, say, step
+from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say, step
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 QUICK = {"limit": 64, "batches": [1, 8], "batch_tokens": [512], "batching": ["sorted", "token-budget"], "min_time": 0.0}
@@ -152,8 +152,7 @@ def find_device(args: Namespace) -> Device:
 
 def columns_of(variant: str) -> dict[str, str]:
     """Returns the columns that are the same in all rows of a variant: its name, and the versions that it runs with."""
-    known = versions("torch", "transformers", *VARIANTS[variant].packages)
-    return {"variant": variant, "versions": ", ".join(f"{name} {version}" for name, version in known.items())}
+    return {"variant": variant, "versions": package_versions(VARIANTS[variant])}
 
 
 def say_what_is_measured(model: Model, dataset: Dataset, tokens: TokenizedTexts) -> None:

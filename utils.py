@@ -12,6 +12,7 @@ import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import NoReturn
 
@@ -68,16 +69,6 @@ def list_of(parse: Callable) -> Callable[[str], list]:
     return lambda text: list(dict.fromkeys(parse(item) for item in text.split(",")))
 
 
-def process_count(text: str) -> int:
-    """Parses a number of workers or threads; more than the machine could ever use is a slip of the finger."""
-    return int_from(1, max(64, cpu_cores()))(text)
-
-
-def cpu_cores() -> int:
-    """Counts the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def say(line: str = "") -> None:
     """Prints a line on standard error."""
     print(line, file=sys.stderr, flush=True)
@@ -98,8 +89,12 @@ def clean(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its type where it has none."""
-    return clean((str(error).strip().splitlines() or [type(error).__name__])[0][:300])
+    """Returns the first line of an error's message, with those that it announces by a colon; else the error's type."""
+    line = ""
+    for line in accumulate(str(error).strip().splitlines(), "{} {}".format):
+        if not line.endswith(":"):
+            break
+    return clean((line or type(error).__name__)[:300])
 
 
 def stop(number: int, _) -> NoReturn:

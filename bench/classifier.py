@@ -16,21 +16,32 @@ from bench.inputs.batches import Batching, round_lengths_up
 from bench.inputs.model import Model
 from bench.inputs.stream import Batch, prefetch, share_of, text_batches
 from bench.processes import heartbeat
-from bench.variants import Device, TextRunner
+from bench.variants import Device, TextRunner, digest_export
 from runtimes import VARIANTS
-from utils import UserError
+from utils import RunError, UserError
 
 FETCH_EVERY = 64  # batches whose outputs may wait on the device: fetching waits for all of its work
 
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """What a process needs to load a Classifier. `exported`: the folder of the variant's export, if it loads one."""
+    """What a process needs to load a Classifier.
+
+    exported: the folder of the variant's export, if it loads one; export_id: digest_export() of what must be in it,
+    nothing if that doesn't matter.
+    """
 
     model: Model
     variant: str
     exported: Path | None
     device: Device
+    export_id: str = ""
+
+    def check_unchanged(self) -> None:
+        """Raises RunError if model or export are no longer what they were when the run began."""
+        self.model.check_unchanged()
+        if self.export_id and digest_export(self.exported) != self.export_id:
+            raise RunError(f"{self.exported} has changed since the run began: start it again")
 
 
 @dataclass(frozen=True)
@@ -59,8 +70,11 @@ class Classifier:
         if gpu is None:
             os.environ["RAYON_NUM_THREADS"] = str(spec.device.threads)  # the tokenizer's
         self.model, self.number, self.workers = spec.model, number, workers
-        self.runner = variant.load(spec.model, spec.exported, spec.device)
-        self.rounds_lengths_up = variant.new_shapes_are_costly(gpu)
+        try:
+            self.runner = variant.load(spec.model, spec.exported, spec.device)
+        finally:
+            spec.check_unchanged()  # after loading: what is replaced meanwhile is seen, too
+        self.rounds_lengths_up = variant.new_shapes_are_costly(gpu) and spec.model.padding_side != "none"
 
     @property
     def takes_texts(self) -> bool:

@@ -1,6 +1,7 @@
 """The machine: its devices, what they compute natively, and what others do on them."""
 
 import contextlib
+import math
 import os
 import platform
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import UserError, cpu_cores, first_line
+from utils import UserError, first_line, int_from
 
 # what makes a GPU's clock lower than its load and its settings ask for, by NVML's nvmlClocksEventReasons; the software
 # power cap (0x04) is the normal state of a busy GPU
@@ -36,6 +37,37 @@ class DeviceInfo:
     name: str
     driver: str = ""
     uuid: str = ""
+
+
+def cpu_cores() -> int:
+    """Counts the cores that this process may use, by its affinity and by the quotas of its control groups."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, math.ceil(min([cores, *cpu_quotas()])))
+
+
+def cpu_quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
+    """Yields the quotas, in cores, of this process's control group and of all that hold it; none outside Linux.
+
+    Source: cpu.max (version 2) and cpu.cfs_quota_us (version 1) in the kernel's documents. A container sees its own
+    group as the root.
+    """
+    for line in own.read_text().splitlines() if own.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        base = root / "cpu" if "cpu" in controllers.split(",") else root
+        group = base / path.strip("/")
+        for folder in [group, *(parent for parent in group.parents if parent.is_relative_to(base))]:
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max" where there is no limit
+                if controllers:
+                    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+                else:
+                    quota, period = (folder / "cpu.max").read_text().split()
+                if float(quota) > 0:  # -1: no limit
+                    yield float(quota) / float(period)
+
+
+def process_count(text: str) -> int:
+    """Parses a number of workers or threads; more than the machine could ever use is a slip of the finger."""
+    return int_from(1, max(64, cpu_cores()))(text)
 
 
 def cpu_name() -> str:

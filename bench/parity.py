@@ -5,6 +5,8 @@ Changed decisions are called flips, as by Dutta et al., "Accuracy is Not All You
 
 import numpy as np
 
+from utils import UserError
+
 PERCENTILES = {"p25": 25, "median": 50, "p75": 75, "p90": 90, "p95": 95, "p99": 99}
 N_WORST_TEXTS = 3  # that a report shows
 EXCERPT = 200  # characters of each
@@ -20,8 +22,10 @@ def resolve_problem_type(config) -> str:
     """Returns `regression`, `single_label_classification` or `multi_label_classification` of a transformers config.
 
     As transformers' text-classification pipeline has it: unless it is a regression, a single label gets a sigmoid, and
-    several labels a softmax where the config doesn't say.
+    several labels a softmax where the config doesn't say. Raises UserError for any other word.
     """
+    if config.problem_type not in (None, *DECISIONS):
+        raise UserError(f"config.json has an unknown problem_type {config.problem_type!r}: {', '.join(DECISIONS)}")
     if config.problem_type != "regression" and config.num_labels == 1:
         return "multi_label_classification"
     return config.problem_type or "single_label_classification"

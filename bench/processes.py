@@ -20,6 +20,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from types import SimpleNamespace
 
+from bench.machine import cpu_cores
 from utils import RunError, UserError, first_line
 
 POLL_SECONDS = 1.0  # between two heartbeats, and between two looks at the clock
@@ -60,7 +61,9 @@ class ProcessPool:
         with theirs:
             # -P: the working directory is no place to import from
             command = [sys.executable, "-P", "-c", f"from bench.processes import serve; serve({theirs.fileno()})"]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            limits = "OMP_NUM_THREADS", "RAYON_NUM_THREADS"  # of most libraries: they don't see a container's quota
+            threads = dict.fromkeys(limits, str(cpu_cores()))
+            environment = threads | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             streams = {"stdin": subprocess.DEVNULL, "stdout": 2}  # standard output is for rows
             self.processes.append(
                 subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], process_group=0, **streams)

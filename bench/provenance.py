@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import subprocess
 
+from bench.variants import Variant
 from utils import ROOT
 
 
@@ -15,6 +16,12 @@ def versions(*packages: str) -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def package_versions(variant: Variant) -> str:
+    """Returns the versions that a variant runs with, as rows have them."""
+    known = versions("torch", "transformers", *variant.packages)
+    return ", ".join(f"{name} {version}" for name, version in known.items())
 
 
 def project_commit() -> str:

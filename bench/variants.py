@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from bench.files import digest
 from bench.machine import cpu_features
+
+REPORT, CARD = "parity.json", "README.md"  # beside an export, if export_onnx.py has checked it
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class ExportKind:
     max_deviation: how far any probability of a right file may be from the original's on a few texts, or a regression's
     value, as a share of the largest;
     convert(model, file, folder, words) -> (words, more for the manifest): makes the final files in a folder, of the one
-    that was taken; caveat(manifest) -> what speaks against such a file on this machine, or nothing.
+    that was taken; batches_matter: whether answers depend on the other texts of a batch;
+    caveat(manifest) -> what speaks against such a file on this machine, or nothing.
     """
 
     precision: str
@@ -70,7 +75,14 @@ class ExportKind:
     max_deviation: float
     fused: bool = False
     convert: Callable | None = None
+    batches_matter: bool = False
     caveat: Callable[[dict], str] = lambda manifest: ""
+
+
+def digest_export(folder: Path) -> str:
+    """Returns 16 hexadecimal digits for all files of an export, but for what was written about it."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (REPORT, CARD))
+    return digest(files)
 
 
 def no_check(gpu: int | None) -> None:

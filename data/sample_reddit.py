@@ -36,7 +36,7 @@ from xxhash import xxh3_64_intdigest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.files import LONGEST_NAME, check_writable, new_file
-from bench.inputs.datasets import DATASETS
+from bench.inputs.datasets import DATASETS, has_text, removal
 from bench.inputs.format_json_lines import NOT_JSON
 from bench.inputs.readers import Table, UnreadableFile
 from bench.processes import ProcessPool, heartbeat
@@ -49,8 +49,8 @@ COUNTS = {
     "broken": "not JSON",
     "other": "JSON, but no comment: without id, subreddit or body",
     "empty": "nothing but white space",
-    "deleted": "[deleted]",
-    "removed": "[removed]",
+    "deleted": "[deleted] and the like",
+    "removed": "[removed], [ Removed by Reddit ] and the like",
     "subreddit": "not in --subreddit",
     "date": "outside --after and --before, or without a date",
     "length": "outside --min-chars and --max-chars",
@@ -115,9 +115,8 @@ def judge(name: str | None, subreddit: str | None, body: str | None, created: fl
     """Returns the key of COUNTS that fits a comment."""
     if name is None or subreddit is None or body is None:
         return "other"
-    text = body.strip()
-    if text in ("", "[deleted]", "[removed]"):
-        return text[1:-1] or "empty"
+    if not has_text(body):
+        return removal(body) or "empty"
     if rules.subreddit and subreddit.lower() not in rules.subreddit:
         return "subreddit"
     dated = rules.after > -math.inf or rules.before < math.inf

@@ -44,6 +44,7 @@ INT8 = replace(
     suffix="-onnx-int8",
     description="INT8 (dynamically quantized, for CPUs)",
     convert=int8.quantize,
+    batches_matter=True,  # one scale serves a whole activation, of all texts of a batch
     caveat=int8.caveat,
 )
 
@@ -90,6 +91,7 @@ def start_session(file: Path, device: Device):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = device.threads
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # which some CPUs multiply very slowly
     options.enable_mem_pattern = False  # it would allocate anew in the second run of each shape, inside the timing
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if device.exclusive else "0")
     provider, settings = "CPUExecutionProvider", {}

@@ -19,6 +19,7 @@ def load(model: Model, _, device: Device, precision: str = "fp32", compiled: boo
     """
     import torch
 
+    torch.set_flush_denormal(True)  # some CPUs multiply denormal numbers very slowly; before it starts its threads
     torch.set_num_threads(device.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     place = torch.device("cpu" if device.gpu is None else f"cuda:{device.gpu}")

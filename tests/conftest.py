@@ -100,6 +100,8 @@ class PoolHere:
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Everything that the scripts do in processes of their own; the peak is measured in no time."""
+    import torch
+
     for module in (bench.processes, sweep, pool, export_onnx):
         monkeypatch.setattr(module, "ProcessPool", PoolHere)
     monkeypatch.setattr(peak, "PEAK_SECONDS", 0.001)
@@ -108,6 +110,7 @@ def in_this_process(monkeypatch):
     yield
     os.environ.clear()  # workers set variables
     os.environ.update(before)
+    torch.set_flush_denormal(False)  # which a loaded variant sets
 
 
 @pytest.fixture

@@ -36,10 +36,10 @@ def test_end_to_end_rows_the_check_of_an_export_and_labelling_run_the_same_loop(
     assert ran == [(10, "3 sorted")]
     made = ["--precision", "fp32", "--save-dir", "made", "--no-upload", "--batch-size", 5]
     assert call(export_onnx, tiny_model, *same, *made)[0] == 0
-    assert ran[1:] == [(10, "5 sorted")] * 2, "the original and the export"
+    assert ran[1:] == [(10, "5 sorted")], "the export alone: the original runs as transformers documents it"
     labelled = ["--variant", "onnx", "--output", "labelled", "--batch-tokens", 64]
     assert call(classify_texts, tiny_model, "ten.csv", *options, *labelled)[0] == 0
-    assert ran[3:] == [(10, "64 tokens")]
+    assert ran[2:] == [(10, "64 tokens")]
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ import pytest
 from conftest import refused
 
 from bench import machine, provenance
-from bench.machine import DeviceInfo, cpu_busy, cpu_features, cpu_name, describe_device, gpu_busy
+from bench.machine import DeviceInfo, cpu_busy, cpu_cores, cpu_features, cpu_name, cpu_quotas, describe_device, gpu_busy
 from bench.provenance import project_commit, versions
-from utils import cpu_cores
 
 
 def test_names_and_versions():
@@ -105,3 +104,27 @@ def test_a_gpu_is_found_checked_and_named(nvml, monkeypatch):
 def test_what_a_cpu_can_do_is_read_from_its_flags(flags, capabilities, monkeypatch):
     monkeypatch.setattr(Path, "read_text", lambda _: f"processor\t: 0\nflags\t\t: fpu {flags} smep\nbogomips\t: 5\n")
     assert cpu_features() == capabilities
+
+
+def test_the_quota_of_a_container_counts_and_that_of_what_holds_it(tmp_path):
+    own, root = tmp_path / "cgroup", tmp_path / "root"
+    (root / "slice" / "job").mkdir(parents=True)
+    own.write_text("0::/slice/job\n")
+    (root / "slice" / "job" / "cpu.max").write_text("max 100000\n")
+    (root / "slice" / "cpu.max").write_text("150000 100000\n")
+    (root / "cpu.max").write_text("800000 100000\n")
+    assert list(cpu_quotas(root, own)) == [1.5, 8.0]
+    own.write_text("3:cpuset:/\n2:cpu,cpuacct:/job\n0::/none\n")
+    (root / "cpu" / "job").mkdir(parents=True)
+    for place, quota in (("job", "50000"), ("", "-1")):
+        (root / "cpu" / place / "cpu.cfs_quota_us").write_text(quota)
+        (root / "cpu" / place / "cpu.cfs_period_us").write_text("100000")
+    assert list(cpu_quotas(root, own)) == [0.5, 8.0]
+    assert list(cpu_quotas(root, tmp_path / "none")) == [], "not Linux"
+
+
+def test_at_least_one_core_is_left(monkeypatch):
+    monkeypatch.setattr(machine, "cpu_quotas", lambda: [0.3, 64])
+    assert cpu_cores() == 1
+    monkeypatch.setattr(machine, "cpu_quotas", lambda: [])
+    assert cpu_cores() == len(os.sched_getaffinity(0))

@@ -143,6 +143,7 @@ SPECIAL = {
     "funnel": {"block_sizes": [1, 1], "num_decoder_layers": 0},
     "layoutlmv3": {"coordinate_size": 5, "shape_size": 6, "input_size": 32, "patch_size": 16},
     "lilt": {"hidden_size": 24},
+    "longformer": {"attention_window": 8},
     "deepseek_v2": {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 9},
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 8), "attn_layers": ["local", "local"]},
     "luke": {"entity_vocab_size": 10},

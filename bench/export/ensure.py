@@ -4,16 +4,16 @@ import os
 from pathlib import Path
 
 from bench.export.select import EXPORT_KINDS, MANIFEST, export_model
-from bench.files import check_writable, digest, new_folder, read_json
+from bench.files import check_writable, new_folder, read_json
 from bench.inputs.hub import download
 from bench.inputs.model import Model
 from bench.inputs.resolve import DEFAULT_MODEL
 from bench.judge import FAILED
 from bench.processes import run_in_subprocess
+from bench.provenance import versions
+from bench.variants import CARD, REPORT
 from utils import UserError, say, step
 
-REPORT = "parity.json"  # beside model.onnx, if export_onnx.py has checked it
-CARD = "README.md"
 # (model, precision) -> the Hub's repository of an export, and the folder in it
 PUBLISHED = {
     (DEFAULT_MODEL, "fp32"): ("SamLowe/roberta-base-go_emotions-onnx", "onnx"),
@@ -68,8 +68,11 @@ def stale_reason(folder: Path, weights_id: str) -> str:
     manifest = read_json(folder / MANIFEST)
     if missing := [name for name in map(str, manifest.get("files", [])) if not (folder / name).is_file()]:
         return f"lacks {missing[0]}"
-    same = manifest.get("weights_id") == weights_id
-    return "" if same else "is of another model, or of weights that changed since"
+    if manifest.get("weights_id") != weights_id:
+        return "is of another model, or of weights that changed since"
+    [installed] = versions("transformers").values()
+    made_with = manifest.get("transformers", installed)
+    return "" if made_with == installed else f"was made with transformers {made_with}, {installed} is installed"
 
 
 def say_caveats(folder: Path, precision: str) -> None:
@@ -79,12 +82,6 @@ def say_caveats(folder: Path, precision: str) -> None:
         say(f"./{folder} failed its check: {report.get('reason')}")
     if caveat := EXPORT_KINDS[precision].caveat(manifest):
         say(f"./{folder} {caveat}")
-
-
-def digest_export(folder: Path) -> str:
-    """Returns 16 hexadecimal digits for all files of an export, but for what was written about it."""
-    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (REPORT, CARD))
-    return digest(files)
 
 
 def foreign_files(folder: Path) -> list[str]:

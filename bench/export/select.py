@@ -12,11 +12,13 @@ from bench.exporters.graph import count_attention, describe_graph, store_weights
 from bench.inputs.model import Model
 from bench.inputs.reference import N_PADDED_TEXTS, Reference, padding_note
 from bench.inputs.tokenizing import load_tokenizer
+from bench.machine import cpu_cores
 from bench.parity import probabilities
+from bench.provenance import versions
 from bench.variants import Device, ExportKind, TokenRunner
 from runtimes import VARIANTS
 from runtimes.onnx import load
-from utils import UserError, cpu_cores, first_line
+from utils import UserError, first_line
 
 MANIFEST = "export.json"  # beside model.onnx: whose export it is, what made it, and its files
 LONGEST_REASON = 120  # characters of an exporter's own error: its first words say what is wrong
@@ -61,7 +63,7 @@ def export_model(model: Model, precision: str, target: Path, shape_inference: bo
         graph = describe_graph(file, layers_of(model) if kind.fused else None)
     model.config.save_pretrained(target)
     load_tokenizer(model.folder).save_pretrained(target)  # anew: tokenizing has set the other one to truncate
-    manifest |= {"exporter": best.backend, "weights_id": model.weights_id}
+    manifest |= {"exporter": best.backend, "weights_id": model.weights_id} | versions("transformers")
     manifest["files"] = sorted(path.name for path in target.iterdir())
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     return {"options": words, "exporter": best.backend} | graph | {"findings": [*findings, *graph["findings"]]}

@@ -11,6 +11,7 @@ import numpy as np
 from bench.inputs.datasets import bundled_texts, evenly_spaced
 from bench.inputs.model import Model
 from bench.inputs.reference import N_PADDED_TEXTS
+from bench.machine import cpu_cores
 from utils import UserError
 
 OPSET = 18  # torch's exporter writes the standard Attention operator from 23 on, which CUDA has no fused kernel for
@@ -98,7 +99,8 @@ def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: b
     inputs = {name: array[1:, :16].copy() for name, array in example.items()}
     if config.eos_token_id is not None and config.is_encoder_decoder:
         inputs["input_ids"][:, -1] = config.eos_token_id  # BART's head is at the last of these
-    inputs["attention_mask"][1:, -3:] = 0  # an example must have padding in it
+    if "attention_mask" in inputs:
+        inputs["attention_mask"][1:, -3:] = 0  # an example must have padding in it
     names = list(inputs)
 
     class Logits(torch.nn.Module):
@@ -124,7 +126,7 @@ def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: b
     if fused:
         made, _ = optimize_for_ort(made)
         expand_positions(made)
-        if model.padding_side == "right":
+        if model.padding_side != "left":
             replace_mask_bias_by_lengths(made, model.max_length)
     onnx_ir.save(made, file, external_data=f"{file.name}.data")
     words = "torch's ONNX exporter" + (", fused by onnxscript for onnxruntime" if fused else "")
@@ -198,7 +200,9 @@ def is_pure_padding_mask(onnx_model, bias, max_length: int) -> bool:
     tokens = min(max_length, LONG)
     lengths = [tokens, tokens // 2, 1]
     mask = (np.arange(tokens) < np.array(lengths)[:, None]).astype(np.int64)
-    session = onnxruntime.InferenceSession(ir.to_proto(only).SerializeToString())
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cpu_cores()
+    session = onnxruntime.InferenceSession(ir.to_proto(only).SerializeToString(), options)
     [values] = session.run(None, {value.name: mask for value in session.get_inputs()})
     for length, of_text in zip(lengths, np.broadcast_to(values, (len(lengths), *values.shape[1:])), strict=True):
         if of_text[..., :length].any() or (of_text[..., length:] > MASKED).any():

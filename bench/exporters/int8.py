@@ -8,7 +8,7 @@ import numpy as np
 from bench.exporters.graph import INSIDE_BYTES, select_inputs
 from bench.inputs.datasets import bundled_texts, evenly_spaced
 from bench.inputs.model import Model
-from bench.machine import cpu_features
+from bench.machine import cpu_cores, cpu_features
 
 N_OUTLIERS = 8  # channels: more change nothing on trained weights
 N_TEXTS = 64  # to find them with: bundled ones, so always the same
@@ -72,7 +72,9 @@ def find_outliers(model: Model, plain: Path, tensors: set[str]) -> dict[str, np.
     probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in sorted(tensors))
     file = plain.with_name("probe.onnx")
     onnx.save(probe, file)
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cpu_cores()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     texts, names = bundled_texts("normal"), [node.name for node in session.get_inputs()]
     rows = model.tokenize([texts[i] for i in evenly_spaced(len(texts), N_TEXTS)])
     largest = dict.fromkeys(sorted(tensors), 0.0)

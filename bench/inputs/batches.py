@@ -23,12 +23,15 @@ class Batching:
         return f"{self.batch_tokens} tokens" if self.name == "token-budget" else f"{self.batch_size} {self.name}"
 
 
-def make_batches(lengths: np.ndarray, batching: Batching) -> list[np.ndarray]:
+def make_batches(lengths: np.ndarray, batching: Batching, groups: np.ndarray | None = None) -> list[np.ndarray]:
     """Makes batches of texts that have so many tokens, each batch an array of indices into `lengths`.
 
-    Every index occurs once; the last batch may be smaller. Sorting is stable, and writing a batch's results at its
-    indices puts them back in the caller's order.
+    Texts of different `groups` are in different batches. Every index occurs once; the last batch of a group may be
+    smaller. Sorting is stable, and writing a batch's results at its indices puts them back in the caller's order.
     """
+    if groups is not None and groups.any():
+        members = [np.flatnonzero(groups == number) for number in np.unique(groups)]
+        return [own[batch] for own in members for batch in make_batches(lengths[own], batching)]
     indices = np.arange(len(lengths)) if batching.name == "in-order" else np.argsort(lengths, kind="stable")
     if batching.name != "token-budget":
         return np.split(indices, range(batching.batch_size, len(indices), batching.batch_size))

@@ -1,6 +1,7 @@
 """A dataset's name or file -> its texts."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from utils import ROOT, UserError
 DATASETS = {
     "normal": ("random_sample_10k.csv.gz", "synthetic_10k.csv.gz"),
     "filtered": ("random_sample_10k_filtered.csv.gz", "synthetic_10k_filtered.csv.gz"),
+}
+# what Reddit and its archives put in the place of a comment that is gone
+REMOVALS = {
+    "deleted": re.compile(r"\[ ?(deleted( by user)?|unavailable) ?\]", re.IGNORECASE),
+    "removed": re.compile(r"\[ ?removed( by (reddit|moderator)[^\[\]\n]*)? ?\]", re.IGNORECASE),
 }
 
 
@@ -71,8 +77,15 @@ def bundled_texts(name: str) -> list[str]:
 
 
 def has_text(value: str | None) -> bool:
-    """Says whether a row has a text: more than white space."""
-    return value is not None and bool(value.strip())
+    """Says whether a row has a text: more than white space, and not what says that a comment is gone."""
+    return value is not None and bool(value.strip()) and removal(value) is None
+
+
+def removal(text: str) -> str | None:
+    """Returns `deleted` or `removed` if a text only says that a comment is gone, see REMOVALS."""
+    if not text.lstrip().startswith("["):
+        return None
+    return next((kind for kind, words in REMOVALS.items() if words.fullmatch(text.strip())), None)
 
 
 def evenly_spaced(total: int, count: int) -> np.ndarray:

@@ -10,12 +10,18 @@ from bench.inputs.blocks import N_ROWS, Rows
 
 
 def read_schema(path: Path) -> pa.Schema:
-    return pq.read_schema(path).remove_metadata()
+    with open_parquet(path) as parquet:
+        return parquet.schema_arrow.remove_metadata()
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Opens a file; the old dates of Hive, Impala and Spark (int96) get microseconds: nanoseconds end in 2262."""
+    return pq.ParquetFile(path, coerce_int96_timestamp_unit="us")
 
 
 def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     """Yields the rows; row groups among the first `skip` rows are not read, they have nulls."""
-    with pq.ParquetFile(path) as parquet:
+    with open_parquet(path) as parquet:
         for group in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows
             if rows <= skip:

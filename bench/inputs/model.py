@@ -2,21 +2,29 @@
 
 import inspect
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from bench.files import digest
+from bench.files import digest, read_json
 from bench.inputs.batches import pad
-from bench.inputs.tokenizing import check_vocabulary, load_tokenizer, resolve_max_length, tokenize
+from bench.inputs.tokenizing import check_tokenizer_file, load_tokenizer, resolve_max_length, tokenize
 from bench.parity import resolve_problem_type
-from utils import UserError, clean, first_line
+from utils import RunError, UserError, clean, first_line, say
 
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHTS = (".safetensors", ".bin")  # files of a model that hold its weights
-IDENTITY = (".json", ".txt", ".model", *WEIGHTS)  # files that make its answers
+SMALL_FILES = (".json", ".txt", ".model", ".spm", ".tiktoken", ".codes")  # its config, and what tokenizers need
+# types whose answers change with padding although they are told where it is: found by tests/test_awkward_texts.py
+SPOILT_BY_PADDING = {"convbert", "doge", "funnel", "nystromformer", "t5gemma", "yoso"}
+# of every config, but not in a default one
+COMMON_FIELDS = {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "torch_dtype"}
+COMMON_FIELDS |= {"model_type", "transformers_version", "num_labels"}
+# what torch.compile and DataParallel put before the names of weights
+WRAPPER = re.compile(r"(^|\.)(_orig_mod|module)\.")
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,8 @@ class Model:
 
     id: what the user called it; folder: where its files are; weights_id: 16 hexadecimal digits for all that makes its
     answers; problem_type: see parity.resolve_problem_type; labels: their names; max_length: tokens of a text, the rest
-    is cut off; pad_values, padding_side: what it gets, and what stands where padding is, see batches.pad.
+    is cut off; pad_values, padding_side: what it gets, and what stands where padding is, see batches.pad; with the side
+    `none` nothing may be padded; unusable: token ids that the tokenizer can give and the model has no embedding of.
 
     A pickled Model has these fields alone: each process loads config and tokenizer once, if it needs them.
     """
@@ -39,22 +48,30 @@ class Model:
     max_length: int
     pad_values: dict[str, int]
     padding_side: str
+    unusable: frozenset[int]
 
     @classmethod
     def from_folder(cls, folder: Path, model_id: str) -> "Model":
-        """Opens a model's folder. Raises UserError if its config or its tokenizer can't be used."""
+        """Opens a model's folder, and says what is special about it.
+
+        Raises UserError if its config or its tokenizer can't be used, or if the two don't belong together.
+        """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
+        check_tokenizer_file(tokenizer, folder)
         model = cls(
             id=model_id,
             folder=folder,
-            weights_id=digest(file for file in sorted(folder.iterdir()) if file.suffix in IDENTITY),
+            weights_id=digest_weights(folder),
             model_type=config.model_type,
             problem_type=resolve_problem_type(config),
             labels=[clean(str(config.id2label.get(i, f"LABEL_{i}"))) for i in range(config.num_labels)],
             max_length=resolve_max_length(config, tokenizer),
-            pad_values=resolve_pad_values(config, tokenizer),
-            padding_side=tokenizer.padding_side,
+            pad_values=(pad_values := resolve_pad_values(config, tokenizer)),
+            padding_side=resolve_padding_side(config, pad_values),
+            unusable=find_unusable_tokens(config, tokenizer),
         )
+        if sparse_attention(config):
+            say(f"{model_id} runs with full attention: with the sparse one answers depend on the texts before")
         vars(model).update(config=config, tokenizer=tokenizer)
         return model
 
@@ -72,54 +89,150 @@ class Model:
     def tokenize(self, texts: list[str], max_length: int | None = None) -> dict[str, list]:
         """Returns the `input_ids` of each text, and its `token_type_ids` if the model takes them, see tokenizing.
 
-        Raises UserError for a token that the model has no embedding of.
+        A text that the model can't answer has none: one with an unusable token, or for BART's relatives without an end.
         """
         names = [name for name in self.pad_values if name != "attention_mask"]
         rows = tokenize(self.tokenizer, texts, min(max_length or self.max_length, self.max_length), names)
-        check_vocabulary(rows["input_ids"], self.config)
+        unusable, ends = self.unusable, self.ends
+        for i, ids in enumerate(rows["input_ids"] if unusable or ends else ()):
+            if not unusable.isdisjoint(ids) or (ends and ends.isdisjoint(ids)):
+                for values in rows.values():
+                    values[i] = []
         return rows
+
+    @property
+    def ends(self) -> set[int]:
+        """The tokens at the last of which an encoder-decoder's classifier reads its answer; none for other models."""
+        ends = self.config.eos_token_id if self.config.is_encoder_decoder else None
+        return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+
+    def groups(self, token_ids: list[list[int]]) -> np.ndarray:
+        """Returns a number for each text, int [texts]; those of different numbers can't be in one batch.
+
+        That is the length where nothing may be padded. BART's relatives want the same number of ends in all texts of a
+        batch; a text with a literal `</s>` has one more.
+        """
+        if self.padding_side == "none":
+            return np.array([len(ids) for ids in token_ids], int)
+        ends = self.ends
+        return np.array([sum(id in ends for id in ids) if ends else 0 for ids in token_ids], int)
 
     def pad(self, rows: dict[str, list], to_length: int = 0) -> dict[str, np.ndarray]:
         """Pads a batch of what tokenize() gives: what the model gets, name -> int64 [texts, tokens]."""
         return pad(rows, self.pad_values, self.padding_side, to_length)
 
+    def check_unchanged(self) -> None:
+        """Raises RunError if the files are no longer those that the model was made of; with no weights_id it passes."""
+        if self.weights_id and digest_weights(self.folder) != self.weights_id:
+            raise RunError(f"{self.folder} has changed since the run began: start it again")
+
     def load_torch(self, precision: str = "fp32", **options):
         """Loads the classifier in torch on the CPU. Raises UserError if weights are missing: they would be random.
 
-        Code that the model brings is never run, and pickled weights are read as weights only. `options` are
-        from_pretrained's.
+        In a precision below FP32 the head stays in FP32: BF16 has steps of 1/16 for logits near 8. Code that the model
+        brings is never run, and pickled weights are read as weights only. `options` are from_pretrained's.
         """
         import torch
         from transformers import AutoModelForSequenceClassification
+        from transformers.utils.logging import disable_progress_bar
 
-        options |= {"output_loading_info": True, "trust_remote_code": False, "local_files_only": True}
+        disable_progress_bar()
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # of which it tells, and we then
+        options |= {"trust_remote_code": False, "local_files_only": True}
         options["dtype"] = getattr(torch, TORCH_DTYPES[precision])
+        if sparse_attention(self.config):
+            options["attention_type"] = "original_full"
         try:
             model, loading = AutoModelForSequenceClassification.from_pretrained(self.folder, **options)
         except Exception as error:  # a wrong config and a broken file fail in as many ways as there are
-            raise UserError(f"{self.folder} can't be loaded: {first_line(error)}") from error
-        if loading["missing_keys"]:
-            raise UserError(f"{self.folder} lacks weights: {', '.join(sorted(loading['missing_keys'])[:3])}")
-        if unused := [key for key in sorted(loading["unexpected_keys"]) if re.search(r"\.\d+\.", key)]:
-            raise UserError(f"{self.folder} has layers that its config.json doesn't count: {', '.join(unused[:3])}")
+            raise UserError(f"{self.folder} can't be loaded: {first_line(error)}{saved_by(self.folder)}") from error
+        check_loading(self.folder, model, loading)
+        if precision != "fp32":
+            keep_head_in_fp32(model)
         return model.eval()
 
 
+def check_loading(folder: Path, model, loading: dict) -> None:
+    """Raises UserError where transformers says that a folder's weights and its config don't fit.
+
+    A head that goes unused does no harm.
+    """
+    unexpected = sorted(loading["unexpected_keys"])
+    if wrapped := [key for key in unexpected if WRAPPER.search(key)]:
+        words = "the names of its weights are torch.compile's or DataParallel's"
+        raise UserError(f"{folder}: {words} ({wrapped[0]}): save the model inside, model._orig_mod or model.module")
+    if mismatched := [key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]]:
+        wanted = [*model.state_dict()[sorted(mismatched)[0]].shape]
+        words = f"{sorted(mismatched)[0]} is not of the size {wanted}, as config.json has it (id2label, or its sizes)"
+        raise UserError(f"{folder} can't be loaded: {words}")
+    if loading["missing_keys"]:
+        raise UserError(f"{folder} lacks weights: {', '.join(sorted(loading['missing_keys'])[:3])}")
+    if unused := [key for key in unexpected if re.match(rf"{model.base_model_prefix}\..*\.\d+\.", key)]:
+        words = "has layers that its config.json doesn't count, or that this version of transformers doesn't know"
+        raise UserError(f"{folder} {words}: {', '.join(unused[:3])}")
+
+
+def keep_head_in_fp32(model) -> None:
+    """Makes whatever stands behind the encoder compute in FP32."""
+
+    def to_fp32(_, arguments):
+        return tuple(value.float() if hasattr(value, "is_floating_point") else value for value in arguments)
+
+    for module in model.children():
+        if module is not model.base_model:
+            module.float().register_forward_pre_hook(to_fp32)
+
+
+def digest_weights(folder: Path) -> str:
+    """Returns 16 hexadecimal digits for all of a model's files that make its answers."""
+    return digest(path for path in sorted(folder.iterdir()) if path.suffix in SMALL_FILES + WEIGHTS and path.is_file())
+
+
 def load_config(folder: Path):
-    """Loads the transformers config of a model's folder; never runs code that a model brings. Raises UserError."""
+    """Loads the transformers config of a model's folder; never runs code that a model brings.
+
+    Raises UserError if it can't be used, or if a newer transformers saved it with fields that this one would pass over.
+    """
     from transformers import AutoConfig
 
+    newer = saved_by(folder)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # each of its fields can be wrong in a way of its own
-        raise UserError(f"{folder}/config.json can't be used: {first_line(error)}") from error
+        raise UserError(f"{folder}/config.json can't be used: {first_line(error)}{newer}") from error
+    if newer:
+        known = {*type(config)().to_dict(), *config.attribute_map, *COMMON_FIELDS}
+        if unknown := sorted(read_json(folder / "config.json").keys() - known):
+            raise UserError(f"{folder}/config.json has {', '.join(unknown)}, which is not known here{newer}")
+    return config
+
+
+def saved_by(folder: Path) -> str:
+    """Says which transformers saved a model, if it was a newer one than is installed."""
+    import transformers
+    from packaging.version import InvalidVersion, Version
+
+    saved, installed = read_json(folder / "config.json").get("transformers_version"), transformers.__version__
+    try:
+        if Version(str(saved)) <= Version(installed):
+            return ""
+    except InvalidVersion:
+        return ""
+    which = "requirements-transformers5.txt" if Version(installed).major < 5 <= Version(saved).major else "that version"
+    return f" (transformers {saved} saved it, {installed} is installed: install {which})"
+
+
+def sparse_attention(config) -> bool:
+    """Says whether a model has BigBird's attention, which the first short text switches to full attention for good."""
+    return getattr(config, "attention_type", None) == "block_sparse"
 
 
 def resolve_pad_values(config, tokenizer) -> dict[str, int]:
     """Returns what the model gets, by name, and what stands where padding is.
 
-    These are the names that its forward has, and of token types those that its tokenizer gives, as in transformers'
-    `model(**tokenizer(text))`. Raises UserError for a model that can't tell padding from text.
+    These are the names that its tokenizer gives and its forward takes, as in transformers' `model(**tokenizer(text))`.
+    Padding is the config's token, by which some models find the end of a text. Raises UserError for a model that can't
+    find it so.
     """
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
@@ -127,11 +240,41 @@ def resolve_pad_values(config, tokenizer) -> dict[str, int]:
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UserError(f"transformers has no classifier of type {kind}")
     accepted = inspect.signature(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].forward).parameters
-    if "attention_mask" not in accepted:
-        raise UserError(f"a {kind} has no attention mask, so that padding would change its answers")
-    if config.pad_token_id is None and "past_key_values" in accepted and not config.is_encoder_decoder:
+    about = getattr(config, "text_config", config)  # of a model that takes images, too
+    if about.pad_token_id is None and "past_key_values" in accepted and not config.is_encoder_decoder:
         raise UserError(f"this {kind} has no pad_token_id, which it needs to find the end of each text")
-    values = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 0}
-    if "token_type_ids" in accepted and "token_type_ids" in tokenizer.model_input_names:
-        values["token_type_ids"] = tokenizer.pad_token_type_id
-    return values
+    padding = (tokenizer.pad_token_id or 0) if about.pad_token_id is None else about.pad_token_id
+    size = getattr(about, "vocab_size", None)
+    if not isinstance(padding, int) or padding < 0 or (size and padding >= size):
+        raise UserError(f"the padding is token {padding!r}, the model has {size}: set pad_token_id in config.json")
+    values = {"input_ids": padding, "attention_mask": 0, "token_type_ids": 0}
+    return {name: value for name, value in values.items() if name in accepted and name in tokenizer.model_input_names}
+
+
+def resolve_padding_side(config, inputs: Iterable[str]) -> str:
+    """Returns where padding goes, whatever the tokenizer's own side: `right`, so that no text's positions move.
+
+    `left` where the answer is read from the last position (XLNet), `none` where padding would change the answers, as it
+    does without an attention mask among the inputs.
+    """
+    if config.model_type in SPOILT_BY_PADDING or "attention_mask" not in inputs:
+        return "none"
+    return "left" if getattr(config, "summary_type", None) == "last" else "right"
+
+
+def find_unusable_tokens(config, tokenizer) -> frozenset[int]:
+    """Returns the ids of added tokens that the model has no embedding of, and says which they are.
+
+    Raises UserError if the tokenizer's own vocabulary is larger than the model's.
+    """
+    size = getattr(getattr(config, "text_config", config), "vocab_size", None)
+    if not size:
+        return frozenset()
+    lost = {token: id for token, id in tokenizer.get_vocab().items() if id >= size}
+    added = tokenizer.get_added_vocab()
+    if own := [id for token, id in lost.items() if token not in added]:
+        raise UserError(f"the tokenizer has token {max(own)}, the model has {size}: they don't belong together")
+    if lost:
+        names = ", ".join(clean(token) for token in sorted(lost, key=lost.get)[:5])
+        say(f"{len(lost)} added tokens have no embedding in the model, so texts with one get nulls: {names}")
+    return frozenset(lost.values())

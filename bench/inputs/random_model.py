@@ -5,6 +5,7 @@ from pathlib import Path
 from bench.files import make_once
 from bench.inputs.datasets import bundled_texts
 from bench.processes import run_in_subprocess
+from bench.provenance import versions
 from utils import CACHE, say
 
 RANDOM_MODEL = "random-roberta-base"
@@ -19,7 +20,8 @@ def random_roberta_base() -> Path:
     to text (the attention's value path is 3 times its usual width), most labels are improbable and about 1 in 100 is
     above 0.5, as in a trained classifier of 28 emotions (the head is 8 times as wide, around -4).
     """
-    folder = CACHE / RANDOM_MODEL
+    [version] = versions("transformers").values()  # an older one can't read all that a newer one saves
+    folder = CACHE / f"transformers-{version}" / RANDOM_MODEL
     if not folder.exists():
         say(f"building {RANDOM_MODEL} in {folder}")
     make_once(folder, lambda temporary: run_in_subprocess(build_random_roberta_base, temporary))

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from types import ModuleType
 
 import pyarrow as pa
 
+from bench.files import check_no_pointer
 from bench.inputs import format_csv, format_json_lines, format_parquet
 from bench.inputs.blocks import Rows
-from utils import UserError, first_line
+from utils import UserError, clean, first_line, say
 
 # how a file's name ends: the module that reads it, which has
 # read_schema(path) -> names and types of the columns;
@@ -47,7 +49,9 @@ class Table:
     def field(self, name: str) -> pa.Field:
         """Returns a column's name and type. Raises UserError if there is none."""
         if name not in self.schema.names:
-            raise UserError(f"{self.path} has no column {name!r}; its columns: {', '.join(self.schema.names)}")
+            raise UserError(
+                f"{self.path} has no column {name!r} (see --column); its columns: {', '.join(self.schema.names)}"
+            )
         return self.schema.field(name).with_nullable(True)
 
 
@@ -56,6 +60,7 @@ def open_table(path: Path) -> Table:
     if not format_of(path):
         raise UserError(f"{path} can't be read: the formats that can are {', '.join(FORMATS)}")
     with reading(path):
+        check_no_pointer(path)
         schema = format_of(path).read_schema(path)
     if not schema.names:
         raise UserError(f"{path} is empty: it has no columns")
@@ -78,7 +83,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise UnreadableFile(f"{path} can't be read: out of memory for {error or 'its rows'}") from error
-    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:  # pyarrow's are among them
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException) as error:
         raise UnreadableFile(f"{path} can't be read: {first_line(error)}") from error
 
 
@@ -86,11 +91,23 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def find_files(path: Path) -> list[Path]:
-    """Returns the file, or those files of a folder that can be read, by name. Raises UserError if there is none."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-    files = [file for file in files if format_of(file) and not file.name.startswith(".")]
+    """Returns the file, or those files of a folder that can be read, by name; says what else is in the folder.
+
+    Raises UserError if there is none.
+    """
+    formats = ", ".join(FORMATS)
+    if not os.path.lexists(path):
+        raise UserError(f"there is no {path}")
+    if not path.is_dir():
+        if not path.is_file() or not format_of(path):
+            raise UserError(f"{path} is no file that can be read: those that can end in {formats}")
+        return [path]
+    seen = sorted(file for file in path.iterdir() if not file.name.startswith((".", "_")))
+    files = [file for file in seen if format_of(file) and file.is_file()]
     if not files:
-        raise UserError(f"{path} is no file that can be read ({', '.join(FORMATS)}), nor a folder of them")
+        raise UserError(f"{path} holds no file that can be read: those that can end in {formats}")
+    if others := [file.name for file in seen if file not in files]:
+        say(f"{path}: {len(others)} folders or other files in it are passed over, such as {clean(others[0])}")
     return files
 
 
@@ -101,15 +118,20 @@ def common_schema(tables: list[Table], columns: list[str], text_column: str) -> 
     """
     common = None
     for table in tables:
-        own = pa.schema([table.field(name) for name in columns])
+        own = pa.schema([decoded(table.field(name)) for name in columns])
         try:
             common = pa.unify_schemas([common or own, own], promote_options="permissive")
         except pa.ArrowException as error:
             raise UserError(f"{table.path}: a column is of another type than in the files before: {error}") from error
     kind = common.field(text_column).type
-    if str(kind.value_type if pa.types.is_dictionary(kind) else kind) not in TEXT_TYPES:
+    if str(kind) not in TEXT_TYPES:
         raise UserError(f"column {text_column!r} is not text, it is {kind}")
     return common
+
+
+def decoded(field: pa.Field) -> pa.Field:
+    """Returns a column of categories as one of their values: each file has categories of its own."""
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0) -> Iterator[pa.Table]:

@@ -1,12 +1,17 @@
 """The reference: the original model in eager FP32 PyTorch, called as transformers documents it."""
 
 import inspect
+import json
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from bench.inputs.model import Model
+from bench.machine import cpu_cores
 from bench.parity import probabilities
+from bench.processes import heartbeat
 
 N_PADDED_TEXTS = 5  # that show what padding does: enough for several lengths, and quick
 PADDING_TOLERANCE = 1e-3  # of a probability: more than rounding
@@ -21,10 +26,14 @@ class Reference:
     device: object
 
     @classmethod
-    def load(cls, model: Model, gpu: int | None = None) -> "Reference":
-        """Loads the model on a GPU, or with None on the CPU. Raises UserError, see Model.load_torch."""
+    def load(cls, model: Model, gpu: int | None = None, threads: int | None = None) -> "Reference":
+        """Loads the model on a GPU, or with None on the CPU with so many threads (default: all cores).
+
+        Raises UserError, see Model.load_torch.
+        """
         import torch
 
+        torch.set_num_threads(threads or cpu_cores())
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
         return cls(model, model.load_torch().to(device), device)
@@ -40,7 +49,13 @@ class Reference:
         for text in texts:
             inputs = self.model.tokenizer(text, **options)
             rows.append(self.run({name: tensor for name, tensor in inputs.items() if name in accepted}))
+            heartbeat(len(rows))
         return np.concatenate(rows)
+
+    def of_file(self, file: Path) -> tuple[np.ndarray, float]:
+        """Returns (what of_texts() gives for the texts in a JSON file, the seconds that it took)."""
+        texts, start = json.loads(file.read_text(encoding="utf-8")), time.monotonic()
+        return self.of_texts(texts), time.monotonic() - start
 
     def of_batch(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Returns the probabilities [texts, labels] of a padded batch."""
@@ -57,7 +72,12 @@ class Reference:
         return probabilities(logits.float().cpu().numpy(), self.model.problem_type)
 
     def padding_effect(self, texts: list[str], max_length: int | None = None) -> float:
-        """Returns how far any probability of a padded batch of texts is from that of its text alone."""
+        """Returns how far any probability of a padded batch of texts is from that of its text alone.
+
+        0 where nothing is padded.
+        """
+        if self.model.padding_side == "none":
+            return 0.0
         rows, pad = self.model.tokenize(texts, max_length), self.model.pad
         alone = [pad({name: values[i : i + 1] for name, values in rows.items()}) for i in range(len(texts))]
         return float(np.abs(self.of_batch(pad(rows)) - np.concatenate(list(map(self.of_batch, alone)))).max())

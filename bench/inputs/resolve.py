@@ -4,15 +4,14 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.files import read_json
+from bench.files import check_no_pointer, read_json
 from bench.inputs.hub import download
-from bench.inputs.model import Model
+from bench.inputs.model import SMALL_FILES, WEIGHTS, Model
 from bench.inputs.random_model import RANDOM_MODEL, random_roberta_base
 from bench.processes import run_in_subprocess
 from utils import UserError
 
 DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
-MODEL_FILES = ["*.json", "*.txt", "*.model", "README.md"]
 
 
 def open_model(model_id: str, call: Callable = run_in_subprocess) -> Model:
@@ -33,14 +32,18 @@ def resolve_model(model_id: str) -> Path:
         if os.path.exists(folder) or model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
             raise UserError(f"no model folder {model_id}")
         at_the_top = {"ignore_patterns": "*/*"}
+        patterns = [*(f"*{suffix}" for suffix in SMALL_FILES), "*.safetensors", "README.md"]
         try:
-            folder = download(model_id, allow_patterns=[*MODEL_FILES, "*.safetensors"], **at_the_top)
+            folder = download(model_id, allow_patterns=patterns, **at_the_top)
             if not any(folder.glob("*.safetensors")):  # pickles, which torch reads as weights only
                 folder = download(model_id, allow_patterns="*.bin", **at_the_top)
         except UserError as error:
             raise type(error)(f"{error}; name a local folder or {RANDOM_MODEL} instead") from error
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a model's folder: it has no config.json")
+    for file in folder.iterdir():
+        if file.suffix in (*SMALL_FILES, *WEIGHTS) and file.is_file():
+            check_no_pointer(file)
     config = read_json(folder / "config.json")
     check_origin(folder, config)
     heads = config.get("architectures") or []

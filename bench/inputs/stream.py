@@ -10,7 +10,8 @@ import numpy as np
 from bench.inputs.batches import Batching, make_batches
 from bench.inputs.model import Model
 
-CHUNK_TEXTS = 2048  # tokenized at once: enough to keep all cores of a fast tokenizer busy
+CHUNK_TEXTS = 2048  # tokenized at once, at most: enough to keep all cores of a fast tokenizer busy
+CHUNK_CHARACTERS = 2**21  # of these texts, unless one alone has more: a second of work, 100 MB of memory
 QUEUED_BATCHES = 16  # that wait for the model, at most: enough for its fastest moment, and little memory
 
 
@@ -42,8 +43,7 @@ def text_batches(
     if batching.name != "in-order":
         indices = np.argsort([len(text) for text in texts], kind="stable")
     rest, rows = np.empty(0, int), {}
-    for start in range(0, len(texts), CHUNK_TEXTS):
-        chunk = indices[start : start + CHUNK_TEXTS]
+    for chunk in split_chunks(indices, texts):
         tokens = model.tokenize([texts[i] for i in chunk])
         full = [i for i, ids in enumerate(tokens["input_ids"]) if len(ids)]
         rows = {name: rows.get(name, []) + pick(values, full) for name, values in tokens.items()}
@@ -52,13 +52,25 @@ def text_batches(
             continue
         lengths = np.array([len(ids) for ids in rows["input_ids"]])
         widths = padded_lengths(lengths)
-        batches = make_batches(widths, batching)
-        carried = batches.pop() if start + CHUNK_TEXTS < len(texts) else np.empty(0, int)
+        batches = make_batches(widths, batching, model.groups(rows["input_ids"]))
+        carried = batches.pop() if chunk[-1] != indices[-1] else np.empty(0, int)
         for batch in batches:
             of_batch = {name: pick(values, batch) for name, values in rows.items()}
             inputs = model.pad(of_batch, to_length=int(widths[batch].max()))
             yield Batch(rest[batch], inputs, tokens=int(lengths[batch].sum()))
         rest, rows = rest[carried], {name: pick(values, carried) for name, values in rows.items()}
+
+
+def split_chunks(indices: np.ndarray, texts: list[str]) -> Iterator[np.ndarray]:
+    """Yields the indices, in their order, of as many texts as are tokenized at once."""
+    start, characters = 0, 0
+    for end, i in enumerate(indices):
+        if end - start == CHUNK_TEXTS or (end > start and characters + len(texts[i]) > CHUNK_CHARACTERS):
+            yield indices[start:end]
+            start, characters = end, 0
+        characters += len(texts[i])
+    if start < len(indices):
+        yield indices[start:]
 
 
 def pick(values: list, indices: Iterable[int]) -> list:

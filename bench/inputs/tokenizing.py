@@ -7,10 +7,20 @@ from utils import UserError, first_line
 
 UNLIMITED = 10**9  # and above: the model takes texts of any length
 DEFAULT_MAX_LENGTH = 512  # tokens, of such a model: what most encoders take
-LONG_TEXT = 50_000  # characters: of longer texts the beginning is tried first, see tokenize
+LONG_TEXT = 10  # characters for each token that may be needed: of longer texts only an end is tried first
 # model types whose positions start behind the padding index, see resolve_max_length
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod", "mpnet"}
 OFFSET_POSITIONS |= {"data2vec-text", "ibert", "longformer", "esm", "luke"}
+# texts on which a tokenizer must agree with its file: cases, accents, digits, spaces, signs, other scripts, nothing
+SAMPLES = (
+    "A Plain sentence, of 12 words: it's naïve, isn't it?",
+    "  two  spaces\tand\na line  ",
+    "ÅNGSTRÖM e\u0301 ﬁne 😀👍🏽 don\u2019t “quote”",
+    "你好\uff0c世界 שלום مرحبا नमस्ते 1,234.56",
+    "http://example.org/a_b?c=1 #tag @name snake_case CamelCase",
+    "",
+)
+TOKENIZER_FILES = "tokenizer.json", "vocab.*", "*.model", "*.spm", "*.tiktoken"  # one of these holds the vocabulary
 
 
 def load_tokenizer(folder: Path):
@@ -29,9 +39,36 @@ def load_tokenizer(folder: Path):
             reason = first_line(error)
         if (folder / "tokenizer.json").exists():
             break
-    if not any(any(folder.glob(name)) for name in ("tokenizer.json", "vocab.*", "*.model")):
+    if not any(any(folder.glob(name)) for name in TOKENIZER_FILES):
         reason = "no tokenizer.json, vocabulary or SentencePiece model"
     raise UserError(f"{folder} has no tokenizer that can be loaded: {reason}")
+
+
+def check_tokenizer_file(tokenizer, folder: Path) -> None:
+    """Raises UserError where transformers' tokenizer gives other tokens than its own file tokenizer.json.
+
+    The class that tokenizer_config.json names may rebuild what the file says, in another way in each version of
+    transformers (its issues 45701 and 47706): nobody can tell then which tokens the model was trained with.
+    """
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file() or not tokenizer.is_fast:
+        return
+    import transformers
+
+    both = tokenizer.backend_tokenizer, Tokenizer.from_file(str(file))
+    for one in both:
+        one.no_padding()
+        one.no_truncation()
+    for text in SAMPLES:
+        found, expected = (one.encode(text).ids for one in both)
+        if found != expected:
+            raise UserError(
+                f"{folder}: transformers {transformers.__version__} gives {len(found)} tokens for {text!r}, "
+                f"tokenizer.json {len(expected)}, or others: it goes by the tokenizer_class or an option in "
+                "tokenizer_config.json; correct that file, or take the version of transformers that saved it"
+            )
 
 
 def resolve_max_length(config, tokenizer) -> int:
@@ -55,9 +92,10 @@ def resolve_max_length(config, tokenizer) -> int:
 def tokenize(tokenizer, texts: list[str], max_length: int, names: Sequence[str] = ("input_ids",)) -> dict[str, list]:
     """Returns the token ids of each text, and, if they are among the names, its `token_type_ids`.
 
-    Special tokens are included; it is truncated to `max_length`, not padded. Asks a fast tokenizer directly: what
-    transformers adds for each text can't be shared among cores. Of a text over LONG_TEXT only the beginning is
-    tokenized, where that gives at least twice `max_length` tokens: then what the cut changes lies behind the tokens
+    Special tokens are included; it is truncated to `max_length`, not padded. A text that is no Unicode (half of a
+    surrogate pair in it) has no token. Asks a fast tokenizer directly: what transformers adds for each text can't be
+    shared among cores. Of a text of more than LONG_TEXT characters for each of 2 x `max_length` tokens only that much
+    of the end that is kept is tokenized, where that gives as many tokens: then what the cut changes lies beyond those
     that are kept. (In whole, a text of 10 MB takes 15 seconds and 2 GB.)
     """
 
@@ -72,15 +110,24 @@ def tokenize(tokenizer, texts: list[str], max_length: int, names: Sequence[str] 
         attributes = {"input_ids": "ids", "token_type_ids": "type_ids"}
         return {name: [getattr(encoding, attributes[name]) for encoding in encodings] for name in names}
 
-    beginnings = [text[:LONG_TEXT] for text in texts]
-    for i, text in enumerate(texts):
-        if len(text) > LONG_TEXT and len(truncated([beginnings[i]], 2 * max_length)["input_ids"][0]) < 2 * max_length:
-            beginnings[i] = text
-    return truncated(beginnings, max_length)
+    enough = 2 * max_length
+    kept = slice(LONG_TEXT * enough) if tokenizer.truncation_side == "right" else slice(-LONG_TEXT * enough, None)
+    given, no_unicode = list(texts), [i for i, text in enumerate(texts) if not is_unicode(text)]
+    for i in no_unicode:
+        given[i] = ""
+    for i, text in enumerate(given):
+        if len(text) > LONG_TEXT * enough and len(truncated([text[kept]], enough)["input_ids"][0]) >= enough:
+            given[i] = text[kept]
+    rows = truncated(given, max_length)
+    for values in rows.values():
+        for i in no_unicode:
+            values[i] = []
+    return rows
 
 
-def check_vocabulary(token_ids: list[list[int]], config) -> None:
-    """Raises UserError for a token that the model has no embedding of: a GPU would read one out of bounds."""
-    highest, size = max((max(ids) for ids in token_ids if ids), default=0), getattr(config, "vocab_size", None)
-    if size and highest >= size:
-        raise UserError(f"the tokenizer gives token {highest}, the model has {size}: they don't belong together")
+def is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

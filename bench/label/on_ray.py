@@ -18,9 +18,10 @@ from bench.inputs.model import WEIGHTS
 from bench.inputs.readers import Table
 from bench.label.output import OutputSpec, label_table, part_name, read_parts, write_part
 from bench.label.pool import N_TRIES
+from bench.machine import cpu_cores
 from bench.parity import probabilities
 from bench.processes import error_summary
-from utils import ROOT, RunError, UserError, clean, cpu_cores, first_line
+from utils import ROOT, RunError, UserError, clean, first_line
 
 CODE = "bench", "runtimes", "utils.py"  # that the other machines need
 
@@ -46,9 +47,9 @@ class Actor:
                 path = Path(place, name)
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(content)
-            model = replace(job.spec.model, folder=Path(place, "model"))
+            model = replace(job.spec.model, folder=Path(place, "model"), weights_id="")  # read_files() has checked them
             exported = job.spec.exported and Path(place, "export")
-            self.classifier = Classifier(replace(job.spec, model=model, exported=exported))
+            self.classifier = Classifier(replace(job.spec, model=model, exported=exported, export_id=""))
             _ = model.config, model.tokenizer  # loaded while their files are there
 
     def make(self, number: int) -> tuple[int, np.ndarray]:
@@ -130,10 +131,13 @@ def label_on_ray(numbers: list[int], job: RayJob, workers: int | None) -> Iterat
 def read_files(spec: ClassifierSpec) -> dict[str, bytes]:
     """Returns name -> content of what a variant loads, so that the other machines need neither model nor export.
 
-    An export travels whole, whatever its runtime keeps in it; the model's weights stay here then.
+    An export travels whole, whatever its runtime keeps in it; the model's weights stay here then. Raises RunError if
+    the files have changed since the run began.
     """
-    files = [file for file in spec.model.folder.iterdir() if file.is_file()]
-    if not spec.exported:
-        return {f"model/{file.name}": file.read_bytes() for file in files}
-    contents = {f"model/{file.name}": file.read_bytes() for file in files if file.suffix not in WEIGHTS}
-    return contents | {f"export/{file.name}": file.read_bytes() for file in spec.exported.iterdir() if file.is_file()}
+    files = {f"model/{file.name}": file for file in spec.model.folder.iterdir() if file.is_file()}
+    if spec.exported:
+        files = {name: file for name, file in files.items() if file.suffix not in WEIGHTS}
+        files |= {f"export/{file.name}": file for file in spec.exported.iterdir() if file.is_file()}
+    contents = {name: file.read_bytes() for name, file in files.items()}
+    spec.check_unchanged()
+    return contents

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ import pyarrow.parquet as pq
 from bench.files import check_writable, new_file, read_json
 from bench.inputs.datasets import has_text
 from bench.inputs.readers import Table, read_all
-from utils import UserError
+from utils import UserError, say
 
 PART = re.compile(r"part-\d{5,}\.parquet")
 JOB_FILE = "_job.json"  # what the parts are made of; pandas and Spark pass over names with an underscore
+LOCK_FILE = "_lock"
 TEMPORARY = ".tmp"
 
 
@@ -28,7 +28,8 @@ class OutputSpec:
     """What is in the parts.
 
     schema: of the columns that are read, in all files; columns: which are copied; text_column; labels: their names;
-    top_label: whether only the best of them is written; rows: of a part; limit: of the rows in all, None for no limit.
+    top_label: whether only the best of them is written; prefix: what the names of the new columns begin with; rows: of
+    a part; limit: of the rows in all, None for no limit.
     """
 
     schema: pa.Schema
@@ -36,8 +37,14 @@ class OutputSpec:
     text_column: str
     labels: list[str]
     top_label: bool
+    prefix: str
     rows: int
     limit: int | None
+
+    @property
+    def added(self) -> list[str]:
+        """The names of the new columns."""
+        return [self.prefix + name for name in (["label", "score"] if self.top_label else self.labels)]
 
 
 # ------------------------------------------------------------------------------------------------- rows and columns
@@ -79,8 +86,9 @@ def label_table(table: pa.Table, classify: Callable, output: OutputSpec) -> tupl
         best = np.where(missing, 0, probs.argmax(axis=1))
         names = pa.array([output.labels[i] for i in best], pa.string(), mask=missing)
         scores = pa.array(probs[np.arange(len(probs)), best], mask=missing)
-        return found.append_column("label", names).append_column("score", scores), counts
-    for i, label in enumerate(output.labels):
+        label, score = output.added
+        return found.append_column(label, names).append_column(score, scores), counts
+    for i, label in enumerate(output.added):
         found = found.append_column(label, pa.array(np.ascontiguousarray(probs[:, i]), mask=missing))
     return found, counts
 
@@ -99,7 +107,7 @@ def part_files(folder: Path) -> list[Path]:
 def is_whole(part: Path, rows: int) -> bool:
     """Says whether a part is there, can be read, and has so many rows."""
     try:
-        return pq.read_metadata(part).num_rows == rows
+        return part.is_file() and pq.read_metadata(part).num_rows == rows
     except (OSError, ValueError):
         return False
 
@@ -133,14 +141,14 @@ def prepare_output(folder: Path, job: dict, overwrite: bool) -> None:
     Raises UserError if it holds other things, or parts of another job.
     """
     before, done, temporary = read_job(folder), part_files(folder), [*folder.glob(f".*{TEMPORARY}")]
-    ours = {JOB_FILE, *(path.name for path in (*done, *temporary))}
+    ours = {JOB_FILE, LOCK_FILE, *(path.name for path in (*done, *temporary))}
     if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ours):
         raise UserError(f"{folder} holds {foreign[0]}, which is not a part: name another folder")
     if done and not (folder / JOB_FILE).is_file():
         raise UserError(f"{folder} holds {done[0].name}, which no run of this script made: name another folder")
     if done and before != job and not overwrite:
-        other = [key for key in job if before.get(key) != job[key]]
-        raise UserError(f"{folder} holds parts of another {', '.join(other)}; --overwrite starts anew")
+        other = [key for key in job | before if before.get(key) != job.get(key)]
+        raise UserError(f"{folder} holds parts that were made otherwise ({', '.join(other)}); --overwrite starts anew")
     for path in [*temporary, *(done if overwrite else [])]:
         path.unlink()
     if before != job:
@@ -150,13 +158,18 @@ def prepare_output(folder: Path, job: dict, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder until this one ends or dies. Raises UserError if another is in it."""
+    """Keeps other runs out of a folder until this one ends or dies; says so where the file system has no locks.
+
+    Raises UserError if another run is in it. A file is locked, since NFS locks only what is open for writing.
+    """
     check_writable(folder)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if (folder / LOCK_FILE).exists() and not (folder / LOCK_FILE).is_file():
+        raise UserError(f"{folder / LOCK_FILE} is not a file: name another folder")
+    with (folder / LOCK_FILE).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another run is writing into {folder}") from error
+        except OSError as error:
+            say(f"{folder} can't be locked ({error.strerror}): see to it that no other run writes into it")
         yield
-    except BlockingIOError as error:
-        raise UserError(f"another run is writing into {folder}") from error
-    finally:
-        os.close(descriptor)

@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.inputs.batches import Batching
-from bench.machine import cpu_features
+from bench.machine import cpu_cores, cpu_features
 from bench.measure.cells import batching_of
+from bench.provenance import package_versions
 from bench.report.rows import latest_per_cell, read_results
 from bench.report.verdict import rank
 from bench.variants import Device
 from runtimes import VARIANTS
-from utils import UserError, cpu_cores, say
+from utils import UserError, say
 
 # where nothing was measured: what was best or close to it in all our sweeps of a CPU; for a GPU a guess
 DEFAULT_TOKENS = {"gpu": 16384, "cpu": 1024}
@@ -32,13 +33,14 @@ class LabelPlan:
 
 
 def fastest_valid_row(results_dir: Path, device_name: str, weights_id: str, variant: str | None) -> dict | None:
-    """Returns the fastest row, end to end, of this device and these weights; None if none is known to be usable.
+    """Returns the fastest row, end to end, of this device, these weights and the installed packages; None without one.
 
     Of several sets of texts, whose speeds can't be compared, those with most rows count.
     """
     rows, _, _ = read_results(sorted(results_dir.rglob("*.tsv")))
     rows = rows[(rows["device"] == device_name) & (rows["weights_id"] == weights_id)]
     rows = rows[rows["variant"].isin([variant] if variant else VARIANTS)]
+    rows = rows[rows["versions"] == rows["variant"].map(lambda name: package_versions(VARIANTS[name]))]
     if rows.empty:
         return None
     texts = ["dataset", "texts", "texts_id"]

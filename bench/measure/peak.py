@@ -5,8 +5,8 @@ import time
 import numpy as np
 
 from bench.inputs.model import TORCH_DTYPES, Model
+from bench.machine import cpu_cores
 from bench.variants import Device
-from utils import cpu_cores
 
 # rows, inner, columns. On a CPU these were the fastest, and short enough to fall between what others do; a GPU wants
 # more work at once

@@ -11,7 +11,7 @@ import numpy as np
 from bench.classifier import ClassifierSpec
 from bench.inputs.batches import make_batches, padded_tokens
 from bench.inputs.model import Model
-from bench.machine import watch_throttling
+from bench.machine import cpu_cores, watch_throttling
 from bench.measure.cells import Cell
 from bench.measure.token_cache import TokenizedTexts
 from bench.measure.worker import Report, Worker
@@ -19,7 +19,7 @@ from bench.parity import count_flips, probabilities
 from bench.processes import ProcessPool
 from bench.variants import Device
 from runtimes import VARIANTS
-from utils import UserError, cpu_cores
+from utils import UserError
 
 ASSUMED_MFU = 0.5  # share of the peak that estimates assume: between what FP32 and BF16 reach on a CPU
 
@@ -93,9 +93,9 @@ def fastest_end_to_end(sweep: Sweep, cell: Cell, speeds: dict[Cell, float]) -> C
 
 def estimate(sweep: Sweep, cells: list[Cell]) -> dict[Cell, float]:
     """Estimates the seconds of each cell: its warm-up and passes at ASSUMED_MFU; compiling comes on top."""
-    lengths, seconds = sweep.tokens.lengths, {}
+    lengths, groups, seconds = sweep.tokens.lengths, sweep.tokens.groups, {}
     for cell in cells:
-        padding = padded_tokens(lengths, make_batches(lengths, cell.batching)).sum() / lengths.sum()
+        padding = padded_tokens(lengths, make_batches(lengths, cell.batching, groups)).sum() / lengths.sum()
         peak = sweep.peak_of(cell.variant) or sweep.peaks["fp32"]
         if sweep.device.gpu is None:
             peak *= min(1, cell.workers * sweep.device.threads / cpu_cores())

@@ -29,15 +29,16 @@ class TokenizedTexts:
     """What the cells of a sweep share; kept in a folder of the cache, from which each worker loads it.
 
     ids: of all texts in one run, int32 [tokens], by name (`input_ids`, perhaps `token_type_ids`); lengths: the token
-    count of each text; offsets: where each ends in `ids`; sample: indices of the texts that are compared; reference:
-    their probabilities [sample, labels], see Reference.of_texts; flops: of one pass over the real tokens, nan where
-    torch can't count them; tokens_speed: messages/s of the tokenizer when these were made; n_empty: how many texts gave
-    no token and were left out; padding_effect: see Reference.
+    count of each text; groups: see Model.groups; offsets: where each text ends in `ids`; sample: indices of the texts
+    that are compared; reference: their probabilities [sample, labels], see Reference.of_texts; flops: of one pass over
+    the real tokens, nan where torch can't count them; tokens_speed: messages/s of the tokenizer when these were made;
+    n_empty: how many texts gave no token and were left out; padding_effect: see Reference.
     """
 
     folder: Path
     ids: dict[str, np.ndarray]
     lengths: np.ndarray
+    groups: np.ndarray
     offsets: np.ndarray
     sample: np.ndarray
     reference: np.ndarray
@@ -103,13 +104,14 @@ def tokenize_into(model: Model, folder: Path, gpu: int | None) -> None:
         texts = [texts[i] for i in full]
         (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
         rows = {name: [values[i] for i in full] for name, values in rows.items()}
-    if model.pad_values.get("token_type_ids") == 0 and not any(any(types) for types in rows["token_type_ids"]):
+    if "token_type_ids" in rows and not any(any(types) for types in rows["token_type_ids"]):
         del rows["token_type_ids"]  # pad() gives zeros
 
     arrays = {name: np.concatenate(values).astype(np.int32) for name, values in rows.items()}
     lengths = np.array([len(ids) for ids in rows["input_ids"]])
     sample, reference = evenly_spaced(len(texts), N_SAMPLE), Reference.load(model, gpu)
     arrays |= {"lengths": lengths, "offsets": np.cumsum(lengths), "sample": sample}
+    arrays["groups"] = model.groups(rows["input_ids"])
     arrays["reference"] = reference.of_texts([texts[i] for i in sample])
     by_length = sample[np.argsort(lengths[sample], kind="stable")]
     shorter = by_length[: len(by_length) * 2 // 3 + 1]  # the longest would take seconds

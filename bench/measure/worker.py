@@ -68,7 +68,7 @@ class Worker:
         if cell.stage == "end-to-end":
             self.prepare_texts()
             return
-        batches = make_batches(self.widths, cell.batching)
+        batches = make_batches(self.widths, cell.batching, self.tokens.groups)
         self.batches = balance_shards(self.widths, batches, cell.workers)[self.number]
         by_shape = {}
         for batch in self.batches:
@@ -145,7 +145,8 @@ class Worker:
     def padded_by_the_runtime(self) -> int:
         """Counts the tokens that a runtime which takes texts has made of them, if it pads as transformers does."""
         lengths = self.tokens.lengths[self.indices]
-        return int(padded_tokens(lengths, make_batches(lengths, self.cell.batching)).sum())
+        batches = make_batches(lengths, self.cell.batching)
+        return int(padded_tokens(lengths, batches).sum())
 
     def time_batch(self, i: int) -> float:
         start = time.monotonic()

@@ -24,7 +24,7 @@ def test_a_broken_card_of_the_source_costs_no_export(card, tmp_path, tiny_export
     (tmp_path / "source" / "README.md").write_bytes(card)
     figures = dict.fromkeys(("mean", "std", "min", "p25", "median", "p75", "p90", "p95", "p99", "max"), 0.0)
     report = {"model": "ann/tiny", "repo": "ann/tiny-onnx", "precision": "fp32"}
-    report |= {"problem_type": "regression", "batching": "sorted"}
+    report |= {"problem_type": "regression", "batches": "1 sorted", "batches_matter": False}
     report |= {"largest_difference": figures, "speed": {"original": 1.0, "export": 1.0}, "worst": [], "findings": []}
     report |= dict.fromkeys(("dataset", "column", "machine", "verdict", "reason", "provider"), "x")
     report |= dict.fromkeys(("mean_over_labels", "flips", "tolerance"), 0.0) | {"non_finite_texts": 0}

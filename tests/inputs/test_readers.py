@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pandas as pd
 import pyarrow as pa
@@ -55,8 +56,9 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
         (tmp_path / name).write_bytes(content)
         assert name in refused(open_table, tmp_path / name)
     (tmp_path / "empty").mkdir()
-    assert "nor a folder" in refused(find_files, tmp_path / "empty")
-    assert "nor a folder" in refused(find_files, tmp_path / "none.csv")
+    assert "empty holds no file that can be read" in refused(find_files, tmp_path / "empty")
+    assert "there is no " in refused(find_files, tmp_path / "none.csv")
+    assert "a.txt is no file that can be read" in refused(find_files, tmp_path / "a.txt")
 
 
 def test_the_types_of_all_files_are_made_one_before_anything_is_read(tmp_path):
@@ -104,3 +106,85 @@ def test_a_bad_line_of_json_is_named_with_its_number(tmp_path):
         assert rows.table["id"].to_pylist() == ["a", "a", None, "a"] and list(rows.bad) == [2]
         assert f"a.zst can't be read: line 4: {words}" in refused(list, read_all([table], only_id))
         assert len(list(read_all([table], only_id, skip=3))) == 1
+
+
+def test_an_unquoted_line_break_is_named_with_its_line_and_not_two_rows(tmp_path):
+    """As pandas and DuckDB make two rows of it (pandas 9729, duckdb 7196)."""
+    file = tmp_path / "a.csv"
+    for content in (b"id,body\n1,one\n2,half a\ntext\n3,x\n", b"body,id\none,1\nhalf a\ntext,2\n", b"a,b,c\n1,2\n"):
+        file.write_bytes(content)
+        table = open_table(file)
+        assert " fields, the header has " in (words := refused(list, read_all([table], table.schema))), words
+        assert "a.csv can't be read: line " in words
+    file.write_bytes(b"id,body,,\n1,one\n2,two,,\n3,three,\n")
+    table = open_table(file)
+    [rows] = read_all([table], table.schema)
+    assert rows.to_pydict() == {"id": ["1", "2", "3"], "body": ["one", "two", "three"]}
+
+
+def test_a_byte_that_is_no_utf_8_is_named_with_its_line_far_into_a_file(tmp_path):
+    lines = [b'%d,"two\nlines"' % i for i in range(30_000)]
+    lines[25_000] = b"25000,caf\xe9"
+    with gzip.open(tmp_path / "a.csv.gz", "wb") as file:
+        file.write(b"\n".join([b"id,body", *lines]))
+    table = open_table(tmp_path / "a.csv.gz")
+    message = refused(list, read_all([table], table.schema))
+    assert "line 50002 has the byte 0xe9, which is no UTF-8" in message
+
+
+def write_parquet_of_every_type(path, seed: int):
+    day = pd.Timestamp("1999-12-31 23:59:59.999999")
+    columns = {
+        "body": pa.array([f"text {seed}", None], pa.large_string()),
+        "category": pa.array([f"a{seed}", "b"]).dictionary_encode(),
+        "number category": pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int8()), pa.array([seed, 7])),
+        "list": pa.array([[1, seed], None]),
+        "struct": pa.array([{"x": 1, "y": "z"}, None]),
+        "a.b": pa.array([seed, 2]),
+        "binary": pa.array([b"\xff", None]),
+        "decimal": pa.array([1, None], pa.decimal128(20, 3)),
+        "date": pa.array([day.date(), None]),
+        "zoned": pa.array([day, None], pa.timestamp("us", "Europe/Berlin")),
+        "half": pa.array([1.5, None], pa.float16()),
+        "big": pa.array([2**63, 1], pa.uint64()),
+        "null": pa.nulls(2),
+        "time": pa.array([day.time(), None]),
+    }
+    pq.write_table(pa.table(columns), path)
+    return columns
+
+
+def test_columns_of_every_type_of_parquet_come_through_from_two_files(tmp_path):
+    written = [write_parquet_of_every_type(tmp_path / f"{seed}.parquet", seed) for seed in range(2)]
+    tables = [open_table(file) for file in find_files(tmp_path)]
+    found = pa.concat_tables(read_all(tables, common_schema(tables, tables[0].schema.names, "body")))
+    for name in written[0]:
+        assert found[name].to_pylist() == [value for columns in written for value in columns[name].to_pylist()], name
+    assert found["category"].type == pa.string()
+
+
+def test_old_dates_of_spark_are_right_outside_1677_to_2262(tmp_path):
+    days = [pd.Timestamp(f"{year}-01-02").to_pydatetime() for year in (1066, 1999, 2999)]
+    table = pa.table({"when": pa.array(days, pa.timestamp("us")), "body": ["x"] * 3})
+    pq.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True)
+    opened = open_table(tmp_path / "a.parquet")
+    [rows] = read_all([opened], opened.schema)
+    assert rows["when"].to_pylist() == days
+
+
+def test_what_is_passed_over_in_a_folder_is_said_and_what_is_no_file_is_not_waited_for(tmp_path, capfd):
+    name = os.fsdecode(b"caf\xe9.csv")
+    (tmp_path / name).write_text("body\nx\n")
+    os.mkfifo(tmp_path / "b.csv")
+    (tmp_path / "2024-01").mkdir()
+    (tmp_path / "c.csv").mkdir()
+    (tmp_path / "_job.json").write_text("{}")
+    assert find_files(tmp_path) == [tmp_path / name]
+    assert "3 folders or other files in it are passed over, such as 2024-01" in capfd.readouterr().err
+    assert "is no file that can be read" in refused(find_files, tmp_path / "b.csv")
+
+
+def test_a_git_lfs_pointer_is_called_one(tmp_path):
+    for name in ("a.csv", "a.parquet", "a.csv.gz", "a.zst"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+        assert f"{name} is a Git LFS pointer" in refused(open_table, tmp_path / name)

@@ -16,7 +16,7 @@ ROWS = 23
 def output(**changes) -> OutputSpec:
     schema = pa.schema([("id", pa.string()), ("body", pa.string())])
     same = {"schema": schema, "columns": ["id"], "text_column": "body", "labels": ["a", "b"]}
-    same |= {"top_label": False, "rows": 7, "limit": None}
+    same |= {"top_label": False, "prefix": "", "rows": 7, "limit": None}
     return OutputSpec(**same | changes)
 
 

@@ -80,6 +80,7 @@ def plan(monkeypatch):
         ids={},
         lengths=np.full(12, 4),
         offsets=np.arange(12),
+        groups=np.zeros(12, int),
         sample=np.arange(12),
         reference=np.zeros((12, 1)),
         flops=1e9,

@@ -1,5 +1,6 @@
 """classify_texts.py: right labels in the input's order, nothing lost and nothing twice, and what is refused."""
 
+import errno
 import json
 import os
 import shutil
@@ -23,7 +24,9 @@ from bench.label.plan import LabelPlan, choose_plan, fastest_valid_row
 from bench.machine import cpu_name
 from bench.naming import slug
 from bench.processes import WorkerFailed
+from bench.provenance import package_versions
 from bench.report.rows import COLUMNS, append_row, results_path
+from runtimes import VARIANTS
 
 SCRIPT = ROOT / "classify_texts.py"
 LABELS = [f"LABEL_{i}" for i in range(5)]
@@ -186,11 +189,11 @@ def test_wrong_input_is_refused_before_anything_runs(label, source, tmp_path):
 def test_another_job_or_foreign_files_in_the_folder_are_refused(label, source, tmp_path):
     assert label("--limit", 10)[0] == 0
     code, err, _ = label("--limit", 20)
-    assert code == 2 and "parts of another limit" in err
+    assert code == 2 and "parts that were made otherwise (limit)" in err
     frame = pd.read_csv(source / "a.csv")
     frame.iloc[::-1].to_csv(source / "a.csv", index=False)
     code, err, _ = label("--limit", 10)
-    assert code == 2 and "parts of another input" in err
+    assert code == 2 and "parts that were made otherwise (input)" in err
     code, _, found = label("--limit", 10, "--overwrite")
     assert code == 0 and list(found["id"]) == list(frame["id"][::-1][:10])
     (tmp_path / "mine").mkdir()
@@ -213,7 +216,7 @@ def test_parts_that_are_not_whole_are_made_again_and_foreign_ones_are_kept(label
     pd.read_parquet(last).head(5).to_parquet(last)
     (tmp_path / "out" / "_job.json").write_text("{")
     code, err, _ = label("--rows-per-file", 30)
-    assert code == 2 and "parts of another input" in err
+    assert code == 2 and "parts that were made otherwise (" in err
     code, _, found = label("--rows-per-file", 30, "--overwrite")
     assert code == 0 and found.equals(whole)
     pd.read_parquet(last).head(5).to_parquet(last)
@@ -250,6 +253,7 @@ def test_the_fastest_row_that_is_not_known_to_be_wrong_says_how(tiny_model, monk
     for (variant, size), (speed, flips) in speeds.items():
         row = dict.fromkeys(COLUMNS, "") | same | {"variant": variant, "batching": "sorted", "batch_size": size}
         row |= {"messages/s": speed, "min": speed, "max": speed, "flips": flips}
+        row["versions"] = package_versions(VARIANTS[variant])
         append_row(results_path(tmp_path / "results", row), row)
 
     def choose(kind: str = "cpu", name: str = device, **asked) -> LabelPlan:
@@ -263,6 +267,9 @@ def test_the_fastest_row_that_is_not_known_to_be_wrong_says_how(tiny_model, monk
     assert choose(variant="pipeline").batching == Batching("in-order", 1)
     assert "makes its own batches" in refused(lambda: choose(variant="pipeline", batch_tokens=256))
     assert "can't run on a gpu" in refused(lambda: choose("gpu", variant="onnx-int8"))
+    row = row | {"messages/s": 999, "min": 999, "max": 999, "versions": "transformers 3.0.0", "flips": 0.0}
+    append_row(results_path(tmp_path / "results", row), row)
+    assert choose().variant == "torch", "a row of other versions is of other tokens, and other speeds"
     monkeypatch.setattr(plan, "cpu_features", set)
     assert choose(name="other").variant == "onnx" and choose("gpu", "other").variant == "onnx-fp16"
 
@@ -296,3 +303,87 @@ def test_on_ray_the_parts_are_the_same(tiny_model, tiny_exports, source, tmp_pat
     )
     code, err, _ = label("--ray")
     assert code == 2 and "Parquet" in err
+
+
+def test_new_columns_may_have_a_prefix(label, source):
+    scored = pd.read_csv(source / "a.csv").assign(score=7, LABEL_1="x")
+    scored.to_csv(source.parent / "scored.csv", index=False)
+    code, err, _ = label("--top-label", source=source.parent / "scored.csv")
+    assert code == 2 and "two columns would be called 'score': --prefix renames the new columns" in err
+    code, _, top = label("--top-label", "--prefix", "go_", source=source.parent / "scored.csv")
+    assert code == 0 and list(top.columns) == ["id", "subreddit", "score", "LABEL_1", "go_label", "go_score"]
+    code, _, found = label("--prefix", "p_", source=source.parent / "scored.csv", output="all")
+    assert code == 0 and list(found.columns[-5:]) == [f"p_{name}" for name in LABELS]
+
+
+def test_comments_that_are_gone_are_no_texts(label, tmp_path):
+    gone = ["[removed]", "[deleted]", "[ Removed by Reddit ]", "[unavailable]", " [deleted by user]\n"]
+    gone += ["[removed by reddit]"]
+    gone.append("[ Removed by reddit in response to a copyright notice. ]")
+    kept = ["[removed] it", "why was it [deleted]?", "removed", "[remove]"]
+    pd.DataFrame({"body": gone + kept}).to_csv(tmp_path / "gone.csv", index=False)
+    _, err, found = label(source=tmp_path / "gone.csv")
+    assert list(found[LABELS].isna().all(axis=1)) == [True] * 7 + [False] * 4 and "4 texts" in err
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
+def test_a_file_system_without_locks_is_a_note(number, label, monkeypatch):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    code, err, found = label()
+    assert code == 0 and "out can't be locked (" in err and len(found) == 90
+
+
+def test_what_is_locked_is_a_file_that_is_open_for_writing(tmp_path, monkeypatch):
+    """NFS refuses the lock of anything else with EBADF."""
+    locked = []
+    monkeypatch.setattr("fcntl.flock", lambda file, _: locked.append(file.writable()))
+    with parts.locked(tmp_path / "out"):
+        assert locked == [True]
+
+
+DAMAGES = {
+    "a key is gone": lambda job: job.pop("plan"),
+    "a key of the plan is gone": lambda job: job["plan"].pop("workers"),
+    "a key too many": lambda job: job.update(more=1),
+    "the plan is a number": lambda job: job.update(plan=5),
+    "a variant that is gone": lambda job: job["plan"].update(variant="caffe"),
+    "other versions": lambda job: job["versions"].update(tokenizers="0.1"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_parts_of_a_job_that_is_not_this_one_are_refused_in_one_line(damage, label, tmp_path):
+    label()
+    file = tmp_path / "out" / "_job.json"
+    job = json.loads(file.read_text())
+    DAMAGES[damage](job)
+    file.write_text(json.dumps(job))
+    code, err, _ = label()
+    word = {"a key too many": "more", "other versions": "versions"}.get(damage, "plan")
+    assert code == 2 and f"holds parts that were made otherwise ({word}); --overwrite" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("variant", ["torch", "onnx"])
+def test_a_model_or_an_export_that_is_replaced_meanwhile_stops_the_run(
+    variant, label, tiny_model, tiny_exports, tmp_path, monkeypatch
+):
+    """A worker that dies is started again: it must not go on with another model's answers."""
+    model = shutil.copytree(tiny_model, tmp_path / "tiny")
+    exported = shutil.copytree(tiny_exports / "tiny-onnx", tmp_path / "tiny-onnx")
+    predict, calls = Classifier.predict_share, []
+
+    def replaced(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            changed = model / "model.safetensors" if variant == "torch" else exported / "config.json"
+            changed.write_bytes(changed.read_bytes() + b" ")
+            raise WorkerFailed("worker 1 of 1 died (SIGKILL)")
+        return predict(*arguments)
+
+    monkeypatch.setattr(Classifier, "predict_share", replaced)
+    code, err, found = label("--variant", variant, model=model)
+    assert code == 1 and f"{'tiny' if variant == 'torch' else 'tiny-onnx'} has changed since the run began" in err
+    assert len(found) == 40, "the part before stays"

@@ -413,7 +413,10 @@ def test_what_can_be_no_value_of_an_option_is_one_line(option, values, call):
         ("--device cpu", "required: --model"),
         ("--model fast --device cpu", "no variant 'fast'; there are: torch, torch-compile"),
         ("--model onnx-int8 --device gpu", "onnx-int8 can't run on a gpu: dynamic INT8"),
-        ("--model torch --device cpu --column text", "has no column 'text'; its columns: id, subreddit, body"),
+        (
+            "--model torch --device cpu --column text",
+            "has no column 'text' (see --column); its columns: id,",
+        ),
         ("--model torch --device cpu --dataset nowhere.csv", "no dataset file nowhere.csv"),
         ("--model torch --device cpu --dataset folder", "no dataset file folder"),
         (f"--model torch --device cpu --dataset {'x' * 300}", "no dataset file xxx"),

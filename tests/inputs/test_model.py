@@ -1,0 +1,168 @@
+"""Models as people save them: what each version, trainer and tool leaves in a folder, answered as transformers does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+from conftest import refused
+from safetensors.torch import load_file, save_file
+from test_awkward_texts import AWKWARD, BATCHINGS, Truth, assert_the_truth, classifiers
+from tiny import make_tiny, make_tiny_bert, tiny_config, word_level_tokenizer
+
+from bench.inputs.batches import Batching
+from bench.inputs.model import Model, load_config
+from bench.inputs.resolve import resolve_model
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path) -> Path:
+    """A copy of the tiny model, to be changed."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def change_json(file: Path, **changes) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def rename_weights(folder: Path, rename) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {rename(name): weight for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+
+
+def answers_as_transformers_does(folder: Path, texts: list[str]) -> None:
+    some = classifiers(folder)
+    assert_the_truth(texts, Truth(folder, some[0].model.max_length), some, BATCHINGS)
+
+
+@pytest.mark.parametrize("make", [shutil.copytree, lambda _, folder, texts: make_tiny_bert(folder, texts)])
+@pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
+def test_left_sides_of_a_tokenizer_change_no_answer(make, side, tiny_model, tmp_path, texts):
+    folder = tmp_path / "model"
+    make(tiny_model, folder, *[texts] * (make is not shutil.copytree))
+    change_json(folder / "tokenizer_config.json", **{side: "left"})
+    answers_as_transformers_does(
+        folder, [*AWKWARD, *texts[:20], " ".join(texts), "other words, " * 9_000 + "and the end"]
+    )
+
+
+def test_a_token_that_transformers_pads_with_but_the_config_does_not_name_is_no_end_of_a_text(tmp_path):
+    """GPT-2 finds the end of a text by the config's pad_token_id; its tokenizer may name another token."""
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    make_tiny(folder, word_level_tokenizer("gpt2"), tiny_config("gpt2"))
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            change_json(folder / name, pad_token="</s>")
+    answers_as_transformers_does(folder, AWKWARD)
+
+
+def test_an_added_token_without_embedding_costs_its_texts_alone(folder, capfd, texts):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["[USER]", "[URL]"])
+    tokenizer.save_pretrained(folder)
+    [classifier] = classifiers(folder)
+    assert (
+        "2 added tokens have no embedding in the model, so texts with one get nulls: [USER], [URL]"
+        in capfd.readouterr().err
+    )
+    given = [*texts[:9], "hello [USER]!", *texts[9:12], "[URL]"]
+    predictions = classifier.predict(given, Batching("sorted", 4))
+    lost = [9, 13]
+    assert list(np.flatnonzero(~predictions.has_tokens)) == lost and np.isnan(predictions.logits[lost]).all()
+    assert np.isfinite(np.delete(predictions.logits, lost, axis=0)).all()
+
+
+def test_a_padding_token_without_embedding_is_refused(folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    change_json(folder / "config.json", pad_token_id=len(tokenizer) - 1, model_type="bert")
+    assert "set pad_token_id in config.json" in refused(Model.from_folder, folder, "x")
+
+
+def test_a_tokenizer_that_is_not_its_file_is_refused(folder, monkeypatch):
+    """As transformers 5 makes of a tokenizer_class that doesn't fit tokenizer.json (its issues 45701 and 47706)."""
+    load = transformers.AutoTokenizer.from_pretrained
+
+    def rebuilt(*arguments, **options):
+        tokenizer = load(*arguments, **options)
+        tokenizer.backend_tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+        return tokenizer
+
+    assert Model.from_folder(folder, "x")
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", rebuilt)
+    assert ' tokens for "A Plain sentence' in (words := refused(Model.from_folder, folder, "x")), words
+
+
+def test_a_newer_transformers_is_named_where_its_model_can_not_be_read(folder):
+    change_json(folder / "config.json", transformers_version="99.1.0")
+    assert Model.from_folder(folder, "x"), "nothing in it is new"
+    change_json(folder / "config.json", rope_parameters_of_99={"theta": 1})
+    words = f"(transformers 99.1.0 saved it, {transformers.__version__} is installed: install "
+    message = refused(load_config, folder)
+    assert "config.json has rope_parameters_of_99, which is not known here" in message and words in message
+    change_json(folder / "config.json", transformers_version="4.1.0")
+    assert load_config(folder), "an older one's fields are transformers' own business"
+    change_json(folder / "config.json", transformers_version="99.1.0", model_type="bert_of_99")
+    assert words in refused(load_config, folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_git_lfs_pointer_is_called_one(folder, name):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert f"{name} is a Git LFS pointer, not the file itself" in refused(resolve_model, str(folder))
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "roberta._orig_mod."])
+def test_wrappers_of_a_trainer_before_the_names_of_weights_are_named(prefix, folder):
+    rename_weights(folder, lambda name: prefix + name)
+    words = "the names of its weights are torch.compile's or DataParallel's (" + prefix
+    assert words in refused(Model.from_folder(folder, "x").load_torch)
+
+
+def test_an_unused_head_is_no_uncounted_layer(folder, texts):
+    weights = load_file(folder / "model.safetensors")
+    head = {f"lm_head.layers.{i}.weight": weights["classifier.dense.weight"] + i for i in range(2)}
+    save_file(weights | head, folder / "model.safetensors", {"format": "pt"})
+    answers_as_transformers_does(folder, texts[:9])
+
+
+def test_big_bird_does_not_depend_on_the_texts_before(tmp_path, capfd):
+    folder = tmp_path / "big_bird"
+    folder.mkdir()
+    config = tiny_config("big_bird")
+    config.max_position_embeddings, config.block_size, config.num_random_blocks = 1024, 16, 1
+    tokenizer = word_level_tokenizer("big_bird")
+    tokenizer.model_max_length = 1000
+    make_tiny(folder, tokenizer, config)
+    [classifier] = classifiers(folder)
+    assert "runs with full attention" in capfd.readouterr().err
+    long = " ".join(f"w{i % 190}" for i in range(900))
+    logits = classifier.predict([long, "w1 w2", long], Batching("in-order", 1)).logits
+    assert np.array_equal(logits[0], logits[2])
+
+
+def test_no_bar_of_transformers_is_printed(folder, capfd):
+    Model.from_folder(folder, "x").load_torch()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_head_stays_in_fp32(folder, texts):
+    """Else logits near 8 have steps of 1/16, and many texts the same probability."""
+    import torch
+
+    network = Model.from_folder(folder, "x").load_torch("bf16")
+    kinds = {name.split(".")[0]: parameter.dtype for name, parameter in network.named_parameters()}
+    assert kinds == {"roberta": torch.bfloat16, "classifier": torch.float32}
+    with torch.inference_mode():
+        logits = network(input_ids=torch.arange(4, 400).reshape(99, 4)).logits
+    assert logits.dtype == torch.float32
+    assert len(logits[:, 0].unique()) > len(logits[:, 0].bfloat16().unique())
