@@ -4,9 +4,10 @@
     python classify_texts.py ./my-model parquet-folder --output labelled --column text --top-label --device cpu
     python classify_texts.py ./my-model /shared/texts --output /shared/labelled --ray auto --device gpu
 
-INPUT is a CSV, CSV.gz or Parquet file, or a folder of them. DIR gets part-00000.parquet, part-00001.parquet, ...: for
-every row, in the input's order, its other columns and one float32 column for each label (probabilities as transformers'
-pipeline gives them; nulls where a row has no text). Columns of a CSV file stay text.
+INPUT is a CSV, CSV.gz, Parquet or JSON Lines (.zst) file, or a folder of them. DIR gets part-00000.parquet, ...: for
+every row, in the input's order, its other columns and one float32 column for each label: the probabilities that
+transformers gives for that text alone. Nulls where a row has no text, says only that a comment is gone ([removed] and
+the like), or has a token that the model doesn't know. Columns of a CSV file stay text.
 
 How it runs: as the fastest row, end to end, that run_benchmark.py saved for this device and these weights and that is
 not known to change more than 0.1% of the decisions. Without one, onnx-fp16 on a GPU, else the best precision that the
@@ -55,7 +56,7 @@ def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
     add, whole = parser.add_argument, int_from(1)
     add("model_id", metavar="MODEL", help=f"Hub id, local folder, or {RANDOM_MODEL}")
-    add("input", metavar="INPUT", type=Path, help="a CSV, CSV.gz or Parquet file, or a folder of them")
+    add("input", metavar="INPUT", type=Path, help="a CSV, CSV.gz, Parquet or .zst file, or a folder of them")
     add("--output", metavar="DIR", type=Path, required=True, help="where the parts go")
     add("--column", default="body", help="the text column (default: body)")
     add("--keep-columns", type=list_of(str.strip), metavar="LIST", help="columns to copy (default: all but the text)")

@@ -18,6 +18,11 @@ os.environ["BENCHMARK_CACHE"] = cache.name  # for the scripts that the tests run
 os.environ["HF_HUB_DISABLE_XET"] = "1"  # the fake Hub speaks the plain protocol
 for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # by `nohup ... &`; what tests start inherits it
     signal.signal(ignored, signal.default_int_handler if ignored == signal.SIGINT else signal.SIG_DFL)
+# each of the processes that run tests keeps to one core, and so does what it starts: threads of several that wait for
+# each other in turn on the same cores make some tests twenty times as slow
+if (process := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(process[2:]) % len(cores)]})
 
 from fake_hub import fake_hub  # noqa: E402
 from tiny import make_tiny_roberta  # noqa: E402

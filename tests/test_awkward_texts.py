@@ -4,14 +4,15 @@ The truth is `model(**tokenizer(text, truncation=True, return_tensors="pt"))`, c
 """
 
 import inspect
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_types import KINDS
 from tiny import make_tiny, make_tiny_bert, make_tiny_roberta, make_tiny_xlm_roberta, tiny_config, word_level_tokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from bench.classifier import Classifier, ClassifierSpec
 from bench.export.select import export_model
@@ -19,24 +20,21 @@ from bench.inputs.batches import Batching
 from bench.inputs.model import Model
 from bench.variants import Device
 
-TOLERANCE = 1e-4  # of a logit
+TOLERANCE = 4e-4  # of a logit, which is 1e-4 of a probability at most
 BATCHINGS = [Batching("in-order", 4), Batching("sorted", 4), Batching("token-budget", batch_tokens=128)]
 WORDS = " ".join(f"w{i}" for i in range(90))
 AWKWARD = [
     *("", "w1", "w1 w2 w3", WORDS, WORDS[:170], WORDS[170:], "w1 </s> w2 w3", "w4 w5 </s>", "</s></s> w8 w9", "<s>"),
-    *(
-        "<pad> w5",
-        "w6 <pad>",
-        "w7 <mask> w9 [SEP] w3 [PAD] [CLS]",
-        "😀 w4 👍🏽",
-        "שלום w3 عليكم",
-        "w1 " * 20_000,
-        "é\u0301\0",
-    ),
-    *("half \ud83d w5", "a" * 300, "w11 w12 w13 w14 w15"),
+    *("<pad> w5", "w6 <pad>", "w7 <mask> w9 [SEP] w3 [PAD] [CLS]", "w1 " * 20_000, "a" * 300, "w11 w12 w13 w14 w15"),
+    *("😀 w4 👍🏽", "שלום w3 عليكم", "e\u0301", "NUL \0", "half \ud83d w5"),
 ]
-# what transformers itself can't run: a text of one token, or one without
-NO_TRUTH = {"funnel"}
+KINDS = sorted(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
+NOT_HERE = {
+    **dict.fromkeys(("layoutlmv2", "qdqbert", "jamba", "zamba", "zamba2", "qwen3_next"), "needs packages or a GPU"),
+    **dict.fromkeys(("gemma3", "t5gemma", "deepseek_v2", "deepseek_v3", "lilt", "transfo-xl"), "has no small config"),
+    **{"tapas": "reads tables, not texts", "canine": "takes no texts of a few letters"},
+    "funnel": "takes no texts of one token",
+}
 
 
 class Truth:
@@ -64,12 +62,17 @@ class Truth:
 
 def classifiers(folder: Path, exported: Path | None = None) -> list[Classifier]:
     model = Model.from_folder(folder, folder.name)
-    specs = [ClassifierSpec(model, "torch", None, Device(None, 2))]
+    specs = [ClassifierSpec(model, "torch", None, Device(None, 1))]
     if exported:
         exported.mkdir()
         export_model(model, "fp32", exported)
-        specs.append(ClassifierSpec(model, "onnx", exported, Device(None, 2)))
-    return [Classifier(spec) for spec in specs]
+        specs.append(ClassifierSpec(model, "onnx", exported, Device(None, 1)))
+    environment = dict(os.environ)
+    try:
+        return [Classifier(spec) for spec in specs]
+    finally:  # what variants set is for a process of their own
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 def assert_the_truth(texts: list[str], truth: Truth, some: list[Classifier], batchings: list[Batching]) -> None:
@@ -84,10 +87,10 @@ def assert_the_truth(texts: list[str], truth: Truth, some: list[Classifier], bat
                 if right is None:
                     assert not has_tokens and np.isnan(logits).all(), words
                 else:
-                    np.testing.assert_allclose(logits, right, atol=TOLERANCE, rtol=TOLERANCE, err_msg=words)
+                    np.testing.assert_allclose(logits, right, atol=TOLERANCE, rtol=0, err_msg=words)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in NO_TRUTH])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in NOT_HERE])
 def test_every_type_answers_as_transformers_does(kind, tmp_path, in_this_process):
     folder = tmp_path / kind
     folder.mkdir()

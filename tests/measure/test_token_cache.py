@@ -9,14 +9,12 @@ import pytest
 from conftest import refused
 from tiny import make_tiny, make_tiny_distilbert, tiny_config, word_level_tokenizer
 from tokenizers import normalizers
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from bench.inputs.model import Model
 from bench.inputs.reference import Reference
 from bench.measure import token_cache as room
 from bench.measure.peak import count_flops
 from bench.measure.token_cache import load_or_tokenize
-from bench.parity import probabilities
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -61,39 +59,6 @@ def test_other_texts_and_another_model_have_tokens_of_their_own(opened, texts, t
     assert len(folders) == 3
     same = Model.from_folder(shutil.copytree(opened.folder, tmp_path / "elsewhere"), "elsewhere")
     assert load_or_tokenize(same, texts[:3], None).folder in folders
-
-
-KINDS = sorted(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
-NOT_HERE = {
-    **dict.fromkeys(("layoutlmv2", "qdqbert", "jamba", "zamba", "zamba2", "qwen3_next"), "needs packages or a GPU"),
-    **dict.fromkeys(("gemma3", "t5gemma", "deepseek_v2", "deepseek_v3", "lilt", "transfo-xl"), "has no small config"),
-    **{"tapas": "reads tables, not texts", "canine": "takes no texts of a few letters"},
-}
-
-
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in NOT_HERE])
-def test_the_reference_of_every_type_is_what_transformers_gives(kind, tmp_path, monkeypatch):
-    """And what a padded batch gives, but for types that nothing is padded for."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    monkeypatch.setattr(room, "CACHE", tmp_path / "cache")
-    folder = make_tiny(tmp_path / kind, word_level_tokenizer(kind), tiny_config(kind))
-    rng = np.random.default_rng(0)
-    texts = [" ".join(f"w{i}" for i in rng.integers(0, 196, words)) for words in (3, 40, 9, 1, 100, 17)]
-    opened = Model.from_folder(folder, kind)
-    tokens = load_or_tokenize(opened, texts, None)
-    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    given = [tokenizer(text, truncation=True, return_tensors="pt") for text in texts]
-    given = [{name: ids for name, ids in one.items() if name in opened.pad_values} for one in given]
-    with torch.inference_mode():
-        logits = np.concatenate([model.eval()(**one).logits.numpy() for one in given])
-    expected = probabilities(logits, opened.problem_type)
-    assert np.abs(tokens.reference - expected).max() < 1e-6
-    assert logits.std(axis=0).max() > 1e-3 or kind == "mra", "answers that are all alike prove nothing"
-    if opened.padding_side != "none":
-        padded = Reference.load(opened).of_batch(opened.pad(tokens.rows(range(6))))
-        assert np.abs(padded - expected).max() < 1e-4
 
 
 def test_a_decoder_without_a_padding_token_is_one_line(tmp_path):
