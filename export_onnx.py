@@ -63,7 +63,7 @@ def parse_arguments() -> Namespace:
     add("--device", choices=("gpu", "cpu"), help="where to check (default: gpu if there is one)")
     add("--gpu", type=int_from(0), default=0, help="GPU id (default: 0)")
     add("--threads", type=process_count, default=cpu_cores(), help="CPU threads (default: all cores)")
-    add("--dataset", default="normal", help="normal, filtered, or a CSV, CSV.gz, Parquet or .zst file (default: normal)")
+    add("--dataset", default="normal", help="normal, filtered, or a file as for labelling (default: normal)")
     add("--column", default="body", help="the file's text column (default: body)")
     add("--limit", type=whole, help="only so many texts, evenly spaced (default: all)")
     batching_help = "how the check's batches are made (default: sorted; int8: token-budget, as it labels)"
