@@ -85,6 +85,8 @@ class Reference:
 
 def padding_note(model: Model, effect: float) -> str:
     """Says that padding changes a model's answers; nothing where it doesn't."""
+    if model.padding_side == "none":
+        return f"padding changes the answers of a {model.model_type}: only texts of one length share a batch"
     if effect <= PADDING_TOLERANCE:
         return ""
     words = f"padding changes the answers of this {model.model_type}, by up to {effect:.2g}"
