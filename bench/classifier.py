@@ -74,7 +74,7 @@ class Classifier:
             self.runner = variant.load(spec.model, spec.exported, spec.device)
         finally:
             spec.check_unchanged()  # after loading: what is replaced meanwhile is seen, too
-        self.rounds_lengths_up = variant.new_shapes_are_costly(gpu) and spec.model.padding_side != "none"
+        self.rounds_lengths_up = variant.new_shapes_are_costly(gpu) and spec.model.pads
 
     @property
     def takes_texts(self) -> bool:

@@ -17,13 +17,13 @@ def load(model: Model, _, device: Device) -> TextRunner:
     network = model.load_torch()
     network.config.id2label = {i: str(i) for i in range(network.config.num_labels)}  # names need not be unique
     place = -1 if device.gpu is None else device.gpu
-    model.tokenizer.padding_side = model.padding_side if model.padding_side == "left" else "right"
+    model.tokenizer.padding_side = model.padding_side
     pipe = pipeline("text-classification", model=network, tokenizer=model.tokenizer, device=place)
     options = {"top_k": None, "function_to_apply": "none", "truncation": True}
 
     def classify(texts: list[str], batch_size: int, max_length: int, on_progress) -> np.ndarray:
         logits = np.empty((len(texts), network.config.num_labels), dtype=np.float32)
-        batch_size = 1 if model.padding_side == "none" else batch_size
+        batch_size = batch_size if model.pads else 1
         step = -(-N_AT_ONCE // batch_size) * batch_size
         for start in range(0, len(texts), step):
             scores = pipe(texts[start : start + step], batch_size=batch_size, max_length=max_length, **options)

@@ -1,4 +1,4 @@
-"""Exports a tiny classifier of each model type and writes the README's table of what came of it.
+"""Exports a tiny classifier of each model type and writes the table in results/README.md of what came of it.
 
     python tests/model_types.py
 
@@ -97,8 +97,8 @@ def result(rows: pd.DataFrame, version: str) -> str:
 
 
 def write_readme(text: str) -> str:
-    """Returns the README with the table in its place."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    """Returns results/README.md with the table in its place."""
+    readme = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     before, rest = readme.split(MARKS[0])
     return before + MARKS[0] + text + MARKS[1] + rest.split(MARKS[1])[1]
 
@@ -117,7 +117,7 @@ def main() -> None:
     new = pd.DataFrame(found, columns=COLUMNS).assign(transformers=transformers.__version__)
     rows = pd.concat([rows[rows["transformers"] != transformers.__version__], new])
     rows.sort_values(COLUMNS[:3]).to_csv(FILE, sep="\t", index=False)
-    (ROOT / "README.md").write_text(write_readme(table(pd.read_csv(FILE, sep="\t"))), encoding="utf-8")
+    (ROOT / "results" / "README.md").write_text(write_readme(table(pd.read_csv(FILE, sep="\t"))), encoding="utf-8")
 
 
 if __name__ == "__main__":

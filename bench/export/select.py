@@ -63,7 +63,7 @@ def export_model(model: Model, precision: str, target: Path, shape_inference: bo
         graph = describe_graph(file, layers_of(model) if kind.fused else None)
     model.config.save_pretrained(target)
     tokenizer = load_tokenizer(model.folder)  # anew: tokenizing has set the other one to truncate
-    tokenizer.padding_side = "left" if model.padding_side == "left" else "right"
+    tokenizer.padding_side = model.padding_side
     tokenizer.save_pretrained(target)
     manifest |= {"exporter": best.backend, "weights_id": model.weights_id} | versions("transformers")
     manifest["files"] = sorted(path.name for path in target.iterdir())

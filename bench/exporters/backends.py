@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.exporters.graph import cpu_session
 from bench.inputs.datasets import bundled_texts, evenly_spaced
 from bench.inputs.model import Model
 from bench.inputs.reference import N_PADDED_TEXTS
-from bench.machine import cpu_cores
 from utils import UserError
 
 OPSET = 18  # torch's exporter writes the standard Attention operator from 23 on, which CUDA has no fused kernel for
@@ -126,7 +126,7 @@ def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: b
     if fused:
         made, _ = optimize_for_ort(made)
         expand_positions(made)
-        if model.padding_side != "left":
+        if model.padding_side == "right":
             replace_mask_bias_by_lengths(made, model.max_length)
     onnx_ir.save(made, file, external_data=f"{file.name}.data")
     words = "torch's ONNX exporter" + (", fused by onnxscript for onnxruntime" if fused else "")
@@ -191,7 +191,6 @@ def replace_mask_bias_by_lengths(onnx_model, max_length: int) -> None:
 def is_pure_padding_mask(onnx_model, bias, max_length: int) -> bool:
     """Says whether a bias [texts, heads, queries, keys] is 0 for every token of a text, and hides all behind it."""
     import onnx_ir as ir
-    import onnxruntime
 
     inputs = [value.name for value in onnx_model.graph.inputs]
     graph = ir.convenience.extract(onnx_model.graph, inputs, [bias.name])
@@ -200,9 +199,7 @@ def is_pure_padding_mask(onnx_model, bias, max_length: int) -> bool:
     tokens = min(max_length, LONG)
     lengths = [tokens, tokens // 2, 1]
     mask = (np.arange(tokens) < np.array(lengths)[:, None]).astype(np.int64)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cpu_cores()
-    session = onnxruntime.InferenceSession(ir.to_proto(only).SerializeToString(), options)
+    session = cpu_session(ir.to_proto(only).SerializeToString())
     [values] = session.run(None, {value.name: mask for value in session.get_inputs()})
     for length, of_text in zip(lengths, np.broadcast_to(values, (len(lengths), *values.shape[1:])), strict=True):
         if of_text[..., :length].any() or (of_text[..., length:] > MASKED).any():

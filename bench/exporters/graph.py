@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.machine import cpu_cores
 from utils import UserError
 
 INSIDE_BYTES = 2**31 - 2**24  # protobuf's limit of 2 GiB for a file, less room for the graph
@@ -50,6 +51,15 @@ def count_attention(file: Path) -> int:
     import onnx
 
     return sum(node.op_type in FUSIONS[0][0] for node in onnx.load(file, load_external_data=False).graph.node)
+
+
+def cpu_session(graph: str | bytes):
+    """Starts a session on a file or on what is in one, with as many threads as this process has cores."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cpu_cores()
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def select_inputs(names: list[str], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.exporters.graph import INSIDE_BYTES, select_inputs
+from bench.exporters.graph import INSIDE_BYTES, cpu_session, select_inputs
 from bench.inputs.datasets import bundled_texts, evenly_spaced
 from bench.inputs.model import Model
-from bench.machine import cpu_cores, cpu_features
+from bench.machine import cpu_features
 
 N_OUTLIERS = 8  # channels: more change nothing on trained weights
 N_TEXTS = 64  # to find them with: bundled ones, so always the same
@@ -65,16 +65,13 @@ def quantize(model: Model, plain: Path, folder: Path, words: str) -> tuple[str, 
 def find_outliers(model: Model, plain: Path, tensors: set[str]) -> dict[str, np.ndarray]:
     """Finds, for each tensor [texts, tokens, channels] of the plain export, the channels that are largest on texts."""
     import onnx
-    import onnxruntime
     from onnx import helper
 
     probe = onnx.load(plain, load_external_data=False)
     probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in sorted(tensors))
     file = plain.with_name("probe.onnx")
     onnx.save(probe, file)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cpu_cores()
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(str(file))
     texts, names = bundled_texts("normal"), [node.name for node in session.get_inputs()]
     rows = model.tokenize([texts[i] for i in evenly_spaced(len(texts), N_TEXTS)])
     largest = dict.fromkeys(sorted(tensors), 0.0)

@@ -82,7 +82,7 @@ def pad(
     """
     lengths = np.array([len(row) for row in rows["input_ids"]])
     mask = np.arange(max(lengths.max(), to_length)) < lengths[:, None]
-    mask = mask[:, ::-1] if padding_side == "left" else mask
+    mask = mask if padding_side == "right" else mask[:, ::-1]
     inputs = {name: np.full(mask.shape, value, dtype=np.int64) for name, value in pad_values.items()}
     for name, array in inputs.items():
         array[mask] = np.concatenate(rows[name]) if name in rows else name == "attention_mask"

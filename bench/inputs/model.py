@@ -1,16 +1,23 @@
 """A model's folder and all that follows from its files, made once and sent along: the Model."""
 
-import inspect
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from bench.files import digest, read_json
+from bench.files import digest
 from bench.inputs.batches import pad
+from bench.inputs.config import (
+    SPOILT_BY_PADDING,
+    find_unusable_tokens,
+    load_config,
+    resolve_pad_values,
+    resolve_padding_side,
+    saved_by,
+    sparse_attention,
+)
 from bench.inputs.tokenizing import check_tokenizer_file, load_tokenizer, resolve_max_length, tokenize
 from bench.parity import resolve_problem_type
 from utils import RunError, UserError, clean, first_line, say
@@ -18,11 +25,6 @@ from utils import RunError, UserError, clean, first_line, say
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHTS = (".safetensors", ".bin")  # files of a model that hold its weights
 SMALL_FILES = (".json", ".txt", ".model", ".spm", ".tiktoken", ".codes")  # its config, and what tokenizers need
-# types whose answers change with padding although they are told where it is: found by tests/test_awkward_texts.py
-SPOILT_BY_PADDING = {"convbert", "doge", "funnel", "nystromformer", "t5gemma", "yoso"}
-# of every config, but not in a default one
-COMMON_FIELDS = {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "torch_dtype"}
-COMMON_FIELDS |= {"model_type", "transformers_version", "num_labels"}
 # what torch.compile and DataParallel put before the names of weights
 WRAPPER = re.compile(r"(^|\.)(_orig_mod|module)\.")
 
@@ -33,8 +35,9 @@ class Model:
 
     id: what the user called it; folder: where its files are; weights_id: 16 hexadecimal digits for all that makes its
     answers; problem_type: see parity.resolve_problem_type; labels: their names; max_length: tokens of a text, the rest
-    is cut off; pad_values, padding_side: what it gets, and what stands where padding is, see batches.pad; with the side
-    `none` nothing may be padded; unusable: token ids that the tokenizer can give and the model has no embedding of.
+    is cut off; pad_values, padding_side: what it gets, and what stands where padding is, see batches.pad; pads: whether
+    it may be padded at all, else only texts of one length share a batch; unusable: ids of tokens that the tokenizer can
+    give and the model has no embedding of.
 
     A pickled Model has these fields alone: each process loads config and tokenizer once, if it needs them.
     """
@@ -48,6 +51,7 @@ class Model:
     max_length: int
     pad_values: dict[str, int]
     padding_side: str
+    pads: bool
     unusable: frozenset[int]
 
     @classmethod
@@ -58,6 +62,7 @@ class Model:
         """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
+        max_length, pad_values = resolve_max_length(config, tokenizer), resolve_pad_values(config, tokenizer)
         model = cls(
             id=model_id,
             folder=folder,
@@ -65,9 +70,10 @@ class Model:
             model_type=config.model_type,
             problem_type=resolve_problem_type(config),
             labels=[clean(str(config.id2label.get(i, f"LABEL_{i}"))) for i in range(config.num_labels)],
-            max_length=resolve_max_length(config, tokenizer),
-            pad_values=(pad_values := resolve_pad_values(config, tokenizer)),
-            padding_side=resolve_padding_side(config, pad_values),
+            max_length=max_length,
+            pad_values=pad_values,
+            padding_side=resolve_padding_side(config),
+            pads="attention_mask" in pad_values and config.model_type not in SPOILT_BY_PADDING,
             unusable=find_unusable_tokens(config, tokenizer),
         )
         if sparse_attention(config):
@@ -112,7 +118,7 @@ class Model:
         That is the length where nothing may be padded. BART's relatives want the same number of ends in all texts of a
         batch; a text with a literal `</s>` has one more.
         """
-        if self.padding_side == "none":
+        if not self.pads:
             return np.array([len(ids) for ids in token_ids], int)
         ends = self.ends
         return np.array([sum(id in ends for id in ids) if ends else 0 for ids in token_ids], int)
@@ -186,95 +192,3 @@ def keep_head_in_fp32(model) -> None:
 def digest_weights(folder: Path) -> str:
     """Returns 16 hexadecimal digits for all of a model's files that make its answers."""
     return digest(path for path in sorted(folder.iterdir()) if path.suffix in SMALL_FILES + WEIGHTS and path.is_file())
-
-
-def load_config(folder: Path):
-    """Loads the transformers config of a model's folder; never runs code that a model brings.
-
-    Raises UserError if it can't be used, or if a newer transformers saved it with fields that this one would pass over.
-    """
-    from transformers import AutoConfig
-
-    newer = saved_by(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # each of its fields can be wrong in a way of its own
-        raise UserError(f"{folder}/config.json can't be used: {first_line(error)}{newer}") from error
-    if newer:
-        known = {*type(config)().to_dict(), *config.attribute_map, *COMMON_FIELDS}
-        if unknown := sorted(read_json(folder / "config.json").keys() - known):
-            raise UserError(f"{folder}/config.json has {', '.join(unknown)}, which is not known here{newer}")
-    return config
-
-
-def saved_by(folder: Path) -> str:
-    """Says which transformers saved a model, if it was a newer one than is installed."""
-    import transformers
-    from packaging.version import InvalidVersion, Version
-
-    saved, installed = read_json(folder / "config.json").get("transformers_version"), transformers.__version__
-    try:
-        if Version(str(saved)) <= Version(installed):
-            return ""
-    except InvalidVersion:
-        return ""
-    which = "requirements-transformers5.txt" if Version(installed).major < 5 <= Version(saved).major else "that version"
-    return f" (transformers {saved} saved it, {installed} is installed: install {which})"
-
-
-def sparse_attention(config) -> bool:
-    """Says whether a model has BigBird's attention, which the first short text switches to full attention for good."""
-    return getattr(config, "attention_type", None) == "block_sparse"
-
-
-def resolve_pad_values(config, tokenizer) -> dict[str, int]:
-    """Returns what the model gets, by name, and what stands where padding is.
-
-    These are the names that its tokenizer gives and its forward takes, as in transformers' `model(**tokenizer(text))`.
-    Padding is the config's token, by which some models find the end of a text. Raises UserError for a model that can't
-    find it so.
-    """
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
-    kind = config.model_type
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise UserError(f"transformers has no classifier of type {kind}")
-    accepted = inspect.signature(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].forward).parameters
-    about = getattr(config, "text_config", config)  # of a model that takes images, too
-    if about.pad_token_id is None and "past_key_values" in accepted and not config.is_encoder_decoder:
-        raise UserError(f"this {kind} has no pad_token_id, which it needs to find the end of each text")
-    padding = (tokenizer.pad_token_id or 0) if about.pad_token_id is None else about.pad_token_id
-    size = getattr(about, "vocab_size", None)
-    if not isinstance(padding, int) or padding < 0 or (size and padding >= size):
-        raise UserError(f"the padding is token {padding!r}, the model has {size}: set pad_token_id in config.json")
-    values = {"input_ids": padding, "attention_mask": 0, "token_type_ids": 0}
-    return {name: value for name, value in values.items() if name in accepted and name in tokenizer.model_input_names}
-
-
-def resolve_padding_side(config, inputs: Iterable[str]) -> str:
-    """Returns where padding goes, whatever the tokenizer's own side: `right`, so that no text's positions move.
-
-    `left` where the answer is read from the last position (XLNet), `none` where padding would change the answers, as it
-    does without an attention mask among the inputs.
-    """
-    if config.model_type in SPOILT_BY_PADDING or "attention_mask" not in inputs:
-        return "none"
-    return "left" if getattr(config, "summary_type", None) == "last" else "right"
-
-
-def find_unusable_tokens(config, tokenizer) -> frozenset[int]:
-    """Returns the ids of added tokens that the model has no embedding of, and says which they are.
-
-    Raises UserError if the tokenizer's own vocabulary is larger than the model's.
-    """
-    size = getattr(getattr(config, "text_config", config), "vocab_size", None)
-    if not size:
-        return frozenset()
-    lost = {token: id for token, id in tokenizer.get_vocab().items() if id >= size}
-    added = tokenizer.get_added_vocab()
-    if own := [id for token, id in lost.items() if token not in added]:
-        raise UserError(f"the tokenizer has token {max(own)}, the model has {size}: they don't belong together")
-    if lost:
-        names = ", ".join(clean(token) for token in sorted(lost, key=lost.get)[:5])
-        say(f"{len(lost)} added tokens have no embedding in the model, so texts with one get nulls: {names}")
-    return frozenset(lost.values())

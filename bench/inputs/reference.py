@@ -76,7 +76,7 @@ class Reference:
 
         0 where nothing is padded.
         """
-        if self.model.padding_side == "none":
+        if not self.model.pads:
             return 0.0
         rows, pad = self.model.tokenize(texts, max_length), self.model.pad
         alone = [pad({name: values[i : i + 1] for name, values in rows.items()}) for i in range(len(texts))]
@@ -85,7 +85,7 @@ class Reference:
 
 def padding_note(model: Model, effect: float) -> str:
     """Says that padding changes a model's answers; nothing where it doesn't."""
-    if model.padding_side == "none":
+    if not model.pads:
         return f"padding changes the answers of a {model.model_type}: only texts of one length share a batch"
     if effect <= PADDING_TOLERANCE:
         return ""

@@ -145,8 +145,7 @@ class Worker:
     def padded_by_the_runtime(self) -> int:
         """Counts the tokens that a runtime which takes texts has made of them, if it pads as transformers does."""
         lengths = self.tokens.lengths[self.indices]
-        batches = make_batches(lengths, self.cell.batching)
-        return int(padded_tokens(lengths, batches).sum())
+        return int(padded_tokens(lengths, make_batches(lengths, self.cell.batching)).sum())
 
     def time_batch(self, i: int) -> float:
         start = time.monotonic()

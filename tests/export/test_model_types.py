@@ -1,4 +1,4 @@
-"""The README's table of model types: what it says is what an export of each family gives here and now."""
+"""The table of model types in results/README.md: what it says is what an export of each family gives here and now."""
 
 import model_types
 import pandas as pd
@@ -14,8 +14,10 @@ def rows():
     return pd.read_csv(model_types.FILE, sep="\t")
 
 
-def test_the_readme_has_the_table_of_what_was_measured(rows):
-    assert model_types.write_readme(model_types.table(rows)) == (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_results_have_the_table_of_what_was_measured(rows):
+    assert model_types.write_readme(model_types.table(rows)) == (ROOT / "results" / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_every_type_is_right_or_refused_with_a_reason(rows):

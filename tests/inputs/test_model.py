@@ -14,7 +14,8 @@ from test_awkward_texts import AWKWARD, BATCHINGS, Truth, assert_the_truth, clas
 from tiny import make_tiny, make_tiny_bert, tiny_config, word_level_tokenizer
 
 from bench.inputs.batches import Batching
-from bench.inputs.model import Model, load_config
+from bench.inputs.config import load_config
+from bench.inputs.model import Model
 from bench.inputs.resolve import resolve_model
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
