@@ -1,4 +1,4 @@
-"""Labels texts in bulk with an encoder classifier, by the fastest way that is not known to be wrong.
+"""Labels texts in bulk with an encoder classifier, by the fastest way that is proven to be right.
 
     python classify_texts.py SamLowe/roberta-base-go_emotions comments.csv.gz --output labelled
     python classify_texts.py ./my-model parquet-folder --output labelled --column text --top-label --device cpu
@@ -9,14 +9,19 @@ every row, in the input's order, its other columns and one float32 column for ea
 transformers gives for that text alone. Nulls where a row has no text, says only that a comment is gone ([removed] and
 the like), or has a token that the model doesn't know. Columns of a CSV file stay text.
 
-How it runs: as the fastest row, end to end, that run_benchmark.py saved for this device and these weights and that is
-not known to change more than 0.1% of the decisions. Without one, onnx-fp16 on a GPU, else the best precision that the
-CPU computes natively. --variant, --workers, --threads and --batch-tokens say otherwise.
+How it runs: as the fastest row, end to end, in results/ that is of this device, these weights and texts of about this
+length, and proven to change at most 0.1% of the decisions. Without one a long job first measures, for a minute or 1% of
+its time, whichever is less, what is fast on its own texts; a short one takes FP32 PyTorch. --variant, --workers,
+--threads and --batch-tokens say otherwise.
+
+After the first part, and at the end, some rows of what was written are compared with transformers' own call on the FP32
+original. Rows that are wrong stop the run (--no-check goes on). _receipt.json says what was labelled, how, and what the
+comparison found; --check-only writes it for a folder that is there.
 
 A part appears whole or not at all. An interrupted run, started again with the same arguments, goes on behind the last
 part.
 
-Exit code: 0, 1 if something failed on the way, 2 for wrong usage or input, 130 after Ctrl-C.
+Exit code: 0, 1 if something failed on the way or rows are wrong, 2 for wrong usage or input, 130 after Ctrl-C.
 """
 
 import contextlib
@@ -25,31 +30,38 @@ import math
 import sys
 import time
 from argparse import Namespace
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from bench.classifier import ClassifierSpec
 from bench.export.ensure import ensure_export
 from bench.files import check_writable, digest
 from bench.inputs.batches import Batching
+from bench.inputs.datasets import has_text
 from bench.inputs.model import Model
 from bench.inputs.random_model import RANDOM_MODEL
 from bench.inputs.readers import Table, common_schema, find_files, open_table
 from bench.inputs.resolve import open_model
 from bench.label import on_ray, output
-from bench.label.output import OutputSpec
+from bench.label.first_look import Job, head_texts, look, mean_tokens
+from bench.label.output import Counts, OutputSpec
 from bench.label.plan import PLAN_OPTIONS, LabelPlan, choose_plan, fastest_valid_row, worker_devices
 from bench.label.pool import LabelPool
-from bench.machine import describe_device, process_count
+from bench.label.receipt import Checker, Comparison, count_parts, count_rows, read_receipt
+from bench.label.sample import add_sample, pick_sample
+from bench.machine import DeviceInfo, cpu_cores, describe_device, process_count
 from bench.naming import slug
-from bench.processes import run_in_subprocess
-from bench.provenance import versions
-from bench.variants import digest_export
+from bench.processes import helper_process, run_in_subprocess
+from bench.provenance import project_commit, versions
+from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from utils import CACHE, Parser, UserError, int_from, list_of, run, say
+
+OF_A_RUN = "workers", "threads", "export", "texts_of_this_run", "seconds", "messages/s"  # what a receipt alone knows
 
 
 def parse_arguments() -> Namespace:
@@ -72,6 +84,11 @@ def parse_arguments() -> Namespace:
     add("--threads", type=process_count, help="CPU threads of each worker")
     add("--batch-tokens", type=whole, help="tokens in a batch, padding counted")
     add("--results-dir", type=Path, default=Path("results"), help="of run_benchmark.py (default: results)")
+    threshold_help = "above which a label holds: a number, or a JSON file of label -> number (default: 0.5)"
+    add("--threshold", metavar="NUMBER|FILE", help=threshold_help)
+    checking = parser.add_mutually_exclusive_group()
+    checking.add_argument("--no-check", action="store_true", help="go on where rows are wrong, and say it at the end")
+    checking.add_argument("--check-only", action="store_true", help="label nothing: compare rows of DIR as it is")
     add(
         "--ray", nargs="?", const="local", metavar="ADDRESS", help="run on a Ray cluster (default: one on this machine)"
     )
@@ -89,101 +106,175 @@ def choose_columns(table: Table, text_column: str, keep: list[str] | None, keep_
     return list(dict.fromkeys([*keep, *[text_column] * keep_text]))
 
 
-def check_names(spec: OutputSpec) -> None:
-    """Raises UserError if two columns would have the same name."""
+def output_spec(args: Namespace, model: Model, tables: list[Table]) -> OutputSpec:
+    """Returns what is to be written. Raises UserError if columns are missing, or two would have the same name."""
+    columns = choose_columns(tables[0], args.column, args.keep_columns, args.keep_text)
+    spec = OutputSpec(
+        schema=common_schema(tables, list(dict.fromkeys([*columns, args.column])), args.column),
+        columns=columns,
+        text_column=args.column,
+        labels=model.labels,
+        top_label=args.top_label,
+        prefix=args.prefix,
+        rows=args.rows_per_file,
+        limit=args.limit,
+    )
     names = [*spec.columns, *spec.added]
     if clash := [name for i, name in enumerate(names) if name in names[:i]]:
         way_out = "--prefix renames the new columns, --keep-columns leaves out others"
         raise UserError(f"two columns would be called {clash[0]!r}: {way_out}")
+    return spec
 
 
-def find_device(device: str | None, gpus: list[int] | None, ray: str | None) -> tuple[str, str]:
-    """Returns `gpu` or `cpu`, and the device's name as it is in results/; on Ray those of one of its machines."""
+def find_device(device: str | None, gpus: list[int] | None, ray: str | None) -> tuple[str, DeviceInfo]:
+    """Returns `gpu` or `cpu`, and what describes the device; on Ray those of one of its machines."""
     if gpus and (ray or device == "cpu"):
         raise UserError("--gpu goes with neither --ray nor --device cpu")
     call = on_ray.on_a_node if ray else run_in_subprocess
     if device != "cpu":
         try:
-            return "gpu", slug(call(describe_device, gpus[0] if gpus else 0).name)
+            return "gpu", call(describe_device, gpus[0] if gpus else 0)
         except UserError:
             if device == "gpu" or gpus:
                 raise
-    return "cpu", slug(call(describe_device, None).name)
+    return "cpu", call(describe_device, None)
 
 
-def find_plan(args: Namespace, weights_id: str) -> LabelPlan:
-    """Returns how to label: as an interrupted run with the same options and weights, or as choose_plan says."""
+def find_plan(args: Namespace, model: Model, tables: list[Table], call: Callable) -> LabelPlan:
+    """Returns how to label: as an interrupted run with the same options and weights, or as choose_plan says.
+
+    `call` runs a function in a helper process.
+    """
     before = output.read_job(args.output)
-    if (before.get("options"), before.get("model")) == (plan_options(args), weights_id) and not args.overwrite:
-        with contextlib.suppress(KeyError, TypeError):  # it is damaged, or of a version of ours that had other fields
-            plan = LabelPlan(**before["plan"] | {"batching": Batching(**before["plan"]["batching"])})
-            if plan.variant in VARIANTS:
-                return plan  # though by now another may be the fastest in results/
-    device, name = find_device(args.device, args.gpu, args.ray)
-    measured = fastest_valid_row(args.results_dir, name, weights_id, args.variant)
-    return choose_plan(device, measured, plan_options(args))
+    same = (before.get("options"), before.get("model")) == (plan_options(args), model.weights_id)
+    if same and not args.overwrite and (plan := read_plan(before)):
+        return plan  # though by now another may be the fastest in results/
+    kind, info = find_device(args.device, args.gpu, args.ray)
+    texts = head_texts(tables, args.column)
+    tokens = call(mean_tokens, model, texts)
+    measured = fastest_valid_row(args.results_dir, slug(info.name), model, tokens, args.variant)
+    if not measured and not args.variant and not args.ray:
+        rows = min(sum(table.estimate_rows() for table in tables), args.limit or sys.maxsize)
+        device = Device((args.gpu or [0])[0] if kind == "gpu" else None, args.threads or cpu_cores())
+        measured = look(Job(args.input.name, model, texts, rows), info, device, args.results_dir, call)
+    return choose_plan(kind, measured, plan_options(args))
+
+
+def read_plan(job: dict) -> LabelPlan | None:
+    """Returns the plan of a job; None where it is damaged, or of a version of ours that had other fields."""
+    with contextlib.suppress(KeyError, TypeError):
+        plan = LabelPlan(**job["plan"] | {"batching": Batching(**job["plan"]["batching"])})
+        if plan.variant in VARIANTS:
+            return plan
+    return None
 
 
 def plan_options(args: Namespace) -> dict:
     return {name: getattr(args, name) for name in PLAN_OPTIONS}
 
 
-def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> list[ClassifierSpec]:
-    """Returns what each worker loads, which is exported if need be, and says so."""
+def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> tuple[list[ClassifierSpec], str]:
+    """Returns what each worker loads, which is exported if need be, and a few words that say where it is from."""
     exported, origin, variant = None, model.id, VARIANTS[plan.variant]
     if variant.export:
         exported, origin = ensure_export(model, variant.export.precision)
-    say(f"labelling by {plan}; {origin}")
     export_id = digest_export(exported) if exported else ""
     devices = worker_devices(plan, gpus)
-    return [ClassifierSpec(model, plan.variant, exported, device, export_id) for device in devices]
+    return [ClassifierSpec(model, plan.variant, exported, device, export_id) for device in devices], origin
 
 
 # ----------------------------------------------------------------------------------------------------------- labelling
 
 
-def label_all(
-    pool: LabelPool, tables: list[Table], spec: OutputSpec, ray_workers: int | None, on_cluster: bool
-) -> None:
-    """Writes the parts that are missing, and says how fast.
+def label_all(args: Namespace, pool: LabelPool, tables: list[Table], spec: OutputSpec, checker: Checker) -> None:
+    """Writes the parts that are missing, has them checked, and says how fast.
 
-    Raises UserError for an input that can't be read, and RunError if the workers fail twice over a part.
+    Raises UserError for an input that can't be read, and RunError if the workers fail twice over a part or if its rows
+    are wrong.
     """
     folder, total = pool.folder, min(sum(table.estimate_rows() for table in tables), spec.limit or sys.maxsize)
     rows = {n: min(spec.rows, total - n * spec.rows) for n in range(math.ceil(total / spec.rows))}  # of each part
     there = [n for n in rows if output.is_whole(folder / output.part_name(n), rows[n])]
     first = next(n for n in itertools.count() if n not in there)
-    done, made, counts, start = sum(rows[n] for n in there), 0, np.zeros(3, dtype=int), time.monotonic()
+    done, made, start = sum(rows[n] for n in there), Counts(), time.monotonic()
+
     with pool, tqdm(total=total, initial=done, unit=" rows", disable=None) as progress:
 
         def show(texts: list[int | None]) -> None:
             progress.update(done + sum(filter(None, texts)) - progress.n)
 
-        if on_cluster:
+        if args.ray:
             job = on_ray.RayJob(pool.specs[0], pool.batching, tables, spec, folder)
-            labelled = on_ray.label_on_ray([n for n in rows if n not in there], job, ray_workers)
+            labelled = on_ray.label_on_ray([n for n in rows if n not in there], job, args.workers)
         else:
             labelled = pool.label_parts(tables, spec, first, show)
-        for more, counted in labelled:
-            counts, done, made = counts + counted, done + more, made + 1
+        for part in labelled:
+            made, done = made + part.counts, done + part.counts.rows
             progress.update(done - progress.n)
+            checker.add(part.sample)
         progress.total = done
-    say_summary(output.count_rows(folder), made, counts, time.monotonic() - start - pool.loading)
+    in_all, seconds = output.count_rows(folder), time.monotonic() - start - pool.loading - checker.comparison.seconds
+    if not made.rows:
+        say(f"all {in_all:,} rows are labelled already")
+        return
+    words = f"{made.texts:,} texts, " + f"{made.tokens:,} tokens, " * bool(made.tokens)  # not known where texts go in
+    words += f"{seconds:.1f} s, {made.texts / seconds:,.1f} messages/s" if made.texts else "no row has a text"
+    say(f"labelled   {words}; {in_all:,} rows in all")
+    checker.about |= {"texts_of_this_run": made.texts, "seconds": round(seconds, 1)}
+    checker.about["messages/s"] = round(made.texts / seconds, 1)
+    checker.finish(checker.later, count_parts(folder))
 
 
-def say_summary(rows: int, made: int, counts: np.ndarray, seconds: float) -> None:
-    """Says what was labelled, and how fast. `counts`: see label_table; `made`: parts of this run."""
-    texts, tokens, lost = counts
-    if not made:
-        say(f"all {rows:,} rows are labelled already")
-    elif not texts:
-        say(f"no row has a text; {rows:,} rows in all")
-    else:
-        if lost:
-            say(f"{lost:,} texts have nulls: they gave no token, or the model no finite number")
-        tokens_words = f"{tokens:,} tokens, " if tokens else ""  # not known where a variant takes the texts themselves
-        speed = f"{texts / seconds:,.1f} messages/s"
-        say(f"{texts:,} texts, {tokens_words}{seconds:.1f} s, {speed}; {rows:,} rows in all")
+def check_folder(args: Namespace, model: Model, tables: list[Table], spec: OutputSpec) -> None:
+    """Compares rows of an output folder as it is with the original, and writes its receipt.
+
+    Raises UserError where the folder's parts are not those of the input, RunError where rows are wrong.
+    """
+    parts = output.part_files(args.output)
+    if not parts:
+        raise UserError(f"--check-only: {args.output} holds no parts")
+    job, samples, texts = output.read_job(args.output), [], 0
+    spec = replace(spec, rows=max(1, output.rows_of(parts[0])))
+    for number, table in enumerate(output.read_parts(tables, spec, skip=0)):
+        output.check_part(args.output, number, len(table), spec)
+        sample = pick_sample(number, table, spec.text_column, model)
+        samples = add_sample(samples, sample) if samples else [sample]
+        texts += sum(map(has_text, table[spec.text_column].to_pylist()))
+    counted = count_parts(args.output) or count_rows(output.count_rows(args.output), texts)
+    plan = read_plan(job)
+    on_gpu = plan is not None and plan.device == "gpu" and not args.ray
+    gpu = (args.gpu or [0])[0] if on_gpu else None
+    before, made = read_receipt(args.output), {"export_id": job.get("export", ""), "versions": job.get("versions", {})}
+    made |= {"variant": plan.variant if plan else "", "batches": str(plan.batching) if plan else ""}
+    about = {name: value for name, value in before.items() if name in OF_A_RUN} | made | about_now(model)
+    precision = VARIANTS[plan.variant].computes_in(gpu) if plan else ""
+    checker = Checker(Comparison(model, precision, spec, args.output, gpu), about)
+    checker.finish(samples, counted)
+
+
+def label(args: Namespace, model: Model, tables: list[Table], spec: OutputSpec, plan: LabelPlan) -> None:
+    """Labels all rows into the output folder, as a plan says."""
+    specs, origin = worker_specs(model, plan, args.gpu or [0])
+    variant = VARIANTS[plan.variant]
+    files = [table.path for table in tables]
+    job = {"input": digest(files), "model": model.weights_id, "options": plan_options(args), "plan": asdict(plan)}
+    job |= asdict(spec) | {"schema": str(spec.schema), "export": specs[0].export_id}
+    job["versions"] = versions("tokenizers", "transformers", *variant.packages)
+    output.prepare_output(args.output, job, args.overwrite)
+    say(f"labelling by {plan}; {origin}")
+    about = {"variant": plan.variant, "workers": len(specs), "threads": plan.threads, "batches": str(plan.batching)}
+    about |= {"export": origin, "export_id": specs[0].export_id, "versions": job["versions"]} | about_now(model)
+    gpu = specs[0].device.gpu
+    comparison = Comparison(model, variant.computes_in(gpu), spec, args.output, None if args.ray else gpu)
+    checker = Checker(comparison, about, stops=not args.no_check)
+    label_all(args, LabelPool(specs, plan.batching, args.output), tables, spec, checker)
+
+
+def about_now(model: Model) -> dict:
+    """Returns what a receipt says of the model, and of where and when rows are compared."""
+    about = {"model": model.id, "weights_id": model.weights_id, "decisions_are": model.rule.words}
+    about |= {"commit": project_commit(), "machine": describe_device(None).name}
+    return about | {"date": datetime.now(UTC).strftime("%Y-%m-%d")}
 
 
 def main() -> int:
@@ -193,31 +284,19 @@ def main() -> int:
         raise UserError("on Ray the input is Parquet, of which each machine can read its part: convert it first")
     check_writable(CACHE)
     args.output = args.output.absolute()
-    model = open_model(args.model_id)
     if inside := [file for file in files if args.output.resolve() in file.resolve().parents]:
         raise UserError(f"{inside[0]} is in the output folder: name another one")
-    tables = [open_table(file) for file in files]
-    columns = choose_columns(tables[0], args.column, args.keep_columns, args.keep_text)
-    schema = common_schema(tables, list(dict.fromkeys([*columns, args.column])), args.column)
-    spec = OutputSpec(
-        schema=schema,
-        columns=columns,
-        text_column=args.column,
-        labels=model.labels,
-        top_label=args.top_label,
-        prefix=args.prefix,
-        rows=args.rows_per_file,
-        limit=args.limit,
-    )
-    check_names(spec)
-    with output.locked(args.output), on_ray.cluster(args.ray) if args.ray else contextlib.nullcontext():
-        plan = find_plan(args, model.weights_id)
-        specs = worker_specs(model, plan, args.gpu or [0])
-        job = {"input": digest(files), "model": model.weights_id, "options": plan_options(args), "plan": asdict(plan)}
-        job |= asdict(spec) | {"schema": str(schema), "export": specs[0].export_id}
-        job["versions"] = versions("tokenizers", "transformers", *VARIANTS[plan.variant].packages)
-        output.prepare_output(args.output, job, args.overwrite)
-        label_all(LabelPool(specs, plan.batching, args.output), tables, spec, args.workers, bool(args.ray))
+    with on_ray.cluster(args.ray) if args.ray else contextlib.nullcontext():
+        with helper_process() as call:
+            model = open_model(args.model_id, call).with_thresholds(args.threshold)
+            tables = [open_table(file) for file in files]
+            spec = output_spec(args, model, tables)
+            plan = None if args.check_only else find_plan(args, model, tables, call)
+        with output.locked(args.output):
+            if plan:
+                label(args, model, tables, spec, plan)
+            else:
+                check_folder(args, model, tables, spec)
     return 0
 
 

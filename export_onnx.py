@@ -2,12 +2,16 @@
 
     python export_onnx.py SamLowe/roberta-base-go_emotions
     python export_onnx.py random-roberta-base --no-upload --limit 200
+    python export_onnx.py my-model --precision int8 --check-only --dataset my.csv --label-column labels
 
 The model is exported by optimum's O4 (fused nodes, tanh GELU, FP16) or by torch's exporter, whichever fuses more of its
 attention. Its graph is looked at, and its probabilities are compared with those of the original model in eager FP32
 PyTorch, text by text. The folder holds model.onnx, the config, the tokenizer, a model card (README.md) and the same
 figures for machines (parity.json). It is NOT WITHIN TOLERANCE if an output is infinite or not a number, or if
 with 95% confidence more than --tolerance of the decisions change. It is uploaded only if asked for, and not then.
+
+--check-only checks an export that is there, whoever of the scripts made it, and writes its report and card anew.
+--label-column compares original and export with gold labels, too: micro and macro F1; accuracy where one label holds.
 
 Nothing is left behind by an export that fails or is interrupted.
 
@@ -19,35 +23,30 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
-from argparse import Namespace
-from collections.abc import Callable
+from argparse import ArgumentTypeError, Namespace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from bench.classifier import Classifier, ClassifierSpec
-from bench.export.card import write_card
-from bench.export.ensure import export_folder, foreign_files
-from bench.export.select import EXPORT_KINDS, export_model
-from bench.files import LONGEST_NAME, check_writable, new_folder
+from bench.classifier import ClassifierSpec
+from bench.export.card import score_lines, write_card
+from bench.export.check import check_export, without_nan
+from bench.export.ensure import export_folder, foreign_files, stale_reason
+from bench.export.gold import check_gold
+from bench.export.publish import hub_client, upload, wants_upload
+from bench.export.select import EXPORT_KINDS, MANIFEST, describe_export, export_model
+from bench.files import LONGEST_NAME, check_writable, new_file, new_folder, read_json
 from bench.inputs.batches import BATCHINGS, Batching
 from bench.inputs.datasets import Dataset, load_dataset
-from bench.inputs.hub import with_timeout
 from bench.inputs.model import WEIGHTS, Model
 from bench.inputs.random_model import RANDOM_MODEL
-from bench.inputs.reference import Reference
 from bench.inputs.resolve import resolve_model
-from bench.judge import NOT_WITHIN, TOLERANCE, judge_export
+from bench.judge import NOT_WITHIN, TOLERANCE
 from bench.machine import cpu_cores, describe_device, process_count
-from bench.parity import DECISIONS, probabilities, statistics, worst_texts
-from bench.processes import ProcessPool, run_in_subprocess
+from bench.processes import run_in_subprocess
 from bench.provenance import project_commit, versions
 from bench.variants import REPORT, Device
 from runtimes import VARIANTS
-from utils import CACHE, Parser, RunError, UserError, clean, first_line, int_from, run, say
+from utils import CACHE, Parser, UserError, clean, int_from, run, say
 
 RUNTIMES = "torch", "transformers", "optimum-onnx", "onnxruntime-gpu", "onnxruntime"  # whose versions a report has
 
@@ -59,13 +58,18 @@ def parse_arguments() -> Namespace:
     add("--precision", choices=list(EXPORT_KINDS), default="fp16", help="default: fp16; int8 is for CPUs")
     add("--save-dir", type=Path, help="default: ./<name>-onnx-fp16, or -onnx-int8, -onnx, by precision")
     add("--overwrite", action="store_true", help="replace an existing export")
+    add("--check-only", action="store_true", help="export nothing: check the folder that is there")
     add("--disable-shape-inference", action="store_true", help="for very large models")
     add("--device", choices=("gpu", "cpu"), help="where to check (default: gpu if there is one)")
     add("--gpu", type=int_from(0), default=0, help="GPU id (default: 0)")
     add("--threads", type=process_count, default=cpu_cores(), help="CPU threads (default: all cores)")
     add("--dataset", default="normal", help="normal, filtered, or a file as for labelling (default: normal)")
     add("--column", default="body", help="the file's text column (default: body)")
+    label_help = "a column with each text's label, or labels with commas between them, as names or numbers"
+    add("--label-column", metavar="COLUMN", help=label_help)
     add("--limit", type=whole, help="only so many texts, evenly spaced (default: all)")
+    threshold_help = "above which a label holds: a number, or a JSON file of label -> number (default: 0.5)"
+    add("--threshold", metavar="NUMBER|FILE", help=threshold_help)
     batching_help = "how the check's batches are made (default: sorted; int8: token-budget, as it labels)"
     add("--batching", choices=BATCHINGS, help=batching_help)
     add("--batch-size", type=whole, default=1, help="batch size of the check (default: 1)")
@@ -86,9 +90,12 @@ def parse_arguments() -> Namespace:
 
 def share(text: str) -> float:
     """Parses a number from 0 to 1."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 1:
-        raise ValueError  # argparse says "invalid share value"
+        raise ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
 
 
@@ -130,69 +137,28 @@ def check_target(target: Path, model: Path, overwrite: bool) -> None:
         raise UserError(f"too little room for {target}: {needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free")
 
 
-def run_over(texts: list[str], name: str, make: Callable, arguments: tuple, method: Callable, *more):
-    """Calls method(made object, file of the texts, *more) in a process of its own, with a progress bar."""
-    with (
-        tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file,
-        ProcessPool(make, [arguments]) as pool,
-        tqdm(desc=name, total=len(texts), unit="text", file=sys.stderr) as progress,
-    ):
-        json.dump(texts, file)
-        file.flush()
-        request = method, Path(file.name), *more
-        [answer] = pool.call(*request, on_heartbeat=lambda done: progress.update(done[0] - progress.n))
-        progress.update(progress.total - progress.n)
-    return answer
+def check_existing(model: Model, folder: Path) -> None:
+    """Raises UserError if a folder is no export of this model as it is now."""
+    if not folder.is_dir():
+        raise UserError(f"--check-only: there is no folder {folder}; --save-dir names another one")
+    if reason := stale_reason(folder, model.weights_id):
+        raise UserError(f"--check-only: {folder} {reason}")
 
 
-def compare(model: Model, exported: ClassifierSpec, texts: list[str], batching: Batching, tolerance: float) -> dict:
-    """Runs the export and the original over the same texts; returns what the report says of both.
+def check(args: Namespace, model: Model, dataset: Dataset, about: dict, folder: Path) -> dict:
+    """Checks the export in a folder, and writes its report and card there. Returns the report.
 
-    The original runs text by text, as transformers documents it, see Reference.
+    `about`: what describe_export says of it, and what `repo` it is named after.
     """
-    problem_type, device = model.problem_type, exported.device
-    arguments = texts, exported.variant, Classifier, (exported,), Classifier.predict_share, batching
-    _, predictions = run_over(*arguments)
-    full = np.flatnonzero(predictions.has_tokens)
-    if not len(full):
-        raise UserError("the tokenizer gives no token for any text")
-    full_texts = [texts[i] for i in full]
-    arguments = full_texts, "original", Reference.load, (model, device.gpu, device.threads), Reference.of_file
-    reference, seconds = run_over(*arguments)
-    probs = probabilities(predictions.logits, problem_type)[full]
-    speed = {"original": len(full) / seconds, "export": len(texts) / (predictions.end - predictions.start)}
-    stats = statistics(probs, reference, problem_type)
-    verdict, reason = judge_export(stats, tolerance)
-    return {
-        "max_length": model.max_length,
-        "problem_type": problem_type,
-        **stats,
-        "speed": speed,
-        "worst": worst_texts(probs, reference, full_texts, model.labels),
-        "tolerance": tolerance,
-        "verdict": verdict,
-        "reason": reason,
-    }
-
-
-def export_and_check(args: Namespace, model: Model, dataset: Dataset, folder: Path, repo: str) -> dict:
-    """Fills `folder` with the export, the check's report and the card. Returns the report."""
     device, machine = check_device(args)
     kind = EXPORT_KINDS[args.precision]
     name = args.batching or ("token-budget" if kind.batches_matter else "sorted")
     tokens = args.batch_tokens if name == "token-budget" else 0
     batching = Batching(name, batch_size=0 if tokens else args.batch_size, batch_tokens=tokens)
-    say(f"exporting {args.model_id} in {args.precision}")
-    graph = run_in_subprocess(export_model, model, args.precision, folder, not args.disable_shape_inference)
-    for finding in (f"made by {graph['exporter']}", *graph["findings"]):
-        say(f"graph: {finding}")
     say(f"checking on {len(dataset.texts)} texts on {machine}")
     known = versions(*RUNTIMES) | {"commit": project_commit()}
-    spec = ClassifierSpec(model, kind.variant, folder, device)
     report = {
         "model": args.model_id if model.folder != Path(args.model_id) else model.folder.resolve().name,
-        "repo": repo,
-        "precision": args.precision,
         "command": clean(shlex.join(["python", "export_onnx.py", *public_arguments(sys.argv[1:])])).replace("`", "'"),
         "versions": ", ".join(f"{name} {version}" for name, version in known.items()),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -204,22 +170,27 @@ def export_and_check(args: Namespace, model: Model, dataset: Dataset, folder: Pa
         "texts": len(dataset.texts),
         "batches": str(batching),
         "batches_matter": kind.batches_matter,
-        **graph,
-        **compare(model, spec, dataset.texts, batching, args.tolerance),
+        **about,
+        **check_export(ClassifierSpec(model, kind.variant, folder, device), dataset, batching, args.tolerance),
     }
     public = report if args.excerpts else report | {"worst": []}
-    (folder / REPORT).write_text(json.dumps(without_nan(public), indent=2, allow_nan=False), encoding="utf-8")
+    with new_file(folder / REPORT) as file:
+        file.write(json.dumps(without_nan(public), indent=2, allow_nan=False).encode())
     write_card(folder, model.folder, public)
     return report
 
 
-def without_nan(value):
-    """Replaces what is not finite in a report by None, since JSON has no word for it."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def export_and_check(args: Namespace, model: Model, dataset: Dataset, target: Path) -> dict:
+    """Makes the export in `target`, or takes the one that is there, and checks it. Returns the report."""
+    if args.check_only:
+        check_existing(model, target)
+        return check(args, model, dataset, describe_export(model, target) | {"repo": target.name}, target)
+    with new_folder(target, args.overwrite) as folder:
+        say(f"exporting {args.model_id} in {args.precision}")
+        graph = run_in_subprocess(export_model, model, args.precision, folder, not args.disable_shape_inference)
+        for finding in (f"made by {graph['exporter']}", *graph["findings"]):
+            say(f"graph: {finding}")
+        return check(args, model, dataset, graph | {"repo": target.name}, folder)
 
 
 def public_arguments(arguments: list[str]) -> list[str]:
@@ -242,7 +213,9 @@ def print_report(report: dict) -> None:
     print("  " + "  ".join(f"{name} {value:.3g}" for name, value in stats.items()))
     print(f"mean difference over all labels: {report['mean_over_labels']:.3g}")
     changed = f"{report['changed']:,} of {report['decisions']:,}, {report['flips']:.4%}"
-    print(f"changed decisions (flips): {changed} ({DECISIONS[report['problem_type']]})")
+    print(f"changed decisions (flips): {changed} ({report['decision_words']})")
+    for line in score_lines(report["gold"]):
+        print(f"by the gold labels of {report['gold']['original']['texts']:,} texts, {line}")
     print(f"texts with outputs that are not finite: {report['non_finite_texts']}")
     print(f"messages/s, end to end: {speed['export']:.1f}, original {speed['original']:.1f}")
     for text in report["worst"]:
@@ -254,68 +227,16 @@ def print_report(report: dict) -> None:
         print("\na CPU computes this file in FP32 between casts: FP16 arithmetic was not exercised")
 
 
-def hub_client(args: Namespace, name: str):
-    """Returns the Hub's API with its token, and the repository to upload to.
-
-    Raises UserError if the token is missing or not valid, or may not write there. A pull request may go anywhere.
-    """
-    from huggingface_hub import HfApi, get_token
-
-    token = args.hf_token or get_token()
-    if not token:
-        raise UserError("no token for the upload: set HF_TOKEN or run `hf auth login`")
-    api = HfApi(token=token)
-    try:
-        me = with_timeout(api.whoami)
-    except Exception as error:  # requests', the Hub's, ours
-        raise UserError(f"no upload with this token: {first_line(error)}") from error
-    repo = args.repo_id or f"{me['name']}/{name}"
-    owner = repo.split("/")[0]
-    owners = [me["name"], *(org["name"] for org in me.get("orgs", []) if org.get("roleInOrg") != "read")]
-    access = me.get("auth", {}).get("accessToken", {})
-    scopes = access.get("fineGrained", {}).get("scoped", [])
-    writable = [scope["entity"].get("name") for scope in scopes if "repo.write" in scope["permissions"]]
-    if access.get("role") == "read":
-        raise UserError("the token may only read: make one that may write, https://huggingface.co/settings/tokens")
-    if not args.create_pr and (owner not in owners or (access.get("role") == "fineGrained" and owner not in writable)):
-        raise UserError(f"the token may not write to {owner} (user {me['name']}); see --repo-id and --create-pr")
-    return api, repo
-
-
-def upload(api, repo: str, folder: Path, args: Namespace) -> None:
-    """Uploads the whole folder in one commit. Raises UserError where it can't, with the command to try again."""
-    options = ["--create-pr"] * args.create_pr + ["--private"] * args.private
-    again = shlex.join(["hf", "upload", repo, str(folder), ".", *options])
-    public = False
-    try:
-        if not args.create_pr:
-            api.create_repo(repo, private=args.private, exist_ok=True)
-            public = args.private and not api.model_info(repo).private
-        if not public:
-            message = f"ONNX {args.precision} export"
-            commit = api.upload_folder(
-                repo_id=repo, folder_path=folder, commit_message=message, create_pr=args.create_pr
-            )
-    except Exception as error:  # requests', the Hub's, the disk's
-        raise RunError(f"the upload failed: {first_line(error)}; {folder} is kept, to try again: {again}") from error
-    if public:
-        raise UserError(f"nothing is uploaded: {repo} exists and is public; {folder} is kept")
-    say(f"uploaded: {commit.pr_url or commit.commit_url}")
-
-
-def wants_upload(repo: str) -> bool:
-    try:
-        return input(f"upload to {repo}? [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
-
-
 def main() -> int:
     args = parse_arguments()
     check_writable(CACHE)
     source, target = resolve_model(args.model_id), args.save_dir or export_folder(args.model_id, args.precision)
-    check_target(target, source, args.overwrite)
-    dataset = load_dataset(args.dataset, args.column, args.limit)
+    if args.check_only:
+        manifest = target / MANIFEST
+        args.precision = read_json(manifest).get("precision", args.precision) if manifest.is_file() else args.precision
+    else:
+        check_target(target, source, args.overwrite)
+    dataset = load_dataset(args.dataset, args.column, args.limit, args.label_column)
     for note in dataset.notes:
         say(clean(note))
     if args.batch_size > len(dataset.texts):
@@ -328,9 +249,10 @@ def main() -> int:
             if args.upload:
                 raise
             say(f"it will not be uploaded: {error}")
-    model = run_in_subprocess(Model.from_folder, source, args.model_id)
-    with new_folder(target, args.overwrite) as folder:
-        report = export_and_check(args, model, dataset, folder, target.name)
+    model = run_in_subprocess(Model.from_folder, source, args.model_id).with_thresholds(args.threshold)
+    if dataset.gold:
+        check_gold(dataset.gold, model)
+    report = export_and_check(args, model, dataset, target)
     print_report(report)
     print(f"\n{target}: {report['verdict']}, {report['reason']}", flush=True)
     if report["verdict"] == NOT_WITHIN:

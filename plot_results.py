@@ -6,7 +6,7 @@
 
 Into results/, or --output:
 
-    overview                             the fastest variant of each model and device that is not known to be wrong,
+    overview                             the fastest variant of each model and device that is within tolerance,
                                          against what people use
     comparison_<model>_<dataset>         each variant at its best on each device, the fastest first
     scaling_<model>_<device>_<dataset>   messages/s over the texts in a batch
@@ -29,17 +29,18 @@ from bench.files import new_file
 from bench.naming import file_name, slug
 from bench.report import figures
 from bench.report.figures import device_title
+from bench.report.judged import judge_variants
 from bench.report.readmes import headline_block, headlines, model_names, provenance_block, results_block, with_block
 from bench.report.rows import fastest_per, latest_per_cell, read_results
 from utils import Parser, RunError, UserError, first_line, list_of, run, say
 
 FORMATS = ("png", "svg", "pdf")
 PLACE = ["model", "device", "dataset"]  # what factors are compared within
-SET = ["texts", "texts_id", "weights_id"]  # of several in a place only one is shown
+SET = ["texts", "texts_id", "weights_id", "threshold"]  # of several in a place only one is shown
 FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "variant": "--variants"}
 # what a figure's digest covers
 SHOWN = [*PLACE, *SET, "variant", "workers", "threads", "batching", "batch_size", "batch_tokens", "stage"]
-SHOWN += ["messages/s", "min", "max", "tokens/s", "max_diff", "flips", "factor"]
+SHOWN += ["messages/s", "min", "max", "tokens/s", "max_diff", "flips", "verdict", "factor"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def load_rows(results_dirs: list[Path]):
         say(f"{failed} failed cells are left out")
     if rows.empty:
         raise UserError(f"no results in {', '.join(map(str, results_dirs))}; run_benchmark.py makes them")
-    rows = keep_fullest(latest_per_cell(rows))
+    rows = judge_variants(keep_fullest(latest_per_cell(rows)))
     forward = rows[rows["stage"] == "forward"]
     bases = forward[(forward["variant"] == "torch") & (forward["batching"] == "in-order")]
     rows = rows.join(bases.groupby(PLACE)["messages/s"].max().rename("base"), on=PLACE)
@@ -111,7 +112,7 @@ def select(rows, column: str, words: list[str]):
 
 def plan(rows, args: Namespace) -> list[Chart]:
     """Returns the figures that the rows give, the overview first."""
-    names, what = model_names(rows), "the fastest variant not known to be wrong, against what people use"
+    names, what = model_names(rows), "the fastest variant within tolerance, against what people use"
     overview = Chart((args.output or args.results_dir[0]) / "overview", figures.draw_overview, headlines(rows), what)
     charts = [overview]
     forward = rows[rows["stage"] == "forward"]

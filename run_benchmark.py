@@ -7,16 +7,15 @@ Every combination of variant, workers and batching is a cell. A cell is measured
 row, printed on standard output and saved under results/. Notes, progress and the verdict go to standard error.
 
 Timed are the forward passes over all batches of a cell; the fastest cell of each variant and worker count once more end
-to end, from the texts to the logits on the host. 256 texts are compared with the original model in eager FP32 PyTorch:
-`max_diff` is the largest difference of any label's probability, `flips` the share of changed decisions. `ok` means that
-a cell ran and its outputs are finite; judge accuracy by these two. results/README.md says exactly how it measures.
+to end, from the texts to the logits on the host, and those that lead again in turn. 256 texts are compared with the
+original model in eager FP32 PyTorch: `max_diff` is the largest difference of any label's probability, `flips` the share
+of changed decisions. What is fast and not proven yet then runs over more texts, for --check-time seconds at most. `ok`
+means that a cell ran and its outputs are finite. results/README.md says exactly how it measures.
 
 Exit code: 0, 1 if a cell failed (its row says why) or a row could not be saved, 2 for wrong usage or input, 130 after
 Ctrl-C.
 """
 
-import contextlib
-import math
 import shlex
 import sys
 from argparse import ArgumentTypeError, Namespace
@@ -25,26 +24,33 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from bench.export.ensure import ensure_export
 from bench.files import check_writable
 from bench.inputs.batches import BATCHINGS
-from bench.inputs.datasets import Dataset, digest_texts, load_dataset
+from bench.inputs.datasets import Dataset, load_dataset
 from bench.inputs.model import Model
 from bench.inputs.random_model import RANDOM_MODEL
-from bench.inputs.reference import padding_note
 from bench.inputs.resolve import DEFAULT_MODEL, open_model
-from bench.machine import describe_device, process_count
+from bench.machine import cpu_cores, describe_device, process_count
 from bench.measure.cells import Cell, cell_of, cells_to_run, measured_before, plan_cells
+from bench.measure.check import more_texts
 from bench.measure.conditions import measure_busy, note, note_what_slows
-from bench.measure.peak import measure_peaks
-from bench.measure.sweep import Sweep, estimate, run_cells
-from bench.measure.token_cache import TokenizedTexts, load_or_tokenize
+from bench.measure.look import (
+    LOOK,
+    MAX_LEADERS,
+    ROUNDS,
+    default_variants,
+    flops_of_a_text,
+    look_size,
+    measure_all,
+)
+from bench.measure.prepare import find_exports, find_peaks, say_what_is_measured
+from bench.measure.recorder import Recorder, columns_of, columns_of_run
+from bench.measure.sweep import Sweep, estimate
+from bench.measure.token_cache import load_or_tokenize
 from bench.naming import slug
 from bench.processes import helper_process, run_in_subprocess
-from bench.provenance import package_versions, project_commit, versions
 from bench.report import rows
 from bench.report.table import HEADER, table_line
 from bench.report.verdict import verdict
@@ -53,8 +59,7 @@ from runtimes import VARIANTS
 from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say, step
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
-QUICK = {"limit": 64, "batches": [1, 8], "batch_tokens": [512], "batching": ["sorted", "token-budget"], "min_time": 0.0}
-QUICK_SECONDS = 10.0  # of a pass, above which a first look does not time it end to end, too
+QUICK = {"min_time": 0.0, "check_time": 20.0}  # and what the device asks for, see LOOK
 LOADING_SECONDS = 5.0  # about, until a variant's workers are ready
 
 
@@ -75,10 +80,14 @@ def parse_arguments() -> Namespace:
     token_help = "tokens in a batch with padding, for token-budget (default: 1024,4096,16384; GPU 16384,32768,65536)"
     add("--batch-tokens", type=list_of(whole), help=token_help)
     add("--workers", type=list_of(process_count), default=[1], help="comma list of worker counts (default: 1)")
-    add("--threads", type=process_count, default=1, help="CPU threads of each worker (default: 1)")
+    add("--threads", type=process_count, help="CPU threads of each worker (default: all cores, shared out)")
     batching_help = f"comma list of {', '.join(BATCHINGS)} (default: all three)"
     add("--batching", type=list_of(batching), default=list(BATCHINGS), help=batching_help)
     add("--limit", type=whole, help="use only this many texts, evenly spaced through the dataset (default: all)")
+    threshold_help = "above which a label holds: a number, or a JSON file of label -> number (default: 0.5)"
+    add("--threshold", metavar="NUMBER|FILE", help=threshold_help)
+    check_help = "seconds, at most, on more texts for what is fast and not proven (default: 120; --quick: 20)"
+    add("--check-time", type=seconds, default=120.0, help=check_help)
     add("--min-time", type=seconds, default=3.0, help="seconds of whole passes for each cell, at least (default: 3)")
     repeats_help = "measure every cell this many times, in turn: a slow minute of a shared machine then hits all alike"
     add("--repeats", type=whole, default=1, help=f"{repeats_help} (default: 1)")
@@ -89,10 +98,12 @@ def parse_arguments() -> Namespace:
     saving.add_argument("--no-save", action="store_true", help="save nothing")
     add("--resume", action="store_true", help="skip what has an ok row of the same texts, weights, commit and versions")
     add("--dry-run", action="store_true", help="print the cells that would run, and stop")
-    quick = "a first look in about two minutes: 64 texts, sizes 1 and 8 and 512 tokens, one pass each"
+    quick = "a first look of about a minute, exports not counted: as many texts as the device does in a few seconds"
     add("--quick", action="store_true", help=quick)
     args = parser.parse_args()
-    parser.set_defaults(**{"batch_tokens": BATCH_TOKENS[args.device]} | (QUICK if args.quick else {}))
+    threads = max(1, cpu_cores() // max(args.workers))
+    quick = QUICK | LOOK[args.device] if args.quick else {}
+    parser.set_defaults(**{"batch_tokens": BATCH_TOKENS[args.device], "threads": threads} | quick)
     return parser.parse_args()
 
 
@@ -112,17 +123,14 @@ def seconds(text: str) -> float:
     return value
 
 
-def choose_variants(names: list[str], device: str) -> list[str]:
+def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
     """Returns the variants asked for; `all` are those that are fast on the device and whose runtime is installed.
 
-    Raises UserError for an unknown name, and for one that can't run on the device, with the reason.
+    A `quick` look leaves out of them what must be compiled first. Raises UserError for an unknown name, and for one
+    that can't run on the device, with the reason.
     """
     if names == ["all"]:
-        return [
-            name
-            for name, variant in VARIANTS.items()
-            if device in variant.default_on and versions(*variant.packages) and variant.is_native_on(device)
-        ]
+        return default_variants(device, compiled=not quick)
     for name in names:
         if name not in VARIANTS:
             raise UserError(f"no variant {name!r}; there are: {', '.join(VARIANTS)}, or all of them as `all`")
@@ -150,56 +158,13 @@ def find_device(args: Namespace) -> Device:
     return Device(args.gpu if args.device == "gpu" else None, args.threads)
 
 
-def columns_of(variant: str) -> dict[str, str]:
-    """Returns the columns that are the same in all rows of a variant: its name, and the versions that it runs with."""
-    return {"variant": variant, "versions": package_versions(VARIANTS[variant])}
-
-
-def say_what_is_measured(model: Model, dataset: Dataset, tokens: TokenizedTexts) -> None:
-    lengths = tokens.lengths
-    p5, p50, p95, p99 = np.percentile(lengths, [5, 50, 95, 99])
-    about = f"{model.model_type}, {len(model.labels)} labels, {model.problem_type}, at most {model.max_length} tokens"
-    say(f"model      {model.id}: {about}")
-    say(f"dataset    {clean(dataset.name)}: {len(lengths)} texts; tokens: mean {lengths.mean():.1f},")
-    say(f"           p5 {p5:.0f}, p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f}, most {lengths.max()}")
-    if tokens.n_empty:
-        note(f"{tokens.n_empty} texts give no token and are left out")
-    if padding := padding_note(model, tokens.padding_effect):
-        note(padding)
-    say(f"tokenizer  {tokens.tokens_speed:,.0f} messages/s, measured when these token ids were made")
-    say(f"check      {len(tokens.sample)} of the texts are compared with the reference")
-
-
-def find_exports(model: Model, variants: list[str], device: Device) -> dict[str, Path | UserError | None]:
-    """Returns what each variant loads, see Sweep.exports, and says so; makes the exports that are missing."""
-    exports = {}
-    for name in variants:
-        variant = VARIANTS[name]
-        try:
-            exports[name], origin = None, model.id
-            if device.gpu is None:
-                variant.check_device(None)
-            else:
-                run_in_subprocess(variant.check_device, device.gpu)
-            if variant.export:
-                exports[name], origin = ensure_export(model, variant.export.precision)
-        except UserError as error:  # its cells fail, the others run
-            exports[name], origin = error, error
-        say(f"variant    {name}: {origin}")
-    return exports
-
-
-def prepare(args: Namespace, model: Model, dataset: Dataset, cells: list[Cell], call: Callable) -> Sweep:
+def prepare(args: Namespace, model: Model, dataset: Dataset, peaks: dict[str, float], call: Callable) -> Sweep:
     """Does all that comes before the first cell. `call` runs a function in a helper process."""
-    device, variants = find_device(args), list(dict.fromkeys(cell.variant for cell in cells))
+    device = find_device(args)
     with step("reference  token ids, and eager FP32 torch on some of the texts"):
         tokens = load_or_tokenize(model, dataset.texts, device.gpu, call)
-    say_what_is_measured(model, dataset, tokens)
-    exports = find_exports(model, variants, device)
-    with step("peak       how fast this device multiplies large matrices"):
-        precisions = {"fp32", *(VARIANTS[name].computes_in(device.gpu) for name in variants)}
-        peaks = call(measure_peaks, sorted(precisions), device)
-    say(f"           {', '.join(f'{name} {peak / 1e12:.3g}' for name, peak in peaks.items())} TFLOP/s")
+    say_what_is_measured(model, dataset.name, tokens)
+    exports = find_exports(model, args.model, device)
     return Sweep(
         model=model,
         tokens=tokens,
@@ -207,105 +172,115 @@ def prepare(args: Namespace, model: Model, dataset: Dataset, cells: list[Cell], 
         device=device,
         peaks=peaks,
         min_time=args.min_time,
-        max_end_to_end_seconds=QUICK_SECONDS if args.quick else math.inf,
         stall_timeout=args.stall_timeout,
+        check_time=args.check_time,
     )
 
 
 # ------------------------------------------------------------------------------------------------------- the cells
 
 
-def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], speeds: dict, same: dict) -> tuple[list, list]:
-    """Measures the cells, printing and appending each row; returns all rows, and those that could not be saved."""
-    found, unsaved, costs = [], [], estimate(sweep, cells)
-    groups = {(cell.variant, cell.workers) for cell in cells}
-    total = args.repeats * (sum(costs.values()) + len(groups) * LOADING_SECONDS)
-    say(f"plan       {len(cells)} cells, about {max(1, round(total / 60))} min, compiling not counted")
+def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Recorder) -> None:
+    """Measures the cells and checks what leads, printing each row."""
+    costs = estimate(sweep, cells)
+    slowest = {}  # pass of each variant and worker count
+    for cell, cost in costs.items():
+        slowest[cell.variant, cell.workers] = max(cost, slowest.get((cell.variant, cell.workers), 0))
+    total = args.repeats * (sum(costs.values()) + len(slowest) * LOADING_SECONDS)
+    total += sum(LOADING_SECONDS + ROUNDS * cost for cost in sorted(slowest.values())[:MAX_LEADERS])
+    check = f"; then up to {args.check_time:.0f} s on more texts" if sweep.more_texts and args.check_time else ""
+    say(f"plan       {len(cells)} cells, about {time_words(total)}, compiling not counted{check}")
     print(HEADER, flush=True)
-    measured = contextlib.closing(run_cells(sweep, cells, speeds, args.repeats))
     layout = "{percentage:3.0f}% {bar} {elapsed}, {remaining} left"
-    progress_bar = tqdm(total=args.repeats * sum(costs.values()), bar_format=layout, file=sys.stderr, disable=None)
-    try:
-        with measured as measured, progress_bar as progress:
-            for cell, figures in measured:
-                row = dict.fromkeys(rows.COLUMNS, "") | same | columns_of(cell.variant) | cell.columns() | figures
-                found.append(row)
-                unsaved.append(row)
-                if not args.no_save:
-                    save(args.results_dir, unsaved)
-                progress.write(table_line(row), file=sys.stdout)
-                sys.stdout.flush()
-                progress.update(costs.get(cell, 0))
-    finally:
-        if unsaved and not args.no_save:
-            lines = rows.HEADER + "".join(map(rows.line_of, unsaved))
-            say(f"not saved in {args.results_dir}, so copy it from here:\n{lines.rstrip()}")
-    return found, [] if args.no_save else unsaved
+    total = args.repeats * sum(costs.values())
+    with tqdm(total=total, bar_format=layout, file=sys.stderr, disable=None) as progress:
+
+        def show(cell: Cell, row: dict) -> None:
+            progress.write(table_line(row), file=sys.stdout)
+            sys.stdout.flush()
+            progress.update(costs.get(cell, 0))
+
+        recorder.show = show
+        try:
+            measure_all(sweep, cells, recorder, args.repeats)
+        finally:
+            if recorder.unsaved:
+                lines = rows.HEADER + "".join(map(rows.line_of, recorder.unsaved))
+                say(f"not saved in {args.results_dir}, so copy it from here:\n{lines.rstrip()}")
 
 
-def save(results_dir: Path, unsaved: list[dict]) -> None:
-    """Appends the last of the rows to its file, and takes it out of the list; else says why it stays there."""
-    path = rows.results_path(results_dir, unsaved[-1])
-    try:
-        rows.append_row(path, unsaved[-1])
-        unsaved.pop()
-    except OSError as error:
-        say(f"{path}: not saved: {error.strerror}")
+def time_words(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def next_command(args: Namespace) -> str:
-    """Returns the command that follows a run, for verdict(): after a first look a longer one, else the labelling."""
-    given = args.model_id, args.dataset, args.column
-    model, dataset, column = (shlex.quote(text).replace("{", "{{").replace("}", "}}") for text in given)
-    if not args.quick:
-        return f"python classify_texts.py {model} FILE --output labels --device {args.device}"
-    words = f"python run_benchmark.py --model {{candidates}} --device {args.device} --model-id {model}"
-    words += f" --dataset {dataset}" * (args.dataset != "normal") + f" --column {column}" * (args.column != "body")
-    sizes = "8 --batch-tokens 512,1024,2048" if args.device == "cpu" else "1,32,128"
-    return f"{words} --threads {args.threads} --limit 500 --batches {sizes}"
+def next_commands(args: Namespace) -> tuple[str, str]:
+    """Returns the commands that may follow a run, for verdict(): one that checks more texts, and the next step.
+
+    That is a longer run after a first look, else the labelling.
+    """
+    given = args.model_id, args.dataset, args.column, args.threshold or ""
+    model, dataset, column, threshold = (shlex.quote(text).replace("{", "{{").replace("}", "}}") for text in given)
+    same = f"python run_benchmark.py --model {{variants}} --device {args.device} --model-id {model}"
+    same += f" --dataset {dataset}" * (args.dataset != "normal") + f" --column {column}" * (args.column != "body")
+    same += f" --threshold {threshold}" * bool(args.threshold) + f" --threads {args.threads}"
+    settle = f"{same.replace('{variants}', 'torch,{variants}')} --quick --check-time {{seconds}}"
+    if args.quick:
+        sizes = "{batches},32 --batch-tokens {tokens},1024,2048" if args.device == "cpu" else "32,128"
+        return settle, f"{same.replace('{variants}', '{candidates}')} --limit 500 --batches {sizes}"
+    words = f"python classify_texts.py {model} FILE --output labels --device {args.device}"
+    return settle, words + f" --threshold {threshold}" * bool(args.threshold)
+
+
+def list_cells(cells: list[Cell], repeats: int) -> int:
+    """Prints the cells that would run; returns the exit code."""
+    say(f"{len(cells)} cells to run" + f", {repeats} times" * (repeats > 1))
+    for cell in cells:
+        print(cell.variant, cell.workers, cell.batching, cell.stage, sep="\t")
+    return 0
 
 
 def main() -> int:
     args = parse_arguments()
-    variants, device = choose_variants(args.model, args.device), find_device(args)
-    dataset = load_dataset(args.dataset, args.column, args.limit)
+    args.model = variants = choose_variants(args.model, args.device, args.quick)
+    device, dataset = find_device(args), load_dataset(args.dataset, args.column, args.limit)
     info = run_in_subprocess(describe_device, args.gpu) if args.device == "gpu" else describe_device(None)
-    say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")
-    busy = measure_busy(info, device)
-    note_what_slows(variants, device, max(args.workers), busy)
-    for line in dataset.notes:
-        note(line)
-    cells, before = choose_cells(args, variants, len(dataset.texts)), rows.completed_rows([])[0]
-    same = {"model": args.model_id, "dataset": dataset.name, "texts": len(dataset.texts), "threads": args.threads}
-    same |= {"texts_id": digest_texts(dataset.texts), "device": slug(info.name), "commit": project_commit()}
+    cells = choose_cells(args, variants, len(dataset.texts))
     if not (args.no_save or args.dry_run):
-        longest = max(variants, key=len)
-        check_writable(rows.results_path(args.results_dir, same | {"variant": longest}).parent)
+        file = {"model": args.model_id, "dataset": dataset.name, "device": slug(info.name)}
+        check_writable(rows.results_path(args.results_dir, file | {"variant": max(variants, key=len)}).parent)
+    if args.dry_run and not args.resume:
+        return list_cells(cells, args.repeats)
     with helper_process() as call:  # one for all, so that torch is imported once
-        if args.resume or not args.dry_run:
-            check_writable(CACHE)
-            model = open_model(args.model_id, call)
-            same["weights_id"] = model.weights_id
+        check_writable(CACHE)
+        model = open_model(args.model_id, call).with_thresholds(args.threshold)
+        say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")
+        busy = measure_busy(info, device)
+        note_what_slows(variants, device, max(args.workers), busy)
+        for line in dataset.notes:
+            note(line)
+        peaks = find_peaks(variants, device, call)
+        if args.quick and not args.limit:
+            texts = look_size(call(flops_of_a_text, model, dataset.texts), peaks["fp32"])
+            dataset = dataset.limited(max(texts, *args.batches))
+        same, before = columns_of_run(model, dataset, info, args.threads), rows.completed_rows([])[0]
         if args.resume:
             before = measured_before(args.results_dir, same, columns_of, cells)
-        speeds = {cell_of(row): row["messages/s"] for row in before.to_dict("records")}
-        cells = cells_to_run(cells, speeds) if args.resume else cells
-        if args.dry_run or not cells:
-            say(f"{len(cells)} cells to run" + f", {args.repeats} times" * (args.repeats > 1))
-            for cell in cells:
-                print(cell.variant, cell.workers, cell.batching, cell.stage, sep="\t")
-            return 0
-        sweep = prepare(args, model, dataset, cells, call)
-    sweep = replace(sweep, uuid="" if busy is None else info.uuid)
-    same |= {"driver": info.driver, "busy": "" if busy is None else f"{busy:.2f}"}
-    same["date"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    found, unsaved = measure_cells(args, sweep, cells, speeds, same)
-    if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in found):
-        note("shares of the peak above 100% are left out: torch, which measures the peak, was slow or is slow here")
-    completed, _, _ = rows.completed_rows([*before.astype(str).to_dict("records"), *found])
-    for line in [] if completed.empty else verdict(rows.latest_per_cell(completed), next_command(args)):
+            say(f"resume     {len(before)} rows of earlier runs count")
+            cells = cells_to_run(cells, {cell_of(row): row["messages/s"] for row in before.to_dict("records")})
+        if args.dry_run:
+            return list_cells(cells, args.repeats)
+        sweep = prepare(args, model, dataset, peaks, call)
+    more = more_texts(dataset.all_texts, sweep.tokens)
+    sweep = replace(sweep, uuid="" if busy is None else info.uuid, more_texts=more)
+    same |= {"busy": "" if busy is None else f"{busy:.2f}", "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+    recorder = Recorder(same, before, None if args.no_save else args.results_dir, print)
+    measure_cells(args, sweep, cells, recorder)
+    if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in recorder.found):
+        note("shares of the peak above 100% are left out: the products that measure it were slow, or are slow here")
+    completed = recorder.completed()
+    for line in [] if completed.empty else verdict(completed, *next_commands(args)):
         say(clean(line))
-    return int(any(row["status"] != "ok" for row in found) or bool(unsaved))
+    return int(any(row["status"] != "ok" for row in recorder.found) or bool(recorder.unsaved))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The benchmark's end-to-end rows, the check of an export and the labelling all ru
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,16 +50,18 @@ class Predictions:
     """What the model says of some texts.
 
     logits: float32 [texts, labels], nan where a text has no token; has_tokens: bool [texts]; tokens, padded_tokens: how
-    many it was given, without and with padding (0 where the variant takes the texts themselves); start, end: seconds of
-    the monotonic clock.
+    many it was given, without and with padding; truncated, lost: how many texts were cut, and how many of their tokens
+    (these four are 0 where the variant takes the texts themselves); start, end: seconds of the monotonic clock.
     """
 
     logits: np.ndarray
     has_tokens: np.ndarray
-    tokens: int
-    padded_tokens: int
     start: float
     end: float
+    tokens: int = 0
+    padded_tokens: int = 0
+    truncated: int = 0
+    lost: int = 0
 
 
 class Classifier:
@@ -93,11 +96,11 @@ class Classifier:
         `on_progress` gets the number of texts that are done. Raises UserError for another number of labels than the
         model's, and whatever the runtime raises.
         """
-        start, tokens, padded = time.monotonic(), 0, 0
+        start, counts = time.monotonic(), Counter()
         has_tokens = np.full(len(texts), self.takes_texts)
-        if self.takes_texts:
+        if self.takes_texts and texts:
             logits = self.runner.classify(texts, batching.batch_size, self.model.max_length, on_progress)
-            return Predictions(logits, has_tokens, tokens, padded, start, time.monotonic())
+            return Predictions(logits, has_tokens, start, time.monotonic())
         logits = np.full((len(texts), len(self.model.labels)), np.nan, dtype=np.float32)
         waiting = []  # with the inputs, which a GPU may still read
 
@@ -112,11 +115,14 @@ class Classifier:
             waiting.append((batch, inputs, self.runner.forward(inputs)))
             if len(waiting) == FETCH_EVERY:
                 fetch()
-            tokens, padded = tokens + batch.tokens, padded + batch.inputs["input_ids"].size
+            counts["tokens"] += batch.tokens
+            counts["padded_tokens"] += batch.inputs["input_ids"].size
+            counts["truncated"] += int((batch.lost > 0).sum())
+            counts["lost"] += int(batch.lost.sum())
             has_tokens[batch.indices] = True
             on_progress(int(has_tokens.sum()))
         fetch()
-        return Predictions(logits, has_tokens, tokens, padded, start, time.monotonic())
+        return Predictions(logits, has_tokens, start, time.monotonic(), **counts)
 
     def predict_share(self, file: Path, batching: Batching) -> tuple[np.ndarray, Predictions]:
         """Runs the model over this worker's share of the texts in a JSON file; returns (their indices, its answers)."""

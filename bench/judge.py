@@ -1,61 +1,120 @@
-"""Judges whether a variant or an export changes no more decisions than tolerated: the one room that does."""
+"""Judges whether a variant or an export changes no more decisions than tolerated: the one room that does.
+
+What is counted is tested exactly, by the binomial distribution (Clopper and Pearson, 1934), as if decisions were
+independent. "Within" and "not within" are each wrong with a chance of at most 5%. Who looks several times at a growing
+number of decisions, as the benchmark does, shares these 5% out: look k may be wrong with a chance of 5% / 2^k, and all
+looks together with less than 5%.
+"""
 
 import numpy as np
 
 TOLERANCE = 0.001  # share of changed decisions that is tolerated
 ALPHA = 0.05  # the largest chance that a verdict is wrong
-MAX_SAMPLE = 10**8  # decisions: nobody would check more
-WITHIN, UNPROVEN, NOT_WITHIN = "within tolerance", "not enough texts to tell", "NOT WITHIN TOLERANCE"
+N_SAMPLE = 256  # texts, at most, that every cell of a sweep is compared on: seconds of work for the reference
+MAX_FACTOR = 5  # times as many decisions, above which nobody would check: the answer is the interval then
+ROUNDING = 1e-4  # of a probability: as far as FP32 is off that multiplies the same numbers in another order
+WITHIN, UNPROVEN, NOT_WITHIN = "within tolerance", "not proven yet", "NOT WITHIN TOLERANCE"
 FAILED = {NOT_WITHIN, "NOT GOOD"}  # the second is how reports of before November 26, 2026 put it
 
 
-def within_tolerance(changed: int, decisions: int, tolerance: float = TOLERANCE) -> bool | None:
+def within_tolerance(changed: int, decisions: int, tolerance: float = TOLERANCE, alpha: float = ALPHA) -> bool | None:
     """Says whether at most a share of `tolerance` of all decisions changes, from those that were checked.
 
-    True and False are wrong with a chance of at most 5%, by the exact binomial test (Clopper and Pearson, 1934), as if
-    decisions were independent; None where so few can't tell. A tolerance of 0 or 1 is judged by these alone.
+    True and False are each wrong with a chance of at most `alpha`; None where so few can't tell. A tolerance of 0 or 1
+    is judged by these alone.
     """
     if not 0 < tolerance < 1:
         return changed / decisions <= tolerance
-    if 1 - binomial_cdf(changed - 1, decisions, tolerance) < ALPHA:
+    if 1 - binomial_cdf(changed - 1, decisions, tolerance) < alpha:
         return False
-    return True if binomial_cdf(changed, decisions, tolerance) < ALPHA else None
+    return True if binomial_cdf(changed, decisions, tolerance) < alpha else None
+
+
+def judge(
+    changed: int, decisions: int, tolerance: float = TOLERANCE, alpha: float = ALPHA, rounded: bool = False
+) -> str:
+    """Returns WITHIN, UNPROVEN or NOT_WITHIN. `rounded`: the differences are rounding alone, see is_rounded."""
+    if rounded and not changed:
+        return WITHIN
+    return {True: WITHIN, False: NOT_WITHIN, None: UNPROVEN}[within_tolerance(changed, decisions, tolerance, alpha)]
+
+
+def is_rounded(precision: str, max_diff: float) -> bool:
+    """Says whether what computes in this precision is the original but for the order of its sums: FP32, and as near."""
+    return precision == "fp32" and max_diff <= ROUNDING
+
+
+def alpha_of(look: int) -> float:
+    """Returns how likely the verdict of look 1, 2, ... may be wrong."""
+    return ALPHA / 2**look
 
 
 def binomial_cdf(k: int, n: int, p: float) -> float:
     """Returns the chance of at most k successes in n trials that succeed with a chance of p each."""
+    if k < 0 or p >= 1:
+        return float(k >= n)
+    if p <= 0:
+        return 1.0
     i = np.arange(k + 1)
     ways = np.concatenate([[0.0], np.cumsum(np.log((n - i[:-1]) / (i[:-1] + 1)))])  # log of n over i
-    return float(np.exp(ways + i * np.log(p) + (n - i) * np.log1p(-p)).sum()) if k >= 0 else 0.0
+    return float(np.exp(ways + i * np.log(p) + (n - i) * np.log1p(-p)).sum())
 
 
-def decisions_needed(changed: int, decisions: int, tolerance: float = TOLERANCE) -> int | None:
-    """Returns about how many decisions would tell, if as large a share of them changed; None if no number would."""
+def interval(changed: int, decisions: int) -> tuple[float, float]:
+    """Returns the 95% confidence interval of the share of decisions that change, by Clopper and Pearson."""
+    low = bisect(lambda p: 1 - binomial_cdf(changed - 1, decisions, p) < ALPHA / 2) if changed else 0.0
+    high = bisect(lambda p: binomial_cdf(changed, decisions, p) > ALPHA / 2) if changed < decisions else 1.0
+    return low, high
+
+
+def bisect(is_below) -> float:
+    """Returns the number from 0 to 1 up to which is_below(number) is true."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_below(middle) else (low, middle)
+    return low
+
+
+def decisions_needed(changed: int, decisions: int, tolerance: float = TOLERANCE, alpha: float = ALPHA) -> int | None:
+    """Returns about how many decisions would tell, if as large a share changes; None if more than anybody would check.
+
+    Where none changed it is the exact number: 2,995 for a tolerance of 0.1% and one look.
+    """
+    if not changed and 0 < tolerance < 1:
+        return int(np.ceil(np.log(alpha) / np.log1p(-tolerance)))
     needed = decisions
-    while needed < MAX_SAMPLE:
-        if within_tolerance(round(changed / decisions * needed), needed, tolerance) is not None:
+    while needed <= MAX_FACTOR * decisions:
+        if within_tolerance(round(changed / decisions * needed), needed, tolerance, alpha) is not None:
             return needed
-        needed = int(needed * 1.1) + 1
+        needed = int(needed * 1.05) + 1
     return None
 
 
-def judge_row(row) -> bool | None:
-    """Judges a row of results as within_tolerance() does; one from before decisions were counted, by their share."""
-    if np.isfinite(row["decisions"]):
-        return within_tolerance(round(row["flips"] * row["decisions"]), int(row["decisions"]))
-    return not row["flips"] > TOLERANCE
+def share_words(changed: int, decisions: int, tolerance: float = TOLERANCE) -> str:
+    """Says what is known where the decisions that were checked can't tell: the interval."""
+    low, high = interval(changed, decisions)
+    return f"{low:.2%} to {high:.2%} of the decisions change (95% confidence), the tolerance is {tolerance:.2%}"
 
 
-def judge_export(stats: dict, tolerance: float) -> tuple[str, str]:
+def judge_export(stats: dict, tolerance: float, precision: str = "") -> tuple[str, str]:
     """Returns the verdict on an export with these parity.statistics (WITHIN, UNPROVEN or NOT_WITHIN), and why."""
     if stats["non_finite_texts"]:
         return NOT_WITHIN, f"{stats['non_finite_texts']} texts have outputs that are not finite"
     changed, decisions = stats["changed"], stats["decisions"]
-    within, words = within_tolerance(changed, decisions, tolerance), f"{changed:,} of {decisions:,} decisions changed, "
-    if within is None:
+    rounded = is_rounded(precision, stats["largest_difference"]["max"])
+    verdict, words = (
+        judge(changed, decisions, tolerance, rounded=rounded),
+        f"{changed:,} of {decisions:,} decisions changed",
+    )
+    if verdict == UNPROVEN:
         needed = decisions_needed(changed, decisions, tolerance)
-        often = f"about {needed / decisions:.1f} times as many texts would do" if needed else "more would hardly tell"
-        return UNPROVEN, f"{words}the tolerance is {tolerance:.3%}; {often}"
-    than = "at most" if within else "more than"
+        often = (
+            f"about {needed / decisions:.1f} times as many texts would tell" if needed else "it is near the tolerance"
+        )
+        return UNPROVEN, f"{words}: {share_words(changed, decisions, tolerance)}; {often}"
+    if rounded and not changed:
+        return WITHIN, f"{words}, and no probability by more than {ROUNDING:g}: that is rounding"
+    than = "at most" if verdict == WITHIN else "more than"
     confidence = " with 95% confidence" if 0 < tolerance < 1 else ""
-    return WITHIN if within else NOT_WITHIN, f"{words}{than} the tolerance of {tolerance:.3%}{confidence}"
+    return verdict, f"{words}, {than} the tolerance of {tolerance:.3%}{confidence}"

@@ -23,7 +23,13 @@ CPU_FEATURES = {
     "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
     "vnni": {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"},
 }
+WIDTHS = {
+    "amx": "amx_tile",
+    "avx512": "avx512f",
+    "avx2": "avx2",
+}  # of what a processor multiplies at once, and its sign
 POLL_SECONDS = 0.2  # between two looks at a GPU's clock: shorter than a pass, and hardly any work
+BUSY = 0.1  # others' share of a device above which what is measured on it can't be compared
 BUSY_SECONDS = 0.25  # over which the load of a CPU is taken: 25 ticks of /proc/stat
 
 
@@ -71,14 +77,21 @@ def process_count(text: str) -> int:
 
 
 def cpu_name() -> str:
-    """Returns the processor's name without trade marks and clock, and its cores: `Intel Xeon 8481C, 4 cores`."""
+    """Returns the processor's name without trade marks and clock, and its cores: `Intel Xeon 8481C, 4 cores`.
+
+    Where a virtual machine hides the model's number, family, model and what it multiplies stand in for it: `AMD EPYC
+    25-1 avx2, 2 cores`.
+    """
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
-        name = match[1] if match else name
-    name = re.sub(r"\((R|TM|tm)\)|\bCPU\b|\bProcessor\b|@.*$|\d+-Core", " ", name)
-    return f"{' '.join(name.split())}, {cpu_cores()} cores"
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    known = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)$", text, re.MULTILINE))
+    name = known.get("model name", name)
+    name = " ".join(re.sub(r"\((R|TM|tm)\)|\bCPU\b|\bProcessor\b|@.*$|\d+-Core", " ", name).split())
+    if "cpu family" in known and not re.search(r"\d{3}", name):
+        widest = [word for word, flag in WIDTHS.items() if flag in text.split()][:1]
+        name = " ".join([name, f"{known['cpu family']}-{known['model']}", *widest, *sorted(cpu_features())])
+    return f"{name}, {cpu_cores()} cores"
 
 
 def cpu_features() -> set[str]:

@@ -102,6 +102,7 @@ class Variant:
     machine.CPU_FEATURES) to be fast; unsupported, caveats: device -> the reason, a plain line;
     check_device(gpu): raises UserError if the runtime can't use this GPU, or with None this CPU. For a GPU, call it in
     a process of its own;
+    compiles: whether starting it takes as long as a first look;
     new_shapes_are_costly(gpu): whether each new shape costs set-up there (by cuDNN on a GPU, by oneDNN on a CPU).
     """
 
@@ -117,6 +118,7 @@ class Variant:
     caveats: dict[str, str] = field(default_factory=dict)
     check_device: Callable = no_check
     takes_texts: bool = False
+    compiles: bool = False
     new_shapes_are_costly: Callable = lambda gpu: False
 
     def computes_in(self, gpu: int | None) -> str:

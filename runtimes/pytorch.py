@@ -81,7 +81,7 @@ def on_cpu(gpu: int | None) -> bool:
 def variant(precision: str, compiled: bool = False, **options) -> Variant:
     load_it = partial(load, precision=precision, compiled=compiled)
     check_device = check_compiler if compiled else no_check
-    return Variant(load_it, precision, ("torch",), check_device=check_device, **options)
+    return Variant(load_it, precision, ("torch",), check_device=check_device, compiles=compiled, **options)
 
 
 BF16 = {"required_cpu_feature": "bf16", "new_shapes_are_costly": on_cpu}  # by oneDNN

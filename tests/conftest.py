@@ -34,9 +34,10 @@ settings.register_profile(
 settings.load_profile("same")
 
 import bench.processes  # noqa: E402
-import export_onnx  # noqa: E402
 import utils  # noqa: E402
+from bench.export import check as export_check  # noqa: E402
 from bench.export.select import EXPORT_KINDS, export_model  # noqa: E402
+from bench.inputs import reference  # noqa: E402
 from bench.inputs.datasets import load_dataset  # noqa: E402
 from bench.inputs.model import Model  # noqa: E402
 from bench.label import pool  # noqa: E402
@@ -55,7 +56,7 @@ def refused(function, *arguments) -> str:
 
 
 def make_sweep(**given) -> Sweep:
-    same = {"device": Device(None, 1), "peaks": {"fp32": 1e12}, "min_time": 0, "max_end_to_end_seconds": 99}
+    same = {"device": Device(None, 1), "peaks": {"fp32": 1e12}, "min_time": 0}
     return Sweep(**same | {"stall_timeout": 0, "uuid": ""} | given)
 
 
@@ -107,7 +108,7 @@ def in_this_process(monkeypatch):
     """Everything that the scripts do in processes of their own; the peak is measured in no time."""
     import torch
 
-    for module in (bench.processes, sweep, pool, export_onnx):
+    for module in (bench.processes, sweep, pool, export_check, reference):
         monkeypatch.setattr(module, "ProcessPool", PoolHere)
     monkeypatch.setattr(peak, "PEAK_SECONDS", 0.001)
     monkeypatch.setattr(peak, "PEAK_PRODUCTS", ((64, 64, 64),))

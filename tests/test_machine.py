@@ -23,6 +23,31 @@ def test_names_and_versions():
     assert versions("pytest", "no-such-package") == {"pytest": pytest.__version__}
 
 
+CPUINFO = "processor\t: 0\nvendor_id\t: x\ncpu family\t: {}\nmodel\t\t: {}\nmodel name\t: {}\nflags\t\t: fpu {}\n"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "name"),
+    [
+        ((6, 143, "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "amx_tile"), "Intel Xeon Platinum 8481C"),
+        ((25, 1, "AMD EPYC Processor", "avx2"), "AMD EPYC 25-1 avx2"),
+        ((25, 17, "AMD EPYC Processor", "avx2 avx512f avx512_vnni"), "AMD EPYC 25-17 avx512 vnni"),
+        (
+            (6, 167, "Intel(R) Xeon(R) Processor", "avx2 avx512f amx_tile amx_bf16 avx512_vnni"),
+            "Intel Xeon 6-167 amx bf16 vnni",
+        ),
+        ((6, 167, "Intel(R) Xeon(R) Processor", "sse2"), "Intel Xeon 6-167"),
+    ],
+)
+def test_a_name_that_is_hidden_is_told_by_family_model_and_what_it_multiplies(cpu, name, monkeypatch):
+    real = machine.Path.read_text
+    given = CPUINFO.format(*cpu)
+    monkeypatch.setattr(
+        machine.Path, "read_text", lambda path, *more: given if str(path) == "/proc/cpuinfo" else real(path, *more)
+    )
+    assert cpu_name() == f"{name}, {cpu_cores()} cores"
+
+
 def test_the_commit_is_marked_where_the_code_is_another(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     (tmp_path / "script.py").write_text("1")

@@ -6,7 +6,6 @@ from bench.export.select import EXPORT_KINDS
 from bench.files import new_file
 from bench.judge import NOT_WITHIN
 from bench.naming import markdown
-from bench.parity import DECISIONS
 from utils import ROOT, first_line, say
 
 ACTIVATIONS = {
@@ -55,8 +54,8 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         title=markdown(Path(report["repo"]).name),
         source=link,
         precision_words=EXPORT_KINDS[report["precision"]].description,
+        scores=score_lines(report["gold"]),
         output_word="value" if problem_type == "regression" else "probability",
-        decision_words=DECISIONS[problem_type],
         stats=report["largest_difference"],
         activation=ACTIVATIONS[problem_type],
         runtime='"onnxruntime-gpu[cuda,cudnn]"' if report["provider"] == "CUDAExecutionProvider" else "onnxruntime",
@@ -64,3 +63,11 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     )
     with new_file(folder / "README.md") as file:
         file.write(str(text).encode())
+
+
+def score_lines(gold: dict) -> list[str]:
+    """Says how well the decisions of original and export agree with gold labels; nothing where there are none."""
+    if not gold:
+        return []
+    names = [name for name in gold["original"] if name != "texts"]
+    return [f"{name}: original {gold['original'][name]:.4f}, export {gold['export'][name]:.4f}" for name in names]

@@ -55,7 +55,9 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
             say(f"no published export: {error}")
     check_writable(folder.absolute().parent)
     with step(f"export     {model.id} into ./{folder}"), new_folder(folder, replace=True) as temporary:
-        made = run_in_subprocess(export_model, model, precision, temporary)
+        plain = export_folder(model.id, "fp32")
+        plain = plain if plain.is_dir() and not stale_reason(plain, model.weights_id) else None
+        made = run_in_subprocess(export_model, model, precision, temporary, True, plain)
     for finding in (f"made by {made['exporter']}", *made["findings"]):
         say(f"{folder}: {finding}")
     return folder, f"exported now into ./{folder}"

@@ -1,6 +1,7 @@
 """Model -> a folder with model.onnx: tries one exporter after another until a file is right."""
 
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from bench.exporters.backends import example_batches, example_texts
 from bench.exporters.graph import count_attention, describe_graph, store_weights
+from bench.files import read_json
 from bench.inputs.model import Model
 from bench.inputs.reference import N_PADDED_TEXTS, Reference, padding_note
 from bench.inputs.tokenizing import load_tokenizer
@@ -36,20 +38,24 @@ class Candidate:
     attention: int
 
 
-def export_model(model: Model, precision: str, target: Path, shape_inference: bool = True) -> dict:
+def export_model(
+    model: Model, precision: str, target: Path, shape_inference: bool = True, plain: Path | None = None
+) -> dict:
     """Exports a model into `target`, as model.onnx or what its kind converts that into, with config and tokenizer.
 
-    The first backend of the precision's ExportKind whose file is right makes it, or the one that fuses most. Returns
-    `options` (how it was made, in words), `exporter` and what describe_graph says. Raises UserError for a model that
-    can't be exported so.
+    The first backend of the precision's ExportKind whose file is right makes it, or the one that fuses most. `plain`: a
+    folder with the model's FP32 export, of which a kind that converts that makes its files. Returns what
+    describe_export says. Raises UserError for a model that can't be exported so.
     """
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)
-    kind, file, manifest = EXPORT_KINDS[precision], target / "model.onnx", {"precision": precision}
+    kind, manifest = EXPORT_KINDS[precision], {"precision": precision}
     with tempfile.TemporaryDirectory(dir=target) as place:
         folder = Path(place)
-        best, findings = choose_candidate(model, kind, folder, shape_inference)
+        best, findings = known_candidate(plain, folder) if kind.convert else None, []
+        if not best:
+            best, findings = choose_candidate(model, kind, folder, shape_inference)
         made, words = [*(folder / best.backend).glob("model.onnx*")], best.made
         if kind.convert:
             (folder / "converted").mkdir()
@@ -57,18 +63,41 @@ def export_model(model: Model, precision: str, target: Path, shape_inference: bo
             made, manifest = [*(folder / "converted").iterdir()], manifest | more
         for part in made:
             part.rename(target / part.name)
-    graph = {"nodes": "", "opset": "", "findings": []}
-    if file.exists():
-        store_weights(file)
-        graph = describe_graph(file, layers_of(model) if kind.fused else None)
+    if (target / "model.onnx").exists():
+        store_weights(target / "model.onnx")
     model.config.save_pretrained(target)
     tokenizer = load_tokenizer(model.folder)  # anew: tokenizing has set the other one to truncate
     tokenizer.padding_side = model.padding_side
     tokenizer.save_pretrained(target)
-    manifest |= {"exporter": best.backend, "weights_id": model.weights_id} | versions("transformers")
+    manifest |= {"exporter": best.backend, "made": best.made, "options": words, "findings": findings}
+    manifest |= {"weights_id": model.weights_id} | versions("transformers")
     manifest["files"] = sorted(path.name for path in target.iterdir())
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    return {"options": words, "exporter": best.backend} | graph | {"findings": [*findings, *graph["findings"]]}
+    return describe_export(model, target)
+
+
+def describe_export(model: Model, folder: Path) -> dict:
+    """Returns what an export's files say: `precision`, `options` (how it was made, in words), `exporter`, `findings`,
+    and what describe_graph says of its graph."""
+    manifest, file = read_json(folder / MANIFEST), folder / "model.onnx"
+    graph = {"nodes": "", "opset": "", "findings": []}
+    if file.exists():
+        kind = EXPORT_KINDS[manifest["precision"]]
+        graph = describe_graph(file, layers_of(model) if kind.fused else None)
+    known = {"precision": manifest["precision"], "options": manifest.get("options", manifest.get("made", ""))}
+    known |= {"exporter": manifest.get("exporter", "")}
+    return known | graph | {"findings": [*manifest.get("findings", []), *graph["findings"]]}
+
+
+def known_candidate(plain: Path | None, folder: Path) -> Candidate | None:
+    """Copies an export that was made before into a subfolder of `folder`; None where it doesn't say how it was made."""
+    manifest = read_json(plain / MANIFEST) if plain else {}
+    if not {"exporter", "made"} <= manifest.keys():
+        return None
+    (folder / manifest["exporter"]).mkdir()
+    for file in plain.glob("model.onnx*"):
+        shutil.copy(file, folder / manifest["exporter"])
+    return Candidate(manifest["exporter"], manifest["made"], attention=0)
 
 
 def layers_of(model: Model) -> int:

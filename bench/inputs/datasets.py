@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +25,29 @@ REMOVALS = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """The `texts` in the file's order, the `name` that rows carry, and `notes`: what was not as asked."""
+    """The `texts` in the file's order, the `name` that rows carry, and `notes`: what was not as asked.
+
+    all_texts: also those beyond the limit; gold: what the label column says of each of the `texts`; empty without one.
+    """
 
     name: str
     texts: list[str]
     notes: list[str]
+    all_texts: list[str]
+    gold: list = field(default_factory=list)
+
+    def limited(self, limit: int | None) -> "Dataset":
+        """Returns the dataset with so many of all its texts, evenly spaced."""
+        if limit is None or limit >= len(self.texts):
+            return self
+        chosen = evenly_spaced(len(self.texts), limit)
+        gold = [self.gold[i] for i in chosen] if self.gold else []
+        return replace(self, texts=[self.texts[i] for i in chosen], gold=gold)
 
 
-def load_dataset(name_or_path: str, column: str = "body", limit: int | None = None) -> Dataset:
+def load_dataset(
+    name_or_path: str, column: str = "body", limit: int | None = None, label_column: str | None = None
+) -> Dataset:
     """Reads the texts of `normal`, `filtered` or a file in one of readers.FORMATS, which is named as its file is.
 
     Rows without text (missing, empty, only white space) are left out and counted in the notes. `limit` keeps that many
@@ -50,30 +65,34 @@ def load_dataset(name_or_path: str, column: str = "body", limit: int | None = No
     else:
         path = Path(name_or_path)
         name = path.name
-    bodies = read_column(path, column)
-    texts = [body for body in bodies if has_text(body)]
+    bodies, *labels = read_columns(path, column, label_column)
+    full = [i for i, body in enumerate(bodies) if has_text(body)]
+    texts = [bodies[i] for i in full]
     if len(texts) < len(bodies):
         notes.append(f"dataset {name}: {len(bodies) - len(texts)} of {len(bodies)} rows have no text and are left out")
     if not texts:
         raise UserError(f"{path} has no text in column {column!r}")
-    if limit is not None and limit < len(texts):
-        texts = [texts[i] for i in evenly_spaced(len(texts), limit)]
-    return Dataset(name, texts, notes)
+    return Dataset(name, texts, notes, texts, [column[i] for column in labels for i in full]).limited(limit)
 
 
-def read_column(path: Path, column: str) -> list[str | None]:
-    """Reads a file's column of texts, as it stands there. Raises UserError if it can't be read, or is not text."""
+def read_columns(path: Path, column: str, label_column: str | None = None) -> list[list]:
+    """Reads a file's column of texts, and perhaps another one, as they stand there.
+
+    Raises UserError if one can't be read, or if the texts are not text.
+    """
     if not os.path.isfile(path):  # unlike Path's, it takes a name that is too long for one that isn't there
         names = f"names: {', '.join(DATASETS)}; or a file that ends in {', '.join(FORMATS)}"
         raise UserError(f"no dataset file {path} ({names})")
     table = open_table(path)
-    schema = common_schema([table], [column], column)
-    return [text for rows in read_all([table], schema) for text in rows[column].to_pylist()]
+    names = [column, label_column] if label_column else [column]
+    rows = list(read_all([table], common_schema([table], list(dict.fromkeys(names)), column)))
+    return [[value for some in rows for value in some[name].to_pylist()] for name in names]
 
 
 def bundled_texts(name: str) -> list[str]:
     """Returns the texts of a bundled file: the same on every machine."""
-    return read_column(ROOT / "data" / DATASETS[name][1], "body")
+    [texts] = read_columns(ROOT / "data" / DATASETS[name][1], "body")
+    return texts
 
 
 def has_text(value: str | None) -> bool:

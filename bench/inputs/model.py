@@ -1,7 +1,7 @@
 """A model's folder and all that follows from its files, made once and sent along: the Model."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from bench.inputs.config import (
     saved_by,
     sparse_attention,
 )
-from bench.inputs.tokenizing import check_tokenizer_file, load_tokenizer, resolve_max_length, tokenize
-from bench.parity import resolve_problem_type
+from bench.inputs.tokenizing import check_tokenizer_file, empty, load_tokenizer, resolve_max_length, tokenize
+from bench.parity import DecisionRule, read_thresholds, resolve_problem_type
 from utils import RunError, UserError, clean, first_line, say
 
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -34,10 +34,10 @@ class Model:
     """A classifier of transformers.
 
     id: what the user called it; folder: where its files are; weights_id: 16 hexadecimal digits for all that makes its
-    answers; problem_type: see parity.resolve_problem_type; labels: their names; max_length: tokens of a text, the rest
-    is cut off; pad_values, padding_side: what it gets, and what stands where padding is, see batches.pad; pads: whether
-    it may be padded at all, else only texts of one length share a batch; unusable: ids of tokens that the tokenizer can
-    give and the model has no embedding of.
+    answers; rule: how its probabilities become decisions; labels: their names; max_length: tokens of a text, the rest
+    is cut off; special_tokens: as they may stand in a text; pad_values, padding_side: what the model gets, and what
+    stands where padding is, see batches.pad; pads: whether it may be padded at all, else only texts of one length share
+    a batch; unusable: ids of tokens that the tokenizer can give and the model has no embedding of.
 
     A pickled Model has these fields alone: each process loads config and tokenizer once, if it needs them.
     """
@@ -46,9 +46,10 @@ class Model:
     folder: Path
     weights_id: str
     model_type: str
-    problem_type: str
+    rule: DecisionRule
     labels: list[str]
     max_length: int
+    special_tokens: list[str]
     pad_values: dict[str, int]
     padding_side: str
     pads: bool
@@ -63,14 +64,16 @@ class Model:
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
         max_length, pad_values = resolve_max_length(config, tokenizer), resolve_pad_values(config, tokenizer)
+        labels = [clean(str(config.id2label.get(i, f"LABEL_{i}"))) for i in range(config.num_labels)]
         model = cls(
             id=model_id,
             folder=folder,
             weights_id=digest_weights(folder),
             model_type=config.model_type,
-            problem_type=resolve_problem_type(config),
-            labels=[clean(str(config.id2label.get(i, f"LABEL_{i}"))) for i in range(config.num_labels)],
+            rule=read_thresholds(None, labels, resolve_problem_type(config)),
+            labels=labels,
             max_length=max_length,
+            special_tokens=list(map(str, tokenizer.all_special_tokens)),
             pad_values=pad_values,
             padding_side=resolve_padding_side(config),
             pads="attention_mask" in pad_values and config.model_type not in SPOILT_BY_PADDING,
@@ -80,6 +83,14 @@ class Model:
             say(f"{model_id} runs with full attention: with the sparse one answers depend on the texts before")
         vars(model).update(config=config, tokenizer=tokenizer)
         return model
+
+    @property
+    def problem_type(self) -> str:
+        return self.rule.problem_type
+
+    def with_thresholds(self, text: str | None) -> "Model":
+        """Returns this model with the thresholds of `--threshold`, see parity.read_thresholds. Raises UserError."""
+        return replace(self, rule=read_thresholds(text, self.labels, self.problem_type))
 
     def __getstate__(self) -> dict:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -93,20 +104,23 @@ class Model:
         return load_tokenizer(self.folder)
 
     def tokenize(self, texts: list[str], max_length: int | None = None) -> dict[str, list]:
-        """Returns the `input_ids` of each text, and its `token_type_ids` if the model takes them, see tokenizing.
+        """Returns the `input_ids` of each text, its `token_type_ids` if the model takes them, and how many it `lost`.
 
-        A text that the model can't answer has none: one with an unusable token, or for BART's relatives without an end.
+        See tokenizing. A text that the model can't answer has no tokens.
         """
         names = [name for name in self.pad_values if name != "attention_mask"]
-        rows = tokenize(self.tokenizer, texts, min(max_length or self.max_length, self.max_length), names)
-        unusable, ends = self.unusable, self.ends
-        for i, ids in enumerate(rows["input_ids"] if unusable or ends else ()):
-            if not unusable.isdisjoint(ids) or (ends and ends.isdisjoint(ids)):
-                for values in rows.values():
-                    values[i] = []
+        rows = tokenize(self.tokenizer, texts, min(max_length or self.max_length, self.max_length), [*names, "lost"])
+        for i, ids in enumerate(rows["input_ids"] if self.unusable or self.ends else ()):
+            if not self.can_answer(ids):
+                empty(rows, i)
         return rows
 
-    @property
+    def can_answer(self, ids: list[int]) -> bool:
+        """Says whether the model answers a text of these tokens: none is unusable, and BART's relatives find an end."""
+        ends = self.ends
+        return bool(len(ids)) and self.unusable.isdisjoint(ids) and not (ends and ends.isdisjoint(ids))
+
+    @cached_property
     def ends(self) -> set[int]:
         """The tokens at the last of which an encoder-decoder's classifier reads its answer; none for other models."""
         ends = self.config.eos_token_id if self.config.is_encoder_decoder else None

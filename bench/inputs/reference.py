@@ -1,17 +1,25 @@
 """The reference: the original model in eager FP32 PyTorch, called as transformers documents it."""
 
+import contextlib
 import inspect
 import json
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from bench.files import digest, new_file
+from bench.inputs.datasets import digest_texts
 from bench.inputs.model import Model
+from bench.inputs.tokenizing import is_unicode
 from bench.machine import cpu_cores
 from bench.parity import probabilities
-from bench.processes import heartbeat
+from bench.processes import ProcessPool, heartbeat
+from bench.provenance import versions
+from utils import CACHE
 
 N_PADDED_TEXTS = 5  # that show what padding does: enough for several lengths, and quick
 PADDING_TOLERANCE = 1e-3  # of a probability: more than rounding
@@ -41,14 +49,17 @@ class Reference:
     def of_texts(self, texts: list[str]) -> np.ndarray:
         """Returns the probabilities [texts, labels] of each text alone: `model(**tokenizer(text, truncation=True))`.
 
-        It shares neither tokenizing nor padding with what is compared with it.
+        It shares neither tokenizing nor padding with what is compared with it. nan where the model can't answer.
         """
         accepted = inspect.signature(self.network.forward).parameters
         options = {"truncation": True, "max_length": self.model.max_length, "return_tensors": "pt"}
         rows = []
         for text in texts:
-            inputs = self.model.tokenizer(text, **options)
-            rows.append(self.run({name: tensor for name, tensor in inputs.items() if name in accepted}))
+            inputs = self.model.tokenizer(text, **options) if is_unicode(text) else {"input_ids": np.empty((1, 0))}
+            if self.model.can_answer(inputs["input_ids"][0].tolist()):
+                rows.append(self.run({name: tensor for name, tensor in inputs.items() if name in accepted}))
+            else:
+                rows.append(np.full((1, len(self.model.labels)), np.nan))
             heartbeat(len(rows))
         return np.concatenate(rows)
 
@@ -81,6 +92,45 @@ class Reference:
         rows, pad = self.model.tokenize(texts, max_length), self.model.pad
         alone = [pad({name: values[i : i + 1] for name, values in rows.items()}) for i in range(len(texts))]
         return float(np.abs(self.of_batch(pad(rows)) - np.concatenate(list(map(self.of_batch, alone)))).max())
+
+
+class Original:
+    """The original model in a process of its own, which starts when it is first needed: a context manager.
+
+    What it says of texts is kept in the cache, so that nobody waits twice. `seconds`: how long it took over the `texts`
+    that were not there.
+    """
+
+    def __init__(self, model: Model, gpu: int | None, threads: int | None = None):
+        self.arguments, self.stack, self.pool = (model, gpu, threads), contextlib.ExitStack(), None
+        self.seconds, self.texts = 0.0, 0
+
+    def probabilities(self, texts: list[str], on_heartbeat: Callable | None = None) -> np.ndarray:
+        """Returns the probabilities [texts, labels], see Reference.of_texts."""
+        model, gpu, _ = self.arguments
+        known = [digest_texts(texts), model.weights_id, *versions("torch", "transformers", "tokenizers").values()]
+        file = CACHE / "references" / f"{digest(str(part).encode() for part in (*known, gpu is not None))}.npy"
+        with contextlib.suppress(OSError, EOFError, ValueError):  # it is not there, or damaged
+            found = np.load(file)
+            if found.shape == (len(texts), len(model.labels)):
+                return found
+        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as handed_over:
+            json.dump(texts, handed_over)
+            handed_over.flush()
+            self.pool = self.pool or self.stack.enter_context(ProcessPool(Reference.load, [self.arguments]))
+            request = Reference.of_file, Path(handed_over.name)
+            [(probs, seconds)] = self.pool.call(*request, on_heartbeat=on_heartbeat)
+        self.seconds, self.texts = self.seconds + seconds, self.texts + len(texts)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(file) as whole:
+            np.save(whole, probs)
+        return probs
+
+    def __enter__(self) -> "Original":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stack.close()
 
 
 def padding_note(model: Model, effect: float) -> str:

@@ -19,12 +19,14 @@ QUEUED_BATCHES = 16  # that wait for the model, at most: enough for its fastest 
 class Batch:
     """Texts that the model gets at once.
 
-    indices: which texts these are; inputs: name -> int64 [texts, tokens], padded; tokens: how many of these are real.
+    indices: which texts these are; inputs: name -> int64 [texts, tokens], padded; tokens: how many of these are real;
+    lost: int [texts], how many tokens of each were cut off.
     """
 
     indices: np.ndarray
     inputs: dict[str, np.ndarray]
     tokens: int
+    lost: np.ndarray
 
 
 def text_batches(
@@ -57,7 +59,7 @@ def text_batches(
         for batch in batches:
             of_batch = {name: pick(values, batch) for name, values in rows.items()}
             inputs = model.pad(of_batch, to_length=int(widths[batch].max()))
-            yield Batch(rest[batch], inputs, tokens=int(lengths[batch].sum()))
+            yield Batch(rest[batch], inputs, tokens=int(lengths[batch].sum()), lost=np.array(of_batch["lost"]))
         rest, rows = rest[carried], {name: pick(values, carried) for name, values in rows.items()}
 
 

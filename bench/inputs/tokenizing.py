@@ -90,25 +90,35 @@ def resolve_max_length(config, tokenizer) -> int:
 
 
 def tokenize(tokenizer, texts: list[str], max_length: int, names: Sequence[str] = ("input_ids",)) -> dict[str, list]:
-    """Returns the token ids of each text, and, if they are among the names, its `token_type_ids`.
+    """Returns the token ids of each text, and what else is among the names.
 
-    Special tokens are included; it is truncated to `max_length`, not padded. A text that is no Unicode (half of a
-    surrogate pair in it) has no token. Asks a fast tokenizer directly: what transformers adds for each text can't be
-    shared among cores. Of a text of more than LONG_TEXT characters for each of 2 x `max_length` tokens only that much
-    of the end that is kept is tokenized, where that gives as many tokens: then what the cut changes lies beyond those
-    that are kept. (In whole, a text of 10 MB takes 15 seconds and 2 GB.)
+    That may be its `token_type_ids`, and under `lost` how many of its tokens were cut off. Special tokens are included;
+    a text is truncated to `max_length`, not padded. One that is no Unicode (half of a surrogate pair in it) has no
+    token. Asks a fast tokenizer directly: what transformers adds for each text can't be shared among cores. Of a text
+    of more than LONG_TEXT characters for each of 2 x `max_length` tokens only that much of the end that is kept is
+    tokenized, where that gives as many tokens: then what the cut changes lies beyond those that are kept, and what is
+    lost is estimated. (In whole, a text of 10 MB takes 15 seconds and 2 GB.)
     """
 
     def truncated(texts: list[str], max_length: int) -> dict[str, list]:
         if not tokenizer.is_fast:
             found = tokenizer(texts, truncation=True, max_length=max_length)
+            whole = [len(ids) < max_length for ids in found["input_ids"]]
+            found["lost"] = [
+                0 if short else len(tokenizer(text)["input_ids"]) - max_length
+                for text, short in zip(texts, whole, strict=True)
+            ]
             return {name: found[name] for name in names}
         fast = tokenizer.backend_tokenizer
         fast.no_padding()
         fast.enable_truncation(max_length, direction=tokenizer.truncation_side)
-        encodings = fast.encode_batch_fast(texts)
-        attributes = {"input_ids": "ids", "token_type_ids": "type_ids"}
-        return {name: [getattr(encoding, attributes[name]) for encoding in encodings] for name in names}
+        encodings, special = fast.encode_batch_fast(texts), fast.num_special_tokens_to_add(is_pair=False)
+        read = {
+            "input_ids": lambda encoding: encoding.ids,
+            "token_type_ids": lambda encoding: encoding.type_ids,
+            "lost": lambda encoding: sum(len(rest.ids) - special for rest in encoding.overflowing),
+        }
+        return {name: [read[name](encoding) for encoding in encodings] for name in names}
 
     enough = 2 * max_length
     kept = slice(LONG_TEXT * enough) if tokenizer.truncation_side == "right" else slice(-LONG_TEXT * enough, None)
@@ -119,10 +129,19 @@ def tokenize(tokenizer, texts: list[str], max_length: int, names: Sequence[str] 
         if len(text) > LONG_TEXT * enough and len(truncated([text[kept]], enough)["input_ids"][0]) >= enough:
             given[i] = text[kept]
     rows = truncated(given, max_length)
-    for values in rows.values():
-        for i in no_unicode:
-            values[i] = []
+    for i in no_unicode:
+        empty(rows, i)
+    for i, text in enumerate(texts if "lost" in rows else ()):
+        if 0 < len(given[i]) < len(text):
+            tokens = len(rows["input_ids"][i])
+            rows["lost"][i] = round((tokens + rows["lost"][i]) * len(text) / len(given[i])) - tokens
     return rows
+
+
+def empty(rows: dict[str, list], i: int) -> None:
+    """Takes a text's tokens away."""
+    for name, values in rows.items():
+        values[i] = 0 if name == "lost" else []
 
 
 def is_unicode(text: str) -> bool:

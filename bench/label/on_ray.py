@@ -17,7 +17,8 @@ from bench.inputs.batches import Batching
 from bench.inputs.model import WEIGHTS
 from bench.inputs.readers import Table
 from bench.label.output import OutputSpec, label_table, part_name, read_parts, write_part
-from bench.label.pool import N_TRIES
+from bench.label.pool import N_TRIES, Part, token_counts
+from bench.label.sample import pick_sample
 from bench.machine import cpu_cores
 from bench.parity import probabilities
 from bench.processes import error_summary
@@ -52,20 +53,20 @@ class Actor:
             self.classifier = Classifier(replace(job.spec, model=model, exported=exported, export_id=""))
             _ = model.config, model.tokenizer  # loaded while their files are there
 
-    def make(self, number: int) -> tuple[int, np.ndarray]:
-        """Makes the part of a number; returns (how many rows it has, the counts of label_table). Raises RunError."""
+    def make(self, number: int) -> Part:
+        """Makes the part of a number. Raises RunError."""
         job = self.job
         try:
             table = next(read_parts(job.tables, job.output, skip=number * job.output.rows))
             labelled, counts = label_table(table, self.classify, job.output)
-            write_part(job.folder, number, labelled)
+            write_part(job.folder, number, labelled, counts)
         except Exception as error:
             raise RunError(f"{part_name(number)}: {error_summary(error)}; the finished parts stay") from error
-        return len(table), counts
+        return Part(counts, pick_sample(number, table, job.output.text_column, job.spec.model))
 
-    def classify(self, texts: list[str]) -> tuple[np.ndarray, int]:
+    def classify(self, texts: list[str]) -> tuple[np.ndarray, dict]:
         predictions = self.classifier.predict(texts, self.job.batching)
-        return probabilities(predictions.logits, self.job.spec.model.problem_type), predictions.tokens
+        return probabilities(predictions.logits, self.job.spec.model.problem_type), token_counts(predictions)
 
 
 @contextlib.contextmanager
@@ -100,8 +101,8 @@ def on_a_node(function: Callable, *arguments):
         raise error.cause from error
 
 
-def label_on_ray(numbers: list[int], job: RayJob, workers: int | None) -> Iterator[tuple[int, np.ndarray]]:
-    """Makes the parts of these numbers; yields what Actor.make returns of each.
+def label_on_ray(numbers: list[int], job: RayJob, workers: int | None) -> Iterator[Part]:
+    """Makes the parts of these numbers; yields each.
 
     `workers`: actors, each with a GPU or as many CPUs as it has threads; without a number as many as there is room for.
     Raises UserError if the cluster has no room, RunError if something fails on the way.

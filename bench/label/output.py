@@ -5,7 +5,7 @@ import fcntl
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from bench.inputs.readers import Table, read_all
 from utils import UserError, say
 
 PART = re.compile(r"part-\d{5,}\.parquet")
+COUNTS = b"classify_texts"  # the key of a part's counts in its metadata
+RECEIPT_FILE = "_receipt.json"
 JOB_FILE = "_job.json"  # what the parts are made of; pandas and Spark pass over names with an underscore
 LOCK_FILE = "_lock"
 TEMPORARY = ".tmp"
@@ -47,6 +49,25 @@ class OutputSpec:
         return [self.prefix + name for name in (["label", "score"] if self.top_label else self.labels)]
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What is counted of a part, and kept in its file.
+
+    rows; texts: rows that have a text; no_answer: texts that have nulls all the same; tokens: that the model got;
+    truncated: texts that were cut, lost: their tokens that were cut off.
+    """
+
+    rows: int = 0
+    texts: int = 0
+    no_answer: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    lost: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+
 # ------------------------------------------------------------------------------------------------- rows and columns
 
 
@@ -67,20 +88,20 @@ def read_parts(tables: list[Table], output: OutputSpec, skip: int) -> Iterator[p
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def label_table(table: pa.Table, classify: Callable, output: OutputSpec) -> tuple[pa.Table, np.ndarray]:
-    """Returns (the `columns` of a table and what the model says of its texts, [texts, tokens, texts without answer]).
+def label_table(table: pa.Table, classify: Callable, output: OutputSpec) -> tuple[pa.Table, Counts]:
+    """Returns (the `columns` of a table and what the model says of its texts, what is counted).
 
-    classify(texts) -> (probabilities [texts, labels], tokens). That is a float32 column for each label, or with
-    `top_label` the best `label` and its `score`; nulls where there is no text. Without an answer are texts that have no
-    token, and those of which the model says something that is not finite; they have nulls, too.
+    classify(texts) -> (probabilities [texts, labels], a dict of the Counts of tokens). That is a float32 column for
+    each label, or with `top_label` the best `label` and its `score`; nulls where there is no text. Without an answer
+    are texts that have no token, and those of which the model says something that is not finite; they have nulls, too.
     """
     values = table[output.text_column].to_pylist()
     full = np.array([i for i, value in enumerate(values) if has_text(value)], dtype=int)
-    probs, tokens = np.full((len(table), len(output.labels)), np.nan, dtype=np.float32), 0
+    probs, of_tokens = np.full((len(table), len(output.labels)), np.nan, dtype=np.float32), {}
     if len(full):
-        probs[full], tokens = classify([values[i] for i in full])
+        probs[full], of_tokens = classify([values[i] for i in full])
     missing = ~np.isfinite(probs).all(axis=1)
-    counts = np.array([len(full), tokens, missing[full].sum()])
+    counts = Counts(rows=len(table), texts=len(full), no_answer=int(missing[full].sum()), **of_tokens)
     found = table.select(output.columns)
     if output.top_label:
         best = np.where(missing, 0, probs.argmax(axis=1))
@@ -112,6 +133,19 @@ def is_whole(part: Path, rows: int) -> bool:
         return False
 
 
+def rows_of(part: Path) -> int:
+    return pq.read_metadata(part).num_rows
+
+
+def check_part(folder: Path, number: int, rows: int, output: OutputSpec) -> None:
+    """Raises UserError if a part is not there, has not so many rows, or lacks the columns that are added."""
+    part = folder / part_name(number)
+    if not is_whole(part, rows):
+        raise UserError(f"{part} is not there, or has not the {rows:,} rows of the input: is it of this input?")
+    if missing := [name for name in output.added if name not in pq.read_schema(part).names]:
+        raise UserError(f"{part} has no column {missing[0]!r}: see --top-label and --prefix")
+
+
 def count_rows(folder: Path) -> int:
     """Counts the rows of all parts. Raises UserError where one is left behind the last row of the input, or none."""
     parts = part_files(folder)
@@ -122,9 +156,17 @@ def count_rows(folder: Path) -> int:
     return sum(pq.read_metadata(part).num_rows for part in parts)
 
 
-def write_part(folder: Path, number: int, table: pa.Table) -> None:
+def write_part(folder: Path, number: int, table: pa.Table, counts: Counts) -> None:
+    """Writes a part, with its counts in the file's metadata."""
+    metadata = (table.schema.metadata or {}) | {COUNTS: json.dumps(asdict(counts)).encode()}
     with new_file(folder / part_name(number)) as file:
-        pq.write_table(table, file)
+        pq.write_table(table.replace_schema_metadata(metadata), file)
+
+
+def read_counts(part: Path) -> Counts | None:
+    """Returns what was counted of a part; None for one of a version of ours that kept no counts."""
+    found = (pq.read_schema(part).metadata or {}).get(COUNTS)
+    return Counts(**json.loads(found)) if found else None
 
 
 def read_job(folder: Path) -> dict:
@@ -141,7 +183,7 @@ def prepare_output(folder: Path, job: dict, overwrite: bool) -> None:
     Raises UserError if it holds other things, or parts of another job.
     """
     before, done, temporary = read_job(folder), part_files(folder), [*folder.glob(f".*{TEMPORARY}")]
-    ours = {JOB_FILE, LOCK_FILE, *(path.name for path in (*done, *temporary))}
+    ours = {JOB_FILE, LOCK_FILE, RECEIPT_FILE, *(path.name for path in (*done, *temporary))}
     if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ours):
         raise UserError(f"{folder} holds {foreign[0]}, which is not a part: name another folder")
     if done and not (folder / JOB_FILE).is_file():
@@ -151,6 +193,8 @@ def prepare_output(folder: Path, job: dict, overwrite: bool) -> None:
         raise UserError(f"{folder} holds parts that were made otherwise ({', '.join(other)}); --overwrite starts anew")
     for path in [*temporary, *(done if overwrite else [])]:
         path.unlink()
+    if overwrite:
+        (folder / RECEIPT_FILE).unlink(missing_ok=True)
     if before != job:
         with new_file(folder / JOB_FILE) as file:
             file.write(json.dumps(job, indent=2).encode())

@@ -1,10 +1,12 @@
-"""How texts are labelled: as the fastest row that is not known to be wrong says, or as should be fast."""
+"""How texts are labelled: as the fastest row that is proven to be right says, else in FP32."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.inputs.batches import Batching
-from bench.machine import cpu_cores, cpu_features
+from bench.inputs.model import Model
+from bench.judge import WITHIN
+from bench.machine import cpu_cores
 from bench.measure.cells import batching_of
 from bench.provenance import package_versions
 from bench.report.rows import latest_per_cell, read_results
@@ -15,6 +17,7 @@ from utils import UserError, say
 
 # where nothing was measured: what was best or close to it in all our sweeps of a CPU; for a GPU a guess
 DEFAULT_TOKENS = {"gpu": 16384, "cpu": 1024}
+ALIKE = 1.5  # times as many tokens of a text, at most, have texts of one kind: above, another batching may be best
 PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens"  # of the command line
 
 
@@ -32,39 +35,46 @@ class LabelPlan:
         return f"{self.variant}, {self.workers} x {self.threads}, {self.batching}"
 
 
-def fastest_valid_row(results_dir: Path, device_name: str, weights_id: str, variant: str | None) -> dict | None:
-    """Returns the fastest row, end to end, of this device, these weights and the installed packages; None without one.
+def fastest_valid_row(
+    results_dir: Path, device_name: str, model: Model, tokens: float, variant: str | None
+) -> dict | None:
+    """Returns the fastest row, end to end, of what is proven to be within tolerance; None without one.
 
-    Of several sets of texts, whose speeds can't be compared, those with most rows count.
+    It is of this device, these weights and thresholds, the installed packages, and texts of about as many `tokens` on
+    average. Of several sets of texts, whose speeds can't be compared, the one with most rows counts. With a `variant`
+    the row is of that, proven or not.
     """
     rows, _, _ = read_results(sorted(results_dir.rglob("*.tsv")))
-    rows = rows[(rows["device"] == device_name) & (rows["weights_id"] == weights_id)]
+    same = {"device": device_name, "weights_id": model.weights_id, "threshold": model.rule.name}
+    rows = rows[(rows[[*same]] == list(same.values())).all(axis=1)]
     rows = rows[rows["variant"].isin([variant] if variant else VARIANTS)]
     rows = rows[rows["versions"] == rows["variant"].map(lambda name: package_versions(VARIANTS[name]))]
-    if rows.empty:
-        return None
-    texts = ["dataset", "texts", "texts_id"]
-    fullest = rows.groupby(texts).size().idxmax()
-    ranked = rank(latest_per_cell(rows[(rows[texts] == list(fullest)).all(axis=1)]))
-    within = ranked[ranked["within"]].to_dict("records")
-    return within[0] if within else None
+    groups = [group for _, group in rows.groupby(["dataset", "texts", "texts_id"])]
+    for group in sorted(groups, key=len, reverse=True):
+        of_a_text = (group["tokens/s"] / group["messages/s"]).median()
+        if not 1 / ALIKE <= of_a_text / tokens <= ALIKE:
+            continue
+        ranked = rank(latest_per_cell(group))
+        fit = ranked if variant else ranked[ranked["verdict"] == WITHIN]
+        if len(fit):
+            return fit.iloc[0].to_dict()
+    return None
 
 
 def choose_plan(device: str, measured: dict | None, asked: dict) -> LabelPlan:
-    """Returns the plan of a measured row, or of what should be fast, with what was asked for; says which it is.
+    """Returns the plan of a measured row, or FP32 torch, with what was asked for; says what was measured.
 
     `asked`: variant, workers, threads and batch_tokens, None where it was not asked. Raises UserError for a variant
     that can't run there.
     """
-    best = "onnx-fp16" if device == "gpu" else "torch-bf16" if "bf16" in cpu_features() else "onnx"
-    plan = LabelPlan(device, best, 1, cpu_cores(), Batching("token-budget", batch_tokens=DEFAULT_TOKENS[device]))
+    plan = LabelPlan(device, "torch", 1, cpu_cores(), Batching("token-budget", batch_tokens=DEFAULT_TOKENS[device]))
     if measured:
         same = {name: measured[name] for name in ("variant", "workers", "threads")}
         plan = LabelPlan(device=device, batching=batching_of(measured), **same)
         words = f"{measured['variant']}, {measured['messages/s']:.1f} messages/s on {measured['dataset']}"
-        say(f"fastest row that is not known to be wrong: {words}, {measured['date'][:10]}")
-    else:
-        say("nothing usable was measured for this device and model: taking what should be fast")
+        say(f"measured   {words}, {measured['date'][:10]}: {measured['verdict'].lower()}")
+    elif not asked["variant"]:
+        say("measured   nothing that fits: FP32 torch, which is right and needs no look")
     wanted = {name: asked[name] for name in ("variant", "workers", "threads") if asked[name]}
     plan = replace(plan, **wanted)
     variant = VARIANTS[plan.variant]

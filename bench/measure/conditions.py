@@ -2,13 +2,12 @@
 
 import math
 
-from bench.machine import DeviceInfo, cpu_busy, cpu_cores, gpu_busy
+from bench.machine import BUSY, DeviceInfo, cpu_busy, cpu_cores, gpu_busy
 from bench.provenance import versions
 from bench.variants import Device
 from runtimes import VARIANTS
 from utils import UserError, clean, say
 
-BUSY = 0.1  # others' share of the device above which a note is printed
 BUSY_MIB = 1024  # in use on a GPU above which a note is printed (a desktop takes less)
 MPS = "nvidia-cuda-mps-control -d  (stop it: echo quit | nvidia-cuda-mps-control)"
 

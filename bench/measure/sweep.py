@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,12 +11,14 @@ import numpy as np
 from bench.classifier import ClassifierSpec
 from bench.inputs.batches import make_batches, padded_tokens
 from bench.inputs.model import Model
-from bench.machine import cpu_cores, watch_throttling
-from bench.measure.cells import Cell
+from bench.judge import alpha_of, is_rounded, judge
+from bench.machine import cpu_busy, cpu_cores, watch_throttling
+from bench.measure.cells import Cell, fastest_of
 from bench.measure.token_cache import TokenizedTexts
 from bench.measure.worker import Report, Worker
-from bench.parity import count_flips, probabilities
+from bench.parity import probabilities
 from bench.processes import ProcessPool
+from bench.report.judged import VERDICTS
 from bench.variants import Device
 from runtimes import VARIANTS
 from utils import UserError
@@ -29,9 +31,9 @@ class Sweep:
     """What all cells of a run share.
 
     exports: variant -> the folder of the export that it loads (None: it loads none), or why it can't run;
-    peaks: precision -> FLOP/s; min_time: seconds of passes for each cell; max_end_to_end_seconds: the longest pass of a
-    cell that is also timed end to end; stall_timeout: seconds without a heartbeat, 0 for no limit;
-    uuid: NVML's id of the GPU, empty on a CPU and where NVML does not tell.
+    peaks: precision -> FLOP/s; min_time: seconds of passes for each cell; stall_timeout: seconds without a heartbeat, 0
+    for no limit; uuid: NVML's id of the GPU, empty on a CPU and where NVML does not tell; more_texts: for what is not
+    proven behind the cells; check_time: how many seconds may be spent on them.
     """
 
     model: Model
@@ -40,9 +42,10 @@ class Sweep:
     device: Device
     peaks: dict[str, float]
     min_time: float
-    max_end_to_end_seconds: float
     stall_timeout: float
     uuid: str = ""
+    more_texts: Sequence[str] = ()
+    check_time: float = 0.0
 
     def peak_of(self, variant: str) -> float | None:
         return self.peaks.get(VARIANTS[variant].computes_in(self.device.gpu))
@@ -51,9 +54,9 @@ class Sweep:
 def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeats: int) -> Iterator[tuple[Cell, dict]]:
     """Measures the cells; yields each with the measured columns of its row, or with only a status if it failed.
 
-    After the cells of a variant and worker count, the fastest of them is timed end to end, unless it is too slow for
-    that. `speeds` are the messages/s of cells that were measured before: they count for which is the fastest, and are
-    not timed again. Everything is measured `repeats` times, in turn.
+    After the cells of a variant and worker count, the fastest of them is timed end to end. `speeds` are the messages/s
+    of cells that were measured before: they count for which is the fastest, and are not timed again. Everything is
+    measured `repeats` times, in turn.
 
     Workers are started once for all cells of a variant and worker count, and again after a failed cell; where they
     can't be started, none of their cells is tried again.
@@ -62,7 +65,7 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeat
     groups = [list(group) for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers))]
     for group in groups * repeats:
         with contextlib.ExitStack() as stack:
-            workers, no_start = None, None
+            workers, no_start, busy = None, None, measure_busy(sweep.device)
             queue = list(group)
             while queue:
                 cell = queue.pop(0)
@@ -78,17 +81,34 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeat
                     no_start = None if workers else error
                     workers = None
                     stack.close()
-                yield cell, figures
+                yield cell, figures | busy
                 if not queue and cell.stage == "forward" and not no_start:
-                    fastest = fastest_end_to_end(sweep, cell, known)
+                    fastest = fastest_end_to_end(cell, known)
                     queue += [fastest] if fastest not in (None, *speeds) else []
 
 
-def fastest_end_to_end(sweep: Sweep, cell: Cell, speeds: dict[Cell, float]) -> Cell | None:
-    """Returns the fastest cell with the variant and workers of this one, end to end; None if all are too slow."""
-    same, slowest = replace(cell, batching=None), len(sweep.tokens.lengths) / sweep.max_end_to_end_seconds
-    others = [other for other in speeds if replace(other, batching=None) == same and speeds[other] >= slowest]
-    return replace(max(others, key=speeds.get), stage="end-to-end") if others else None
+def fastest_end_to_end(cell: Cell, speeds: dict[Cell, float]) -> Cell | None:
+    """Returns the fastest cell with the variant and workers of this one, end to end; None if all failed."""
+    same = replace(cell, batching=None)
+    others = {other: speed for other, speed in speeds.items() if replace(other, batching=None) == same}
+    return replace(fastest_of(others), stage="end-to-end") if others else None
+
+
+def run_in_turn(sweep: Sweep, workers: dict[Cell, ProcessPool], rounds: int) -> Iterator[tuple[Cell, dict]]:
+    """Times cells once more, `rounds` times in turn with their workers ready: a slow second hits all alike.
+
+    A round before them does not count: the first passes of new workers are slow. Yields as run_cells.
+    """
+    for cell, own in workers.items():
+        measure(sweep, own, cell)
+    for cell, own in [*workers.items()] * rounds:
+        yield cell, measure(sweep, own, cell)
+
+
+def measure_busy(device: Device) -> dict[str, str]:
+    """Returns the column `busy` as it is now; nothing on a GPU, which tells only of what we did there ourselves."""
+    busy = cpu_busy() if device.gpu is None else None
+    return {} if busy is None else {"busy": f"{busy:.2f}"}
 
 
 def estimate(sweep: Sweep, cells: list[Cell]) -> dict[Cell, float]:
@@ -110,7 +130,7 @@ def start_workers(sweep: Sweep, cell: Cell) -> ProcessPool:
     if isinstance(exported, UserError):
         raise exported
     spec = ClassifierSpec(sweep.model, cell.variant, exported, replace(sweep.device, exclusive=cell.workers == 1))
-    arguments = [(number, spec, sweep.tokens.folder) for number in range(cell.workers)]
+    arguments = [(number, spec, sweep.tokens.folder, cell.workers) for number in range(cell.workers)]
     return ProcessPool(Worker, arguments, sweep.stall_timeout)
 
 
@@ -140,19 +160,34 @@ def measure(sweep: Sweep, workers: ProcessPool, cell: Cell) -> dict[str, str]:
     if cell.stage == "forward":
         latencies = np.concatenate([report.latencies for report in reports])
         figures["p50_ms"], figures["p99_ms"] = np.percentile(latencies, [50, 99]) * 1000
-    figures |= compare_sample(sweep, reports)
-    row = {name: f"{value:.6g}" for name, value in figures.items()}
+    figures |= compare_sample(sweep, cell.variant, reports)
+    row = in_words(figures)
     row |= {name: "" for name in ("tflops", "mfu") if np.isnan(figures[name])}
     row["throttled"] = (", ".join(sorted(throttled)) or "no") if sweep.uuid else ""
     return row | {"status": "ok" if np.isfinite(figures["max_diff"]) else "outputs are not finite"}
 
 
-def compare_sample(sweep: Sweep, reports: list[Report]) -> dict[str, float]:
-    """Compares the workers' logits of the sample with the reference: the columns `max_diff`, `flips`, `decisions`."""
+def in_words(figures: dict) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else f"{value:.6g}" for name, value in figures.items()}
+
+
+def compare_sample(sweep: Sweep, variant: str, reports: list[Report]) -> dict:
+    """Compares the workers' logits of the sample with the reference: see parity_columns."""
     logits = np.full((len(sweep.tokens.lengths), len(sweep.model.labels)), np.nan)
     for report in reports:
         logits[report.indices] = report.logits
     probs, reference = probabilities(logits[sweep.tokens.sample], sweep.model.problem_type), sweep.tokens.reference
-    changed, decisions = count_flips(probs, reference, sweep.model.problem_type)
-    max_diff = float(np.abs(probs - reference).max())
-    return {"max_diff": max_diff, "flips": changed / decisions, "decisions": decisions}
+    counts = sweep.model.rule.count_flips(probs, reference)
+    precision = VARIANTS[variant].computes_in(sweep.device.gpu)
+    return parity_columns(precision, counts, float(np.abs(probs - reference).max()), look=1)
+
+
+def parity_columns(precision: str, counts: tuple[int, int], max_diff: float, look: int) -> dict:
+    """Returns the columns `max_diff`, `flips`, `decisions` and `within`.
+
+    `counts`: changed decisions, and all; `look`: see judge.
+    """
+    (changed, decisions), rounded = counts, is_rounded(precision, max_diff)
+    verdict = judge(changed, decisions, alpha=alpha_of(look), rounded=rounded)
+    within = next(word for word, meaning in VERDICTS.items() if meaning == verdict)
+    return {"max_diff": max_diff, "flips": changed / decisions, "decisions": decisions, "within": within}

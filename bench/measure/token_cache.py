@@ -16,12 +16,11 @@ from bench.files import digest, make_once
 from bench.inputs.datasets import digest_texts, evenly_spaced
 from bench.inputs.model import Model
 from bench.inputs.reference import N_PADDED_TEXTS, Reference
+from bench.judge import N_SAMPLE
 from bench.measure.peak import count_flops
 from bench.processes import run_in_subprocess
 from bench.provenance import versions
 from utils import CACHE, UserError
-
-N_SAMPLE = 256  # texts that every cell is compared on: seconds of work for the reference
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,7 @@ def tokenize_into(model: Model, folder: Path, gpu: int | None) -> None:
     model.tokenize(texts[:1])  # the first call sets the tokenizer up
     start = time.monotonic()
     rows = model.tokenize(texts)
+    del rows["lost"]
     figures = {"tokens_speed": len(texts) / (time.monotonic() - start)}
     full = [i for i, ids in enumerate(rows["input_ids"]) if ids]
     if not full:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.classifier import Classifier, ClassifierSpec
-from bench.inputs.batches import balance_shards, make_batches, padded_tokens
+from bench.inputs.batches import Batching, balance_shards, make_batches, padded_tokens
 from bench.inputs.datasets import evenly_spaced
 from bench.inputs.stream import share_of
 from bench.measure.cells import Cell
@@ -38,10 +38,10 @@ class Report:
 class Worker:
     """A loaded variant in a process of its own, with its share of one cell after another."""
 
-    def __init__(self, number: int, spec: ClassifierSpec, tokens_folder: Path):
+    def __init__(self, number: int, spec: ClassifierSpec, tokens_folder: Path, workers: int = 1):
         self.number, self.gpu = number, spec.device.gpu
         self.tokens = load_tokens(tokens_folder)
-        self.classifier = Classifier(spec)
+        self.classifier = Classifier(spec, number, workers)
         self.runner = self.classifier.runner
         self.widths = self.classifier.padded_lengths(self.tokens.lengths)
         self.warm: set[tuple[int, int]] = set()  # the shapes that were run
@@ -141,6 +141,10 @@ class Worker:
         report = Report(indices[sampled], logits[sampled], self.latencies, memory, padded)
         self.release()
         return report
+
+    def predict_share(self, file: Path, batching: Batching):
+        """Runs the model over this worker's share of other texts, see Classifier.predict_share."""
+        return self.classifier.predict_share(file, batching)
 
     def padded_by_the_runtime(self) -> int:
         """Counts the tokens that a runtime which takes texts has made of them, if it pads as transformers does."""

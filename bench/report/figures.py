@@ -4,11 +4,11 @@ import math
 import re
 from pathlib import Path
 
-from bench.judge import TOLERANCE, judge_row
+from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN
 from bench.report.rows import PUBLISHED
 from bench.report.table import speed
 
-WINNER, OTHERS, NOT_WITHIN = "#0072B2", "#8FB6CE", "#DDDDDD"  # Okabe and Ito's blue, and paler
+WINNER, OTHERS, WRONG = "#0072B2", "#8FB6CE", "#DDDDDD"  # Okabe and Ito's blue, and paler
 BATCHING_STYLES = {
     "in-order": {"color": "#777777", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
     "sorted": {"color": WINNER, "linestyle": "-", "marker": "s"},
@@ -52,24 +52,25 @@ def baseline(row) -> str:
 def draw_comparison(rows, figsize: tuple | None):
     """Draws a bar for each variant at its best, the fastest first, in a panel for each device.
 
-    `rows`: the best row of each device and variant. The fastest whose flips are within the tolerance is marked.
+    `rows`: the best row of each device and variant, with its verdict. The fastest within tolerance is marked.
     """
     devices = list(rows.groupby("device", sort=False))
     heights = [len(group) for _, group in devices]
     figure, axes = panels(len(devices), 1, (8.5, 0.42 * sum(heights) / len(heights) + 0.75), figsize, heights)
     for ax, (_, group) in zip(axes, devices, strict=True):
         bars = group.sort_values("messages/s", ascending=False)
-        within = [judge_row(row) is not False for row in bars.to_dict("records")]
+        within = list(bars["verdict"] == WITHIN)
         for i, (_, row) in enumerate(bars.iterrows()):
-            winner = any(within) and i == within.index(True)
-            fill = {"color": WINNER if winner else OTHERS} if within[i] else {"color": NOT_WITHIN, "hatch": "///"}
+            winner, wrong = any(within) and i == within.index(True), row["verdict"] == NOT_WITHIN
+            fill = {"color": WRONG, "hatch": "///"} if wrong else {"color": WINNER if winner else OTHERS}
             ax.barh(i, row["messages/s"], 0.7, edgecolor="white", **fill)
             if row["passes"] > 1:
                 spread = [[row["messages/s"] - row["min"]], [row["max"] - row["messages/s"]]]
                 ax.errorbar(row["messages/s"], i, xerr=spread, color="black", capsize=2, elinewidth=0.8)
             factor = "" if math.isnan(row["factor"]) else f" = {row['factor']:.1f}x"
             text = f"{speed(row['messages/s'])}{factor}  {batching_words(row)}, {row['workers']} x {row['threads']}"
-            text += "" if within[i] else f"; flips {row['flips']:.2%}"
+            text += f"; flips {row['flips']:.2%}" if wrong else ""
+            text += "; not proven" if row["verdict"] == UNPROVEN and row["decisions"] > 0 else ""
             weight = "bold" if winner else "normal"
             at = (max(row["messages/s"], row["max"]), i)
             ax.annotate(text, at, (5, 0), textcoords="offset points", va="center", fontsize=8, weight=weight)
@@ -162,14 +163,15 @@ def draw_parity(rows, figsize: tuple | None):
         label = -math.inf
         for _, row in points.sort_values("messages/s").iterrows():
             x, y = max(row["flips"], least), row["messages/s"]
-            fill = "none" if judge_row(row) is None else "full"  # too few texts to tell
-            ax.plot(x, y, "o", color="#D55E00" if judge_row(row) is False else WINNER, markersize=5, fillstyle=fill)
+            fill = "none" if row["verdict"] == UNPROVEN else "full"
+            color = "#D55E00" if row["verdict"] == NOT_WITHIN else WINNER
+            ax.plot(x, y, "o", color=color, markersize=5, fillstyle=fill)
             label = max(y, label + 0.05 * top)  # names are kept apart, from below up
             text = f"{row['variant']} ({row['max_diff']:.0e})"
             ax.plot([x, 1.2 * x], [y, label], color="gray", linewidth=0.6, zorder=1)
             ax.annotate(text, (1.25 * x, label), va="center", fontsize=8)
         ax.set(xscale="log", xlim=(least / 1.5, max(0.3, 10 * points["flips"].max())), ylim=(0, 1.15 * top))
-        words = "changed decisions (largest difference); hollow: too few texts to tell"
+        words = "changed decisions (largest difference); hollow: not proven"
         ax.set(title=device_title(points.iloc[0]), xlabel=words, ylabel="messages/s")
         ax.set_xticks([least, 1e-4, 1e-3, 1e-2, 1e-1], ["0", "0.01%", "0.1%", "1%", "10%"])
         ax.xaxis.set_minor_locator(NullLocator())

@@ -14,17 +14,17 @@ from utils import UserError, clean
 COLUMNS = (
     *("workers", "threads", "batching", "batch_size", "batch_tokens", "stage"),
     *("messages/s", "min", "max", "passes", "tokens/s", "padding", "tflops", "mfu"),
-    *("p50_ms", "p99_ms", "memory_mib", "busy", "throttled", "max_diff", "flips", "decisions", "status"),
-    *("variant", "model", "device", "dataset", "texts", "texts_id", "weights_id"),
+    *("p50_ms", "p99_ms", "memory_mib", "busy", "throttled", "max_diff", "flips", "decisions", "within", "status"),
+    *("variant", "model", "device", "dataset", "texts", "texts_id", "weights_id", "threshold"),
     *("versions", "driver", "commit", "date"),
 )
 # the columns that say which cell a row is of
-CELL_COLUMNS = ("model", "device", "dataset", "texts", "texts_id", "weights_id")
+CELL_COLUMNS = ("model", "device", "dataset", "texts", "texts_id", "weights_id", "threshold")
 CELL_COLUMNS += ("variant", "workers", "threads", "batching", "batch_size", "batch_tokens", "stage")
 COUNTS = ("workers", "threads", "batch_size", "batch_tokens", "texts")
 SPEEDS = ("messages/s", "min", "max")
-NUMBERS = (*COUNTS, *SPEEDS, "passes", "tokens/s", "padding", "tflops", "mfu", "max_diff", "flips", "decisions")
-STAGES = ("forward", "end-to-end")
+NUMBERS = (*COUNTS, *SPEEDS, "passes", "tokens/s", "padding", "tflops", "mfu", "max_diff", "flips", "decisions", "busy")
+STAGES = ("forward", "end-to-end", "check")
 DATE = r"(\d{4}-\d\d-\d\dT[\d:.]+Z)?"
 PUBLISHED = "published"  # the commit of rows that were measured elsewhere, see results/README.md
 # how rows of before November 26, 2026 call some columns and values; `size` was of texts or of tokens
@@ -154,12 +154,13 @@ def completed_rows(rows: list[dict]):
 def latest_per_cell(rows):
     """Returns one row for each cell of a DataFrame of completed rows, from its latest run by the clock.
 
-    With several repeats: the median speed, `min` and `max` of all passes, and the worst parity.
+    With several repeats: the median speed, `min` and `max` of all passes, the busiest moment, and the worst parity.
     """
     rows = rows[rows.date == rows.groupby([*CELL_COLUMNS], sort=False).date.transform("max")]
     how = dict.fromkeys(rows.columns.difference(CELL_COLUMNS, sort=False), "last")
     how |= dict.fromkeys(("messages/s", "tokens/s", "tflops", "mfu"), "median")
     how |= {"min": "min", "max": "max", "passes": "sum", "max_diff": "max", "flips": "max", "decisions": "max"}
+    how |= {"busy": "max", "within": "min"}  # of yes, not proven and no the last in the alphabet is the best
     return rows.groupby([*CELL_COLUMNS], sort=False, as_index=False).agg(how)
 
 

@@ -4,6 +4,7 @@ import math
 import textwrap
 
 from bench.inputs.batches import Batching
+from bench.machine import BUSY
 
 WIDTH = 100
 HEADER = f"{'variant':<18} {'w x t':>5} {'batches':<16} {'messages/s':>20} {'padding':>7} {'peak':>5} {'max_diff':>8} "
@@ -22,14 +23,15 @@ def table_line(row: dict) -> str:
     spread = f" ({speed(row['min'])}-{speed(row['max'])})" if int(row["passes"]) > 1 else ""
     peak = f"{float(row['mfu']):.0%}" if row["mfu"] else "-"
     line += f"{speed(row['messages/s']) + spread:>20} {float(row['padding']):>7.2f} {peak:>5} "
-    line += f"{float(row['max_diff']):>8.1e} {float(row['flips']):>7.2%} {row['status']}"
+    line += f"{float(row['max_diff']):>8.1e} {float(row['flips']):>7.2%} "
+    line += "busy" if float(row["busy"] or 0) > BUSY else row["status"]
     return line + f" ({row['throttled']})" * (row["throttled"] not in ("", "no"))
 
 
 def batches(row) -> str:
-    """Says how a row's batches were made: `8 sorted`, `512 tokens`; `e2e` is end to end, from texts to logits."""
+    """Says how a row's batches were made: `8 sorted`, `512 tokens`; `e2e` is end to end, `check` on more texts."""
     batching = Batching(row["batching"], row["batch_size"], row["batch_tokens"])
-    return f"{batching}" + " e2e" * (row["stage"] == "end-to-end")
+    return f"{batching}" + {"end-to-end": " e2e", "check": " check"}.get(row["stage"], "")
 
 
 def speed(value) -> str:

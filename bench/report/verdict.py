@@ -1,96 +1,119 @@
-"""Rows -> the verdict: which variant to take, and what to do next."""
+"""Rows -> the verdict: which variant to take, what is not proven, and what to do next."""
 
+import math
 import textwrap
 
 import numpy as np
 
-from bench.judge import TOLERANCE, decisions_needed, judge_row
+from bench.judge import MAX_FACTOR, NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN, decisions_needed, share_words
+from bench.machine import BUSY
+from bench.report.judged import ORDER, changed_of, judge_variants
 from bench.report.table import batches, speed
 
 WIDTH = 80
-NEAR = 1e-3  # of the probabilities: a change of decisions would be chance
 ONE_PASS_ERROR = 0.05  # how far the speed of one pass is taken to be off, either way
 
 
 def rank(rows):
-    """Ranks variants end to end, each at its best: a DataFrame with the columns `rank` and `within` besides.
+    """Ranks variants end to end, each at its best: a DataFrame, with `rank` and what judge_variants() adds.
 
-    `rows`: completed rows of one model, device and dataset, one for each cell. `within` are those that are not known to
-    change more than TOLERANCE of the decisions; they come first. Variants whose spread overlaps that of the fastest of
-    a rank share the rank, the closest to the original first. One that was not timed end to end counts by its forward
-    passes, behind those that were.
+    `rows`: completed rows of one model, device and dataset, one for each cell. First come variants within tolerance,
+    then those that are not proven, then those that are not within it. Variants whose spreads overlap that of the
+    fastest of a rank share the rank: first of them is one with a token budget, then the closest to the original. One
+    that was measured while others kept the device busy, or was not timed end to end, stands behind those that were not.
     """
-    within = [judge_row(row) is not False for row in rows.to_dict("records")]
-    rows = rows.assign(within=np.array(within, dtype=bool), end_to_end=rows["stage"] == "end-to-end")
-    keys = ["within", "end_to_end", "messages/s"]
-    best = rows.sort_values(keys, ascending=False, kind="stable").drop_duplicates("variant")
+    rows = judge_variants(rows)
+    order = rows["verdict"].map(ORDER.index) if len(rows) else rows["verdict"]
+    rows = rows.assign(order=order, idle=~(rows["busy"] > BUSY), end_to_end=rows["stage"] == "end-to-end")
+    rows = rows.sort_values("messages/s", ascending=False, kind="stable")
+    alike = ["order", "idle", "end_to_end"]
+    best = rows.sort_values(alike, ascending=[True, False, False], kind="stable").drop_duplicates("variant")
     margin = best["messages/s"].where(~(best["passes"] > 1), 0) * ONE_PASS_ERROR
     best = best.assign(low=best["min"] - margin, high=best["max"] + margin, rank=0)
     leader, ranks = None, []
     for i, row in enumerate(best.itertuples()):
-        tied = leader is not None and (row.within, row.end_to_end) == (leader.within, leader.end_to_end)
+        tied = leader is not None and all(getattr(row, name) == getattr(leader, name) for name in alike)
         leader = leader if tied and row.high >= leader.low else row
         ranks.append(ranks[-1] if leader is not row else i + 1)
-    best = best.assign(rank=ranks, off=best["max_diff"].round(4))  # what is closer than that is rounding
-    return best.sort_values(["rank", "off"], kind="stable").drop(columns=["low", "high", "off"])
+    best = best.assign(rank=ranks, safe=best["batching"] == "token-budget", off=best["max_diff"].round(4))
+    best = best.sort_values(["rank", "safe", "off"], ascending=[True, False, True], kind="stable")
+    return best.drop(columns=["order", "low", "high", "safe", "off"])
 
 
-def verdict(rows, command: str) -> list[str]:
-    """Returns the verdict as lines of at most 80 columns, the command to copy at the end.
+def verdict(rows, settle: str, following: str) -> list[str]:
+    """Returns the verdict as lines of at most 80 columns, with commands to copy at the end.
 
-    `rows`: as for rank(); `command`: what to do next, with {variant} for the winner and {candidates} for a comma list
-    of it and those behind it.
+    `rows`: as for rank(); `settle`: the command that checks more texts, with {variants} for a comma list of those that
+    are not proven and {seconds} for how long; `following`: what to do next, with {variant} for the winner and
+    {candidates} for a comma list of it and those behind it.
     """
     ranked = rank(rows)
-    within, others = ranked[ranked["within"]], ranked[~ranked["within"]]
+    groups = {name: ranked[ranked["verdict"] == name] for name in ORDER}
     torch = rows[(rows["variant"] == "torch") & (rows["batching"] == "in-order") & (rows["stage"] == "forward")]
     base = torch["messages/s"].max()
 
-    def line(row, before: str, after: str) -> str:
+    def line(row, before: str, after: str) -> list[str]:
         factor = f"{row['messages/s'] / base:.1f}x" if len(torch) else ""
-        how = batches(row | {"stage": ""})
+        after += ("" if row["end_to_end"] else " (forward)") + ("" if row["idle"] else " (busy device)")
         words = f"{before:<4}{row['variant']:<19}{speed(row['messages/s']):>8} messages/s {factor:>6}  "
-        return f"{words}{row['workers']} x {row['threads']}, {how}{after}".rstrip()
+        words += f"{row['workers']} x {row['threads']}, {batches(row | {'stage': ''})}{after}"
+        return textwrap.wrap(words, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
     lines = ["", "End to end, each variant at its best (workers x threads, batches):"]
+    within, unproven = groups[WITHIN], groups[UNPROVEN]
     for row in within.to_dict("records"):
-        tied = " (tie)" if list(within["rank"]).count(row["rank"]) > 1 else ""
-        lines.append(line(row, f"{row['rank']}.", ("" if row["end_to_end"] else " (forward)") + tied))
-    if len(others):
+        tied = list(within["rank"]).count(row["rank"]) > 1
+        lines += line(row, f"{row['rank']}.", " (tie)" * tied)
+    if len(unproven):
+        lines.append(f"Not proven yet to change at most {TOLERANCE:.1%} of the decisions, so not recommended:")
+    for row in unproven.to_dict("records"):
+        lines += [*line(row, "?", f"; {flips_words(row)}"), *missing(row)]
+    if len(groups[NOT_WITHIN]):
         lines.append(f"Not within tolerance, since they change more than {TOLERANCE:.1%} of the decisions:")
-    lines += [line(row, "-", f"; {flips_words(row)}") for row in others.to_dict("records")]
-    lines += unproven(within)
+    for row in groups[NOT_WITHIN].to_dict("records"):
+        lines += line(row, "-", f"; {flips_words(row)}")
     if len(torch):
         lines.append(f"1.0x is eager FP32 torch in the file's order, its forward passes: {speed(base)} messages/s.")
+    faster = unproven if within.empty else unproven[unproven["messages/s"] > within["messages/s"].iloc[0]]
+    if len(faster):
+        settling = fold(settle.format(variants=",".join(faster["variant"]), seconds=600))
+        settling = ["To check more texts:", *settling]
     if within.empty:
-        return [*lines, "None of them is within tolerance."]
+        return [*lines, "None of them is proven to be within tolerance.", *(settling if len(faster) else [])]
     winner, first = within.iloc[0], within[within["rank"] == 1]
     words = f"Take {winner['variant']}"
     words += f", the closest to the original of {len(first)} that tie." if len(first) > 1 else "."
-    words += "" if (within["passes"] > 1).all() else f" (Measured once, a speed counts as +-{ONE_PASS_ERROR:.0%}.)"
-    candidates = ",".join(dict.fromkeys(["torch", *within["variant"][:3]]))
-    command = command.format(variant=winner["variant"], candidates=candidates)
-    return [*lines, f"{words} Next:", *fold(command)]
+    if len(faster):
+        price = faster["messages/s"].max() / winner["messages/s"]
+        words += f" What is not proven would be {price:.1f} times as fast."
+    if not winner["idle"]:
+        words += " Others kept the device busy: measure again when it is idle, with --resume."
+    lines += textwrap.wrap(words, WIDTH) + (settling if len(faster) else [])
+    candidates = ",".join(dict.fromkeys(["torch", *within["variant"][:3], *faster["variant"][:2]]))
+    batch = {"batches": int(winner["batch_size"]) or 8, "tokens": int(winner["batch_tokens"]) or 512}
+    return [*lines, "Next:", *fold(following.format(variant=winner["variant"], candidates=candidates, **batch))]
+
+
+def missing(row) -> list[str]:
+    """Says what is known of a variant that is not proven, and how many texts would tell."""
+    decisions = row["decisions"]
+    if not np.isfinite(decisions):
+        return ["    its outputs were not compared"]
+    changed = changed_of(row)
+    needed = decisions_needed(changed, int(decisions))
+    words = f"{share_words(changed, int(decisions))}; "
+    if needed and needed > decisions:
+        words += f"about {math.ceil((needed - decisions) / row['per_text']):,} more texts would tell"
+    else:
+        words += f"{MAX_FACTOR} times as many texts would hardly tell" if not needed else "a few more texts would tell"
+    return textwrap.wrap(words, WIDTH, initial_indent="    ", subsequent_indent="    ")
 
 
 def flips_words(row) -> str:
     """Returns the changed decisions as a count; as a share where older rows have no count."""
     if np.isfinite(row["decisions"]):
-        return f"{round(row['flips'] * row['decisions'])} of {row['decisions']:,.0f}"
+        return f"{changed_of(row):,} of {row['decisions']:,.0f}"
     return f"{row['flips']:.2%}"
-
-
-def unproven(rows) -> list[str]:
-    """Names the variants of which too few texts were checked; none within NEAR of the original."""
-    few = [row for row in rows[rows["max_diff"] > NEAR].to_dict("records") if judge_row(row) is None]
-    if not few:
-        return []
-    checked = [(round(row["flips"] * row["decisions"]), int(row["decisions"])) for row in few]
-    needed = [(decisions_needed(changed, decisions) or 0) / decisions for changed, decisions in checked]
-    enough = f"about {max(needed):.1f} times as many would do" if all(needed) else "more would hardly tell"
-    names = ", ".join(f"{row['variant']} ({flips_words(row)})" for row in few)
-    words = f"Too few texts to tell whether they change more than {TOLERANCE:.1%}: {names}; {enough}"
-    return textwrap.wrap(f"{words} (export_onnx.py checks more).", WIDTH)
 
 
 def fold(command: str) -> list[str]:

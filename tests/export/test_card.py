@@ -28,7 +28,7 @@ def test_a_broken_card_of_the_source_costs_no_export(card, tmp_path, tiny_export
     report |= {"largest_difference": figures, "speed": {"original": 1.0, "export": 1.0}, "worst": [], "findings": []}
     report |= dict.fromkeys(("dataset", "column", "machine", "verdict", "reason", "provider"), "x")
     report |= dict.fromkeys(("mean_over_labels", "flips", "tolerance"), 0.0) | {"non_finite_texts": 0}
-    report |= {"changed": 0, "decisions": 1}
+    report |= {"changed": 0, "decisions": 1, "decision_words": "x", "gold": {}}
     write_card(tmp_path, tmp_path / "source", report)
     assert ModelCard.load(tmp_path / "README.md").data.tags == [*CARDS[card], "text-classification", "fp32"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "source"]

@@ -21,7 +21,7 @@ def test_dataset_says_what_it_really_is(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     for file in DATASETS["normal"]:
         pd.DataFrame({"body": [file]}).to_csv(tmp_path / "data" / file)
-    assert load_dataset("normal") == Dataset("normal", ["random_sample_10k.csv.gz"], [])
+    assert load_dataset("normal") == Dataset("normal", ["random_sample_10k.csv.gz"], [], ["random_sample_10k.csv.gz"])
     (tmp_path / "data" / "random_sample_10k.csv.gz").unlink()
     synthetic = load_dataset("normal")
     assert (synthetic.name, synthetic.texts) == ("synthetic-normal", ["synthetic_10k.csv.gz"])

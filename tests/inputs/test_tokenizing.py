@@ -59,6 +59,23 @@ def tokenizers(tmp_path_factory, tiny_model, texts) -> dict:
     return {model.name: load_tokenizer(model) for model in models}
 
 
+class Slow:
+    """A tokenizer that can't say by itself what it cut off."""
+
+    is_fast = False
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts, **options):
+        if not options:
+            self.tokenizer.backend_tokenizer.no_truncation()
+        return self.tokenizer(texts, **options)
+
+    def __getattr__(self, name: str):
+        return getattr(self.tokenizer, name)
+
+
 @pytest.mark.parametrize("name", ["tiny", "bert", "xlm"])
 def test_only_the_beginning_of_a_long_text_is_tokenized_and_gives_the_same_tokens(name, tokenizers, texts, monkeypatch):
     monkeypatch.setattr(room, "LONG_TEXT", 8_000 // 256)  # characters a token
@@ -75,6 +92,28 @@ def test_only_the_beginning_of_a_long_text_is_tokenized_and_gives_the_same_token
     monkeypatch.setattr(room, "LONG_TEXT", 10**9)
     assert ids == tokenize(tokenizers[name], given, 128)
     assert mixed == tokenize(tokenizers[name], [*given, *needs_all], 128)
+
+
+@pytest.mark.parametrize("name", ["tiny", "bert", "xlm"])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_lost_tokens_are_those_of_the_whole_text_beyond_the_limit(name, side, fast, tokenizers, texts, monkeypatch):
+    tokenizer = tokenizers[name]
+    monkeypatch.setattr(tokenizer, "truncation_side", side)
+    monkeypatch.setattr(room, "LONG_TEXT", 10**9)  # else it is estimated
+    given = ["", "short", *texts, "\ud800 is no Unicode"]
+    found = tokenize(tokenizer if fast else Slow(tokenizer), given, 24, ["input_ids", "lost"])
+    tokenizer.backend_tokenizer.no_truncation()
+    whole = [len(tokenizer(text)["input_ids"]) for text in given[:-1]]
+    assert found["lost"] == [max(0, length - 24) for length in whole] + [0]
+    assert sum(found["lost"]) > 1000 and found["input_ids"][-1] == []
+
+
+def test_what_a_very_long_text_loses_is_estimated(tokenizers, texts):
+    text = " ".join(texts * 20)
+    whole = len(tokenizers["bert"](text)["input_ids"])
+    [lost] = tokenize(tokenizers["bert"], [text], 24, ["input_ids", "lost"])["lost"]
+    assert whole > 20 * 2 * 24 * 10 / 5 and lost == pytest.approx(whole - 24, rel=0.3)
 
 
 @pytest.mark.parametrize("name", ["tiny", "bert", "xlm"])

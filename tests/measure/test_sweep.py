@@ -18,9 +18,10 @@ from bench.inputs.batches import Batching
 from bench.inputs.model import Model
 from bench.measure import sweep
 from bench.measure.cells import Cell
-from bench.measure.sweep import compare_sample, estimate, run_cells
+from bench.measure.sweep import compare_sample, estimate, run_cells, run_in_turn
 from bench.measure.token_cache import TokenizedTexts, load_or_tokenize
 from bench.measure.worker import Report
+from bench.parity import DecisionRule
 from bench.processes import ProcessPool, WorkerFailed
 from bench.report.rows import COLUMNS, append_row
 from utils import UserError
@@ -88,7 +89,8 @@ def plan(monkeypatch):
         n_empty=0,
         padding_effect=0.0,
     )
-    model = SimpleNamespace(problem_type="regression", labels=["x"])
+    model = SimpleNamespace(problem_type="regression", labels=["x"], rule=DecisionRule("regression", (0.5,)))
+    monkeypatch.setattr(sweep, "cpu_busy", lambda: None)
     return make_sweep(model=model, tokens=tokens, exports=dict.fromkeys(("onnx", "torch", "onnx-fp16")))
 
 
@@ -107,6 +109,7 @@ def test_figures_of_a_cell(plan):
         "max_diff": "0",
         "flips": "0",
         "decisions": "12",
+        "within": "yes",
         "status": "ok",
     }
     assert row == expected | {"p50_ms": "150", "p99_ms": "200", "throttled": ""}
@@ -118,11 +121,19 @@ def test_passes_are_repeated_for_the_time_asked_for(plan):
     assert (row["passes"], row["messages/s"]) == ("5", "48")
 
 
-def test_a_slow_cell_is_not_timed_end_to_end(plan):
-    """12 texts at 48 and 24 messages/s take a quarter and a half of a second."""
-    both = [*cells(4), *cells(2, workers=1)]
-    expected = [(4, "forward", "ok"), (4, "end-to-end", "ok"), (2, "forward", "ok")]
-    assert measured(replace(plan, max_end_to_end_seconds=0.3), both) == expected
+def test_how_busy_a_cpu_is_is_looked_at_before_each_variant(plan, monkeypatch):
+    loads = iter([0.0, 0.75])
+    monkeypatch.setattr(sweep, "cpu_busy", lambda: next(loads))
+    found = run_cells(plan, [*cells(1, 2), *cells(4, variant="torch")], {}, 1)
+    assert [row["busy"] for _, row in found] == ["0.00"] * 3 + ["0.75"] * 2
+
+
+def test_leaders_are_timed_in_turn_behind_a_round_that_does_not_count(plan):
+    start = FakePool.now
+    both = {cell: FakePool(None, [(0, SimpleNamespace(variant="x"))], 0) for cell in cells(4, 2)}
+    found = [(cell.batching.batch_size, row["messages/s"]) for cell, row in run_in_turn(plan, both, 2)]
+    assert found == [(4, "48"), (2, "24")] * 2
+    assert FakePool.now - start == pytest.approx(3 * (1 / 4 + 1 / 2)), "three rounds were run"
 
 
 def test_a_share_above_100_percent_is_not_shown(plan):
@@ -209,9 +220,9 @@ def test_repeats_are_in_turn(plan):
 
 def test_outputs_that_are_not_finite_are_no_good_row(plan):
     logits = np.where(np.arange(12) == 5, np.nan, 0.0)[:, None]
-    found = compare_sample(plan, [Report(np.arange(12), logits, [], 0.0, 0)])
+    found = compare_sample(plan, "torch", [Report(np.arange(12), logits, [], 0.0, 0)])
     assert np.isnan(found["max_diff"]) and found["flips"] == pytest.approx(1 / 12)
-    found = compare_sample(plan, [Report(np.arange(11), np.zeros((11, 1)), [], 0.0, 0)])
+    found = compare_sample(plan, "torch", [Report(np.arange(11), np.zeros((11, 1)), [], 0.0, 0)])
     assert np.isnan(found["max_diff"]), "a text without outputs"
 
 

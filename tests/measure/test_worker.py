@@ -11,7 +11,7 @@ from bench.measure import worker as room
 from bench.measure.cells import Cell
 from bench.measure.token_cache import load_or_tokenize
 from bench.measure.worker import Report, Worker
-from bench.parity import count_flips, probabilities
+from bench.parity import probabilities
 from bench.variants import Device, TokenRunner, Variant
 from runtimes import VARIANTS
 from runtimes.onnx import io_bound_runner
@@ -58,7 +58,7 @@ def compare(model: Model, tokens, reports: list[Report]) -> tuple[float, float]:
     for report in reports:
         logits[report.indices] = report.logits
     probs = probabilities(logits, model.problem_type)
-    changed, decisions = count_flips(probs, tokens.reference, model.problem_type)
+    changed, decisions = model.rule.count_flips(probs, tokens.reference)
     return np.abs(probs - tokens.reference).max(), changed / decisions
 
 

@@ -7,10 +7,17 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.report import figures
 from bench.report.figures import add_title, device_name, draw_comparison, draw_overview, draw_parity, draw_scaling
 from runtimes import VARIANTS
 
+HOW_RIGHT = [
+    {"flips": 0.0, "verdict": WITHIN},
+    {"flips": 0.0, "verdict": UNPROVEN, "decisions": 512},
+    {"flips": 4e-4, "verdict": WITHIN, "decisions": 30_000},
+    {"flips": 2e-2, "verdict": NOT_WITHIN, "decisions": 5000},
+]
 GPU, CPU = "NVIDIA-GeForce-RTX-4090", "Intel-Xeon-Platinum-8481C-4-cores"
 
 
@@ -27,7 +34,7 @@ def make_row(variant: str = "torch", speed: float = 100.0, **columns) -> dict:
         "max_diff": 1e-3,
         "flips": 0.0,
     }
-    row |= {"decisions": float("nan"), "commit": "0123456789"}
+    row |= {"decisions": float("nan"), "commit": "0123456789", "verdict": WITHIN}
     row |= {"messages/s": speed, "min": 0.9 * speed, "max": 1.05 * speed, "tokens/s": 50 * speed}
     return row | {"factor": speed / 100} | columns
 
@@ -59,7 +66,7 @@ def bests(devices: int, names: list[str]) -> list[dict]:
     """The best row of each device and variant; some are alike in speed, or change many decisions."""
     places = [GPU, CPU, "NVIDIA-RTX-PRO-6000-Blackwell-Server-Edition"][:devices]
     return [
-        make_row(name, (9 if device == CPU else 3000) * (i // 2 + 1), device=device, flips=[0, 0, 4e-4, 2e-2][i % 4])
+        make_row(name, (9 if device == CPU else 3000) * (i // 2 + 1), device=device, **HOW_RIGHT[i % 4])
         for device in places
         for i, name in enumerate(names)
     ]
@@ -99,20 +106,20 @@ def test_no_labels_of_scaling_overlap(workers):
 def test_comparison_is_sorted_marks_the_winner_and_shows_the_spread_of_several_passes():
     rows = [
         make_row(),
-        make_row("onnx-int8", 400, flips=0.02),
+        make_row("onnx-int8", 400, flips=0.02, verdict=NOT_WITHIN),
         make_row("onnx", 250, batching="sorted", batch_size=32, workers=3),
     ]
-    rows += [make_row("torch-bf16", 60, passes=1)]
+    rows += [make_row("torch-bf16", 60, passes=1, verdict=UNPROVEN, decisions=800)]
     [ax] = draw(draw_comparison, rows).axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["onnx-int8", "onnx", "torch", "torch-bf16"]
     assert [bar.get_width() for bar in ax.patches] == [400, 250, 100, 60]
     colors = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in ax.patches]
-    assert colors == [figures.NOT_WITHIN, figures.WINNER, figures.OTHERS, figures.OTHERS]
+    assert colors == [figures.WRONG, figures.WINNER, figures.OTHERS, figures.OTHERS]
     assert [text.get_text() for text in ax.texts] == [
         "400 = 4.0x  in-order, 8 texts, 1 x 1; flips 2.00%",
         "250 = 2.5x  sorted, 32 texts, 3 x 1",
         "100 = 1.0x  in-order, 8 texts, 1 x 1",
-        "60 = 0.6x  in-order, 8 texts, 1 x 1",
+        "60 = 0.6x  in-order, 8 texts, 1 x 1; not proven",
     ]
     whiskers = [line.get_segments()[0][:, 0].tolist() for line in ax.collections]
     assert whiskers == [[360, 420], [225, 262.5], [90, 105]], "none where there is one pass"
@@ -134,7 +141,7 @@ def test_scaling_has_a_panel_a_variant_and_batches_by_tokens_at_their_mean_size(
 
 
 def test_parity_draws_no_change_at_the_left_and_a_line_at_the_tolerance():
-    rows = [make_row(), make_row("onnx-int8", 200, flips=0.02, max_diff=0.5)]
+    rows = [make_row(), make_row("onnx-int8", 200, flips=0.02, max_diff=0.5, verdict=NOT_WITHIN)]
     [ax] = draw(draw_parity, rows).axes
     line, points = ax.lines[0], [line for line in ax.lines if line.get_marker() == "o"]
     assert list(line.get_xdata()) == [0.001, 0.001]

@@ -196,7 +196,7 @@ def test_rows_under_the_names_of_before_are_read(old, new, tmp_path):
     rows, _, skipped = read_results([path])
     first, second = rows.to_dict("records")
     names = ("batching", "batch_size", "batch_tokens", "stage")
-    assert tuple(first[name] for name in names) == new and (first["texts"], first["busy"]) == (60, "0.25")
+    assert tuple(first[name] for name in names) == new and (first["texts"], first["busy"]) == (60, 0.25)
     assert second["batch_size"] == 4 and not skipped
 
 

@@ -21,7 +21,7 @@ from bench.inputs.model import Model
 from bench.label import output as parts
 from bench.label import plan, pool
 from bench.label.plan import LabelPlan, choose_plan, fastest_valid_row
-from bench.machine import cpu_name
+from bench.machine import cpu_cores, cpu_name
 from bench.naming import slug
 from bench.processes import WorkerFailed
 from bench.provenance import package_versions
@@ -244,21 +244,22 @@ def test_a_broken_file_in_the_middle_leaves_what_was_done(label, source):
     assert code == 2 and "b.csv.gz can't be read" in err.splitlines()[-1] and len(found) == 30
 
 
-def test_the_fastest_row_that_is_not_known_to_be_wrong_says_how(tiny_model, monkeypatch, tmp_path):
+def test_the_fastest_row_that_is_proven_says_how(tiny_model, monkeypatch, tmp_path):
     model, device = Model.from_folder(tiny_model, "tiny"), slug(cpu_name())
     same = {"model": "tiny", "device": device, "dataset": "normal", "texts": 10, "texts_id": "t", "status": "ok"}
-    same |= {"workers": 1, "threads": 1, "stage": "end-to-end", "passes": 1, "tokens/s": 1, "max_diff": 0.001}
+    same |= {"workers": 1, "threads": 1, "stage": "end-to-end", "passes": 1, "max_diff": 0.001, "decisions": 3000}
     same |= {"date": "2026-11-25T00:00:00.000000Z", "versions": "", "weights_id": model.weights_id}
     speeds = {("torch", 8): (50, 0.0), ("torch-compile", 16): (40, 0.0), ("onnx-int8", 8): (90, 0.01)}
+    speeds[("torch-bf16", 8)] = 80, 1 / 3000  # neither proven nor refuted
     for (variant, size), (speed, flips) in speeds.items():
         row = dict.fromkeys(COLUMNS, "") | same | {"variant": variant, "batching": "sorted", "batch_size": size}
-        row |= {"messages/s": speed, "min": speed, "max": speed, "flips": flips}
+        row |= {"messages/s": speed, "min": speed, "max": speed, "flips": flips, "tokens/s": 40 * speed}
         row["versions"] = package_versions(VARIANTS[variant])
         append_row(results_path(tmp_path / "results", row), row)
 
-    def choose(kind: str = "cpu", name: str = device, **asked) -> LabelPlan:
+    def choose(kind: str = "cpu", name: str = device, tokens: float = 40, model=model, **asked) -> LabelPlan:
         asked = dict.fromkeys(plan.PLAN_OPTIONS) | asked
-        return choose_plan(kind, fastest_valid_row(tmp_path, name, model.weights_id, asked["variant"]), asked)
+        return choose_plan(kind, fastest_valid_row(tmp_path, name, model, tokens, asked["variant"]), asked)
 
     assert choose() == LabelPlan("cpu", "torch", 1, 1, Batching("sorted", 8))
     assert choose(workers=2, threads=3) == LabelPlan("cpu", "torch", 2, 3, Batching("sorted", 8))
@@ -270,8 +271,10 @@ def test_the_fastest_row_that_is_not_known_to_be_wrong_says_how(tiny_model, monk
     row = row | {"messages/s": 999, "min": 999, "max": 999, "versions": "transformers 3.0.0", "flips": 0.0}
     append_row(results_path(tmp_path / "results", row), row)
     assert choose().variant == "torch", "a row of other versions is of other tokens, and other speeds"
-    monkeypatch.setattr(plan, "cpu_features", set)
-    assert choose(name="other").variant == "onnx" and choose("gpu", "other").variant == "onnx-fp16"
+    for asked in ({"name": "other"}, {"tokens": 100}, {"model": model.with_thresholds("0.3")}):
+        other = choose(**asked)
+        assert other == LabelPlan("cpu", "torch", 1, cpu_cores(), Batching("token-budget", batch_tokens=1024)), asked
+    assert choose(variant="torch-bf16").batching == Batching("sorted", 8), "who asks for it gets it, proven or not"
 
 
 def test_a_variant_that_takes_texts_labels_too(label):

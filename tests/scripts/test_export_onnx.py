@@ -129,7 +129,8 @@ def test_a_fault_that_original_and_export_would_share_is_seen(tiny_model, here, 
     tokenize = model.tokenize
 
     def cut(*arguments):
-        return {name: [ids[:-3] or ids for ids in rows] for name, rows in tokenize(*arguments).items()}
+        rows = tokenize(*arguments)
+        return rows | {"input_ids": [ids[:-3] or ids for ids in rows["input_ids"]]}
 
     monkeypatch.setattr(model, "tokenize", cut)
     code, out, _ = export(tiny_model, "--no-upload", "--precision", "fp32")
@@ -244,7 +245,7 @@ WRONG_VALUES += [("--tolerance", value) for value in ("-1", "abc", "", "nan", "i
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--tolerance 2", "argument --tolerance: invalid share value: '2'"),
+        ("--tolerance 2", "argument --tolerance: '2' is not a number from 0 to 1"),
         ("--precision fp64", "invalid choice: 'fp64'"),
         ("--upload --no-upload", "not allowed with"),
         ("--precision int8 --device gpu", "INT8 quantization has kernels for CPUs only"),
@@ -375,3 +376,33 @@ def test_labels_without_names_are_numbered(tiny_model, here, export):
     assert export(model, "--no-upload", "--precision", "fp32", "--excerpts")[0] == 0
     report = json.loads(Path("odd-onnx/parity.json").read_text())
     assert {row["label"] for row in report["worst"][0]["labels"]} == {"L0", "L1", "L2", "L3", "LABEL_4"}
+
+
+def test_an_export_of_the_benchmark_is_checked_with_gold_labels(tiny_model, tiny_exports, here, export, texts):
+    """--check-only makes nothing anew: the report and the card alone."""
+    shutil.copytree(tiny_exports / "tiny-onnx", here / "tiny-onnx")
+    before = {path.name: path.read_bytes() for path in (here / "tiny-onnx").iterdir()}
+    gold = [f"LABEL_{i % 5}" if i % 7 else "" for i in range(40)]
+    pd.DataFrame({"body": texts[:40], "gold": gold}).to_parquet("mine.parquet")
+    options = ["--check-only", "--no-upload", "--dataset", "mine.parquet", "--label-column", "gold"]
+    code, out, _ = export(tiny_model, *options, "--precision", "fp32", "--threshold", "0.4")
+    assert code == 0, out
+    assert "labels that cross 0.4" in out and "by the gold labels of 40 texts, micro F1: original 0." in out
+    after = {path.name: path.read_bytes() for path in (here / "tiny-onnx").iterdir()}
+    assert after.keys() - before.keys() == {"parity.json", "README.md"}
+    assert {name: after[name] for name in before} == before
+    report = json.loads(after["parity.json"])
+    model = Model.from_folder(tiny_model, "tiny").with_thresholds("0.4")
+    held = model.rule.decide(Reference.load(model).of_texts(texts[:40]))
+    truth = np.array([[name == label for label in model.labels] for name in gold])
+    expected = 2 * (held & truth).sum() / (held.sum() + truth.sum())
+    assert report["gold"]["original"]["micro F1"] == pytest.approx(expected)
+    assert "macro F1: original 0." in after["README.md"].decode()
+    assert export(tiny_model, *options, "--save-dir", "tiny-onnx")[0] == 0, "its precision is in its manifest"
+    code, _, err = export(tiny_model, *options)
+    assert code == 2 and "there is no folder tiny-onnx-fp16" in err
+    (here / "tiny-onnx" / "model.onnx").unlink()
+    code, _, err = export(tiny_model, *options, "--precision", "fp32")
+    assert code == 2 and "lacks model.onnx" in err
+    code, _, err = export(tiny_model, *options[:-1], "nowhere", "--precision", "fp32")
+    assert code == 2 and "no column 'nowhere'" in err

@@ -20,7 +20,8 @@ from conftest import ROOT, make_sweep
 import run_benchmark
 from bench.inputs.model import Model
 from bench.machine import DeviceInfo
-from bench.measure import conditions
+from bench.measure import conditions, look, recorder
+from bench.parity import DecisionRule
 from bench.report import rows as results
 from bench.report.rows import read_results
 
@@ -62,7 +63,7 @@ def test_a_run_measures_and_saves_every_cell(sweep):
     folder, done = sweep
     assert done.returncode == 0, done.stderr
     rows = saved_rows(folder)
-    forward, end_to_end = (rows[rows.stage == stage] for stage in results.STAGES)
+    forward, end_to_end = (rows[rows.stage == stage] for stage in ("forward", "end-to-end"))
     cells = [(name, *cell) for name in RUN_VARIANTS for cell in CELLS]
     names = ["variant", "batching", "batch_size", "batch_tokens"]
     assert sorted(map(tuple, forward[names].to_numpy())) == sorted(cells)
@@ -71,18 +72,24 @@ def test_a_run_measures_and_saves_every_cell(sweep):
     assert (rows.max_diff < 5e-2).all() and (rows.flips < 0.02).all()
     assert (rows["min"] <= rows["messages/s"]).all() and (rows["messages/s"] <= rows["max"]).all()
     assert (forward.p50_ms.astype(float) <= forward.p99_ms.astype(float)).all()
-    assert (rows.memory_mib.astype(float) > 50).all()
+    assert (rows[rows.stage != "check"].memory_mib.astype(float) > 50).all()
     padding = forward.set_index("batching").padding
     assert (padding["in-order"] > 1.5).all()
     assert (padding["sorted"] < 1.2).all() and (padding["token-budget"] < 1.2).all()
     assert (rows.tflops / rows["messages/s"]).std() < 1e-5 * rows.tflops.mean()
-    assert (rows.mfu > 0).all() and (rows.mfu < 1.5).all()
+    timed = rows[rows.stage != "check"]
+    assert (timed.mfu > 0).all() and (timed.mfu < 1.5).all()
     for name in RUN_VARIANTS:
         own = forward[forward.variant == name]
         fastest = own.loc[own["messages/s"].idxmax()]
-        [again] = end_to_end[end_to_end.variant == name].to_dict("records")
-        assert [again[name] for name in names[1:]] == [fastest[name] for name in names[1:]]
-    assert len(end_to_end) == len(RUN_VARIANTS)
+        again = end_to_end[end_to_end.variant == name]
+        assert len(again[names[1:]].drop_duplicates()) == 1
+        near = own[own["messages/s"] >= 0.95 * fastest["messages/s"]]
+        assert tuple(again[names[1:]].iloc[0]) in set(map(tuple, near[names[1:]].to_numpy()))
+    leaders = end_to_end.groupby("variant").size()
+    assert set(leaders) in ({1}, {3}), "where several lead they are timed again in turn"
+    checks = rows[rows.stage == "check"]
+    assert set(checks.variant) <= {"onnx-fp16"} and (checks.decisions > 300).all()
     assert all("torch 2" in versions for versions in rows.versions)
     assert set(rows[rows.variant == "onnx-fp16"].versions.str.contains("onnxruntime")) == {True}
     assert rows.date.nunique() == 1, "a run's rows belong together"
@@ -93,7 +100,9 @@ def test_the_table_is_on_standard_output_and_the_rest_is_not(sweep):
     table = done.stdout.splitlines()
     assert table[0].split()[:6] == ["variant", "w", "x", "t", "batches", "messages/s"]
     assert max(map(len, table)) <= 100
-    assert [row.split()[0] for row in table[1:]] == [name for name in RUN_VARIANTS for _ in [*CELLS, "end to end"]]
+    first = [name for name in RUN_VARIANTS for _ in [*CELLS, "end to end"]]
+    assert [row.split()[0] for row in table[1:]][: len(first)] == first
+    assert all(" e2e" in row or " check" in row for row in table[1 + len(first) :])
     for told in ("Hub", "Traceback", "leaked"):
         assert told not in done.stderr
     for told in (
@@ -101,7 +110,7 @@ def test_the_table_is_on_standard_output_and_the_rest_is_not(sweep):
         "tokenizer ",
         "local export ./tiny-onnx-fp16",
         "no FP16 kernels",
-        "plan       6 cells, about 1 min",
+        "plan       6 cells, about ",
         "Take ",
     ):
         assert told in done.stderr
@@ -111,16 +120,19 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model, tmp_path, call,
     folder, _ = sweep
     monkeypatch.chdir(folder)
     [path] = folder.glob("results/*/*_onnx-fp16_*.tsv")
+    idle = [row | {"busy": "0.00"} for row in results.read_rows(path)[0]]  # other tests run beside this one
+    path.write_text(results.HEADER + "".join(map(results.line_of, idle)))
     options = ["--model", "onnx-fp16", "--workers", 2, "--batches", 8, "--batch-tokens", 256, "--resume"]
     options += ["--device", "cpu", "--model-id", tiny_model, "--limit", 60, "--min-time", 0]
-    assert call(run_benchmark, *options)[2].endswith("0 cells to run\n")
+    code, out, err = call(run_benchmark, *options)
+    assert code == 0 and "plan       0 cells" in err and "Take onnx-fp16" in err and "e2e" not in out
 
     rows = {(row["batching"], row["stage"]): row for row in results.read_rows(path)[0]}
     monkeypatch.setattr(run_benchmark, "columns_of", lambda name: {"variant": name, "versions": "another"})
     assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "measured with other versions"
     monkeypatch.undo()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(run_benchmark, "project_commit", lambda: "another")
+    monkeypatch.setattr(recorder, "project_commit", lambda: "another")
     assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "measured with other code"
     same = {"commit": "another", "versions": rows["sorted", "forward"]["versions"]}
     results.append_row(path, rows["sorted", "forward"] | same | {"messages/s": "1e9", "max": "1e9"})
@@ -155,7 +167,7 @@ def test_repeats_go_through_all_cells_again(tiny_model, tiny_exports, call, monk
     options += ["--batches", "2,4", "--batching", "sorted", "--repeats", 3, "--results-dir", tmp_path]
     code, out, _ = call(run_benchmark, *options)
     assert code == 0
-    assert [line.split()[2] for line in out.splitlines()[1:] if "e2e" not in line] == ["2", "4"] * 3
+    assert [line.split()[2] for line in out.splitlines()[1:] if " sorted  " in line] == ["2", "4"] * 3
     rows, _, _ = read_results(list(tmp_path.rglob("*.tsv")))
     assert results.latest_per_cell(rows[rows["stage"] == "forward"])["passes"].tolist() == [3, 3]
 
@@ -169,7 +181,7 @@ def test_a_run_on_a_gpu_whose_place_the_cpu_takes(tiny_model, tiny_exports, tmp_
     done = subprocess.run(started, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "machine    Fake H200, driver 580.1" in done.stderr
-    row, end_to_end = results.read_rows(next(tmp_path.glob("results/*/Fake-H200_onnx-fp16_*.tsv")))[0]
+    row, end_to_end, *_ = results.read_rows(next(tmp_path.glob("results/*/Fake-H200_onnx-fp16_*.tsv")))[0]
     assert (row["status"], row["throttled"], row["memory_mib"]) == ("ok", "no", "2")
     assert float(row["padding"]) > 1, "of few lengths, though of size 1"
     assert 1e-5 < float(row["max_diff"]) < 5e-3
@@ -254,16 +266,22 @@ def run_fake(call, monkeypatch, tmp_path):
     """Runs the script with cells that are measured in no time: each figure is 1."""
     figures = dict.fromkeys(results.COLUMNS[results.COLUMNS.index("messages/s") : results.COLUMNS.index("busy")], "1")
     figures |= {"max_diff": "0", "flips": "0", "status": "ok", "throttled": ""}
-    sweep = make_sweep(model=None, tokens=None, exports={}, peaks={})
+    tokens = SimpleNamespace(texts=list, sample=[])
+    sweep = make_sweep(model=None, tokens=tokens, exports={}, peaks={})
     monkeypatch.setattr(run_benchmark, "estimate", lambda *_: {})
+    monkeypatch.setattr(conditions, "cpu_busy", lambda: 0.0)
 
     def open_model(name: str, _):
-        return Model.from_folder(Path(name), name) if "/model" in name else SimpleNamespace(weights_id="w")
+        if "/model" in name:
+            return Model.from_folder(Path(name), name)
+        fake = SimpleNamespace(id=name, weights_id="w", rule=DecisionRule("regression", (0.5,)))
+        fake.with_thresholds = lambda _: fake
+        return fake
 
     monkeypatch.setattr(run_benchmark, "open_model", open_model)
     monkeypatch.setattr(run_benchmark, "prepare", lambda *_: sweep)
-    monkeypatch.setattr(run_benchmark, "measure_peaks", lambda *_: {})
-    monkeypatch.setattr(run_benchmark, "run_cells", lambda _, cells, *__: ((cell, dict(figures)) for cell in cells))
+    monkeypatch.setattr(run_benchmark, "find_peaks", lambda *_: {})
+    monkeypatch.setattr(look, "run_cells", lambda _, cells, *__: ((cell, dict(figures)) for cell in cells))
 
     def run(*arguments) -> tuple[int, str, str]:
         options = ["--model", "onnx", "--device", "cpu", "--batching", "sorted", "--batches", "1,2,4"]
@@ -352,14 +370,18 @@ def test_others_on_the_gpu_are_noted(run_fake, monkeypatch, busy, note, tmp_path
     ("device", "features", "besides"),
     [
         ("gpu", set(), {*BF16, "torch-fp16", "torch-compile-fp16", "onnx-fp16"}),
-        ("cpu", {"bf16"}, {*BF16, "onnx-int8", "openvino-bf16"}),
+        ("cpu", {"bf16"}, {*BF16, "openvino-bf16"}),
         ("cpu", {"vnni"}, {"onnx-int8"}),
+        ("cpu", set(), set()),
     ],
 )
 def test_all_are_those_that_the_device_computes_natively(device, features, besides, monkeypatch):
     monkeypatch.setattr("bench.variants.cpu_features", lambda: features)
-    assert set(run_benchmark.choose_variants(["all"], device)) == {"torch", "torch-compile", "onnx"} | besides
-    run_benchmark.choose_variants(["torch-bf16"], device)
+    chosen = set(run_benchmark.choose_variants(["all"], device, quick=False))
+    assert chosen == {"torch", "torch-compile", "onnx"} | besides
+    first_look = run_benchmark.choose_variants(["all"], device, quick=True)
+    assert set(first_look) == {name for name in chosen if "compile" not in name}
+    run_benchmark.choose_variants(["torch-bf16"], device, quick=True)
 
 
 def test_what_the_cpu_emulates_runs_by_name_with_a_note(run_fake, monkeypatch):
@@ -376,6 +398,7 @@ def test_a_first_look_is_few_cells_and_what_is_given_besides_counts(call):
     expected = ["1 in-order", "8 sorted", "512 tokens"]
     assert (code, out.splitlines()) == (0, [f"torch\t1\t{how}\tforward" for how in expected])
     assert "there are only 4" in call(run_benchmark, *names, "--limit", "4", "--batching", "sorted")[2]
+    assert call(run_benchmark, *names, "--batches", "3")[1].splitlines()[0] == "torch\t1\t3 sorted\tforward"
 
 
 def test_one_text_at_a_time_is_measured_once_in_order(call):

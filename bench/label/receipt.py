@@ -1,0 +1,197 @@
+"""The receipt of a labelling run: what was labelled and how, and some rows of it beside the original."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from bench.files import new_file, read_json
+from bench.inputs.model import Model
+from bench.inputs.reference import PADDING_TOLERANCE, Original
+from bench.judge import NOT_WITHIN, UNPROVEN, alpha_of, is_rounded, judge
+from bench.label.output import RECEIPT_FILE, Counts, OutputSpec, part_files, part_name, read_counts
+from bench.label.sample import Sample, add_sample
+from utils import RunError, UserError, say
+
+
+@dataclass
+class Comparison:
+    """Rows of the output beside the original: where they are, and what was found after so many looks.
+
+    precision: in which the variant computes, empty if that is not known; output: what is in the parts of the folder;
+    gpu: where the original runs, None for the CPU; no_answer: rows with nulls where the original has an answer.
+    """
+
+    model: Model
+    precision: str
+    output: OutputSpec
+    folder: Path
+    gpu: int | None
+    rows: int = 0
+    changed: int = 0
+    decisions: int = 0
+    largest: float = 0.0
+    no_answer: int = 0
+    looks: int = 0
+    seconds: float = 0.0
+
+    def look(self, samples: list[Sample]) -> None:
+        """Compares what is written in the parts with what the original says of the texts, and counts it.
+
+        The original runs text by text in a process of its own, which ends then.
+        """
+        start, texts = time.monotonic(), [text for sample in samples for text in sample.texts]
+        if not texts:
+            return
+        with Original(self.model, self.gpu) as original:
+            reference = original.probabilities(texts)
+        written = [read_answers(self.folder, sample, self.output) for sample in samples]
+        probs = np.concatenate([np.empty(reference[:0].shape), *(of_part for of_part, _ in written)])
+        labels = np.concatenate([np.empty(0, int), *(best for _, best in written)])
+        full = np.isfinite(reference).all(axis=1)
+        probs, labels, reference = probs[full], labels[full], reference[full]
+        self.looks, self.rows = self.looks + 1, self.rows + len(reference)
+        self.seconds += time.monotonic() - start
+        if not len(reference):
+            return
+        if self.output.top_label:
+            changed, decisions = int((labels != reference.argmax(axis=1)).sum()), len(reference)
+        else:
+            changed, decisions = self.model.rule.count_flips(probs, reference)
+        self.changed, self.decisions = self.changed + changed, self.decisions + decisions
+        self.no_answer += int((labels < 0).sum())
+        differences = np.abs(probs - reference)[np.isfinite(probs)]
+        self.largest = max(self.largest, float(differences.max(initial=0.0)))
+
+    def verdict(self) -> tuple[str, str]:
+        """Returns WITHIN, UNPROVEN or NOT_WITHIN, and why."""
+        if not self.decisions:
+            return UNPROVEN, "no row could be compared"
+        words = f"{self.changed:,} of {self.decisions:,} decisions changed, largest difference {self.largest:.2g}"
+        if self.no_answer:
+            return NOT_WITHIN, f"{words}; {self.no_answer} texts have nulls that the original answers"
+        if self.precision == "fp32" and self.largest > PADDING_TOLERANCE:
+            return NOT_WITHIN, f"{words}, where rounding in FP32 gives less than 0.0001"
+        rounded = is_rounded(self.precision, self.largest)
+        verdict = judge(self.changed, self.decisions, alpha=alpha_of(self.looks), rounded=rounded)
+        return verdict, words
+
+
+def read_answers(folder: Path, sample: Sample, output: OutputSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Reads what a part says of some rows: (float64 [rows, labels], the best label's index [rows], -1 for nulls).
+
+    With `top_label` only the best label has a probability; the others are nan.
+    """
+    table = pq.read_table(folder / part_name(sample.number), columns=output.added).take(sample.rows)
+    if output.top_label:
+        names, scores = (table[name].to_pylist() for name in output.added)
+        best = np.array([-1 if name is None else output.labels.index(name) for name in names], dtype=int)
+        probs = np.full((len(best), len(output.labels)), np.nan)
+        probs[np.arange(len(best)), best] = [np.nan if score is None else score for score in scores]
+        return probs, best
+    probs = np.array([table[name].to_pylist() for name in output.added], dtype=float).T
+    return probs, np.where(np.isfinite(probs).all(axis=1), np.nan_to_num(probs).argmax(axis=1), -1)
+
+
+# ---------------------------------------------------------------------------------------------------- the receipt
+
+
+class Checker:
+    """Compares rows of the parts with the original, after the first part and at the end, and writes the receipt.
+
+    `about`: what the receipt says of the run; `stops`: whether rows that are wrong end the run.
+    """
+
+    def __init__(self, comparison: Comparison, about: dict, stops: bool = True):
+        self.comparison, self.about, self.stops = comparison, about, stops
+        self.later: list[Sample] | None = None  # rows of the parts behind the first
+
+    def add(self, sample: Sample) -> None:
+        """Compares rows of the first part at once, and keeps those of others for the end.
+
+        Raises RunError if rows are wrong, with the receipt written.
+        """
+        if self.later is not None:
+            self.later = add_sample(self.later, sample)
+            return
+        self.later = []
+        self.comparison.look([sample])
+        if self.comparison.verdict()[0] == NOT_WITHIN:
+            self.write(count_parts(self.comparison.folder))
+            self.stop()
+
+    def finish(self, samples: list[Sample], counted: dict) -> None:
+        """Compares what is left, writes the receipt, and says what it says. Raises RunError if rows are wrong.
+
+        `counted`: see count_parts.
+        """
+        self.comparison.look(samples)
+        receipt = self.write(counted)
+        say_receipt(receipt, self.comparison.model.max_length)
+        if receipt["verdict"] == NOT_WITHIN:
+            self.stop()
+
+    def write(self, counted: dict) -> dict:
+        """Writes `_receipt.json` into the output folder, and returns it."""
+        found = self.comparison
+        verdict, reason = found.verdict()
+        compared = {
+            "rows_compared": found.rows,
+            "decisions": found.decisions,
+            "flips": found.changed,
+            "largest_difference": found.largest,
+            "seconds_comparing": round(found.seconds, 1),
+            "verdict": verdict,
+            "reason": reason,
+        }
+        receipt = counted | self.about | compared
+        with new_file(found.folder / RECEIPT_FILE) as file:
+            file.write(json.dumps(receipt, indent=2).encode())
+        return receipt
+
+    def stop(self) -> None:
+        words = f"{self.comparison.folder}: the rows are {NOT_WITHIN}: {self.comparison.verdict()[1]}"
+        if self.stops:
+            raise RunError(f"{words}; --no-check goes on")
+        say(words)
+
+
+def count_parts(folder: Path) -> dict[str, int]:
+    """Returns what is counted of all parts together; nothing where one was made by a version that kept no counts."""
+    counts = [read_counts(part) for part in part_files(folder)]
+    if None in counts:
+        return {}
+    whole = sum(counts, Counts())
+    of_texts = {"texts_without_answer": whole.no_answer, "tokens": whole.tokens}
+    of_texts |= {"texts_truncated": whole.truncated, "tokens_lost": whole.lost}
+    return count_rows(whole.rows, whole.texts) | of_texts
+
+
+def count_rows(rows: int, texts: int) -> dict[str, int]:
+    return {"rows": rows, "texts": texts, "rows_without_text": rows - texts}
+
+
+def read_receipt(folder: Path) -> dict:
+    """Returns the receipt in a folder; nothing where there is none, or a damaged one."""
+    try:
+        return read_json(folder / RECEIPT_FILE)
+    except UserError:
+        return {}
+
+
+def say_receipt(receipt: dict, max_length: int) -> None:
+    """Prints what a receipt says of the rows, and of the comparison."""
+    if "rows" in receipt:
+        say(f"rows       {receipt['rows']:,}, {receipt['rows_without_text']:,} of them without text")
+    if receipt.get("texts_without_answer"):
+        say(f"nulls      {receipt['texts_without_answer']:,} texts give no token, or the model no finite number")
+    if receipt.get("texts_truncated"):
+        cut = f"{receipt['texts_truncated']:,} texts are longer than {max_length} tokens"
+        say(f"truncated  {cut}: {receipt['tokens_lost']:,} tokens lost")
+    seconds = f"{receipt['rows_compared']} rows with the original, {receipt['seconds_comparing']:.0f} s"
+    say(f"compared   {seconds}: {receipt['reason']}")
+    closing = {UNPROVEN: "nothing wrong seen, but too few rows to prove that it is within tolerance"}
+    say(f"receipt    {closing.get(receipt['verdict'], receipt['verdict'])}; {RECEIPT_FILE}")

@@ -1,0 +1,60 @@
+"""Gold labels: how they may be written, and scores against a count by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import refused
+
+from bench.export.gold import check_gold, score
+from bench.parity import read_thresholds
+
+LABELS = ["joy", "fear", "a, b"]
+
+
+def model(problem_type: str = "multi_label_classification", threshold: str | None = None):
+    rule = read_thresholds(threshold, LABELS, problem_type)
+    return SimpleNamespace(labels=LABELS, problem_type=problem_type, rule=rule)
+
+
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        ("joy", [True, False, False]),
+        ("joy,fear", [True, True, False]),
+        ("0, 1", [True, True, False]),
+        ("a, b", [False, False, True]),
+        ('["a, b", "joy"]', [True, False, True]),
+        (["fear"], [False, True, False]),
+        ([0, 2], [True, False, True]),
+        (1, [False, True, False]),
+        ("", [False, False, False]),
+        ([], [False, False, False]),
+    ],
+)
+def test_gold_labels_are_names_or_numbers(value, held):
+    assert check_gold([value, None], model()).tolist() == [held]
+
+
+def test_scores_are_those_of_a_count_by_hand():
+    gold = ["joy", "joy,fear", "fear", None]
+    probs = np.array([[0.9, 0.9, 0.1], [0.9, 0.1, 0.1], [np.nan, np.nan, np.nan], [0.9, 0.9, 0.9]])
+    found = score(gold, probs, model())
+    joy, fear = 1.0, 0.0  # of fear one is found wrongly, two are missed; nobody has the third label
+    assert found == {
+        "texts": 3,
+        "micro F1": pytest.approx(2 * 2 / (2 * 2 + 1 + 2)),
+        "macro F1": pytest.approx((joy + fear + 0) / 3),
+    }
+    assert score(gold, np.where(probs == 0.1, 0.4, probs), model(threshold="0.3"))["micro F1"] > found["micro F1"]
+    single = score(["joy", "fear", "1", None], probs, model("single_label_classification"))
+    assert single == {"texts": 3, "accuracy": pytest.approx(1 / 3)}
+
+
+def test_what_can_be_no_gold_label_is_said():
+    assert "'jyo' is none of the model's: joy, fear" in refused(check_gold, ["jyo"], model())
+    assert "'7'" in refused(check_gold, ["7"], model())
+    assert "is not one label" in refused(check_gold, ["joy,fear"], model("single_label_classification"))
+    assert "no text has a gold label" in refused(check_gold, [None], model())
+    regression = SimpleNamespace(labels=LABELS, problem_type="regression")
+    assert "a regression has no labels" in refused(check_gold, ["1"], regression)

@@ -1,0 +1,128 @@
+"""Which rows are compared, and what a comparison finds, against transformers' own call."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from bench.inputs.model import Model
+from bench.inputs.reference import Reference
+from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
+from bench.label.output import Counts, OutputSpec, label_table, part_name, read_counts, write_part
+from bench.label.receipt import Checker, Comparison, count_parts, read_receipt
+from bench.label.sample import FIRST_ROWS, LATER_ROWS, MOST_ROWS, Sample, add_sample, pick_sample
+from utils import RunError
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> Model:
+    return Model.from_folder(tiny_model, "tiny")
+
+
+@pytest.fixture(scope="module")
+def table(texts) -> pa.Table:
+    """With rows that have no text, one of a very long text, and one that holds special tokens."""
+    bodies = [None, *texts[:100], "x" * 9000, "a <mask> </s> b", "[deleted]"]
+    return pa.table({"id": np.arange(len(bodies)), "body": bodies})
+
+
+@pytest.fixture(scope="module")
+def answers(model, table) -> np.ndarray:
+    """What transformers' own call says of each row that has a text."""
+    full = [body for body in table["body"].to_pylist() if body not in (None, "[deleted]")]
+    return Reference.load(model).of_texts(full).astype(np.float32)
+
+
+def spec(model: Model, top_label: bool = False) -> OutputSpec:
+    schema = pa.schema([("id", pa.int64()), ("body", pa.string())])
+    return OutputSpec(schema, ["id"], "body", model.labels, top_label, "", rows=1000, limit=None)
+
+
+def compare(model, table, answers, folder, top_label=False, precision="bf16") -> Comparison:
+    output = spec(model, top_label)
+    labelled, counts = label_table(table, lambda _: (answers, {}), output)
+    write_part(folder, 0, labelled, counts)
+    comparison = Comparison(model, precision, output, folder, gpu=None)
+    comparison.look([pick_sample(0, table, "body", model)])
+    return comparison
+
+
+def test_the_sample_has_the_longest_the_shortest_special_tokens_and_others(model, table, texts):
+    sample = pick_sample(3, table, "body", model)
+    bodies = table["body"].to_pylist()
+    assert len(sample.rows) == len(set(sample.rows)) == FIRST_ROWS
+    assert sample.texts == [bodies[i] for i in sample.rows] and not {None, "[deleted]"} & set(sample.texts)
+    assert {"x" * 9000, min(texts[:100], key=len), "a <mask> </s> b"} <= set(sample.first(LATER_ROWS).texts)
+    spread = np.histogram(sample.rows, bins=4, range=(0, len(bodies)))[0]
+    assert spread.min() >= 8, "from everywhere in the part"
+    few = pick_sample(0, table.slice(0, 5), "body", model)
+    assert sorted(few.rows) == [1, 2, 3, 4] and not pick_sample(0, table.slice(0, 1), "body", model).rows
+
+
+def test_samples_of_many_parts_stay_few_and_spread():
+    samples = []
+    for number in range(1, 1000):
+        samples = add_sample(samples, Sample(number, list(range(64)), ["x"] * 64))
+        assert sum(len(sample.rows) for sample in samples) <= MOST_ROWS - FIRST_ROWS
+    numbers = [sample.number for sample in samples]
+    assert len(numbers) > 10 and numbers[0] < 100 and numbers[-1] > 900
+
+
+@pytest.mark.parametrize("top_label", [False, True])
+def test_what_is_right_passes(top_label, model, table, answers, tmp_path):
+    found = compare(model, table, answers, tmp_path, top_label, precision="fp32")
+    assert (found.rows, found.changed, found.no_answer) == (FIRST_ROWS, 0, 0)
+    assert found.decisions == FIRST_ROWS * (1 if top_label else len(model.labels))
+    assert 0 < found.largest < 1e-6 or found.largest == 0
+    assert found.verdict()[0] == WITHIN
+    found.precision = "bf16"
+    assert found.verdict()[0] == UNPROVEN, "so few rows prove nothing of a lower precision"
+
+
+WRONG = {
+    "labels in another order": lambda probs: probs[:, ::-1],
+    "rows in another order": lambda probs: probs[::-1],
+    "no number": lambda probs: np.where(np.arange(len(probs))[:, None] % 9 == 0, np.nan, probs),
+    "the same for all": lambda probs: np.tile(probs[:1], (len(probs), 1)),
+    "the contrary": lambda probs: 1 - probs,
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+@pytest.mark.parametrize("top_label", [False, True])
+def test_what_is_wrong_is_seen(how, top_label, model, table, answers, tmp_path):
+    found = compare(model, table, np.ascontiguousarray(WRONG[how](answers)), tmp_path, top_label)
+    assert found.verdict()[0] == NOT_WITHIN, found
+
+
+def test_fp32_that_is_further_off_than_rounding_is_wrong_whatever_it_decides(model, table, answers, tmp_path):
+    closer = np.clip(answers + np.where(answers > 0.5, 0.01, -0.01), 0, 1).astype(np.float32)
+    assert compare(model, table, closer, tmp_path).changed == 0
+    assert compare(model, table, closer, tmp_path, precision="fp32").verdict()[0] == NOT_WITHIN
+
+
+def test_a_receipt_says_what_was_labelled_and_how_right_it_is(model, table, answers, tmp_path, capsys):
+    found = compare(model, table, answers, tmp_path)
+    assert read_counts(tmp_path / part_name(0)) == Counts(rows=104, texts=102)
+    Checker(found, {"variant": "torch-bf16"}).finish([], count_parts(tmp_path))
+    receipt = read_receipt(tmp_path)
+    assert receipt["rows"] == 104 and receipt["rows_without_text"] == 2 and receipt["variant"] == "torch-bf16"
+    assert (receipt["rows_compared"], receipt["flips"], receipt["verdict"]) == (FIRST_ROWS, 0, UNPROVEN)
+    said = capsys.readouterr().err
+    assert "rows       104, 2 of them without text" in said and "too few rows to prove" in said
+    pd.read_parquet(tmp_path / part_name(0)).to_parquet(tmp_path / part_name(1))
+    assert count_parts(tmp_path) == {}, "a part of an older version has no counts"
+
+
+def test_the_first_part_that_is_wrong_stops_the_run_with_its_receipt(model, table, answers, tmp_path):
+    found = compare(model, table, np.ascontiguousarray(1 - answers), tmp_path)
+    sample = pick_sample(0, table, "body", model)
+    with pytest.raises(RunError, match=r"NOT WITHIN TOLERANCE.*--no-check goes on"):
+        Checker(found, {}).add(sample)
+    assert read_receipt(tmp_path)["verdict"] == NOT_WITHIN
+    checker = Checker(found, {}, stops=False)
+    checker.add(sample)
+    checker.add(sample)
+    assert [len(later.rows) for later in checker.later] == [LATER_ROWS]

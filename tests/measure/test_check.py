@@ -1,0 +1,127 @@
+"""More texts for what is not proven: how many are run, when it ends, and what the row says."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_sweep
+
+from bench.inputs.batches import Batching
+from bench.judge import within_tolerance
+from bench.measure import check
+from bench.measure.cells import Cell
+from bench.measure.check import Tally, check_more, more_texts, tally_of
+from bench.parity import DecisionRule
+
+LABELS = 8
+MULTI = DecisionRule("multi_label_classification", (0.5,) * LABELS)
+
+
+class FakeOriginal:
+    """Says of every text that no label holds."""
+
+    def __init__(self, *_):
+        self.asked = 0
+
+    def probabilities(self, texts):
+        return np.full((len(texts), LABELS), 0.4)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class FakeWorkers:
+    """A variant of which every `wrong`-th text has one changed decision; 0 for none. `texts`: how many it ran."""
+
+    def __init__(self, wrong: int = 0):
+        self.wrong, self.texts = wrong, 0
+
+    def call(self, _, file, __):
+        count = len(json.loads(file.read_text()))
+        logits = np.full((count, LABELS), np.log(0.4 / 0.6))
+        for i in range(count):
+            if self.wrong and (self.texts + i) % self.wrong == 0:
+                logits[i, 0] = 5.0
+        self.texts += count
+        return [(np.arange(count), SimpleNamespace(logits=logits, tokens=9, padded_tokens=10, start=0.0, end=1.0))]
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Checks variants, the fastest first, none of whose 256 texts changed: {variant: (within, texts, decisions)}."""
+    monkeypatch.setattr(check, "Original", FakeOriginal)
+
+    def run(n_texts: int = 100_000, check_time: float = 60.0, **variants: FakeWorkers) -> dict:
+        cells = {name: Cell(name.replace("_", "-"), 1, Batching("sorted", 8), "check") for name in variants}
+        sweep = make_sweep(
+            model=SimpleNamespace(problem_type=MULTI.problem_type, rule=MULTI, labels=["x"] * LABELS),
+            tokens=SimpleNamespace(sample=range(256)),
+            exports={},
+            more_texts=["text"] * n_texts,
+            check_time=check_time,
+        )
+        workers = {cells[name]: fake for name, fake in variants.items()}
+        tallies = {cell: Tally(cell, changed=0, decisions=256 * LABELS, max_diff=0.01) for cell in workers}
+        found = dict(check_more(sweep, workers, tallies))
+        return {
+            name: (found[cell]["within"], workers[cell].texts, found[cell]["decisions"])
+            for name, cell in cells.items()
+            if cell in found
+        }
+
+    return run
+
+
+def test_none_changed_is_proven_as_soon_as_the_exact_bound_says_so(run):
+    """Look 2 may be wrong with a chance of 1.25%, so that 4,380 decisions of which none changed are a proof."""
+    [(within, texts, decisions)] = run(torch_bf16=FakeWorkers()).values()
+    assert within == "yes" and int(decisions) == (256 + texts) * LABELS
+    assert within_tolerance(0, int(decisions), alpha=0.0125) is True
+    assert int(decisions) < 4380 + 2 * 64 * LABELS, "and no more than that in whole blocks"
+
+
+def test_many_changed_are_refuted_at_the_next_look(run):
+    assert run(torch_bf16=FakeWorkers(wrong=20))["torch_bf16"][0] == "no"
+
+
+def test_near_the_tolerance_it_ends_with_the_texts_or_with_the_time(run):
+    """One of 125 texts, of 8 labels: 0.1%."""
+    within, texts, _ = run(n_texts=3000, torch_bf16=FakeWorkers(wrong=125))["torch_bf16"]
+    assert (within, texts) == ("not proven", 3000)
+    assert run(check_time=0.0, torch_bf16=FakeWorkers()) == {}, "no time, no row"
+
+
+def test_what_is_slower_than_a_proven_variant_is_not_checked_further(run):
+    found = run(torch_bf16=FakeWorkers(), openvino_bf16=FakeWorkers(wrong=125))
+    assert found["torch_bf16"][0] == "yes" and found["openvino_bf16"][0] == "not proven"
+    assert found["openvino_bf16"][1] == found["torch_bf16"][1]
+    found = run(torch_bf16=FakeWorkers(wrong=20), openvino_bf16=FakeWorkers())
+    assert [within for within, *_ in found.values()] == ["no", "yes"], "but it is where the faster one is wrong"
+
+
+def test_a_check_goes_on_from_the_batching_that_changed_most():
+    columns = {"variant": "onnx-int8", "workers": 1, "batch_tokens": 0, "batching": "sorted", "decisions": 512}
+    rows = [
+        columns
+        | {
+            "batch_size": size,
+            "flips": changed / 512,
+            "messages/s": 9 - size,
+            "max_diff": size / 100,
+            "stage": "forward",
+        }
+        for size, changed in ((1, 1), (2, 2), (4, 0))
+    ]
+    tally = tally_of(pd.DataFrame(rows))
+    assert (tally.cell.batching, tally.cell.stage) == (Batching("sorted", 2), "check")
+    assert (tally.changed, tally.decisions, tally.max_diff) == (2, 512, 0.04)
+
+
+def test_more_texts_are_those_that_were_not_compared_each_once():
+    tokens = SimpleNamespace(texts=lambda: ["a", "b", "c"], sample=[0, 2])
+    assert sorted(more_texts(["a", "b", "c", "d", "d", "a"], tokens)) == ["b", "d"]

@@ -1,0 +1,158 @@
+"""classify_texts.py: it looks for itself, checks what it wrote, and says so in a receipt."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+import classify_texts
+from bench.classifier import Classifier
+from bench.inputs.model import Model
+from bench.inputs.readers import open_table
+from bench.label import first_look
+from bench.label.first_look import head_texts
+from bench.report.rows import read_results
+
+
+@pytest.fixture
+def source(tmp_path, texts):
+    """150 comments; two rows without text, one that is cut, one that holds a special token."""
+    bodies = [*texts[:146], None, "[deleted]", "word " * 500, "a <mask> in it"]
+    pd.DataFrame({"id": range(150), "body": bodies}).to_csv(tmp_path / "comments.csv", index=False)
+    return tmp_path / "comments.csv"
+
+
+@pytest.fixture
+def label(call, tiny_model, source, tmp_path, monkeypatch):
+    """Labels the comments in this process, in parts of 60 rows: the exit code, standard error and the receipt."""
+    monkeypatch.chdir(tmp_path)
+
+    def label(*arguments, model=tiny_model, variant=("--variant", "torch")):
+        given = ["--output", "out", "--device", "cpu", "--threads", 1, "--rows-per-file", 60, *variant, *arguments]
+        code, _, err = call(classify_texts, model, source, *given)
+        receipt = tmp_path / "out" / "_receipt.json"
+        return code, err, json.loads(receipt.read_text()) if receipt.exists() else {}
+
+    return label
+
+
+def test_every_run_leaves_a_receipt(label, tiny_model, source):
+    code, err, receipt = label()
+    assert code == 0, err
+    tokenizer, bodies = Model.from_folder(tiny_model, "tiny").tokenizer, pd.read_csv(source)["body"]
+    full = [body for body in bodies if isinstance(body, str) and body != "[deleted]"]
+    tokenizer.backend_tokenizer.no_truncation()
+    lengths = np.array([len(tokenizer(body)["input_ids"]) for body in full])
+    expected = {"rows": 150, "texts": 148, "rows_without_text": 2, "texts_without_answer": 0}
+    expected |= {"tokens": np.minimum(lengths, 128).sum(), "texts_truncated": (lengths > 128).sum()}
+    expected |= {"tokens_lost": (lengths - 128)[lengths > 128].sum(), "variant": "torch", "rows_compared": 60 + 8 + 8}
+    expected |= {"flips": 0, "decisions": 76 * 5, "verdict": "within tolerance", "texts_of_this_run": 148}
+    assert {name: receipt[name] for name in expected} == expected
+    assert receipt["largest_difference"] < 1e-5 and receipt["texts_truncated"] >= 1
+    assert {"versions", "commit", "machine", "seconds", "messages/s", "export", "date"} <= receipt.keys()
+    for line in ("rows       150, 2 of them without text", "tokens lost", "compared   76 rows", "receipt    within"):
+        assert line in err
+    code, err, again = label()
+    assert code == 0 and "labelled already" in err and again == receipt
+
+
+def wrong_from(number: int, real):
+    """Answers as `real` does, but from call `number` on with the contrary."""
+    calls = []
+
+    def predict_share(*arguments):
+        share, predictions = real(*arguments)
+        calls.append(1)
+        return share, replace(predictions, logits=predictions.logits * (-1 if len(calls) >= number else 1))
+
+    return predict_share
+
+
+def test_a_run_that_is_wrong_stops_after_its_first_part(label, monkeypatch, tmp_path):
+    monkeypatch.setattr(Classifier, "predict_share", wrong_from(1, Classifier.predict_share))
+    code, err, receipt = label()
+    assert code == 1 and "NOT WITHIN TOLERANCE" in err.splitlines()[-1] and "--no-check goes on" in err
+    assert [path.name for path in (tmp_path / "out").glob("part-*")] == ["part-00000.parquet"]
+    assert receipt["verdict"] == "NOT WITHIN TOLERANCE" and receipt["rows"] == 60
+    code, err, receipt = label("--no-check")
+    assert code == 0 and err.count("the rows are NOT WITHIN TOLERANCE") == 2
+    assert receipt["rows"] == 150 and receipt["verdict"] == "NOT WITHIN TOLERANCE"
+
+
+def test_what_goes_wrong_later_is_seen_at_the_end(label, monkeypatch):
+    monkeypatch.setattr(Classifier, "predict_share", wrong_from(2, Classifier.predict_share))
+    code, _, receipt = label()
+    assert code == 1 and receipt["rows"] == 150 and receipt["rows_compared"] == 76
+    assert receipt["verdict"] == "NOT WITHIN TOLERANCE"
+
+
+@pytest.mark.parametrize("options", [[], ["--top-label"]])
+def test_a_folder_that_is_there_can_be_checked(options, label, tmp_path):
+    assert label("--no-check", *options)[0] == 0
+    before = label(*options)[2]
+    (tmp_path / "out" / "_receipt.json").unlink()
+    for part in (tmp_path / "out").glob("part-*"):  # as older versions made them
+        pq.write_table(pq.read_table(part).replace_schema_metadata(None), part)
+    code, err, receipt = label("--check-only", *options, variant=())
+    assert code == 0 and receipt["rows"] == 150 and receipt["texts"] == 148 and "tokens" not in receipt
+    same = "rows_compared", "decisions", "flips", "verdict", "variant", "weights_id"
+    assert [receipt[name] for name in same] == [before[name] for name in same]
+    part = tmp_path / "out" / "part-00001.parquet"
+    frame = pd.read_parquet(part)
+    column = "label" if options else "LABEL_1"
+    frame[column] = frame[column].to_numpy()[::-1]
+    frame.to_parquet(part)
+    if not options:
+        code, err, receipt = label("--check-only", variant=())
+        assert code == 1 and receipt["verdict"] == "NOT WITHIN TOLERANCE"
+    frame.head(3).to_parquet(part)
+    code, err, _ = label("--check-only", *options, variant=())
+    assert code == 2 and "has not the 60 rows of the input" in err
+    code, err, _ = label("--check-only", *([] if options else ["--top-label"]), variant=())
+    assert code == 2 and "see --top-label and --prefix" in err
+    shutil.rmtree(tmp_path / "out")
+    assert "holds no parts" in label("--check-only", variant=())[1]
+
+
+def test_a_threshold_says_which_decisions_are_compared(label, tmp_path):
+    code, _, receipt = label("--threshold", 0.9)
+    assert code == 0 and receipt["decisions_are"] == "labels that cross 0.9"
+    (tmp_path / "own.json").write_text('{"LABEL_9": 0.3}')
+    code, err, _ = label("--threshold", "own.json")
+    assert code == 2 and "no label 'LABEL_9'" in err
+
+
+# --------------------------------------------------------------------------------------------------- the first look
+
+
+def test_a_small_job_takes_fp32_at_once(label):
+    code, err, receipt = label(variant=())
+    assert code == 0 and "measured   nothing that fits: FP32 torch" in err and receipt["variant"] == "torch"
+
+
+def test_a_long_job_measures_its_own_texts_first(label, monkeypatch, tmp_path):
+    """One command looks, says what it found, exports, labels, and leaves rows from which the next one knows."""
+    monkeypatch.setattr(first_look, "SMALL_JOB", 100)
+    monkeypatch.setattr(first_look, "LOOK_SHARE", 1e9)
+    monkeypatch.setattr(first_look, "MOST_SECONDS", 21.0)
+    monkeypatch.setattr(first_look, "default_variants", lambda _: ["torch", "onnx"])
+    code, err, receipt = label(variant=())
+    assert code == 0, err
+    assert "look       nothing measured fits" in err and receipt["variant"] in ("torch", "onnx")
+    assert "look       onnx: " in err and "within tolerance" in err and f"labelling by {receipt['variant']}" in err
+    rows, failed, _ = read_results(list((tmp_path / "results").rglob("*.tsv")))
+    assert set(rows["variant"]) == {"torch", "onnx"} and not failed and set(rows["dataset"]) == {"comments.csv"}
+    code, err, _ = label("--overwrite", variant=())
+    assert code == 0 and "look " not in err and f"measured   {receipt['variant']}, " in err
+
+
+def test_texts_from_the_beginnings_of_all_files_stand_for_the_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(first_look, "HEAD_TEXTS", 6)
+    for name in "ab":
+        pd.DataFrame({"body": [f"{name}{i}" if i else None for i in range(9)]}).to_csv(tmp_path / f"{name}.csv")
+    tables = [open_table(tmp_path / f"{name}.csv") for name in "ab"]
+    assert head_texts(tables, "body") == ["a1", "a2", "a3", "b1", "b2", "b3"]
