@@ -59,8 +59,8 @@ from runtimes import VARIANTS
 from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say, step
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
-QUICK = {"min_time": 0.0, "check_time": 20.0}  # and what the device asks for, see LOOK
-LOADING_SECONDS = 5.0  # about, until a variant's workers are ready
+QUICK = {"min_time": 0.0, "check_time": 15.0}  # and what the device asks for, see LOOK
+LOADING_SECONDS = 4.0  # about, until a variant's workers are ready
 
 
 # ------------------------------------------------------------------------------------------------------- options
@@ -86,7 +86,7 @@ def parse_arguments() -> Namespace:
     add("--limit", type=whole, help="use only this many texts, evenly spaced through the dataset (default: all)")
     threshold_help = "above which a label holds: a number, or a JSON file of label -> number (default: 0.5)"
     add("--threshold", metavar="NUMBER|FILE", help=threshold_help)
-    check_help = "seconds, at most, on more texts for what is fast and not proven (default: 120; --quick: 20)"
+    check_help = "seconds, at most, on more texts for what is fast and not proven (default: 120; --quick: 15)"
     add("--check-time", type=seconds, default=120.0, help=check_help)
     add("--min-time", type=seconds, default=3.0, help="seconds of whole passes for each cell, at least (default: 3)")
     repeats_help = "measure every cell this many times, in turn: a slow minute of a shared machine then hits all alike"
@@ -186,8 +186,10 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Re
     slowest = {}  # pass of each variant and worker count
     for cell, cost in costs.items():
         slowest[cell.variant, cell.workers] = max(cost, slowest.get((cell.variant, cell.workers), 0))
-    total = args.repeats * (sum(costs.values()) + len(slowest) * LOADING_SECONDS)
-    total += sum(LOADING_SECONDS + ROUNDS * cost for cost in sorted(slowest.values())[:MAX_LEADERS])
+    end_to_end = sum(LOADING_SECONDS + cost for cost in slowest.values())
+    total = args.repeats * (sum(costs.values()) + end_to_end)
+    leaders = sorted(slowest.values())[:MAX_LEADERS] if len(slowest) > 1 and args.repeats == 1 else []
+    total += sum(LOADING_SECONDS + (1 + ROUNDS) * cost for cost in leaders)
     check = f"; then up to {args.check_time:.0f} s on more texts" if sweep.more_texts and args.check_time else ""
     say(f"plan       {len(cells)} cells, about {time_words(total)}, compiling not counted{check}")
     print(HEADER, flush=True)

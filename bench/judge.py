@@ -3,7 +3,7 @@
 What is counted is tested exactly, by the binomial distribution (Clopper and Pearson, 1934), as if decisions were
 independent. "Within" and "not within" are each wrong with a chance of at most 5%. Who looks several times at a growing
 number of decisions, as the benchmark does, shares these 5% out: look k may be wrong with a chance of 5% / 2^k, and all
-looks together with less than 5%.
+looks together with less than 5%. The last look, when time or texts are over, may use what is left of them.
 """
 
 import numpy as np
@@ -44,9 +44,9 @@ def is_rounded(precision: str, max_diff: float) -> bool:
     return precision == "fp32" and max_diff <= ROUNDING
 
 
-def alpha_of(look: int) -> float:
-    """Returns how likely the verdict of look 1, 2, ... may be wrong."""
-    return ALPHA / 2**look
+def alpha_of(look: int, last: bool = False) -> float:
+    """Returns how likely the verdict of look 1, 2, ... may be wrong; for the last one that is all of what is left."""
+    return ALPHA / 2 ** (look - last)
 
 
 def binomial_cdf(k: int, n: int, p: float) -> float:
@@ -60,10 +60,13 @@ def binomial_cdf(k: int, n: int, p: float) -> float:
     return float(np.exp(ways + i * np.log(p) + (n - i) * np.log1p(-p)).sum())
 
 
-def interval(changed: int, decisions: int) -> tuple[float, float]:
-    """Returns the 95% confidence interval of the share of decisions that change, by Clopper and Pearson."""
-    low = bisect(lambda p: 1 - binomial_cdf(changed - 1, decisions, p) < ALPHA / 2) if changed else 0.0
-    high = bisect(lambda p: binomial_cdf(changed, decisions, p) > ALPHA / 2) if changed < decisions else 1.0
+def interval(changed: int, decisions: int, alpha: float = ALPHA) -> tuple[float, float]:
+    """Returns the confidence interval of the share of decisions that change, by Clopper and Pearson.
+
+    `alpha`: how likely the share lies outside, above and below together.
+    """
+    low = bisect(lambda p: 1 - binomial_cdf(changed - 1, decisions, p) < alpha / 2) if changed else 0.0
+    high = bisect(lambda p: binomial_cdf(changed, decisions, p) > alpha / 2) if changed < decisions else 1.0
     return low, high
 
 
@@ -92,9 +95,16 @@ def decisions_needed(changed: int, decisions: int, tolerance: float = TOLERANCE,
 
 
 def share_words(changed: int, decisions: int, tolerance: float = TOLERANCE) -> str:
-    """Says what is known where the decisions that were checked can't tell: the interval."""
-    low, high = interval(changed, decisions)
-    return f"{low:.2%} to {high:.2%} of the decisions change (95% confidence), the tolerance is {tolerance:.2%}"
+    """Says what is known where the decisions that were checked can't tell: the interval, which holds the tolerance.
+
+    After several looks it has more confidence than 95%, as the verdict needs.
+    """
+    alpha, (low, high) = ALPHA, interval(changed, decisions)
+    while not low <= tolerance <= high:
+        alpha /= 2
+        low, high = interval(changed, decisions, alpha)
+    share = f"{low:.2%} to {high:.2%} of the decisions change ({100 * (1 - alpha):.3g}% confidence)"
+    return f"{share}, your tolerance is {tolerance:.2%}"
 
 
 def judge_export(stats: dict, tolerance: float, precision: str = "") -> tuple[str, str]:

@@ -42,6 +42,7 @@ class Tally:
     decisions: int
     max_diff: float
     look: int = 1
+    last: bool = False
     texts: int = 0
     seconds: float = 0.0
     tokens: int = 0
@@ -74,7 +75,8 @@ class Tally:
         figures = {"messages/s": speed, "min": speed, "max": speed, "passes": 1, "tokens/s": self.tokens / self.seconds}
         figures["padding"] = self.padded_tokens / self.tokens if self.tokens else 1.0
         precision = VARIANTS[self.cell.variant].computes_in(sweep.device.gpu)
-        figures |= parity_columns(precision, (self.changed, self.decisions), self.max_diff, self.look)
+        alpha = alpha_of(self.look, self.last)
+        figures |= parity_columns(precision, (self.changed, self.decisions), self.max_diff, alpha)
         return in_words(figures) | {"status": "ok"}
 
     def verdict(self, sweep: Sweep) -> str:
@@ -113,7 +115,7 @@ def check_more(
                 return
             proven = False
             for cell, tally in [*left.items()]:
-                tally.look = look
+                tally.look, tally.last = look, at < end
                 verdict = tally.verdict(sweep)
                 if verdict != UNPROVEN or proven or at < end:  # what is slower than a proven one need not be proven
                     proven = proven or verdict == WITHIN

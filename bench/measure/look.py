@@ -24,7 +24,7 @@ LOOK = {
     "cpu": {"batches": [1, 8], "batch_tokens": [512], "batching": ["sorted", "token-budget"]},
     "gpu": {"batches": [32], "batch_tokens": [16384, 65536], "batching": ["in-order", "sorted", "token-budget"]},
 }
-PASS_SECONDS = 2.0  # of an FP32 pass in a first look, about
+PASS_SECONDS = 1.5  # of an FP32 pass in a first look, about
 LEAST_TEXTS = 32  # that it takes, however slow the device
 N_COUNTED = 64  # texts on which the FLOPs of one are counted
 ROUNDS = 2  # in which the leaders are timed again

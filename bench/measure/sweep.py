@@ -112,7 +112,7 @@ def measure_busy(device: Device) -> dict[str, str]:
 
 
 def estimate(sweep: Sweep, cells: list[Cell]) -> dict[Cell, float]:
-    """Estimates the seconds of each cell: its warm-up and passes at ASSUMED_MFU; compiling comes on top."""
+    """Estimates the seconds of each cell: its passes at ASSUMED_MFU. Compiling and warming up come on top."""
     lengths, groups, seconds = sweep.tokens.lengths, sweep.tokens.groups, {}
     for cell in cells:
         padding = padded_tokens(lengths, make_batches(lengths, cell.batching, groups)).sum() / lengths.sum()
@@ -120,7 +120,7 @@ def estimate(sweep: Sweep, cells: list[Cell]) -> dict[Cell, float]:
         if sweep.device.gpu is None:
             peak *= min(1, cell.workers * sweep.device.threads / cpu_cores())
         a_pass = padding * np.nan_to_num(sweep.tokens.flops) / (ASSUMED_MFU * peak)
-        seconds[cell] = a_pass + max(a_pass, sweep.min_time)
+        seconds[cell] = max(a_pass, sweep.min_time)
     return seconds
 
 
@@ -179,15 +179,15 @@ def compare_sample(sweep: Sweep, variant: str, reports: list[Report]) -> dict:
     probs, reference = probabilities(logits[sweep.tokens.sample], sweep.model.problem_type), sweep.tokens.reference
     counts = sweep.model.rule.count_flips(probs, reference)
     precision = VARIANTS[variant].computes_in(sweep.device.gpu)
-    return parity_columns(precision, counts, float(np.abs(probs - reference).max()), look=1)
+    return parity_columns(precision, counts, float(np.abs(probs - reference).max()), alpha_of(1))
 
 
-def parity_columns(precision: str, counts: tuple[int, int], max_diff: float, look: int) -> dict:
+def parity_columns(precision: str, counts: tuple[int, int], max_diff: float, alpha: float) -> dict:
     """Returns the columns `max_diff`, `flips`, `decisions` and `within`.
 
-    `counts`: changed decisions, and all; `look`: see judge.
+    `counts`: changed decisions, and all; `alpha`: how likely `within` may be wrong.
     """
     (changed, decisions), rounded = counts, is_rounded(precision, max_diff)
-    verdict = judge(changed, decisions, alpha=alpha_of(look), rounded=rounded)
+    verdict = judge(changed, decisions, alpha=alpha, rounded=rounded)
     within = next(word for word, meaning in VERDICTS.items() if meaning == verdict)
     return {"max_diff": max_diff, "flips": changed / decisions, "decisions": decisions, "within": within}

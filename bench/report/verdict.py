@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 
-from bench.judge import MAX_FACTOR, NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN, decisions_needed, share_words
+from bench.judge import MAX_FACTOR, NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN, alpha_of, decisions_needed, share_words
 from bench.machine import BUSY
 from bench.report.judged import ORDER, changed_of, judge_variants
 from bench.report.table import batches, speed
@@ -67,7 +67,7 @@ def verdict(rows, settle: str, following: str) -> list[str]:
     if len(unproven):
         lines.append(f"Not proven yet to change at most {TOLERANCE:.1%} of the decisions, so not recommended:")
     for row in unproven.to_dict("records"):
-        lines += [*line(row, "?", f"; {flips_words(row)}"), *missing(row)]
+        lines += [*line(row, "?", ""), *missing(row)]
     if len(groups[NOT_WITHIN]):
         lines.append(f"Not within tolerance, since they change more than {TOLERANCE:.1%} of the decisions:")
     for row in groups[NOT_WITHIN].to_dict("records"):
@@ -100,8 +100,8 @@ def missing(row) -> list[str]:
     if not np.isfinite(decisions):
         return ["    its outputs were not compared"]
     changed = changed_of(row)
-    needed = decisions_needed(changed, int(decisions))
-    words = f"{share_words(changed, int(decisions))}; "
+    needed = decisions_needed(changed, int(decisions), alpha=alpha_of(2))  # as the next run would look at them
+    words = f"{flips_words(row)} changed: {share_words(changed, int(decisions))}; "
     if needed and needed > decisions:
         words += f"about {math.ceil((needed - decisions) / row['per_text']):,} more texts would tell"
     else:

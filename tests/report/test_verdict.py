@@ -84,7 +84,8 @@ def test_what_is_not_proven_is_not_recommended_and_says_what_it_would_be_worth()
     assert [line.split()[1] for line in lines[2:4]] == ["onnx", "torch"], "as close as rounding"
     assert lines[4].startswith("Not proven yet") and lines[5].split()[:2] == ["?", "torch-bf16"]
     words = " ".join(" ".join(lines).split())
-    assert "0.00% to 1.43% of the decisions change" in words and "about 2,739 more texts would tell" in words
+    assert "0 of 256 changed: 0.00% to 1.43% of the decisions change" in words
+    assert "about 4,124 more texts would tell" in words
     assert "Take onnx. What is not proven would be 3.0 times as fast." in words
     assert "To check more texts: python run_benchmark.py --model torch,torch-bf16" in words
     assert "Not proven" not in " ".join(told(row("torch-bf16", 90, max_diff=0.02, decisions=7000)))
@@ -93,7 +94,7 @@ def test_what_is_not_proven_is_not_recommended_and_says_what_it_would_be_worth()
 def test_near_the_tolerance_the_interval_is_the_answer():
     """19 of 21,600 decisions on 2,700 comments: no number of texts that anybody would check decides."""
     words = " ".join(" ".join(told(row("onnx-int8", 90, flips=19 / 21_600, decisions=21_600, max_diff=0.1))).split())
-    assert "0.05% to 0.14% of the decisions change (95% confidence), the tolerance is 0.10%" in words
+    assert "0.05% to 0.14% of the decisions change (95% confidence), your tolerance is 0.10%" in words
     assert "times as many texts would hardly tell" in words
     assert "Take torch. What is not proven would be 9.0 times as fast." in words, "the price in speed"
 
