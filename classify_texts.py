@@ -46,6 +46,7 @@ from bench.inputs.model import Model
 from bench.inputs.random_model import RANDOM_MODEL
 from bench.inputs.readers import Table, common_schema, find_files, open_table
 from bench.inputs.resolve import open_model
+from bench.judge import NOT_WITHIN
 from bench.label import on_ray, output
 from bench.label.first_look import Job, head_texts, look, mean_tokens
 from bench.label.output import Counts, OutputSpec
@@ -59,7 +60,7 @@ from bench.processes import helper_process, run_in_subprocess
 from bench.provenance import project_commit, versions
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
-from utils import CACHE, Parser, UserError, int_from, list_of, run, say
+from utils import CACHE, Parser, RunError, UserError, int_from, list_of, run, say
 
 OF_A_RUN = "workers", "threads", "export", "texts_of_this_run", "seconds", "messages/s"  # what a receipt alone knows
 
@@ -157,6 +158,8 @@ def find_plan(args: Namespace, model: Model, tables: list[Table], call: Callable
         rows = min(sum(table.estimate_rows() for table in tables), args.limit or sys.maxsize)
         device = Device((args.gpu or [0])[0] if kind == "gpu" else None, args.threads or cpu_cores())
         measured = look(Job(args.input.name, model, texts, rows), info, device, args.results_dir, call)
+    if not measured and not args.variant and args.ray:
+        say("           run_benchmark.py on a machine of the cluster finds a faster way, --variant names one")
     return choose_plan(kind, measured, plan_options(args))
 
 
@@ -261,6 +264,9 @@ def label(args: Namespace, model: Model, tables: list[Table], spec: OutputSpec, 
     job |= asdict(spec) | {"schema": str(spec.schema), "export": specs[0].export_id}
     job["versions"] = versions("tokenizers", "transformers", *variant.packages)
     output.prepare_output(args.output, job, args.overwrite)
+    if read_receipt(args.output).get("verdict") == NOT_WITHIN and not args.no_check:
+        words = f"{args.output}: its rows are {NOT_WITHIN}: {read_receipt(args.output)['reason']}"
+        raise RunError(f"{words}; --no-check goes on, --overwrite starts anew")
     say(f"labelling by {plan}; {origin}")
     about = {"variant": plan.variant, "workers": len(specs), "threads": plan.threads, "batches": str(plan.batching)}
     about |= {"export": origin, "export_id": specs[0].export_id, "versions": job["versions"]} | about_now(model)
@@ -268,6 +274,8 @@ def label(args: Namespace, model: Model, tables: list[Table], spec: OutputSpec, 
     comparison = Comparison(model, variant.computes_in(gpu), spec, args.output, None if args.ray else gpu)
     checker = Checker(comparison, about, stops=not args.no_check)
     label_all(args, LabelPool(specs, plan.batching, args.output), tables, spec, checker)
+    if read_receipt(args.output).get("rows") != output.count_rows(args.output):  # an earlier run ended before it
+        check_folder(args, model, tables, spec)
 
 
 def about_now(model: Model) -> dict:

@@ -23,11 +23,8 @@ CPU_FEATURES = {
     "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
     "vnni": {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"},
 }
-WIDTHS = {
-    "amx": "amx_tile",
-    "avx512": "avx512f",
-    "avx2": "avx2",
-}  # of what a processor multiplies at once, and its sign
+# how much a processor multiplies at once, the widest first, and what /proc/cpuinfo says then
+WIDTHS = {"amx": "amx_tile", "avx512": "avx512f", "avx2": "avx2"}
 POLL_SECONDS = 0.2  # between two looks at a GPU's clock: shorter than a pass, and hardly any work
 BUSY = 0.1  # others' share of a device above which what is measured on it can't be compared
 BUSY_SECONDS = 0.25  # over which the load of a CPU is taken: 25 ticks of /proc/stat

@@ -33,8 +33,8 @@ BLOCK_TEXTS = 64  # that all variants and the original run in turn, between two 
 class Tally:
     """What was found of a variant so far, with the texts of the sweep.
 
-    `cell`: the batching that changed most there, of stage check; texts, seconds, tokens, padded_tokens: of the further
-    texts that it ran.
+    `cell`: the batching that changed most there, of stage check; look, last: see judge.alpha_of; texts, seconds,
+    tokens, padded_tokens: of the further texts that it ran.
     """
 
     cell: Cell
@@ -57,10 +57,8 @@ class Tally:
         probs = np.full(reference.shape, np.nan)
         for indices, predictions in shares:
             probs[indices] = probabilities(predictions.logits, sweep.model.problem_type)
-            self.tokens, self.padded_tokens = (
-                self.tokens + predictions.tokens,
-                self.padded_tokens + predictions.padded_tokens,
-            )
+            self.tokens += predictions.tokens
+            self.padded_tokens += predictions.padded_tokens
         self.seconds += max(share.end for _, share in shares) - min(share.start for _, share in shares)
         full = np.isfinite(reference).all(axis=1)
         if full.any():

@@ -5,7 +5,17 @@ import textwrap
 
 import numpy as np
 
-from bench.judge import MAX_FACTOR, NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN, alpha_of, decisions_needed, share_words
+from bench.judge import (
+    MAX_FACTOR,
+    N_SAMPLE,
+    NOT_WITHIN,
+    TOLERANCE,
+    UNPROVEN,
+    WITHIN,
+    alpha_of,
+    decisions_needed,
+    share_words,
+)
 from bench.machine import BUSY
 from bench.report.judged import ORDER, changed_of, judge_variants
 from bench.report.table import batches, speed
@@ -75,11 +85,11 @@ def verdict(rows, settle: str, following: str) -> list[str]:
     if len(torch):
         lines.append(f"1.0x is eager FP32 torch in the file's order, its forward passes: {speed(base)} messages/s.")
     faster = unproven if within.empty else unproven[unproven["messages/s"] > within["messages/s"].iloc[0]]
-    if len(faster):
-        settling = fold(settle.format(variants=",".join(faster["variant"]), seconds=600))
-        settling = ["To check more texts:", *settling]
+    open_ones = [row["variant"] for row in faster.to_dict("records") if needed_for(row)]
+    command = settle.format(variants=",".join(open_ones), seconds=600)
+    settling = ["To check more texts:", *fold(command)] if open_ones else []
     if within.empty:
-        return [*lines, "None of them is proven to be within tolerance.", *(settling if len(faster) else [])]
+        return [*lines, "None of them is proven to be within tolerance.", *settling]
     winner, first = within.iloc[0], within[within["rank"] == 1]
     words = f"Take {winner['variant']}"
     words += f", the closest to the original of {len(first)} that tie." if len(first) > 1 else "."
@@ -88,7 +98,7 @@ def verdict(rows, settle: str, following: str) -> list[str]:
         words += f" What is not proven would be {price:.1f} times as fast."
     if not winner["idle"]:
         words += " Others kept the device busy: measure again when it is idle, with --resume."
-    lines += textwrap.wrap(words, WIDTH) + (settling if len(faster) else [])
+    lines += textwrap.wrap(words, WIDTH) + settling
     candidates = ",".join(dict.fromkeys(["torch", *within["variant"][:3], *faster["variant"][:2]]))
     batch = {"batches": int(winner["batch_size"]) or 8, "tokens": int(winner["batch_tokens"]) or 512}
     return [*lines, "Next:", *fold(following.format(variant=winner["variant"], candidates=candidates, **batch))]
@@ -96,17 +106,23 @@ def verdict(rows, settle: str, following: str) -> list[str]:
 
 def missing(row) -> list[str]:
     """Says what is known of a variant that is not proven, and how many texts would tell."""
-    decisions = row["decisions"]
+    decisions, needed = row["decisions"], needed_for(row)
     if not np.isfinite(decisions):
         return ["    its outputs were not compared"]
-    changed = changed_of(row)
-    needed = decisions_needed(changed, int(decisions), alpha=alpha_of(2))  # as the next run would look at them
-    words = f"{flips_words(row)} changed: {share_words(changed, int(decisions))}; "
-    if needed and needed > decisions:
-        words += f"about {math.ceil((needed - decisions) / row['per_text']):,} more texts would tell"
+    words = f"{flips_words(row)} changed: {share_words(changed_of(row), int(decisions))}; "
+    if not needed:
+        words += f"{MAX_FACTOR} times as many texts would hardly tell"
     else:
-        words += f"{MAX_FACTOR} times as many texts would hardly tell" if not needed else "a few more texts would tell"
+        words += f"about {math.ceil(max(needed - decisions, 1) / row['per_text']):,} more texts would tell"
     return textwrap.wrap(words, WIDTH, initial_indent="    ", subsequent_indent="    ")
+
+
+def needed_for(row) -> int | None:
+    """Returns about how many decisions would tell; None if so many that nobody would check them."""
+    if not np.isfinite(row["decisions"]):
+        return N_SAMPLE
+    changed, decisions = changed_of(row), int(row["decisions"])
+    return decisions_needed(changed, decisions, alpha=alpha_of(2))  # as the next run would look at them
 
 
 def flips_words(row) -> str:

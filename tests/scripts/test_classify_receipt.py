@@ -78,9 +78,22 @@ def test_a_run_that_is_wrong_stops_after_its_first_part(label, monkeypatch, tmp_
     assert code == 1 and "NOT WITHIN TOLERANCE" in err.splitlines()[-1] and "--no-check goes on" in err
     assert [path.name for path in (tmp_path / "out").glob("part-*")] == ["part-00000.parquet"]
     assert receipt["verdict"] == "NOT WITHIN TOLERANCE" and receipt["rows"] == 60
+    code, err, _ = label()
+    assert code == 1 and "--overwrite starts anew" in err and len(list((tmp_path / "out").glob("part-*"))) == 1
     code, err, receipt = label("--no-check")
     assert code == 0 and err.count("the rows are NOT WITHIN TOLERANCE") == 2
     assert receipt["rows"] == 150 and receipt["verdict"] == "NOT WITHIN TOLERANCE"
+
+
+def test_a_receipt_that_a_run_left_behind_is_made_up(label, tmp_path):
+    """By the next run, though it labels nothing."""
+    whole = label()[2]
+    file = tmp_path / "out" / "_receipt.json"
+    for left in (None, whole | {"rows": 60}):
+        file.write_text(json.dumps(left)) if left else file.unlink()
+        code, err, receipt = label()
+        assert code == 0 and "labelled already" in err and "compared   76 rows" in err
+        assert (receipt["rows"], receipt["tokens"]) == (150, whole["tokens"])
 
 
 def test_what_goes_wrong_later_is_seen_at_the_end(label, monkeypatch):
