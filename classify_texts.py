@@ -225,34 +225,42 @@ def label_all(args: Namespace, pool: LabelPool, tables: list[Table], spec: Outpu
     say(f"labelled   {words}; {in_all:,} rows in all")
     checker.about |= {"texts_of_this_run": made.texts, "seconds": round(seconds, 1)}
     checker.about["messages/s"] = round(made.texts / seconds, 1)
-    checker.finish(checker.later, count_parts(folder))
+    if not there:  # else rows of all parts are compared, see label()
+        checker.finish(checker.later, count_parts(folder))
 
 
-def check_folder(args: Namespace, model: Model, tables: list[Table], spec: OutputSpec) -> None:
+def check_folder(args: Namespace, model: Model, tables: list[Table], spec: OutputSpec, run: dict) -> None:
     """Compares rows of an output folder as it is with the original, and writes its receipt.
 
-    Raises UserError where the folder's parts are not those of the input, RunError where rows are wrong.
+    `run`: what the receipt says of a run, if there was one now. Raises UserError where the folder's parts are not those
+    of the input or of the model, RunError where rows are wrong.
     """
     parts = output.part_files(args.output)
     if not parts:
         raise UserError(f"--check-only: {args.output} holds no parts")
-    job, samples, texts = output.read_job(args.output), [], 0
+    job, samples, texts, number = output.read_job(args.output), [], 0, -1
+    if job.get("model") not in (None, model.weights_id):
+        raise UserError(f"--check-only: {args.output} was labelled with other weights than those of {model.id}")
     spec = replace(spec, rows=max(1, output.rows_of(parts[0])))
     for number, table in enumerate(output.read_parts(tables, spec, skip=0)):
         output.check_part(args.output, number, len(table), spec)
         sample = pick_sample(number, table, spec.text_column, model)
         samples = add_sample(samples, sample) if samples else [sample]
         texts += sum(map(has_text, table[spec.text_column].to_pylist()))
+    if number + 1 != len(parts):
+        raise UserError(
+            f"--check-only: {args.output} has {len(parts)} parts, the input {number + 1}: is it of this input?"
+        )
     counted = count_parts(args.output) or count_rows(output.count_rows(args.output), texts)
     plan = read_plan(job)
-    on_gpu = plan is not None and plan.device == "gpu" and not args.ray
+    on_gpu = plan is not None and plan.device == "gpu" and not args.ray and args.device != "cpu"
     gpu = (args.gpu or [0])[0] if on_gpu else None
-    before, made = read_receipt(args.output), {"export_id": job.get("export", ""), "versions": job.get("versions", {})}
+    made = {"export_id": job.get("export", ""), "versions": job.get("versions", {})}
     made |= {"variant": plan.variant if plan else "", "batches": str(plan.batching) if plan else ""}
-    about = {name: value for name, value in before.items() if name in OF_A_RUN} | made | about_now(model)
-    precision = VARIANTS[plan.variant].computes_in(gpu) if plan else ""
-    checker = Checker(Comparison(model, precision, spec, args.output, gpu), about)
-    checker.finish(samples, counted)
+    before = {name: value for name, value in (read_receipt(args.output) | run).items() if name in OF_A_RUN}
+    precision = VARIANTS[plan.variant].precision if plan else ""
+    comparison = Comparison(model, precision, spec, args.output, gpu)
+    Checker(comparison, before | made | about_now(model), stops=not args.no_check).finish(samples, counted)
 
 
 def label(args: Namespace, model: Model, tables: list[Table], spec: OutputSpec, plan: LabelPlan) -> None:
@@ -271,11 +279,12 @@ def label(args: Namespace, model: Model, tables: list[Table], spec: OutputSpec, 
     about = {"variant": plan.variant, "workers": len(specs), "threads": plan.threads, "batches": str(plan.batching)}
     about |= {"export": origin, "export_id": specs[0].export_id, "versions": job["versions"]} | about_now(model)
     gpu = specs[0].device.gpu
-    comparison = Comparison(model, variant.computes_in(gpu), spec, args.output, None if args.ray else gpu)
+    comparison = Comparison(model, variant.precision, spec, args.output, None if args.ray else gpu)
     checker = Checker(comparison, about, stops=not args.no_check)
     label_all(args, LabelPool(specs, plan.batching, args.output), tables, spec, checker)
-    if read_receipt(args.output).get("rows") != output.count_rows(args.output):  # an earlier run ended before it
-        check_folder(args, model, tables, spec)
+    receipt, rows = read_receipt(args.output), output.count_rows(args.output)
+    if (receipt.get("rows"), receipt.get("decisions_are")) != (rows, model.rule.words):  # of an earlier run, or none
+        check_folder(args, model, tables, spec, checker.about)
 
 
 def about_now(model: Model) -> dict:
@@ -304,7 +313,7 @@ def main() -> int:
             if plan:
                 label(args, model, tables, spec, plan)
             else:
-                check_folder(args, model, tables, spec)
+                check_folder(args, model, tables, spec, run={})
     return 0
 
 

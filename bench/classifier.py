@@ -98,7 +98,9 @@ class Classifier:
         """
         start, counts = time.monotonic(), Counter()
         has_tokens = np.full(len(texts), self.takes_texts)
-        if self.takes_texts and texts:
+        if not texts:
+            return Predictions(np.empty((0, len(self.model.labels)), np.float32), has_tokens, start, time.monotonic())
+        if self.takes_texts:
             logits = self.runner.classify(texts, batching.batch_size, self.model.max_length, on_progress)
             return Predictions(logits, has_tokens, start, time.monotonic())
         logits = np.full((len(texts), len(self.model.labels)), np.nan, dtype=np.float32)

@@ -84,15 +84,19 @@ class DecisionRule:
             return probs > np.array(self.thresholds)
         return np.arange(probs.shape[1]) == probs.argmax(axis=1)[:, None]
 
-    def count_flips(self, probs: np.ndarray, reference: np.ndarray) -> tuple[int, int]:
+    def count_flips(
+        self, probs: np.ndarray, reference: np.ndarray, spread: np.ndarray | None = None
+    ) -> tuple[int, int]:
         """Returns (changed decisions, all decisions) of two [texts, labels]: see DECISIONS.
 
         In a regression, a value counts as changed if it moves by more than a tenth of the reference's standard
-        deviation (at least 0.0001). A value that is not finite is a change.
+        deviation (at least 0.0001), or of the `spread` [labels] if that is given. What is not finite is a change.
         """
         lost = ~np.isfinite(probs)
         if self.problem_type == "regression":
-            changed = np.abs(probs - reference) > np.maximum(reference.std(axis=0) / 10, 1e-4)
+            changed = np.abs(probs - reference) > np.maximum(
+                (reference.std(axis=0) if spread is None else spread) / 10, 1e-4
+            )
         else:
             changed = self.decide(probs) != self.decide(reference)
         if self.problem_type == "single_label_classification":

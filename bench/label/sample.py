@@ -38,7 +38,7 @@ def pick_sample(number: int, table: pa.Table, column: str, model: Model) -> Samp
     kinds = [by_length[::-1][: FIRST_ROWS // 8], by_length[: FIRST_ROWS // 8], special[: FIRST_ROWS // 8]]
     others = evenly_spaced(len(full), FIRST_ROWS)
     even = [full[others[i]] for i in np.random.default_rng(0).permutation(len(others))]
-    rows = list(dict.fromkeys(in_turn(*kinds, even)))[:FIRST_ROWS]
+    rows = list(dict.fromkeys(in_turn(*kinds, even[::2], even[1::2])))[:FIRST_ROWS]
     return Sample(number, rows, [values[i] for i in rows])
 
 

@@ -41,6 +41,7 @@ class Tally:
     changed: int
     decisions: int
     max_diff: float
+    not_finite: int = 0
     look: int = 1
     last: bool = False
     texts: int = 0
@@ -62,7 +63,10 @@ class Tally:
         self.seconds += max(share.end for _, share in shares) - min(share.start for _, share in shares)
         full = np.isfinite(reference).all(axis=1)
         if full.any():
-            changed, decisions = sweep.model.rule.count_flips(probs[full], reference[full])
+            self.not_finite += int((~np.isfinite(probs[full]).all(axis=1)).sum())
+            changed, decisions = sweep.model.rule.count_flips(
+                probs[full], reference[full], sweep.tokens.reference.std(axis=0)
+            )
             self.changed, self.decisions = self.changed + changed, self.decisions + decisions
             self.max_diff = float(np.fmax(self.max_diff, np.abs(probs - reference)[full].max()))
         self.texts += len(texts)
@@ -75,6 +79,7 @@ class Tally:
         precision = VARIANTS[self.cell.variant].computes_in(sweep.device.gpu)
         alpha = alpha_of(self.look, self.last)
         figures |= parity_columns(precision, (self.changed, self.decisions), self.max_diff, alpha)
+        figures |= {"within": "no"} if self.not_finite else {}
         return in_words(figures) | {"status": "ok"}
 
     def verdict(self, sweep: Sweep) -> str:

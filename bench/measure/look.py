@@ -83,8 +83,11 @@ def measure_all(sweep: Sweep, cells: list[Cell], recorder: Recorder, repeats: in
         if tallies:
             names = ", ".join(cell.variant for cell in tallies)
             say(f"check      {names}: more texts, {sweep.check_time:.0f} s at most")
-            for cell, figures in check_more(sweep, workers, tallies):
-                recorder.add(cell, figures)
+            try:
+                for cell, figures in check_more(sweep, workers, tallies):
+                    recorder.add(cell, figures)
+            except UserError as error:  # such as memory: the rows that there are stand
+                say(f"the check ended: {error}")
 
 
 def leading(recorder: Recorder) -> list[Cell]:

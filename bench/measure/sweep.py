@@ -97,12 +97,14 @@ def fastest_end_to_end(cell: Cell, speeds: dict[Cell, float]) -> Cell | None:
 def run_in_turn(sweep: Sweep, workers: dict[Cell, ProcessPool], rounds: int) -> Iterator[tuple[Cell, dict]]:
     """Times cells once more, `rounds` times in turn with their workers ready: a slow second hits all alike.
 
-    A round before them does not count: the first passes of new workers are slow. Yields as run_cells.
+    A round before them does not count: the first passes of new workers are slow. Yields as run_cells; a cell that fails
+    is left out, since it has a row already.
     """
-    for cell, own in workers.items():
-        measure(sweep, own, cell)
-    for cell, own in [*workers.items()] * rounds:
-        yield cell, measure(sweep, own, cell)
+    for i, (cell, own) in enumerate([*workers.items()] * (1 + rounds)):
+        with contextlib.suppress(UserError):
+            figures = measure(sweep, own, cell)
+            if i >= len(workers):
+                yield cell, figures
 
 
 def measure_busy(device: Device) -> dict[str, str]:

@@ -33,7 +33,7 @@ def judge_variants(rows):
 
     `rows`: one for each cell, of the stages forward and end-to-end, and of the stage check where more texts were
     checked behind the sweep. A variant is judged by that check, else by the batching that changed most; one batching
-    that is NOT_WITHIN is enough. Rows of other versions or commits than the variant's latest don't count.
+    that is NOT_WITHIN is enough. Rows of other versions or commits than the latest count for themselves alone.
     `flips`, `decisions`, `max_diff`: of what decided; `per_text`: decisions of a text.
     """
     import pandas as pd
@@ -44,12 +44,20 @@ def judge_variants(rows):
         current = group[(group["versions"] == newest["versions"]) & (group["commit"] == newest["commit"])]
         verdicts = np.array([ORDER.index(judge_row(row)) for row in current.to_dict("records")])
         checks, cells = (current["stage"] == "check").to_numpy(), group[group["stage"] != "check"]
+        if checks.any():  # a batching that was measured later, and changes more, is not what was checked
+            last = current[checks].iloc[-1]
+            later = (current["date"] > last["date"]) & (current["flips"] > last["flips"])
+            checks = checks & (not later.any())
         decides = verdicts == ORDER.index(NOT_WITHIN)
         decides = decides if decides.any() else checks if checks.any() else verdicts == verdicts.max()
         basis = current[decides].sort_values(["flips", "decisions"], na_position="first").iloc[-1]
         verdict = ORDER[verdicts[decides].max()]
         per_text = current["decisions"].min() / np.minimum(N_SAMPLE, newest["texts"])
         shown = {"verdict": verdict, "flips": basis["flips"], "decisions": basis["decisions"], "per_text": per_text}
-        found.append(cells.assign(**shown, max_diff=current["max_diff"].max()))
+        own = cells.assign(**shown, max_diff=current["max_diff"].max())
+        older = ~own.index.isin(current.index)
+        of_rows = [judge_row(row) for row in group.loc[own.index].to_dict("records")]
+        worse = [max(verdict, of_row, key=ORDER.index) for of_row in of_rows]
+        found.append(own.assign(verdict=np.where(older, worse, verdict)))
     empty = rows.assign(verdict="", per_text=np.nan).iloc[:0]
     return pd.concat([own for own in found if len(own)]).sort_index() if any(map(len, found)) else empty

@@ -28,12 +28,31 @@ def model(problem_type: str = "multi_label_classification", threshold: str | Non
         (["fear"], [False, True, False]),
         ([0, 2], [True, False, True]),
         (1, [False, True, False]),
+        (1.0, [False, True, False]),
+        (float("nan"), None),
         ("", [False, False, False]),
         ([], [False, False, False]),
     ],
 )
 def test_gold_labels_are_names_or_numbers(value, held):
-    assert check_gold([value, None], model()).tolist() == [held]
+    found = check_gold([value, None, ["2"] if held is None else None], model())
+    assert found.tolist() == [held or [False, False, True]]
+
+
+def test_a_column_is_of_names_or_of_numbers():
+    """Labels that are called by numbers themselves would else be taken for their places."""
+    digits = SimpleNamespace(labels=["1", "2", "3"], problem_type="multi_label_classification")
+    assert check_gold(["1", "3"], digits).tolist() == [[True, False, False], [False, False, True]]
+    assert check_gold(["0", "1"], digits).tolist() == [[True, False, False], [False, True, False]]
+    assert "is none of the model's" in refused(check_gold, ["joy", "1"], model())
+
+
+def test_a_model_of_one_label_has_its_own_f1():
+    one = SimpleNamespace(labels=["spam"], problem_type="multi_label_classification")
+    one.rule = read_thresholds(None, one.labels, one.problem_type)
+    gold = ["spam", *[""] * 9]
+    assert score(gold, np.full((10, 1), 0.1), one) == {"texts": 10, "F1": 0.0}
+    assert score(gold, np.array([[0.9], [0.9], *[[0.1]] * 8]), one)["F1"] == pytest.approx(2 / 3)
 
 
 def test_scores_are_those_of_a_count_by_hand():
@@ -47,7 +66,9 @@ def test_scores_are_those_of_a_count_by_hand():
         "macro F1": pytest.approx((joy + fear + 0) / 3),
     }
     assert score(gold, np.where(probs == 0.1, 0.4, probs), model(threshold="0.3"))["micro F1"] > found["micro F1"]
-    single = score(["joy", "fear", "1", None], probs, model("single_label_classification"))
+    single = score(
+        ["joy", "fear", "fear", None, ""], np.vstack([probs, probs[:1]]), model("single_label_classification")
+    )
     assert single == {"texts": 3, "accuracy": pytest.approx(1 / 3)}
 
 

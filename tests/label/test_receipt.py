@@ -123,6 +123,8 @@ def test_the_first_part_that_is_wrong_stops_the_run_with_its_receipt(model, tabl
         Checker(found, {}).add(sample)
     assert read_receipt(tmp_path)["verdict"] == NOT_WITHIN
     checker = Checker(found, {}, stops=False)
+    checker.add(Sample(0, [], []))
+    assert checker.later is None, "a part without texts is not the first that can be compared"
     checker.add(sample)
     checker.add(sample)
     assert [len(later.rows) for later in checker.later] == [LATER_ROWS]

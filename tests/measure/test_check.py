@@ -60,7 +60,7 @@ def run(monkeypatch):
         cells = {name: Cell(name.replace("_", "-"), 1, Batching("sorted", 8), "check") for name in variants}
         sweep = make_sweep(
             model=SimpleNamespace(problem_type=MULTI.problem_type, rule=MULTI, labels=["x"] * LABELS),
-            tokens=SimpleNamespace(sample=range(256)),
+            tokens=SimpleNamespace(sample=range(256), reference=np.zeros((256, LABELS))),
             exports={},
             more_texts=["text"] * n_texts,
             check_time=check_time,
@@ -94,6 +94,16 @@ def test_near_the_tolerance_it_ends_with_the_texts_or_with_the_time(run):
     within, texts, _ = run(n_texts=3000, torch_bf16=FakeWorkers(wrong=125))["torch_bf16"]
     assert (within, texts) == ("not proven", 3000)
     assert run(check_time=0.0, torch_bf16=FakeWorkers()) == {}, "no time, no row"
+
+
+def test_one_answer_that_is_no_number_is_enough(run):
+    class NoNumber(FakeWorkers):
+        def call(self, *arguments):
+            [(indices, answers)] = super().call(*arguments)
+            answers.logits[0, 0] = np.nan if self.texts == 64 else answers.logits[0, 0]
+            return [(indices, answers)]
+
+    assert run(torch_bf16=NoNumber())["torch_bf16"][0] == "no"
 
 
 def test_what_is_slower_than_a_proven_variant_is_not_checked_further(run):

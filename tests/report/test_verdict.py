@@ -127,6 +127,18 @@ def test_texts_that_were_checked_behind_the_sweep_decide():
     assert ranks(*cells, check | {"commit": "older", "date": "2020-01-01T00:00:00Z"})[0] == (1, "onnx")
 
 
+def test_what_another_commit_measured_is_not_right_because_this_one_is():
+    old = row("onnx-int8", 100, batch_size=32, flips=0.02, decisions=4000, commit="a", date="2026-11-25T00:00:00Z")
+    new = row("onnx-int8", 50, decisions=4000, commit="b", date="2026-11-26T00:00:00Z", max_diff=0.1)
+    found = rank(table(old | {"max_diff": 0.1}, new))
+    assert found[["messages/s", "verdict"]].to_numpy().tolist() == [[50, "within tolerance"]]
+    check = row(
+        "torch-bf16", 80, stage="check", decisions=4000, within="yes", date="2026-11-25T00:00:00Z", max_diff=0.1
+    )
+    later = row("torch-bf16", 90, batch_size=32, flips=12 / 7168, decisions=7168, date="2026-11-26T00:00:00Z")
+    assert rank(table(check, later | {"max_diff": 0.1}))["verdict"].tolist() != ["within tolerance"]
+
+
 def test_what_was_measured_on_a_busy_device_is_not_ranked_beside_the_rest():
     lines = told(row("onnx", 90, busy="1.00"), row("torch", 12, busy="0.02"))
     assert [line.split()[:2] for line in lines[2:4]] == [["1.", "torch"], ["2.", "onnx"]]
