@@ -113,8 +113,8 @@ def select(rows, column: str, words: list[str]):
 def plan(rows, args: Namespace) -> list[Chart]:
     """Returns the figures that the rows give, the overview first."""
     names, what = model_names(rows), "the fastest variant within tolerance, against what people use"
-    overview = Chart((args.output or args.results_dir[0]) / "overview", figures.draw_overview, headlines(rows), what)
-    charts = [overview]
+    best, folder = headlines(rows), args.output or args.results_dir[0]
+    charts = [Chart(folder / "overview", figures.draw_overview, best, what)] if len(best) else []
     forward = rows[rows["stage"] == "forward"]
     for (model, dataset), group in forward.groupby(["model", "dataset"]):
         folder = args.output or args.results_dir[0] / file_name(names[model])
