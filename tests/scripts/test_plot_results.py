@@ -91,7 +91,7 @@ def test_all_is_drawn_and_the_readme_written_between_its_markers(project, plot):
     readme = Path("README.md").read_text()
     assert readme.startswith(f"# Title\nabove\n{BEGIN}\n")
     assert readme.endswith(f"\n{END}\nbelow\n")
-    headline = "- RTX 4090, some\\_model: **12.3 times eager FP32 torch in the file's order**: onnx-fp16, 1,234"
+    headline = (
         "- RTX 4090, some\\_model: **12.3 times eager FP32 torch in the file's order**: onnx-fp16, 1,234 messages/s"
     )
     assert headline in readme
