@@ -94,8 +94,8 @@ def sample_dump(path: Path, rules: Namespace, before: int = 0) -> tuple[Counter,
         for rows in Table(path, SCHEMA).rows(SCHEMA):
             comments = list(zip(*(column.to_pylist() for column in rows.table.columns), strict=True))
             verdicts = [judge(*comment, rules) for comment in comments]
-            for i, reason in rows.bad.items():
-                verdicts[i] = "broken" if reason.endswith(NOT_JSON) else "other"
+            for i, (_, reason) in rows.bad.items():
+                verdicts[i] = "broken" if reason == NOT_JSON else "other"
             counts.update(verdicts)
             for (name, subreddit, body, _), verdict in zip(comments, verdicts, strict=True):
                 if verdict == "eligible":

@@ -1,7 +1,9 @@
 """What all formats share: the Rows that they give, and the bytes of compressed files."""
 
+import codecs
 import contextlib
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,12 +23,12 @@ MAX_LINE = 2**26  # bytes; the longest comments have about 100 KB of JSON
 class Rows:
     """Some rows of a file.
 
-    bad: number of a row in `table` -> its line and why it can't be read; its values are null. bytes_read: how far the
+    bad: number of a row in `table` -> (its line, why it can't be read); its values are null. bytes_read: how far the
     file is read.
     """
 
     table: pa.Table
-    bad: dict[int, str] = field(default_factory=dict)
+    bad: dict[int, tuple[int, str]] = field(default_factory=dict)
     bytes_read: int = 0
 
 
@@ -36,7 +38,7 @@ def read_lines(path: Path) -> Iterator[tuple[bytes, int]]:
     Raises OSError, EOFError, zlib.error or ValueError if it is truncated, corrupt, or has a line above MAX_LINE.
     """
     rest = b""
-    for text, position in decompress_zstandard(path) if path.suffix.lower() == ".zst" else decompress(path):
+    for text, position in read_blocks(path):
         end = text.rfind(b"\n") + 1
         if end:
             yield rest + text[:end], position
@@ -47,7 +49,11 @@ def read_lines(path: Path) -> Iterator[tuple[bytes, int]]:
     yield rest, path.stat().st_size
 
 
-def decompress(path: Path) -> Iterator[tuple[bytes, int]]:
+def read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Yields (a block of a plain, .gz or .zst file, bytes of the file that were read so far). Raises as read_lines."""
+    if path.suffix.lower() == ".zst":
+        yield from decompress_zstandard(path)
+        return
     with path.open("rb") as file:
         unpacked = gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file
         while block := unpacked.read(BLOCK_BYTES):
@@ -75,6 +81,32 @@ def decompress_zstandard(path: Path) -> Iterator[tuple[bytes, int]]:
         raise ValueError(f"corrupt: {error}") from error
     if frame:
         raise ValueError("truncated")
+
+
+class BlockReader(io.RawIOBase):
+    """A binary file of blocks that come one after another."""
+
+    def __init__(self, blocks: Iterator[bytes]):
+        self.blocks, self.rest = blocks, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self.rest:
+            if (block := next(self.blocks, None)) is None:
+                return 0
+            self.rest = memoryview(block)
+        count = min(len(buffer), len(self.rest))
+        buffer[:count], self.rest = self.rest[:count], self.rest[count:]
+        return count
+
+
+def open_text(path: Path, encoding: str) -> io.TextIOWrapper:
+    """Opens a plain, .gz or .zst file as text, whose lines end in a line feed."""
+    blocks = io.BufferedReader(BlockReader(block for block, _ in read_blocks(path)), BLOCK_BYTES)
+    encoding = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+    return io.TextIOWrapper(blocks, encoding, errors="surrogateescape", newline="\n")
 
 
 def read_head(path: Path) -> tuple[bytes, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.files import digest
-from bench.inputs.readers import FORMATS, common_schema, open_table, read_all
+from bench.inputs.readers import FORMAT_WORDS, common_schema, open_table, read_all
 from utils import ROOT, UserError
 
 # name: the published file, and the bundled one that takes its place until it is downloaded
@@ -48,7 +48,7 @@ class Dataset:
 def load_dataset(
     name_or_path: str, column: str = "body", limit: int | None = None, label_column: str | None = None
 ) -> Dataset:
-    """Reads the texts of `normal`, `filtered` or a file in one of readers.FORMATS, which is named as its file is.
+    """Reads the texts of `normal`, `filtered` or a file, which is named as its file is.
 
     Rows without text (missing, empty, only white space) are left out and counted in the notes. `limit` keeps that many
     texts, evenly spaced through the file. Raises UserError where the file, the column or every text is missing.
@@ -81,7 +81,7 @@ def read_columns(path: Path, column: str, label_column: str | None = None) -> li
     Raises UserError if one can't be read, or if the texts are not text.
     """
     if not os.path.isfile(path):  # unlike Path's, it takes a name that is too long for one that isn't there
-        names = f"names: {', '.join(DATASETS)}; or a file that ends in {', '.join(FORMATS)}"
+        names = f"names: {', '.join(DATASETS)}; or a file: {FORMAT_WORDS}"
         raise UserError(f"no dataset file {path} ({names})")
     table = open_table(path)
     names = [column, label_column] if label_column else [column]

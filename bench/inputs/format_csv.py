@@ -1,78 +1,97 @@
-"""CSV and CSV.gz files in UTF-8. Their columns stay text."""
+"""CSV files, and others whose fields a character separates. Their columns stay text."""
 
 import csv
-import gzip
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 
-from bench.inputs.blocks import N_ROWS, Rows, read_head
+from bench.inputs.blocks import N_ROWS, Rows, open_text, read_head
 
-UNDECODED = re.compile(r"[\udc80-\udcff]")  # what a byte that is no UTF-8 becomes, see PEP 383
-
-
-def read_schema(path: Path) -> pa.Schema:
-    line, header = next(read_fields(path), (1, []))
-    check_encoding(line, header)
-    return pa.schema([(name, pa.string()) for name in header])
+UNDECODED = re.compile(r"[\udc80-\udcff]")  # what a byte that can't be decoded becomes, see PEP 383
 
 
-def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
-    rows = read_fields(path)
-    _, header = next(rows)
-    places = [header.index(name) for name in schema.names]
-    while some := list(islice(rows, N_ROWS)):
-        try:
-            columns = [pa.array([fields[i] for _, fields in some], pa.string()) for i in places]
-        except UnicodeEncodeError:
-            for line, fields in some:
-                check_encoding(line, fields)
-            raise
-        yield Rows(pa.table(columns, names=schema.names))
+@dataclass(frozen=True)
+class Csv:
+    """Reads files whose fields are separated by a `delimiter`: without one by a tab in .tsv files, else by a comma.
 
-
-def read_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields (number of its last line, fields) of the header and each row, without blank lines.
-
-    A byte that is no UTF-8 becomes half of a surrogate pair. Raises ValueError, with the line, where a comma, a quote
-    or a line break stands unquoted in a field, rather than guess: rows have as many fields as the header, or as many as
-    it has without commas at its end.
+    encoding: of the text, by one of Python's names. A byte order mark of UTF-8 is no text.
     """
-    csv.field_size_limit(2**31 - 1)  # the largest that fits a C long everywhere
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        reader, most = csv.reader(file, strict=True), 0
-        while True:
+
+    delimiter: str | None = None
+    encoding: str = "utf-8"
+
+    def read_schema(self, path: Path) -> pa.Schema:
+        line, header, why = next(self.read_fields(path), (1, [], ""))
+        if why := why or undecoded(header, self.encoding):
+            raise ValueError(f"line {line}: {why}")
+        return pa.schema([(name, pa.string()) for name in header])
+
+    def read_rows(self, path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
+        rows = self.read_fields(path)
+        _, header, _ = next(rows)
+        places = [header.index(name) for name in schema.names]
+        while some := list(islice(rows, N_ROWS)):
+            bad = {i: (line, why) for i, (line, _, why) in enumerate(some) if why}
+            values = [None if why else fields for _, fields, why in some]
             try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise ValueError(f"line {reader.line_num}: {error}") from error
-            if not fields:
-                continue
-            if not most:
-                most = len(fields)
-                while fields and not fields[-1]:
-                    fields.pop()
-                least = len(fields)
-            if not least <= len(fields) <= most:
-                raise ValueError(f"line {reader.line_num} has {len(fields)} fields, the header has {least}")
-            yield reader.line_num, fields
+                yield Rows(to_table(values, places, schema), bad)
+            except UnicodeEncodeError:
+                for i, (line, fields, _) in enumerate(some):
+                    if fields and (why := undecoded(fields, self.encoding)):
+                        bad[i], values[i] = (line, why), None
+                yield Rows(to_table(values, places, schema), bad)
+
+    def read_fields(self, path: Path) -> Iterator[tuple[int, list[str], str]]:
+        """Yields (number of its last line, fields, why it can't be read) of the header and of each row.
+
+        Rows have as many fields as the header, or as many as it has without empty ones at its end. Where a delimiter, a
+        quote or a line break stands unquoted in a field, a row has more or fewer: that is not guessed at. A blank line
+        is a row where there is one column. A byte that can't be decoded becomes half of a surrogate pair.
+        """
+        csv.field_size_limit(2**31 - 1)  # the largest that fits a C long everywhere
+        with open_text(path, self.encoding) as file:
+            reader, most = csv.reader(file, strict=True, delimiter=self.delimiter_of(path)), 0
+            while True:
+                try:
+                    fields = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield reader.line_num, [], str(error)
+                    continue
+                if not fields and most != 1:
+                    continue
+                fields = fields or [""]
+                if not most:
+                    most = len(fields)
+                    while fields and not fields[-1]:
+                        fields.pop()
+                    least = len(fields)
+                fits = least <= len(fields) <= most
+                yield reader.line_num, fields, "" if fits else f"{len(fields)} fields, the header has {least}"
+
+    def delimiter_of(self, path: Path) -> str:
+        return self.delimiter or ("\t" if ".tsv" in path.suffixes[-2:] else ",")
+
+    def estimate_rows(self, path: Path) -> int:
+        head, times = read_head(path)
+        text = io.StringIO(head.decode(self.encoding, errors="replace"), newline="")
+        lines = csv.reader(text, delimiter=self.delimiter_of(path))
+        return round((sum(1 for _ in lines) - 1) * times)
 
 
-def check_encoding(line: int, fields: list[str]) -> None:
-    """Raises ValueError, with the line, if a field has a byte that is no UTF-8."""
-    if bad := UNDECODED.search("".join(fields)):
-        byte = ord(bad[0]) - 0xDC00
-        raise ValueError(f"line {line} has the byte 0x{byte:02x}, which is no UTF-8: convert the file to UTF-8")
+def to_table(rows: list[list[str] | None], places: list[int], schema: pa.Schema) -> pa.Table:
+    """Returns the fields in these places as columns; nulls where there is no row."""
+    columns = [pa.array([fields and fields[i] for fields in rows], pa.string()) for i in places]
+    return pa.table(columns, names=schema.names)
 
 
-def estimate_rows(path: Path) -> int:
-    head, times = read_head(path)
-    lines = csv.reader(io.StringIO(head.decode(errors="replace"), newline=""))
-    return round((sum(1 for _ in lines) - 1) * times)
+def undecoded(fields: list[str], encoding: str) -> str:
+    """Says which byte of the fields is not of the encoding; nothing if all are."""
+    bad = UNDECODED.search("".join(fields))
+    return f"the byte 0x{ord(bad[0]) - 0xDC00:02x}, which is no {encoding.upper()}: see --encoding" if bad else ""

@@ -1,4 +1,4 @@
-"""JSON Lines compressed by zstandard, such as Pushshift's dumps: an object a line, of which scalars are columns."""
+"""JSON Lines, such as Pushshift's dumps: an object a line, of which scalars are columns."""
 
 import json
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
                 if text.strip():
                     row = parse_line(text, decoder)
                     if isinstance(row, str):
-                        bad[len(found)], row = f"line {number}: {row}", row_type()
+                        bad[len(found)], row = (number, row), row_type()
                     found.append(row)
         line += block.count(b"\n")
         if len(found) >= N_ROWS:

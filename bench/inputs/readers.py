@@ -1,27 +1,34 @@
-"""Files of texts -> rows: the one reader for every script. A format is a module and a line in FORMATS."""
+"""Files of texts -> rows: the one reader for every script. A format is a module or class, and a line in FORMATS."""
 
 import contextlib
-import csv
+import json
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import unquote
 
 import pyarrow as pa
 
 from bench.files import check_no_pointer
-from bench.inputs import format_csv, format_json_lines, format_parquet
+from bench.inputs import format_json_lines, format_parquet
 from bench.inputs.blocks import Rows
+from bench.inputs.format_csv import Csv
 from utils import UserError, clean, first_line, say
 
-# how a file's name ends: the module that reads it, which has
+# how a file's name ends: what reads it, which has
 # read_schema(path) -> names and types of the columns;
 # read_rows(path, schema, skip) -> yields Rows of these columns in the file's order; of the first `skip` rows the values
 # may be missing, but not the rows;
 # estimate_rows(path) -> how many rows there are, exactly or about
-FORMATS = {".csv": format_csv, ".csv.gz": format_csv, ".parquet": format_parquet, ".zst": format_json_lines}
+JSON_LINES = ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst", ".zst"
+CSV = ".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst"
+FORMATS = dict.fromkeys(CSV, Csv) | dict.fromkeys(JSON_LINES, format_json_lines) | {".parquet": format_parquet}
+FORMAT_WORDS = "CSV or TSV (.csv, .tsv), JSON Lines (.jsonl, .ndjson), both also as .gz or .zst, and Parquet (.parquet)"
+COMMAS = Csv()
+BAD = "bad row"  # the column that says why a row can't be read, see read_all
 TEXT_TYPES = ("string", "large_string", "string_view", "null")
 
 
@@ -31,20 +38,30 @@ class UnreadableFile(UserError):
 
 @dataclass(frozen=True)
 class Table:
-    """A file of rows. `schema`: names and types of its columns."""
+    """A file of rows.
+
+    schema: names and types of its columns; csv: how it is read if it is CSV; of_folders: columns that the names of its
+    folders give, with their values.
+    """
 
     path: Path
     schema: pa.Schema
+    csv: Csv = COMMAS
+    of_folders: dict[str, str] = field(default_factory=dict)
 
     def rows(self, schema: pa.Schema, skip: int = 0) -> Iterator[Rows]:
         """Yields all rows, cast to the schema; of the first `skip` the values may be missing. Raises UnreadableFile."""
+        own = pa.schema([decoded(self.field(name)) for name in schema.names if name not in self.of_folders])
         with reading(self.path):
-            for rows in format_of(self.path).read_rows(self.path, schema, skip):
-                yield Rows(rows.table.cast(schema), rows.bad, rows.bytes_read)
+            for rows in format_of(self.path, self.csv).read_rows(self.path, own, skip):
+                table = rows.table
+                for name in set(schema.names) & set(self.of_folders):
+                    table = table.append_column(name, pa.array([self.of_folders[name]] * len(table), pa.string()))
+                yield Rows(table.select(schema.names).cast(schema), rows.bad, rows.bytes_read)
 
     def estimate_rows(self) -> int:
         with reading(self.path):
-            return format_of(self.path).estimate_rows(self.path)
+            return format_of(self.path, self.csv).estimate_rows(self.path)
 
     def field(self, name: str) -> pa.Field:
         """Returns a column's name and type. Raises UserError if there is none."""
@@ -55,25 +72,34 @@ class Table:
         return self.schema.field(name).with_nullable(True)
 
 
-def open_table(path: Path) -> Table:
-    """Opens a file. Raises UserError if it can't be read, has no column, or two of one name."""
+def open_table(path: Path, csv: Csv = COMMAS, root: Path | None = None) -> Table:
+    """Opens a file. Folders below the `root` of names like `year=2024` give columns of text, as Hive and Spark do it.
+
+    Raises UserError if it can't be read, has no column, or two of one name.
+    """
     if not format_of(path):
-        raise UserError(f"{path} can't be read: the formats that can are {', '.join(FORMATS)}")
+        raise UserError(f"{path} can't be read: what can is {FORMAT_WORDS}")
     with reading(path):
         check_no_pointer(path)
-        schema = format_of(path).read_schema(path)
+        schema = format_of(path, csv).read_schema(path)
     if not schema.names:
         raise UserError(f"{path} is empty: it has no columns")
     if twice := [name for name in schema.names if schema.names.count(name) > 1]:
         columns = ", ".join(schema.names)
         raise UserError(f"{path} has {len(twice)} columns {twice[0]!r}; its columns: {columns}")
-    return Table(path, schema)
+    folders = path.relative_to(root).parts[:-1] if root and root != path else ()
+    pairs = [name.split("=", 1) for name in folders if "=" in name]
+    of_folders = {unquote(key): unquote(value) for key, value in pairs if unquote(key) not in schema.names}
+    for name in of_folders:
+        schema = schema.append(pa.field(name, pa.string()))
+    return Table(path, schema, csv, of_folders)
 
 
-def format_of(path: Path) -> ModuleType | None:
-    """Returns what reads a file of this name, None if nothing does."""
+def format_of(path: Path, csv: Csv = COMMAS) -> ModuleType | Csv | None:
+    """Returns what reads a file of this name, `csv` if it is one; None if nothing does."""
     suffixes = [suffix for suffix in FORMATS if path.name.lower().endswith(suffix)]
-    return FORMATS[max(suffixes, key=len)] if suffixes else None
+    found = FORMATS[max(suffixes, key=len)] if suffixes else None
+    return csv if found is Csv else found
 
 
 @contextlib.contextmanager
@@ -83,7 +109,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise UnreadableFile(f"{path} can't be read: out of memory for {error or 'its rows'}") from error
-    except (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
         raise UnreadableFile(f"{path} can't be read: {first_line(error)}") from error
 
 
@@ -91,23 +117,26 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def find_files(path: Path) -> list[Path]:
-    """Returns the file, or those files of a folder that can be read, by name; says what else is in the folder.
+    """Returns the file, or those files of a folder and its sub-folders that can be read, in the order of their paths.
 
-    Raises UserError if there is none.
+    Passes over what begins with a dot or an underscore; says what else is there. Raises UserError if there is none.
     """
-    formats = ", ".join(FORMATS)
     if not os.path.lexists(path):
         raise UserError(f"there is no {path}")
     if not path.is_dir():
         if not path.is_file() or not format_of(path):
-            raise UserError(f"{path} is no file that can be read: those that can end in {formats}")
+            raise UserError(f"{path} is no file that can be read: what can is {FORMAT_WORDS}")
         return [path]
-    seen = sorted(file for file in path.iterdir() if not file.name.startswith((".", "_")))
+    seen = []
+    for folder, inner, names in os.walk(path):
+        inner[:] = [name for name in inner if not name.startswith((".", "_"))]
+        seen += [Path(folder, name) for name in names if not name.startswith((".", "_"))]
+    seen.sort()
     files = [file for file in seen if format_of(file) and file.is_file()]
     if not files:
-        raise UserError(f"{path} holds no file that can be read: those that can end in {formats}")
+        raise UserError(f"{path} holds no file that can be read: what can is {FORMAT_WORDS}")
     if others := [file.name for file in seen if file not in files]:
-        say(f"{path}: {len(others)} folders or other files in it are passed over, such as {clean(others[0])}")
+        say(f"{path}: {len(others)} other files in it are passed over, such as {clean(others[0])}")
     return files
 
 
@@ -116,17 +145,31 @@ def common_schema(tables: list[Table], columns: list[str], text_column: str) -> 
 
     Raises UserError if a file lacks one, if two files don't go together, or if the texts' column is not text.
     """
-    common = None
-    for table in tables:
-        own = pa.schema([decoded(table.field(name)) for name in columns])
+    schemas = [pa.schema([decoded(table.field(name)) for name in columns]) for table in tables]
+    common = schemas[0]
+    for table, own in zip(tables, schemas, strict=True):
         try:
-            common = pa.unify_schemas([common or own, own], promote_options="permissive")
+            common = pa.unify_schemas([common, own], promote_options="permissive")
         except pa.ArrowException as error:
             raise UserError(f"{table.path}: a column is of another type than in the files before: {error}") from error
+    common = pa.schema([exact(column, schemas) for column in common])
     kind = common.field(text_column).type
     if str(kind) not in TEXT_TYPES:
         raise UserError(f"column {text_column!r} is not text, it is {kind}")
     return common
+
+
+def exact(column: pa.Field, schemas: list[pa.Schema]) -> pa.Field:
+    """Returns a column that is to hold the values of several files: as text where its type can't hold each of them.
+
+    A double holds no whole number of 64 bits, and an int64 not all that are unsigned.
+    """
+    kinds = {schema.field(column.name).type for schema in schemas}
+    whole = [kind for kind in kinds if pa.types.is_integer(kind) and kind.bit_width == 64]
+    if whole and any(kind != column.type for kind in whole) and not pa.types.is_decimal(column.type):
+        say(f"column {column.name} has the types {', '.join(sorted(map(str, kinds)))}: it is copied as text")
+        return pa.field(column.name, pa.string())
+    return column
 
 
 def decoded(field: pa.Field) -> pa.Field:
@@ -134,12 +177,23 @@ def decoded(field: pa.Field) -> pa.Field:
     return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
-def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0) -> Iterator[pa.Table]:
-    """Yields the rows of all files behind the first `skip`, thousands at once. Raises UnreadableFile."""
+def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0, set_aside: bool = False) -> Iterator[pa.Table]:
+    """Yields the rows of all files behind the first `skip`, thousands at once. Raises UnreadableFile.
+
+    Of a bad row it is raised, too; `set_aside` gives nulls instead, and a column BAD with the file, the line and the
+    reason, as JSON.
+    """
     for table in tables:
         for rows in table.rows(schema, skip):
-            if bad := [why for i, why in rows.bad.items() if i >= skip]:
-                raise UnreadableFile(f"{table.path} can't be read: {bad[0]}")
-            if len(rows.table) > skip:
-                yield rows.table.slice(skip)
-            skip = max(skip - len(rows.table), 0)
+            bad = {i: found for i, found in rows.bad.items() if i >= skip}
+            found = rows.table
+            if bad and not set_aside:
+                line, why = next(iter(bad.values()))
+                raise UnreadableFile(f"{table.path} can't be read: line {line}: {why}")
+            if set_aside:
+                places = {i: {"file": str(table.path), "line": line, "reason": why} for i, (line, why) in bad.items()}
+                words = [json.dumps(places[i]) if i in places else None for i in range(len(found))]
+                found = found.append_column(BAD, pa.array(words, pa.string()))
+            if len(found) > skip:
+                yield found.slice(skip)
+            skip = max(skip - len(found), 0)
