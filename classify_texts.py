@@ -26,6 +26,7 @@ Exit code: 0, 1 if something failed on the way or rows are wrong, 2 for wrong us
 
 import contextlib
 import itertools
+import json
 import math
 import sys
 import time
@@ -87,6 +88,7 @@ def parse_arguments() -> Namespace:
     add("--results-dir", type=Path, default=Path("results"), help="of run_benchmark.py (default: results)")
     threshold_help = "above which a label holds: a number, or a JSON file of label -> number (default: 0.5)"
     add("--threshold", metavar="NUMBER|FILE", help=threshold_help)
+    add("--strict", action="store_true", help="stop at a row that can't be read or answered, rather than set it aside")
     checking = parser.add_mutually_exclusive_group()
     checking.add_argument("--no-check", action="store_true", help="go on where rows are wrong, and say it at the end")
     checking.add_argument("--check-only", action="store_true", help="label nothing: compare rows of DIR as it is")
@@ -214,6 +216,8 @@ def label_all(args: Namespace, pool: LabelPool, tables: list[Table], spec: Outpu
         for part in labelled:
             made, done = made + part.counts, done + part.counts.rows
             progress.update(done - progress.n)
+            if args.strict and part.counts.bad:
+                stop_at_bad_row(folder)
             checker.add(part.sample)
         progress.total = done
     in_all, seconds = output.count_rows(folder), time.monotonic() - start - pool.loading - checker.comparison.seconds
@@ -227,6 +231,15 @@ def label_all(args: Namespace, pool: LabelPool, tables: list[Table], spec: Outpu
     checker.about["messages/s"] = round(made.texts / seconds, 1)
     if not there:  # else rows of all parts are compared, see label()
         checker.finish(checker.later, count_parts(folder))
+
+
+def stop_at_bad_row(folder: Path) -> None:
+    """Raises RunError with the first bad row that is written down; without one it does nothing."""
+    output.write_bad_rows(folder)
+    if (file := folder / output.BAD_FILE).exists():
+        first = json.loads(file.read_text().splitlines()[0])
+        place = f"{first['file']}, line {first['line']}" if "file" in first else f"{first['part']}, row {first['row']}"
+        raise RunError(f"{place}: {first['reason']}; without --strict it is set aside")
 
 
 def check_folder(args: Namespace, model: Model, tables: list[Table], spec: OutputSpec, run: dict) -> None:

@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from bench.classifier import Classifier, ClassifierSpec
 from bench.inputs.batches import Batching
 from bench.inputs.model import WEIGHTS
 from bench.inputs.readers import Table
-from bench.label.output import OutputSpec, label_table, part_name, read_parts, write_part
+from bench.label.output import Answers, OutputSpec, label_table, part_name, read_parts, write_part
 from bench.label.pool import N_TRIES, Part, token_counts
 from bench.label.sample import pick_sample
 from bench.machine import cpu_cores
@@ -64,9 +62,9 @@ class Actor:
             raise RunError(f"{part_name(number)}: {error_summary(error)}; the finished parts stay") from error
         return Part(counts, pick_sample(number, table, job.output.text_column, job.spec.model))
 
-    def classify(self, texts: list[str]) -> tuple[np.ndarray, dict]:
+    def classify(self, texts: list[str]) -> Answers:
         predictions = self.classifier.predict(texts, self.job.batching)
-        return probabilities(predictions.logits, self.job.spec.model.problem_type), token_counts(predictions)
+        return Answers(probabilities(predictions.logits, self.job.spec.model.problem_type), token_counts(predictions))
 
 
 @contextlib.contextmanager

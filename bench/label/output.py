@@ -5,7 +5,7 @@ import fcntl
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,14 @@ import pyarrow.parquet as pq
 
 from bench.files import check_writable, new_file, read_json
 from bench.inputs.datasets import has_text
-from bench.inputs.readers import Table, read_all
+from bench.inputs.readers import BAD, Table, read_all
 from utils import UserError, say
 
 PART = re.compile(r"part-\d{5,}\.parquet")
 COUNTS = b"classify_texts"  # the key of a part's counts in its metadata
+BAD_ROWS = b"bad_rows"  # the key of what is known of its bad rows
+BAD_FILE = "_bad_rows.jsonl"
+DEAD = "a worker failed on it"  # how the reason of such a text begins
 RECEIPT_FILE = "_receipt.json"
 JOB_FILE = "_job.json"  # what the parts are made of; pandas and Spark pass over names with an underscore
 LOCK_FILE = "_lock"
@@ -54,7 +57,7 @@ class Counts:
     """What is counted of a part, and kept in its file.
 
     rows; texts: rows that have a text; no_answer: texts that have nulls all the same; tokens: that the model got;
-    truncated: texts that were cut, lost: their tokens that were cut off.
+    truncated: texts that were cut, lost: their tokens that were cut off; bad: rows that could not be read or answered.
     """
 
     rows: int = 0
@@ -63,18 +66,34 @@ class Counts:
     tokens: int = 0
     truncated: int = 0
     lost: int = 0
+    bad: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the model says of texts: `probs` [texts, labels], nan without an answer; the Counts of `tokens`.
+
+    dead: number of a text -> why it has no answer, if a worker failed on it.
+    """
+
+    probs: np.ndarray
+    tokens: dict[str, int] = field(default_factory=dict)
+    dead: dict[int, str] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------------------------------------- rows and columns
 
 
 def read_parts(tables: list[Table], output: OutputSpec, skip: int) -> Iterator[pa.Table]:
-    """Yields the rows of all files behind the first `skip`, a part's at once. Raises UserError as read_all."""
+    """Yields the rows of all files behind the first `skip`, a part's at once, with the column BAD.
+
+    Raises UserError as read_all.
+    """
     waiting, left = [], float("inf") if output.limit is None else max(output.limit - skip, 0)
-    for rows in read_all(tables, output.schema, skip):
+    for rows in read_all(tables, output.schema, skip, set_aside=True):
         table = rows.slice(0, int(min(left, len(rows))))
         left -= len(table)
         waiting += [table] if len(table) else []
@@ -91,27 +110,38 @@ def read_parts(tables: list[Table], output: OutputSpec, skip: int) -> Iterator[p
 def label_table(table: pa.Table, classify: Callable, output: OutputSpec) -> tuple[pa.Table, Counts]:
     """Returns (the `columns` of a table and what the model says of its texts, what is counted).
 
-    classify(texts) -> (probabilities [texts, labels], a dict of the Counts of tokens). That is a float32 column for
-    each label, or with `top_label` the best `label` and its `score`; nulls where there is no text. Without an answer
-    are texts that have no token, and those of which the model says something that is not finite; they have nulls, too.
+    classify(texts) -> Answers. That is a float32 column for each label, or with `top_label` the best `label` and its
+    `score`; nulls where there is no text. Without an answer are texts that have no token, and those of which the model
+    says something that is not finite; they have nulls, too. These and the rows that can't be read are named in the
+    metadata of the schema, under BAD_ROWS.
     """
     values = table[output.text_column].to_pylist()
     full = np.array([i for i, value in enumerate(values) if has_text(value)], dtype=int)
-    probs, of_tokens = np.full((len(table), len(output.labels)), np.nan, dtype=np.float32), {}
+    probs, tokens = np.full((len(table), len(output.labels)), np.nan, dtype=np.float32), {}
+    unread = table[BAD].to_pylist() if BAD in table.schema.names else []
+    bad = {i: json.loads(why) for i, why in enumerate(unread) if why}
     if len(full):
-        probs[full], of_tokens = classify([values[i] for i in full])
+        answers = classify([values[i] for i in full])
+        probs[full], tokens = answers.probs, answers.tokens
+        bad |= {int(full[i]): {"reason": why} for i, why in answers.dead.items()}
     missing = ~np.isfinite(probs).all(axis=1)
-    counts = Counts(rows=len(table), texts=len(full), no_answer=int(missing[full].sum()), **of_tokens)
+    for i in full[missing[full]]:
+        bad.setdefault(int(i), {"reason": "the text has no token that the model knows, or a score that is not finite"})
+    counts = Counts(rows=len(table), texts=len(full), no_answer=int(missing[full].sum()), bad=len(bad), **tokens)
     found = table.select(output.columns)
-    if output.top_label:
-        best = np.where(missing, 0, probs.argmax(axis=1))
-        names = pa.array([output.labels[i] for i in best], pa.string(), mask=missing)
-        scores = pa.array(probs[np.arange(len(probs)), best], mask=missing)
-        label, score = output.added
-        return found.append_column(label, names).append_column(score, scores), counts
-    for i, label in enumerate(output.added):
-        found = found.append_column(label, pa.array(np.ascontiguousarray(probs[:, i]), mask=missing))
-    return found, counts
+    for name, values in zip(output.added, new_columns(probs, missing, output), strict=True):
+        found = found.append_column(name, values)
+    places = json.dumps([{"row": i} | bad[i] for i in sorted(bad)])
+    return found.replace_schema_metadata({BAD_ROWS: places} if bad else None), counts
+
+
+def new_columns(probs: np.ndarray, missing: np.ndarray, output: OutputSpec) -> list[pa.Array]:
+    """Returns what is added for probabilities [rows, labels]; nulls where they are `missing`."""
+    if not output.top_label:
+        return [pa.array(np.ascontiguousarray(column), mask=missing) for column in probs.T]
+    best = np.where(missing, 0, probs.argmax(axis=1))
+    names = pa.array([output.labels[i] for i in best], pa.string(), mask=missing)
+    return [names, pa.array(probs[np.arange(len(probs)), best], mask=missing)]
 
 
 # ----------------------------------------------------------------------------------------------------- the folder
@@ -169,6 +199,22 @@ def read_counts(part: Path) -> Counts | None:
     return Counts(**json.loads(found)) if found else None
 
 
+def read_bad_rows(part: Path) -> list[dict]:
+    """Returns what is known of the bad rows of a part: `row`, `reason`, and perhaps `file` and `line`."""
+    return json.loads((pq.read_schema(part).metadata or {}).get(BAD_ROWS, b"[]"))
+
+
+def write_bad_rows(folder: Path) -> None:
+    """Writes BAD_FILE: for each bad row its part, its row there, the file and the line if known, and the reason."""
+    if not any(counts and counts.bad for counts in map(read_counts, part_files(folder))):
+        (folder / BAD_FILE).unlink(missing_ok=True)
+        return
+    with new_file(folder / BAD_FILE) as file:
+        for part in part_files(folder):
+            for place in read_bad_rows(part):
+                file.write(json.dumps({"part": part.name} | place).encode() + b"\n")
+
+
 def read_job(folder: Path) -> dict:
     """Returns the job of the parts in a folder; nothing where it is not known."""
     try:
@@ -183,7 +229,7 @@ def prepare_output(folder: Path, job: dict, overwrite: bool) -> None:
     Raises UserError if it holds other things, or parts of another job.
     """
     before, done, temporary = read_job(folder), part_files(folder), [*folder.glob(f".*{TEMPORARY}")]
-    ours = {JOB_FILE, LOCK_FILE, RECEIPT_FILE, *(path.name for path in (*done, *temporary))}
+    ours = {JOB_FILE, LOCK_FILE, RECEIPT_FILE, BAD_FILE, *(path.name for path in (*done, *temporary))}
     if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ours):
         raise UserError(f"{folder} holds {foreign[0]}, which is not a part: name another folder")
     if done and not (folder / JOB_FILE).is_file():
@@ -194,7 +240,8 @@ def prepare_output(folder: Path, job: dict, overwrite: bool) -> None:
     for path in [*temporary, *(done if overwrite else [])]:
         path.unlink()
     if overwrite:
-        (folder / RECEIPT_FILE).unlink(missing_ok=True)
+        for name in (RECEIPT_FILE, BAD_FILE):
+            (folder / name).unlink(missing_ok=True)
     if before != job:
         with new_file(folder / JOB_FILE) as file:
             file.write(json.dumps(job, indent=2).encode())

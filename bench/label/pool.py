@@ -15,13 +15,25 @@ from bench.classifier import Classifier, ClassifierSpec, Predictions
 from bench.inputs.batches import Batching
 from bench.inputs.readers import Table
 from bench.inputs.stream import prefetch
-from bench.label.output import TEMPORARY, Counts, OutputSpec, is_whole, label_table, part_name, read_parts, write_part
+from bench.label.output import (
+    DEAD,
+    TEMPORARY,
+    Answers,
+    Counts,
+    OutputSpec,
+    is_whole,
+    label_table,
+    part_name,
+    read_parts,
+    write_part,
+)
 from bench.label.sample import Sample, pick_sample
 from bench.parity import probabilities
 from bench.processes import ProcessPool, WorkerFailed
 from utils import RunError, say
 
-N_TRIES = 2  # of a part: then it stops
+N_TRIES = 2  # of a part, then its halves; and of what a Ray actor does
+MOST_DEAD = 3  # texts of a part on which workers die: with more it is not the texts
 STALL_TIMEOUT = 600  # seconds without a heartbeat of a worker: a batch takes seconds at most
 
 
@@ -55,35 +67,60 @@ class LabelPool:
             write_part(self.folder, number, labelled, counts)
             yield Part(counts, pick_sample(number, table, output.text_column, self.specs[0].model))
 
-    def classify(self, texts: list[str], rows: str, on_progress: Callable) -> tuple[np.ndarray, dict]:
-        """Returns what label_table wants of texts. Raises RunError, which names the rows, if it fails twice."""
+    def classify(self, texts: list[str], rows: str, on_progress: Callable) -> Answers:
+        """Returns what label_table wants of texts. Where workers die on them again and again, halves find the text.
+
+        Raises RunError, which names the rows, if there are more than MOST_DEAD such texts, or no worker starts.
+        """
+        model, dead, found = self.specs[0].model, {}, []
+        probs = np.full((len(texts), len(model.labels)), np.nan, dtype=np.float32)
+        waiting = [(np.arange(len(texts)), N_TRIES)]
+        while waiting:
+            some, left = waiting.pop()
+            try:
+                shares = self.predict([texts[i] for i in some], on_progress)
+            except WorkerFailed as error:
+                self.stack.close()
+                self.workers = None
+                half = len(some) // 2
+                if left > 1:
+                    say(f"{rows}: {error}; once more")
+                    waiting.append((some, left - 1))
+                elif half:
+                    say(f"{rows}: {error}; halved to find the text")
+                    waiting += [(some[half:], 1), (some[:half], 1)]
+                else:
+                    dead[int(some[0])] = f"{DEAD}: {error}"
+                if len(dead) > MOST_DEAD:
+                    words = f"{rows}: workers fail on more than {MOST_DEAD} texts"
+                    raise RunError(f"{words}: {error}; the parts before stay") from error
+                continue
+            for indices, predictions in shares:
+                probs[some[indices]] = probabilities(predictions.logits, model.problem_type)
+                found.append(predictions)
+        return Answers(probs, token_counts(*found), dead)
+
+    def predict(self, texts: list[str], on_progress: Callable) -> list:
+        """Has the workers answer texts; returns each one's (indices, predictions). Raises WorkerFailed."""
         with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".", suffix=TEMPORARY, encoding="utf-8") as file:
             json.dump(texts, file)
             file.flush()
-            for left in reversed(range(N_TRIES)):
-                try:
-                    self.start()
-                    request = Classifier.predict_share, Path(file.name), self.batching
-                    shares = self.workers.call(*request, on_heartbeat=on_progress)
-                    break
-                except WorkerFailed as error:
-                    self.stack.close()
-                    self.workers = None
-                    if not left:
-                        raise RunError(f"{rows} failed {N_TRIES} times: {error}; the parts before stay") from error
-                    say(f"{rows}: {error}; once more")
-        model = self.specs[0].model
-        probs = np.empty((len(texts), len(model.labels)), dtype=np.float32)
-        for indices, predictions in shares:
-            probs[indices] = probabilities(predictions.logits, model.problem_type)
-        return probs, token_counts(*(predictions for _, predictions in shares))
+            self.start()
+            return self.workers.call(Classifier.predict_share, Path(file.name), self.batching, on_heartbeat=on_progress)
 
     def start(self) -> None:
-        if not self.workers:
+        """Starts the workers, unless they run. Raises RunError if they can't be started twice."""
+        for left in reversed(range(0 if self.workers else N_TRIES)):
             start = time.monotonic()
             workers = [(spec, number, len(self.specs)) for number, spec in enumerate(self.specs)]
-            self.workers = self.stack.enter_context(ProcessPool(Classifier, workers, STALL_TIMEOUT))
-            self.loading += time.monotonic() - start
+            try:
+                self.workers = self.stack.enter_context(ProcessPool(Classifier, workers, STALL_TIMEOUT))
+                self.loading += time.monotonic() - start
+                return
+            except WorkerFailed as error:
+                self.stack.close()
+                if not left:
+                    raise RunError(f"no worker starts: {error}; the parts before stay") from error
 
     def __enter__(self) -> "LabelPool":
         return self

@@ -13,7 +13,18 @@ from bench.files import new_file, read_json
 from bench.inputs.model import Model
 from bench.inputs.reference import PADDING_TOLERANCE, Original
 from bench.judge import NOT_WITHIN, UNPROVEN, alpha_of, is_rounded, judge
-from bench.label.output import RECEIPT_FILE, Counts, OutputSpec, part_files, part_name, read_counts
+from bench.label.output import (
+    BAD_FILE,
+    DEAD,
+    RECEIPT_FILE,
+    Counts,
+    OutputSpec,
+    part_files,
+    part_name,
+    read_bad_rows,
+    read_counts,
+    write_bad_rows,
+)
 from bench.label.sample import Sample, add_sample
 from utils import RunError, UserError, say
 
@@ -45,7 +56,7 @@ class Comparison:
 
         The original runs text by text in a process of its own, which ends then.
         """
-        start, samples = time.monotonic(), [sample for sample in samples if sample.rows]
+        start, samples = time.monotonic(), [self.without_dead(sample) for sample in samples if sample.rows]
         texts = [text for sample in samples for text in sample.texts]
         if not texts:
             return
@@ -69,6 +80,13 @@ class Comparison:
         differences = np.abs(probs - reference)[np.isfinite(probs)]
         self.largest = max(self.largest, float(differences.max(initial=0.0)))
         self.scale = max(self.scale, float(np.abs(reference).max()))  # above 1 in a regression
+
+    def without_dead(self, sample: Sample) -> Sample:
+        """Leaves out the texts on which a worker failed, which are named in BAD_FILE."""
+        bad = read_bad_rows(self.folder / part_name(sample.number))
+        dead = {place["row"] for place in bad if place["reason"].startswith(DEAD)}
+        kept = [(row, text) for row, text in zip(sample.rows, sample.texts, strict=True) if row not in dead]
+        return Sample(sample.number, [row for row, _ in kept], [text for _, text in kept])
 
     def verdict(self) -> tuple[str, str]:
         """Returns WITHIN, UNPROVEN or NOT_WITHIN, and why."""
@@ -140,7 +158,8 @@ class Checker:
             self.stop()
 
     def write(self, counted: dict) -> dict:
-        """Writes `_receipt.json` into the output folder, and returns it."""
+        """Writes `_receipt.json` into the output folder, and what is known of bad rows; returns the receipt."""
+        write_bad_rows(self.comparison.folder)
         found = self.comparison
         verdict, reason = found.verdict()
         compared = {
@@ -171,7 +190,7 @@ def count_parts(folder: Path) -> dict[str, int]:
         return {}
     whole = sum(counts, Counts())
     of_texts = {"texts_without_answer": whole.no_answer, "tokens": whole.tokens}
-    of_texts |= {"texts_truncated": whole.truncated, "tokens_lost": whole.lost}
+    of_texts |= {"texts_truncated": whole.truncated, "tokens_lost": whole.lost, "bad_rows": whole.bad}
     return count_rows(whole.rows, whole.texts) | of_texts
 
 
@@ -193,6 +212,8 @@ def say_receipt(receipt: dict, max_length: int) -> None:
         say(f"rows       {receipt['rows']:,}, {receipt['rows_without_text']:,} of them without text")
     if receipt.get("texts_without_answer"):
         say(f"nulls      {receipt['texts_without_answer']:,} texts give no token, or the model no finite number")
+    if receipt.get("bad_rows"):
+        say(f"bad rows   {receipt['bad_rows']:,} could not be read or answered: {BAD_FILE} says which, and why")
     if receipt.get("texts_truncated"):
         cut = f"{receipt['texts_truncated']:,} texts are longer than {max_length} tokens"
         say(f"truncated  {cut}: {receipt['tokens_lost']:,} tokens lost")

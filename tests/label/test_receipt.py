@@ -8,7 +8,7 @@ import pytest
 from bench.inputs.model import Model
 from bench.inputs.reference import Reference
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
-from bench.label.output import Counts, OutputSpec, label_table, part_name, read_counts, write_part
+from bench.label.output import Answers, Counts, OutputSpec, label_table, part_name, read_counts, write_part
 from bench.label.receipt import Checker, Comparison, count_parts, read_receipt
 from bench.label.sample import FIRST_ROWS, LATER_ROWS, MOST_ROWS, Sample, add_sample, pick_sample
 from utils import RunError
@@ -42,7 +42,7 @@ def spec(model: Model, top_label: bool = False) -> OutputSpec:
 
 def compare(model, table, answers, folder, top_label=False, precision="bf16") -> Comparison:
     output = spec(model, top_label)
-    labelled, counts = label_table(table, lambda _: (answers, {}), output)
+    labelled, counts = label_table(table, lambda _: Answers(answers), output)
     write_part(folder, 0, labelled, counts)
     comparison = Comparison(model, precision, output, folder, gpu=None)
     comparison.look([pick_sample(0, table, "body", model)])

@@ -1,6 +1,7 @@
 """classify_texts.py: right labels in the input's order, nothing lost and nothing twice, and what is refused."""
 
 import errno
+import gzip
 import json
 import os
 import shutil
@@ -142,7 +143,7 @@ def test_a_worker_that_fails_is_started_again_and_twice_over_the_same_rows_is_th
 
     monkeypatch.setattr(Classifier, "predict_share", fail)
     code, err, found = label("--limit", 20, output="other")
-    assert code == 1 and "rows 0 to 19 failed 2 times: out of memory" in err and found is None
+    assert code == 1 and "rows 0 to 19: workers fail on more than 3 texts: out of memory" in err and found is None
 
 
 def test_kill_9_loses_nothing(tiny_model, tiny_exports, source, tmp_path, label):
@@ -238,10 +239,56 @@ def test_texts_that_are_none_are_said(label, tmp_path):
 
 
 def test_a_broken_file_in_the_middle_leaves_what_was_done(label, source):
-    whole = (source / "b.csv.gz").read_bytes()
+    """The head of a file is read before the start, the rest when its turn comes."""
+    whole = gzip.compress(b"id,subreddit,body\n" + b'1,x," "\n' * 40_000)
     (source / "b.csv.gz").write_bytes(whole[:-20])
-    code, err, found = label("--rows-per-file", 10)
-    assert code == 2 and "b.csv.gz can't be read" in err.splitlines()[-1] and len(found) == 30
+    code, err, found = label("--rows-per-file", 30)
+    assert code == 2 and "b.csv.gz can't be read" in err.splitlines()[-1] and len(found) >= 30
+    (source / "b.csv.gz").write_bytes(whole[:20])
+    code, err, found = label("--rows-per-file", 30, output="other")
+    assert code == 2 and "b.csv.gz can't be read" in err.splitlines()[-1] and found is None
+
+
+def test_bad_rows_are_set_aside_and_named_and_strict_stops(label, source, tmp_path):
+    (source / "a.csv").write_bytes(b"id,subreddit,body\n1,x,one\n2,x\n3,x,caf\xe9\n4,x,four\n")
+    (source / "b.csv.gz").unlink()
+    (source / "d.jsonl").write_text('{"id": "8", "subreddit": "x", "body": "eight"}\n{"id": 9\n')
+    code, err, found = label()
+    assert code == 0 and len(found) == 4 + 30 + 2 and "bad rows   3 could not be read" in err
+    assert list(found["id"][:4].fillna("")) == ["1", "", "", "4"]
+    assert list(found[LABELS].isna().all(axis=1)[:4]) == [False, True, True, False]
+    bad = [json.loads(line) for line in (tmp_path / "out" / "_bad_rows.jsonl").read_text().splitlines()]
+    assert [(row["part"], row["row"], row["line"]) for row in bad] == [
+        ("part-00000.parquet", 1, 3),
+        ("part-00000.parquet", 2, 4),
+        ("part-00000.parquet", 35, 2),
+    ]
+    assert bad[0]["file"] == str(source / "a.csv") and "2 fields, the header has 3" in bad[0]["reason"]
+    assert json.loads((tmp_path / "out" / "_receipt.json").read_text())["bad_rows"] == 3
+    code, err, _ = label("--strict", output="strict")
+    assert code == 1 and "a.csv, line 3: 2 fields, the header has 3" in err.splitlines()[-1]
+
+
+def test_a_text_on_which_workers_die_is_found_by_halving_and_set_aside(label, source, tmp_path, monkeypatch):
+    rows = pd.read_csv(source / "a.csv")
+    rows.loc[[5, 17], "body"] = "the deadly text"
+    rows.to_csv(source / "a.csv", index=False)
+    predict = Classifier.predict_share
+
+    def fail(self, file, batching):
+        if "the deadly text" in file.read_text():
+            raise WorkerFailed("worker 1 of 1 died (SIGKILL)")
+        return predict(self, file, batching)
+
+    _, _, whole = label(output="whole")
+    monkeypatch.setattr(Classifier, "predict_share", fail)
+    code, err, found = label()
+    bad = [json.loads(line) for line in (tmp_path / "out" / "_bad_rows.jsonl").read_text().splitlines()]
+    assert code == 0 and [row["row"] for row in bad] == [5, 17]
+    assert "died (SIGKILL)" in bad[0]["reason"] and "halved to find the text" in err
+    others = [i for i in range(len(whole)) if i not in (5, 17)]
+    pd.testing.assert_frame_equal(found.iloc[others], whole.iloc[others])
+    assert found.loc[[5, 17], LABELS].isna().all(axis=None)
 
 
 def test_the_fastest_row_that_is_proven_says_how(tiny_model, monkeypatch, tmp_path):
