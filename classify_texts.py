@@ -50,10 +50,10 @@ from bench.inputs.resolve import open_model
 from bench.judge import NOT_WITHIN
 from bench.label import on_ray, output
 from bench.label.first_look import Job, head_texts, look, mean_tokens
-from bench.label.output import Counts, OutputSpec
 from bench.label.plan import PLAN_OPTIONS, LabelPlan, choose_plan, fastest_valid_row, worker_devices
 from bench.label.pool import LabelPool
 from bench.label.receipt import Checker, Comparison, count_parts, count_rows, read_receipt
+from bench.label.rows import Counts, OutputSpec, read_parts
 from bench.label.sample import add_sample, pick_sample
 from bench.machine import DeviceInfo, cpu_cores, describe_device, process_count
 from bench.naming import slug
@@ -255,7 +255,7 @@ def check_folder(args: Namespace, model: Model, tables: list[Table], spec: Outpu
     if job.get("model") not in (None, model.weights_id):
         raise UserError(f"--check-only: {args.output} was labelled with other weights than those of {model.id}")
     spec = replace(spec, rows=max(1, output.rows_of(parts[0])))
-    for number, table in enumerate(output.read_parts(tables, spec, skip=0)):
+    for number, table in enumerate(read_parts(tables, spec, skip=0)):
         output.check_part(args.output, number, len(table), spec)
         sample = pick_sample(number, table, spec.text_column, model)
         samples = add_sample(samples, sample) if samples else [sample]

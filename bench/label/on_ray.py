@@ -14,8 +14,9 @@ from bench.classifier import Classifier, ClassifierSpec
 from bench.inputs.batches import Batching
 from bench.inputs.model import WEIGHTS
 from bench.inputs.readers import Table
-from bench.label.output import Answers, OutputSpec, label_table, part_name, read_parts, write_part
+from bench.label.output import part_name, write_part
 from bench.label.pool import N_TRIES, Part, token_counts
+from bench.label.rows import Answers, OutputSpec, label_table, read_parts
 from bench.label.sample import pick_sample
 from bench.machine import cpu_cores
 from bench.parity import probabilities

@@ -15,18 +15,8 @@ from bench.classifier import Classifier, ClassifierSpec, Predictions
 from bench.inputs.batches import Batching
 from bench.inputs.readers import Table
 from bench.inputs.stream import prefetch
-from bench.label.output import (
-    DEAD,
-    TEMPORARY,
-    Answers,
-    Counts,
-    OutputSpec,
-    is_whole,
-    label_table,
-    part_name,
-    read_parts,
-    write_part,
-)
+from bench.label.output import TEMPORARY, is_whole, part_name, write_part
+from bench.label.rows import DEAD, Answers, Counts, OutputSpec, label_table, read_parts
 from bench.label.sample import Sample, pick_sample
 from bench.parity import probabilities
 from bench.processes import ProcessPool, WorkerFailed

@@ -13,18 +13,8 @@ from bench.files import new_file, read_json
 from bench.inputs.model import Model
 from bench.inputs.reference import PADDING_TOLERANCE, Original
 from bench.judge import NOT_WITHIN, UNPROVEN, alpha_of, is_rounded, judge
-from bench.label.output import (
-    BAD_FILE,
-    DEAD,
-    RECEIPT_FILE,
-    Counts,
-    OutputSpec,
-    part_files,
-    part_name,
-    read_bad_rows,
-    read_counts,
-    write_bad_rows,
-)
+from bench.label.output import BAD_FILE, RECEIPT_FILE, part_files, part_name, read_bad_rows, read_counts, write_bad_rows
+from bench.label.rows import DEAD, Counts, OutputSpec
 from bench.label.sample import Sample, add_sample
 from utils import RunError, UserError, say
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.inputs.readers import open_table
-from bench.label.output import Answers, Counts, OutputSpec, label_table, read_parts
+from bench.label.rows import Answers, Counts, OutputSpec, label_table, read_parts
 
 ROWS = 23
 

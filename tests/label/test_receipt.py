@@ -8,8 +8,9 @@ import pytest
 from bench.inputs.model import Model
 from bench.inputs.reference import Reference
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
-from bench.label.output import Answers, Counts, OutputSpec, label_table, part_name, read_counts, write_part
+from bench.label.output import part_name, read_counts, write_part
 from bench.label.receipt import Checker, Comparison, count_parts, read_receipt
+from bench.label.rows import Answers, Counts, OutputSpec, label_table
 from bench.label.sample import FIRST_ROWS, LATER_ROWS, MOST_ROWS, Sample, add_sample, pick_sample
 from utils import RunError
 

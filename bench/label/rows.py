@@ -1,0 +1,130 @@
+"""Rows of the input -> rows of the output: what is read together, what is added, and what is counted."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from bench.inputs.datasets import has_text
+from bench.inputs.readers import BAD, Table, read_all
+
+BAD_ROWS = b"bad_rows"  # the key, in a schema's metadata, of what is known of the bad rows
+DEAD = "a worker failed on it"  # how the reason of such a text begins
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """What is in the parts.
+
+    schema: of the columns that are read, in all files; columns: which are copied; text_column; labels: their names;
+    top_label: whether only the best of them is written; prefix: what the names of the new columns begin with; rows: of
+    a part; limit: of the rows in all, None for no limit.
+    """
+
+    schema: pa.Schema
+    columns: list[str]
+    text_column: str
+    labels: list[str]
+    top_label: bool
+    prefix: str
+    rows: int
+    limit: int | None
+
+    @property
+    def added(self) -> list[str]:
+        """The names of the new columns."""
+        return [self.prefix + name for name in (["label", "score"] if self.top_label else self.labels)]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is counted of a part, and kept in its file.
+
+    rows; texts: rows that have a text; no_answer: texts that have nulls all the same; tokens: that the model got;
+    truncated: texts that were cut, lost: their tokens that were cut off; bad: rows that could not be read or answered.
+    """
+
+    rows: int = 0
+    texts: int = 0
+    no_answer: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    lost: int = 0
+    bad: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the model says of texts: `probs` [texts, labels], nan without an answer; the Counts of `tokens`.
+
+    dead: number of a text -> why it has no answer, if a worker failed on it.
+    """
+
+    probs: np.ndarray
+    tokens: dict[str, int] = field(default_factory=dict)
+    dead: dict[int, str] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------------------- rows and columns
+
+
+def read_parts(tables: list[Table], output: OutputSpec, skip: int) -> Iterator[pa.Table]:
+    """Yields the rows of all files behind the first `skip`, a part's at once, with the column BAD.
+
+    Raises UserError as read_all.
+    """
+    waiting, left = [], float("inf") if output.limit is None else max(output.limit - skip, 0)
+    for rows in read_all(tables, output.schema, skip, set_aside=True):
+        table = rows.slice(0, int(min(left, len(rows))))
+        left -= len(table)
+        waiting += [table] if len(table) else []
+        while sum(map(len, waiting)) >= output.rows:
+            joined = pa.concat_tables(waiting).combine_chunks()
+            yield joined.slice(0, output.rows)
+            waiting = [joined.slice(output.rows)] if len(joined) > output.rows else []
+        if not left:
+            break
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def label_table(table: pa.Table, classify: Callable, output: OutputSpec) -> tuple[pa.Table, Counts]:
+    """Returns (the `columns` of a table and what the model says of its texts, what is counted).
+
+    classify(texts) -> Answers. That is a float32 column for each label, or with `top_label` the best `label` and its
+    `score`; nulls where there is no text. Without an answer are texts that have no token, and those of which the model
+    says something that is not finite; they have nulls, too. These and the rows that can't be read are named in the
+    metadata of the schema, under BAD_ROWS.
+    """
+    values = table[output.text_column].to_pylist()
+    full = np.array([i for i, value in enumerate(values) if has_text(value)], dtype=int)
+    probs, tokens = np.full((len(table), len(output.labels)), np.nan, dtype=np.float32), {}
+    unread = table[BAD].to_pylist() if BAD in table.schema.names else []
+    bad = {i: json.loads(why) for i, why in enumerate(unread) if why}
+    if len(full):
+        answers = classify([values[i] for i in full])
+        probs[full], tokens = answers.probs, answers.tokens
+        bad |= {int(full[i]): {"reason": why} for i, why in answers.dead.items()}
+    missing = ~np.isfinite(probs).all(axis=1)
+    for i in full[missing[full]]:
+        bad.setdefault(int(i), {"reason": "the text has no token that the model knows, or a score that is not finite"})
+    counts = Counts(rows=len(table), texts=len(full), no_answer=int(missing[full].sum()), bad=len(bad), **tokens)
+    found = table.select(output.columns)
+    for name, values in zip(output.added, new_columns(probs, missing, output), strict=True):
+        found = found.append_column(name, values)
+    places = json.dumps([{"row": i} | bad[i] for i in sorted(bad)])
+    return found.replace_schema_metadata({BAD_ROWS: places} if bad else None), counts
+
+
+def new_columns(probs: np.ndarray, missing: np.ndarray, output: OutputSpec) -> list[pa.Array]:
+    """Returns what is added for probabilities [rows, labels]; nulls where they are `missing`."""
+    if not output.top_label:
+        return [pa.array(np.ascontiguousarray(column), mask=missing) for column in probs.T]
+    best = np.where(missing, 0, probs.argmax(axis=1))
+    names = pa.array([output.labels[i] for i in best], pa.string(), mask=missing)
+    return [names, pa.array(probs[np.arange(len(probs)), best], mask=missing)]
