@@ -4,10 +4,11 @@
     python classify_texts.py ./my-model parquet-folder --output labelled --column text --top-label --device cpu
     python classify_texts.py ./my-model /shared/texts --output /shared/labelled --ray auto --device gpu
 
-INPUT is a CSV, CSV.gz, Parquet or JSON Lines (.zst) file, or a folder of them. DIR gets part-00000.parquet, ...: for
-every row, in the input's order, its other columns and one float32 column for each label: the probabilities that
-transformers gives for that text alone. Nulls where a row has no text, says only that a comment is gone ([removed] and
-the like), or has a token that the model doesn't know. Columns of a CSV file stay text.
+INPUT is a file of CSV, TSV or JSON Lines, plain, .gz or .zst, or of Parquet; or a folder of them, whose sub-folders of
+names like year=2024 give columns. DIR gets part-0000000.parquet, ...: for every row, in the input's order, its other
+columns and one float32 column for each label: the probabilities that transformers gives for that text alone. Nulls
+where a row has no text, says only that a comment is gone ([removed] and the like), can't be read, or has a token that
+the model doesn't know; _bad_rows.jsonl names the last two kinds. Columns of a CSV file stay text.
 
 How it runs: as the fastest row, end to end, in results/ that is of this device, these weights and texts of about this
 length, and proven to change at most 0.1% of the decisions. Without one a long job first measures, for a minute or 1% of
@@ -26,7 +27,6 @@ Exit code: 0, 1 if something failed on the way or rows are wrong, 2 for wrong us
 
 import contextlib
 import itertools
-import json
 import math
 import sys
 import time
@@ -41,8 +41,10 @@ from tqdm import tqdm
 from bench.classifier import ClassifierSpec
 from bench.export.ensure import ensure_export
 from bench.files import check_writable, digest
+from bench.inputs import format_csv
 from bench.inputs.batches import Batching
 from bench.inputs.datasets import has_text
+from bench.inputs.format_csv import Csv
 from bench.inputs.model import Model
 from bench.inputs.random_model import RANDOM_MODEL
 from bench.inputs.readers import Table, common_schema, find_files, open_table
@@ -70,12 +72,16 @@ def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
     add, whole = parser.add_argument, int_from(1)
     add("model_id", metavar="MODEL", help=f"Hub id, local folder, or {RANDOM_MODEL}")
-    add("input", metavar="INPUT", type=Path, help="a CSV, CSV.gz, Parquet or .zst file, or a folder of them")
+    add("input", metavar="INPUT", type=Path, help="a file of CSV, TSV, JSON Lines or Parquet, or a folder")
     add("--output", metavar="DIR", type=Path, required=True, help="where the parts go")
     add("--column", default="body", help="the text column (default: body)")
+    format_csv.add_options(parser)
     add("--keep-columns", type=list_of(str.strip), metavar="LIST", help="columns to copy (default: all but the text)")
     add("--keep-text", action="store_true", help="copy the text, too")
     add("--top-label", action="store_true", help="only the most probable label and its score")
+    add("--labels", type=list_of(str.strip), metavar="LIST", help="only these labels (default: all)")
+    add("--min-score", type=float, metavar="SCORE", help="write no score below this one, but null")
+    add("--float16", action="store_true", help="scores of 2 bytes, right to 0.0005, rather than 4")
     add("--prefix", default="", help="what the names of the new columns begin with (default: nothing)")
     add("--limit", type=whole, help="only so many rows, the first ones (default: all)")
     add("--rows-per-file", type=whole, default=100_000, metavar="N", help="rows of a part (default: 100000)")
@@ -117,11 +123,18 @@ def output_spec(args: Namespace, model: Model, tables: list[Table]) -> OutputSpe
         columns=columns,
         text_column=args.column,
         labels=model.labels,
+        written=args.labels or model.labels,
         top_label=args.top_label,
+        half=args.float16,
+        min_score=args.min_score,
         prefix=args.prefix,
         rows=args.rows_per_file,
         limit=args.limit,
     )
+    if unknown := [name for name in spec.written if name not in model.labels]:
+        raise UserError(f"--labels: the model has no label {unknown[0]!r}; it has {', '.join(model.labels)}")
+    if spec.top_label and (args.labels or args.min_score is not None):
+        raise UserError("--top-label goes with neither --labels nor --min-score")
     names = [*spec.columns, *spec.added]
     if clash := [name for i, name in enumerate(names) if name in names[:i]]:
         way_out = "--prefix renames the new columns, --keep-columns leaves out others"
@@ -217,7 +230,7 @@ def label_all(args: Namespace, pool: LabelPool, tables: list[Table], spec: Outpu
             made, done = made + part.counts, done + part.counts.rows
             progress.update(done - progress.n)
             if args.strict and part.counts.bad:
-                stop_at_bad_row(folder)
+                output.stop_at_bad_row(folder)
             checker.add(part.sample)
         progress.total = done
     in_all, seconds = output.count_rows(folder), time.monotonic() - start - pool.loading - checker.comparison.seconds
@@ -231,15 +244,6 @@ def label_all(args: Namespace, pool: LabelPool, tables: list[Table], spec: Outpu
     checker.about["messages/s"] = round(made.texts / seconds, 1)
     if not there:  # else rows of all parts are compared, see label()
         checker.finish(checker.later, count_parts(folder))
-
-
-def stop_at_bad_row(folder: Path) -> None:
-    """Raises RunError with the first bad row that is written down; without one it does nothing."""
-    output.write_bad_rows(folder)
-    if (file := folder / output.BAD_FILE).exists():
-        first = json.loads(file.read_text().splitlines()[0])
-        place = f"{first['file']}, line {first['line']}" if "file" in first else f"{first['part']}, row {first['row']}"
-        raise RunError(f"{place}: {first['reason']}; without --strict it is set aside")
 
 
 def check_folder(args: Namespace, model: Model, tables: list[Table], spec: OutputSpec, run: dict) -> None:
@@ -319,7 +323,8 @@ def main() -> int:
     with on_ray.cluster(args.ray) if args.ray else contextlib.nullcontext():
         with helper_process() as call:
             model = open_model(args.model_id, call).with_thresholds(args.threshold)
-            tables = [open_table(file) for file in files]
+            csv = Csv(args.delimiter, args.encoding)
+            tables = [open_table(file, csv, args.input.absolute()) for file in files]
             spec = output_spec(args, model, tables)
             plan = None if args.check_only else find_plan(args, model, tables, call)
         with output.locked(args.output):

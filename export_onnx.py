@@ -35,8 +35,10 @@ from bench.export.gold import check_gold
 from bench.export.publish import hub_client, upload, wants_upload
 from bench.export.select import EXPORT_KINDS, MANIFEST, describe_export, export_model
 from bench.files import LONGEST_NAME, check_writable, new_file, new_folder, read_json
+from bench.inputs import format_csv
 from bench.inputs.batches import BATCHINGS, Batching
 from bench.inputs.datasets import Dataset, load_dataset
+from bench.inputs.format_csv import Csv
 from bench.inputs.model import WEIGHTS, Model
 from bench.inputs.random_model import RANDOM_MODEL
 from bench.inputs.resolve import resolve_model
@@ -66,6 +68,7 @@ def parse_arguments() -> Namespace:
     add("--dataset", default="normal", help="normal, filtered, or a file as for labelling (default: normal)")
     add("--column", default="body", help="the file's text column (default: body)")
     label_help = "a column with each text's label, or labels with commas between them, as names or numbers"
+    format_csv.add_options(parser)
     add("--label-column", metavar="COLUMN", help=label_help)
     add("--limit", type=whole, help="only so many texts, evenly spaced (default: all)")
     threshold_help = "above which a label holds: a number, or a JSON file of label -> number (default: 0.5)"
@@ -236,7 +239,8 @@ def main() -> int:
         args.precision = read_json(manifest).get("precision", args.precision) if manifest.is_file() else args.precision
     else:
         check_target(target, source, args.overwrite)
-    dataset = load_dataset(args.dataset, args.column, args.limit, args.label_column)
+    csv = Csv(args.delimiter, args.encoding)
+    dataset = load_dataset(args.dataset, args.column, args.limit, args.label_column, csv)
     for note in dataset.notes:
         say(clean(note))
     if args.batch_size > len(dataset.texts):

@@ -27,8 +27,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bench.files import check_writable
+from bench.inputs import format_csv
 from bench.inputs.batches import BATCHINGS
 from bench.inputs.datasets import Dataset, load_dataset
+from bench.inputs.format_csv import Csv
 from bench.inputs.model import Model
 from bench.inputs.random_model import RANDOM_MODEL
 from bench.inputs.resolve import DEFAULT_MODEL, open_model
@@ -74,6 +76,7 @@ def parse_arguments() -> Namespace:
     add("--dataset", default="normal", help="normal, filtered, or a file of texts (default: normal)")
     add("--column", default="body", help="the file's text column (default: body)")
     model_help = f"Hub id, local folder, or {RANDOM_MODEL}, which needs no network (default: %(default)s)"
+    format_csv.add_options(parser)
     add("--model-id", default=DEFAULT_MODEL, help=model_help)
     add("--gpu", type=int_from(0), default=0, help="GPU id (default: 0)")
     add("--batches", type=list_of(whole), default=[1, 2, 4, 8, 16, 32], help="texts a batch (default: 1,2,4,8,16,32)")
@@ -244,7 +247,10 @@ def list_cells(cells: list[Cell], repeats: int) -> int:
 def main() -> int:
     args = parse_arguments()
     args.model = variants = choose_variants(args.model, args.device, args.quick)
-    device, dataset = find_device(args), load_dataset(args.dataset, args.column, args.limit)
+    device, dataset = (
+        find_device(args),
+        load_dataset(args.dataset, args.column, args.limit, csv=Csv(args.delimiter, args.encoding)),
+    )
     info = run_in_subprocess(describe_device, args.gpu) if args.device == "gpu" else describe_device(None)
     cells = choose_cells(args, variants, len(dataset.texts))
     if not (args.no_save or args.dry_run):

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.files import digest
-from bench.inputs.readers import FORMAT_WORDS, common_schema, open_table, read_all
+from bench.inputs.format_csv import Csv
+from bench.inputs.readers import COMMAS, FORMAT_WORDS, common_schema, open_table, read_all
 from utils import ROOT, UserError
 
 # name: the published file, and the bundled one that takes its place until it is downloaded
@@ -46,7 +47,11 @@ class Dataset:
 
 
 def load_dataset(
-    name_or_path: str, column: str = "body", limit: int | None = None, label_column: str | None = None
+    name_or_path: str,
+    column: str = "body",
+    limit: int | None = None,
+    label_column: str | None = None,
+    csv: Csv = COMMAS,
 ) -> Dataset:
     """Reads the texts of `normal`, `filtered` or a file, which is named as its file is.
 
@@ -65,7 +70,7 @@ def load_dataset(
     else:
         path = Path(name_or_path)
         name = path.name
-    bodies, *labels = read_columns(path, column, label_column)
+    bodies, *labels = read_columns(path, [column, label_column], csv)
     full = [i for i, body in enumerate(bodies) if has_text(body)]
     texts = [bodies[i] for i in full]
     if len(texts) < len(bodies):
@@ -75,23 +80,23 @@ def load_dataset(
     return Dataset(name, texts, notes, texts, [column[i] for column in labels for i in full]).limited(limit)
 
 
-def read_columns(path: Path, column: str, label_column: str | None = None) -> list[list]:
-    """Reads a file's column of texts, and perhaps another one, as they stand there.
+def read_columns(path: Path, columns: list[str | None], csv: Csv = COMMAS) -> list[list]:
+    """Reads a file's column of texts, and perhaps another one (or None), as they stand there.
 
     Raises UserError if one can't be read, or if the texts are not text.
     """
     if not os.path.isfile(path):  # unlike Path's, it takes a name that is too long for one that isn't there
         names = f"names: {', '.join(DATASETS)}; or a file: {FORMAT_WORDS}"
         raise UserError(f"no dataset file {path} ({names})")
-    table = open_table(path)
-    names = [column, label_column] if label_column else [column]
-    rows = list(read_all([table], common_schema([table], list(dict.fromkeys(names)), column)))
+    table = open_table(path, csv)
+    names = [name for name in columns if name]
+    rows = list(read_all([table], common_schema([table], list(dict.fromkeys(names)), names[0])))
     return [[value for some in rows for value in some[name].to_pylist()] for name in names]
 
 
 def bundled_texts(name: str) -> list[str]:
     """Returns the texts of a bundled file: the same on every machine."""
-    [texts] = read_columns(ROOT / "data" / DATASETS[name][1], "body")
+    [texts] = read_columns(ROOT / "data" / DATASETS[name][1], ["body"])
     return texts
 
 

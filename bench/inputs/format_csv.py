@@ -1,8 +1,10 @@
 """CSV files, and others whose fields a character separates. Their columns stay text."""
 
+import codecs
 import csv
 import io
 import re
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -83,6 +85,28 @@ class Csv:
         text = io.StringIO(head.decode(self.encoding, errors="replace"), newline="")
         lines = csv.reader(text, delimiter=self.delimiter_of(path))
         return round((sum(1 for _ in lines) - 1) * times)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Adds the options of a Csv: --delimiter and --encoding."""
+    parser.add_argument("--delimiter", type=delimiter, help="of CSV files, or tab (default: a comma; of .tsv a tab)")
+    parser.add_argument(
+        "--encoding", type=encoding, default="utf-8", help="of CSV files, such as cp1252 (default: utf-8)"
+    )
+
+
+def delimiter(text: str) -> str:
+    character = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(character) != 1 or character in '"\n\r':
+        raise ArgumentTypeError(f"{text!r} is not one character, or tab")
+    return character
+
+
+def encoding(text: str) -> str:
+    try:
+        return codecs.lookup(text).name
+    except LookupError as error:
+        raise ArgumentTypeError(f"{text!r} is no encoding that Python knows") from error
 
 
 def to_table(rows: list[list[str] | None], places: list[int], schema: pa.Schema) -> pa.Table:

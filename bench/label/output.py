@@ -1,4 +1,4 @@
-"""The output folder: parts of labelled rows, part-00000.parquet and on, and the job that they belong to."""
+"""The output folder: parts of labelled rows, part-0000000.parquet and on, and the job that they belong to."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from bench.files import check_writable, new_file, read_json
 from bench.label.rows import BAD_ROWS, Counts, OutputSpec
-from utils import UserError, say
+from utils import RunError, UserError, say
 
 PART = re.compile(r"part-\d{5,}\.parquet")
 COUNTS = b"classify_texts"  # the key of a part's counts in its metadata
@@ -25,7 +25,7 @@ TEMPORARY = ".tmp"
 
 
 def part_name(number: int) -> str:
-    return f"part-{number:05}.parquet"
+    return f"part-{number:07}.parquet"
 
 
 def part_files(folder: Path) -> list[Path]:
@@ -90,6 +90,15 @@ def write_bad_rows(folder: Path) -> None:
         for part in part_files(folder):
             for place in read_bad_rows(part):
                 file.write(json.dumps({"part": part.name} | place).encode() + b"\n")
+
+
+def stop_at_bad_row(folder: Path) -> None:
+    """Raises RunError with the first bad row of the parts; without one it does nothing."""
+    write_bad_rows(folder)
+    if (folder / BAD_FILE).exists():
+        first = json.loads((folder / BAD_FILE).read_text().splitlines()[0])
+        place = f"{first['file']}, line {first['line']}" if "file" in first else f"{first['part']}, row {first['row']}"
+        raise RunError(f"{place}: {first['reason']}; without --strict it is set aside")
 
 
 def read_job(folder: Path) -> dict:

@@ -16,7 +16,10 @@ from bench.judge import NOT_WITHIN, UNPROVEN, alpha_of, is_rounded, judge
 from bench.label.output import BAD_FILE, RECEIPT_FILE, part_files, part_name, read_bad_rows, read_counts, write_bad_rows
 from bench.label.rows import DEAD, Counts, OutputSpec
 from bench.label.sample import Sample, add_sample
+from bench.parity import DecisionRule
 from utils import RunError, UserError, say
+
+HALF_ROUNDING = 2**-11  # of a score: float16 has 11 bits
 
 
 @dataclass
@@ -53,7 +56,15 @@ class Comparison:
         with Original(self.model, self.gpu) as original:
             reference = original.probabilities(texts)
         written = [read_answers(self.folder, sample, self.output) for sample in samples]
+        rule = self.model.rule
+        if self.output.written != self.output.labels:
+            places, kind = self.output.places, rule.problem_type
+            if kind == "single_label_classification":
+                kind = "multi_label_classification"  # the best of all labels is not known
+            reference, rule = reference[:, places], DecisionRule(kind, tuple(rule.thresholds[i] for i in places))
         probs = np.concatenate([np.empty(reference[:0].shape), *(of_part for of_part, _ in written)])
+        if self.output.min_score is not None:  # a null says that the score is below, no more
+            probs = np.where(np.isnan(probs), np.minimum(reference, self.output.min_score), probs)
         labels = np.concatenate([np.empty(0, int), *(best for _, best in written)])
         full = np.isfinite(reference).all(axis=1)
         probs, labels, reference = probs[full], labels[full], reference[full]
@@ -64,9 +75,9 @@ class Comparison:
         if self.output.top_label and len(self.output.labels) > 1:
             changed, decisions = int((labels != reference.argmax(axis=1)).sum()), len(reference)
         else:
-            changed, decisions = self.model.rule.count_flips(probs, reference)
+            changed, decisions = rule.count_flips(probs, reference)
         self.changed, self.decisions = self.changed + changed, self.decisions + decisions
-        self.no_answer += int((labels < 0).sum())
+        self.no_answer += 0 if self.output.min_score is not None else int((labels < 0).sum())
         differences = np.abs(probs - reference)[np.isfinite(probs)]
         self.largest = max(self.largest, float(differences.max(initial=0.0)))
         self.scale = max(self.scale, float(np.abs(reference).max()))  # above 1 in a regression
@@ -85,7 +96,8 @@ class Comparison:
         words = f"{self.changed:,} of {self.decisions:,} decisions changed, largest difference {self.largest:.2g}"
         if self.no_answer:
             return NOT_WITHIN, f"{words}; {self.no_answer} texts have nulls that the original answers"
-        if self.precision == "fp32" and self.largest > PADDING_TOLERANCE * self.scale:
+        tolerance = PADDING_TOLERANCE + HALF_ROUNDING * self.output.half
+        if self.precision == "fp32" and self.largest > tolerance * self.scale:
             return NOT_WITHIN, f"{words}, where rounding in FP32 gives less than 0.0001"
         rounded = is_rounded(self.precision, self.largest)
         verdict = judge(self.changed, self.decisions, alpha=alpha_of(self.looks), rounded=rounded)

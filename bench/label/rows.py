@@ -18,16 +18,20 @@ DEAD = "a worker failed on it"  # how the reason of such a text begins
 class OutputSpec:
     """What is in the parts.
 
-    schema: of the columns that are read, in all files; columns: which are copied; text_column; labels: their names;
-    top_label: whether only the best of them is written; prefix: what the names of the new columns begin with; rows: of
-    a part; limit: of the rows in all, None for no limit.
+    schema: of the columns that are read, in all files; columns: which are copied; text_column; labels: the model's;
+    written: those that get a column; top_label: whether the best of all is written instead; half: whether scores are
+    float16; min_score: below which a score is null, None for never; prefix: what the names of the new columns begin
+    with; rows: of a part; limit: of the rows in all, None for no limit.
     """
 
     schema: pa.Schema
     columns: list[str]
     text_column: str
     labels: list[str]
+    written: list[str]
     top_label: bool
+    half: bool
+    min_score: float | None
     prefix: str
     rows: int
     limit: int | None
@@ -35,7 +39,12 @@ class OutputSpec:
     @property
     def added(self) -> list[str]:
         """The names of the new columns."""
-        return [self.prefix + name for name in (["label", "score"] if self.top_label else self.labels)]
+        return [self.prefix + name for name in (["label", "score"] if self.top_label else self.written)]
+
+    @property
+    def places(self) -> list[int]:
+        """Which of the model's labels are written."""
+        return [self.labels.index(name) for name in self.written]
 
 
 @dataclass(frozen=True)
@@ -96,10 +105,10 @@ def read_parts(tables: list[Table], output: OutputSpec, skip: int) -> Iterator[p
 def label_table(table: pa.Table, classify: Callable, output: OutputSpec) -> tuple[pa.Table, Counts]:
     """Returns (the `columns` of a table and what the model says of its texts, what is counted).
 
-    classify(texts) -> Answers. That is a float32 column for each label, or with `top_label` the best `label` and its
-    `score`; nulls where there is no text. Without an answer are texts that have no token, and those of which the model
-    says something that is not finite; they have nulls, too. These and the rows that can't be read are named in the
-    metadata of the schema, under BAD_ROWS.
+    classify(texts) -> Answers. That is a column for each label that is written, or with `top_label` the best `label`
+    and its `score`, float32 or float16; nulls where there is no text. Without an answer are texts that have no token,
+    and those of which the model says something that is not finite; they have nulls, too. These and the rows that can't
+    be read are named in the metadata of the schema, under BAD_ROWS.
     """
     values = table[output.text_column].to_pylist()
     full = np.array([i for i, value in enumerate(values) if has_text(value)], dtype=int)
@@ -123,8 +132,11 @@ def label_table(table: pa.Table, classify: Callable, output: OutputSpec) -> tupl
 
 def new_columns(probs: np.ndarray, missing: np.ndarray, output: OutputSpec) -> list[pa.Array]:
     """Returns what is added for probabilities [rows, labels]; nulls where they are `missing`."""
+    kind = np.float16 if output.half else np.float32
     if not output.top_label:
-        return [pa.array(np.ascontiguousarray(column), mask=missing) for column in probs.T]
+        least = -np.inf if output.min_score is None else output.min_score
+        columns = [probs[:, i] for i in output.places]
+        return [pa.array(column.astype(kind), mask=missing | (column < least)) for column in columns]
     best = np.where(missing, 0, probs.argmax(axis=1))
     names = pa.array([output.labels[i] for i in best], pa.string(), mask=missing)
-    return [names, pa.array(probs[np.arange(len(probs)), best], mask=missing)]
+    return [names, pa.array(probs[np.arange(len(probs)), best].astype(kind), mask=missing)]

@@ -15,8 +15,8 @@ ROWS = 23
 
 def output(**changes) -> OutputSpec:
     schema = pa.schema([("id", pa.string()), ("body", pa.string())])
-    same = {"schema": schema, "columns": ["id"], "text_column": "body", "labels": ["a", "b"]}
-    same |= {"top_label": False, "prefix": "", "rows": 7, "limit": None}
+    same = {"schema": schema, "columns": ["id"], "text_column": "body", "labels": ["a", "b"], "written": ["a", "b"]}
+    same |= {"top_label": False, "half": False, "min_score": None, "prefix": "", "rows": 7, "limit": None}
     return OutputSpec(**same | changes)
 
 

@@ -38,7 +38,8 @@ def answers(model, table) -> np.ndarray:
 
 def spec(model: Model, top_label: bool = False) -> OutputSpec:
     schema = pa.schema([("id", pa.int64()), ("body", pa.string())])
-    return OutputSpec(schema, ["id"], "body", model.labels, top_label, "", rows=1000, limit=None)
+    same = {"written": model.labels, "half": False, "min_score": None, "prefix": "", "rows": 1000, "limit": None}
+    return OutputSpec(schema, ["id"], "body", model.labels, top_label=top_label, **same)
 
 
 def compare(model, table, answers, folder, top_label=False, precision="bf16") -> Comparison:

@@ -76,7 +76,7 @@ def test_a_run_that_is_wrong_stops_after_its_first_part(label, monkeypatch, tmp_
     monkeypatch.setattr(Classifier, "predict_share", wrong_from(1, Classifier.predict_share))
     code, err, receipt = label()
     assert code == 1 and "NOT WITHIN TOLERANCE" in err.splitlines()[-1] and "--no-check goes on" in err
-    assert [path.name for path in (tmp_path / "out").glob("part-*")] == ["part-00000.parquet"]
+    assert [path.name for path in (tmp_path / "out").glob("part-*")] == ["part-0000000.parquet"]
     assert receipt["verdict"] == "NOT WITHIN TOLERANCE" and receipt["rows"] == 60
     code, err, _ = label()
     assert code == 1 and "--overwrite starts anew" in err and len(list((tmp_path / "out").glob("part-*"))) == 1
@@ -114,7 +114,7 @@ def test_a_folder_that_is_there_can_be_checked(options, label, tmp_path):
     assert code == 0 and receipt["rows"] == 150 and receipt["texts"] == 148 and "tokens" not in receipt
     same = "rows_compared", "decisions", "flips", "verdict", "variant", "weights_id"
     assert [receipt[name] for name in same] == [before[name] for name in same]
-    part = tmp_path / "out" / "part-00001.parquet"
+    part = tmp_path / "out" / "part-0000001.parquet"
     frame = pd.read_parquet(part)
     column = "label" if options else "LABEL_1"
     frame[column] = frame[column].to_numpy()[::-1]

@@ -94,6 +94,35 @@ def test_the_best_label_alone_and_the_columns_that_are_kept(label):
     assert (~full).sum() == 6
 
 
+def test_folders_by_month_and_semicolons(label, source, tmp_path):
+    rows = pd.read_csv(source / "a.csv")
+    for month in ("01", "02"):
+        folder = tmp_path / "months" / "year=2024" / f"month={month}"
+        folder.mkdir(parents=True)
+        rows.to_csv(folder / "a.csv.zst", index=False, sep=";", encoding="cp1252", errors="replace")
+    options = {"source": tmp_path / "months", "output": "months-out"}
+    code, err, found = label("--delimiter", ";", "--encoding", "cp1252", **options)
+    assert code == 0 and list(found.columns[:4]) == ["id", "subreddit", "year", "month"], err
+    assert list(found["month"]) == ["01"] * 30 + ["02"] * 30 and list(found["id"][30:]) == list(rows["id"])
+    assert "no encoding" in label("--encoding", "cp1252x", **options)[1]
+    assert "not one character" in label("--delimiter", "||", **options)[1]
+    assert "no column 'body'" in label(**options)[1]
+
+
+def test_small_output_some_labels_in_half_precision_without_low_scores(label, tmp_path):
+    _, _, whole = label(output="whole")
+    code, err, found = label("--float16", "--labels", "LABEL_3,LABEL_1", "--min-score", 0.5)
+    assert code == 0 and list(found.columns) == ["id", "subreddit", "LABEL_3", "LABEL_1"], err
+    for name in ("LABEL_3", "LABEL_1"):
+        expected = whole[name].where(whole[name] >= 0.5)
+        assert str(found[name].dtype) == "float16" and expected.isna().any() and expected.notna().any()
+        assert (found[name].isna() == expected.isna()).all()
+        assert np.allclose(found[name].astype(float), expected, rtol=0, atol=2**-12, equal_nan=True)
+    assert json.loads((tmp_path / "out" / "_receipt.json").read_text())["flips"] == 0
+    assert "the model has no label 'joy'; it has LABEL_0" in label("--labels", "joy", output="other")[1]
+    assert "--top-label goes with neither" in label("--labels", "LABEL_1", "--top-label", output="other")[1]
+
+
 def break_once(monkeypatch, owner, name: str, after: int, error: BaseException) -> None:
     """Makes the call number `after` of a function fail."""
     real, calls = getattr(owner, name), []
@@ -222,9 +251,9 @@ def test_parts_that_are_not_whole_are_made_again_and_foreign_ones_are_kept(label
     assert code == 0 and found.equals(whole)
     pd.read_parquet(last).head(5).to_parquet(last)
     assert label("--rows-per-file", 30)[2].equals(whole)
-    shutil.copy(first, tmp_path / "out" / "part-00007.parquet")
+    shutil.copy(first, tmp_path / "out" / "part-0000007.parquet")
     code, err, _ = label("--rows-per-file", 30)
-    assert code == 2 and "part-00007.parquet is behind the last row" in err
+    assert code == 2 and "part-0000007.parquet is behind the last row" in err
     (tmp_path / "out" / "_job.json").unlink()
     code, err, _ = label("--rows-per-file", 30, "--overwrite")
     assert code == 2 and "no run of this script" in err and first.exists()
@@ -259,9 +288,9 @@ def test_bad_rows_are_set_aside_and_named_and_strict_stops(label, source, tmp_pa
     assert list(found[LABELS].isna().all(axis=1)[:4]) == [False, True, True, False]
     bad = [json.loads(line) for line in (tmp_path / "out" / "_bad_rows.jsonl").read_text().splitlines()]
     assert [(row["part"], row["row"], row["line"]) for row in bad] == [
-        ("part-00000.parquet", 1, 3),
-        ("part-00000.parquet", 2, 4),
-        ("part-00000.parquet", 35, 2),
+        ("part-0000000.parquet", 1, 3),
+        ("part-0000000.parquet", 2, 4),
+        ("part-0000000.parquet", 35, 2),
     ]
     assert bad[0]["file"] == str(source / "a.csv") and "2 fields, the header has 3" in bad[0]["reason"]
     assert json.loads((tmp_path / "out" / "_receipt.json").read_text())["bad_rows"] == 3
