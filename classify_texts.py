@@ -51,6 +51,7 @@ from bench.inputs.readers import Table, common_schema, find_files, open_table
 from bench.inputs.resolve import open_model
 from bench.judge import NOT_WITHIN
 from bench.label import on_ray, output
+from bench.label.estimate import say_estimate
 from bench.label.first_look import Job, head_texts, look, mean_tokens
 from bench.label.plan import PLAN_OPTIONS, LabelPlan, choose_plan, fastest_valid_row, worker_devices
 from bench.label.pool import LabelPool
@@ -101,6 +102,7 @@ def parse_arguments() -> Namespace:
     add(
         "--ray", nargs="?", const="local", metavar="ADDRESS", help="run on a Ray cluster (default: one on this machine)"
     )
+    add("--dry-run", action="store_true", help="say how many rows, hours and gigabytes it will be, and stop")
     add("--overwrite", action="store_true", help="start anew where DIR holds other parts")
     return parser.parse_args()
 
@@ -327,6 +329,9 @@ def main() -> int:
             tables = [open_table(file, csv, args.input.absolute()) for file in files]
             spec = output_spec(args, model, tables)
             plan = None if args.check_only else find_plan(args, model, tables, call)
+        if args.dry_run and plan:
+            say_estimate(tables, spec, plan)
+            return 0
         with output.locked(args.output):
             if plan:
                 label(args, model, tables, spec, plan)

@@ -1,6 +1,6 @@
 """How texts are labelled: as the fastest row that is proven to be right says, else in FP32."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.inputs.batches import Batching
@@ -23,13 +23,17 @@ PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens"  # of t
 
 @dataclass(frozen=True)
 class LabelPlan:
-    """A `variant` on a `device` (gpu or cpu), in so many `workers` (on a GPU for each of them) of so many `threads`."""
+    """A `variant` on a `device` (gpu or cpu), in so many `workers` (on a GPU for each of them) of so many `threads`.
+
+    speed: messages/s that were measured of exactly this, end to end; 0 if that is not known.
+    """
 
     device: str
     variant: str
     workers: int
     threads: int
     batching: Batching
+    speed: float = field(default=0.0, compare=False)
 
     def __str__(self) -> str:
         return f"{self.variant}, {self.workers} x {self.threads}, {self.batching}"
@@ -70,13 +74,14 @@ def choose_plan(device: str, measured: dict | None, asked: dict) -> LabelPlan:
     plan = LabelPlan(device, "torch", 1, cpu_cores(), Batching("token-budget", batch_tokens=DEFAULT_TOKENS[device]))
     if measured:
         same = {name: measured[name] for name in ("variant", "workers", "threads")}
-        plan = LabelPlan(device=device, batching=batching_of(measured), **same)
+        plan = LabelPlan(device=device, batching=batching_of(measured), speed=float(measured["messages/s"]), **same)
         words = f"{measured['variant']}, {measured['messages/s']:.1f} messages/s on {measured['dataset']}"
         say(f"measured   {words}, {measured['date'][:10]}: {measured['verdict'].lower()}")
     elif not asked["variant"]:
         say("measured   nothing that fits: FP32 torch, which is right and needs no look")
     wanted = {name: asked[name] for name in ("variant", "workers", "threads") if asked[name]}
-    plan = replace(plan, **wanted)
+    changed = any(getattr(plan, name) != value for name, value in wanted.items()) or asked["batch_tokens"]
+    plan = replace(plan, **wanted, **{"speed": 0.0} if changed else {})
     variant = VARIANTS[plan.variant]
     if device in variant.unsupported:
         raise UserError(f"{plan.variant} can't run on a {device}: {variant.unsupported[device]}")

@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -92,6 +93,23 @@ def test_the_best_label_alone_and_the_columns_that_are_kept(label):
     assert list(top["label"][full]) == list(whole[:50][full][LABELS].idxmax(axis=1))
     assert np.allclose(top["score"][full], whole[:50][full][LABELS].max(axis=1))
     assert (~full).sum() == 6
+
+
+def test_a_dry_run_says_what_it_will_be_and_writes_nothing(label, tmp_path):
+    bodies = [random.randbytes(30).hex(" ", 3) for _ in range(30_000)]
+    rows = pd.DataFrame({"id": map(str, range(30_000)), "body": bodies})
+    rows.to_json(tmp_path / "many.jsonl.zst", orient="records", lines=True, compression="zstd")
+    options = {"source": tmp_path / "many.jsonl.zst", "output": "dry"}
+    code, err, found = label("--dry-run", **options)
+    assert code == 0 and found is None and not (tmp_path / "dry").exists()
+    said = {line.split()[0]: line for line in err.splitlines()}
+    assert int(said["rows"].split()[2].replace(",", "")) == pytest.approx(30_000, rel=0.02)
+    assert said["columns"].endswith("id, " + ", ".join(LABELS)) and "not known" in said["time"]
+    label("--limit", 2000, "--rows-per-file", 2000, source=options["source"], output="real")
+    size = sum(part.stat().st_size for part in parts.part_files(tmp_path / "real")) * 15
+    code, err, _ = label("--dry-run", **options)
+    gigabytes = next(line for line in err.splitlines() if line.startswith("output")).split()[2]
+    assert float(gigabytes) * 1e9 == pytest.approx(size, rel=0.5)
 
 
 def test_folders_by_month_and_semicolons(label, source, tmp_path):
