@@ -36,8 +36,6 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tqdm import tqdm
-
 from bench.classifier import ClassifierSpec
 from bench.export.ensure import ensure_export
 from bench.files import check_writable, digest
@@ -55,6 +53,7 @@ from bench.label.estimate import say_estimate
 from bench.label.first_look import Job, head_texts, look, mean_tokens
 from bench.label.plan import PLAN_OPTIONS, LabelPlan, choose_plan, fastest_valid_row, worker_devices
 from bench.label.pool import LabelPool
+from bench.label.progress import Progress
 from bench.label.receipt import Checker, Comparison, count_parts, count_rows, read_receipt
 from bench.label.rows import Counts, OutputSpec, read_parts
 from bench.label.sample import add_sample, pick_sample
@@ -218,10 +217,10 @@ def label_all(args: Namespace, pool: LabelPool, tables: list[Table], spec: Outpu
     first = next(n for n in itertools.count() if n not in there)
     done, made, start = sum(rows[n] for n in there), Counts(), time.monotonic()
 
-    with pool, tqdm(total=total, initial=done, unit=" rows", disable=None) as progress:
+    with pool, Progress(total, done) as progress:
 
         def show(texts: list[int | None]) -> None:
-            progress.update(done + sum(filter(None, texts)) - progress.n)
+            progress.show(done + sum(filter(None, texts)))
 
         if args.ray:
             job = on_ray.RayJob(pool.specs[0], pool.batching, tables, spec, folder)
@@ -230,11 +229,11 @@ def label_all(args: Namespace, pool: LabelPool, tables: list[Table], spec: Outpu
             labelled = pool.label_parts(tables, spec, first, show)
         for part in labelled:
             made, done = made + part.counts, done + part.counts.rows
-            progress.update(done - progress.n)
+            progress.show(done)
             if args.strict and part.counts.bad:
                 output.stop_at_bad_row(folder)
             checker.add(part.sample)
-        progress.total = done
+        progress.bar.total = done
     in_all, seconds = output.count_rows(folder), time.monotonic() - start - pool.loading - checker.comparison.seconds
     if not made.rows:
         say(f"all {in_all:,} rows are labelled already")

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.inputs.readers import open_table
+from bench.label.progress import Progress
 from bench.label.rows import Answers, Counts, OutputSpec, label_table, read_parts
 
 ROWS = 23
@@ -35,6 +36,18 @@ def test_parts_are_the_rows_behind_what_is_done_in_their_order(tables, skip, row
     ids = [int(name) for table in made for name in table["id"].to_pylist()]
     assert ids == list(range(min(limit or 3 * ROWS, 3 * ROWS)))[skip:]
     assert all(len(table) == rows for table in made[:-1])
+
+
+def test_without_a_terminal_there_is_a_line_a_minute(monkeypatch, capfd):
+    now = iter([0.0, 30.0, 61.0, 100.0, 122.0])
+    monkeypatch.setattr("bench.label.progress.time.monotonic", lambda: next(now))
+    with Progress(total=10_000, before=1000) as progress:
+        for done in (1000, 1610, 2000, 2220):
+            progress.show(done)
+    assert capfd.readouterr().err.splitlines() == [
+        "progress   1,610 of about 10,000 rows, 10.0 rows/s, 0.2 h left",
+        "progress   2,220 of about 10,000 rows, 10.0 rows/s, 0.2 h left",
+    ]
 
 
 def test_a_row_without_text_or_answer_has_nulls():
