@@ -45,7 +45,7 @@ from bench.inputs.datasets import has_text
 from bench.inputs.format_csv import Csv
 from bench.inputs.model import Model
 from bench.inputs.random_model import RANDOM_MODEL
-from bench.inputs.readers import Table, common_schema, find_files, open_table
+from bench.inputs.readers import Table, common_schema, find_files, open_table, say_left_out
 from bench.inputs.resolve import open_model
 from bench.judge import NOT_WITHIN
 from bench.label import on_ray, output
@@ -230,8 +230,8 @@ def label_all(args: Namespace, pool: LabelPool, tables: list[Table], spec: Outpu
         for part in labelled:
             made, done = made + part.counts, done + part.counts.rows
             progress.show(done)
-            if args.strict and part.counts.bad:
-                output.stop_at_bad_row(folder)
+            if part.counts.bad > (0 if args.strict else part.counts.rows / 2):
+                output.stop_at_bad_row(folder, "--strict" if args.strict else "so is more than half of a part")
             checker.add(part.sample)
         progress.bar.total = done
     in_all, seconds = output.count_rows(folder), time.monotonic() - start - pool.loading - checker.comparison.seconds
@@ -326,6 +326,7 @@ def main() -> int:
             model = open_model(args.model_id, call).with_thresholds(args.threshold)
             csv = Csv(args.delimiter, args.encoding)
             tables = [open_table(file, csv, args.input.absolute()) for file in files]
+            say_left_out(tables)
             spec = output_spec(args, model, tables)
             plan = None if args.check_only else find_plan(args, model, tables, call)
         if args.dry_run and plan:

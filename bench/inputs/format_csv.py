@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from bench.inputs.blocks import N_ROWS, Rows, open_text, read_head
+from bench.inputs.blocks import MAX_LINE, N_ROWS, Rows, open_text, read_head
 
 UNDECODED = re.compile(r"[\udc80-\udcff]")  # what a byte that can't be decoded becomes, see PEP 383
 
@@ -55,7 +55,7 @@ class Csv:
         quote or a line break stands unquoted in a field, a row has more or fewer: that is not guessed at. A blank line
         is a row where there is one column. A byte that can't be decoded becomes half of a surrogate pair.
         """
-        csv.field_size_limit(2**31 - 1)  # the largest that fits a C long everywhere
+        csv.field_size_limit(MAX_LINE)  # what an unclosed quote swallows, at most
         with open_text(path, self.encoding) as file:
             reader, most = csv.reader(file, strict=True, delimiter=self.delimiter_of(path)), 0
             while True:
@@ -64,7 +64,8 @@ class Csv:
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    yield reader.line_num, [], str(error)
+                    open_quote = "a quote that is not closed: it swallows the lines before"
+                    yield reader.line_num, [], open_quote if "end of data" in str(error) else str(error)
                     continue
                 if not fields and most != 1:
                     continue

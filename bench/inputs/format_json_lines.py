@@ -11,12 +11,16 @@ import pyarrow as pa
 from bench.inputs.blocks import N_ROWS, Rows, read_head, read_lines
 
 N_LINES = 1000  # that say which columns there are
-TYPES = {pa.string(): str, pa.int64(): int, pa.float64(): float, pa.bool_(): bool}
-NOT_JSON, NO_OBJECT = "not JSON", "no object with these columns"
+TYPES = {pa.string(): str | int | float | bool, pa.int64(): int, pa.float64(): float, pa.bool_(): bool}
+LEFT_OUT = b"left out"  # the key, in a schema's metadata, of the names of columns that hold lists or objects
+NOT_JSON, NO_OBJECT = "not JSON", "no object"
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """Returns the columns of the first lines: those that are texts, numbers or booleans, or always null."""
+    """Returns the columns of the first lines: those that are texts, numbers or booleans, or always null.
+
+    The names of the others are in the metadata, under LEFT_OUT.
+    """
     kinds = {}
     lines = (line for block, _ in read_lines(path) for line in block.split(b"\n") if line.strip())
     for line in islice(lines, N_LINES):
@@ -24,21 +28,27 @@ def read_schema(path: Path) -> pa.Schema:
         for name, value in record.items() if isinstance(record, dict) else ():
             kinds.setdefault(name, set()).update({type(value)} - {type(None)})
     columns = {name: column_type(found) for name, found in kinds.items()}
-    return pa.schema([(name, kind) for name, kind in columns.items() if kind])
+    left_out = [name for name, kind in columns.items() if not kind]
+    metadata = {LEFT_OUT: json.dumps(left_out)} if left_out else None
+    return pa.schema([(name, kind) for name, kind in columns.items() if kind], metadata)
 
 
 def column_type(found: set[type]) -> pa.DataType | None:
-    """Returns the type of a column whose values have these types; None for lists, objects and mixtures."""
-    if str in found or not found:
-        return pa.string()
+    """Returns the type of a column whose values have these types: text for a mixture; None for lists and objects."""
+    if found & {list, dict}:
+        return None
     if found == {int, float}:
         return pa.float64()
-    [kind, *others] = found
-    return None if others else {python: arrow for arrow, python in TYPES.items()}.get(kind)
+    alone = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    return alone[next(iter(found))] if len(found) == 1 and found <= {*alone} else pa.string()
 
 
 def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
-    """Yields the rows, blank lines left out. A number that stands in quotes is a number, if the schema says so."""
+    """Yields the rows, blank lines left out.
+
+    A number that stands in quotes is a number, if the schema says so, and any scalar is a text. Of a line that is no
+    object all values are null; of another one those that are of another type.
+    """
     names = [f"column_{i}" for i in range(len(schema))]  # any text can be a name in JSON, but not in Python
     fields = [(name, TYPES[kind] | None, None) for name, kind in zip(names, schema.types, strict=True)]
     row_type = msgspec.defstruct("Row", fields, rename=dict(zip(names, schema.names, strict=True)), gc=False)
@@ -47,7 +57,10 @@ def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
 
     def rows(bytes_read: int) -> Rows:
         columns = zip(*map(msgspec.structs.astuple, found), strict=True) if found else [[]] * len(schema)
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+        arrays = [
+            pa.array(map(as_text, column) if kind == pa.string() else column, kind)
+            for column, kind in zip(columns, schema.types, strict=True)
+        ]
         return Rows(pa.table(arrays, schema=schema), bad, bytes_read)
 
     for block, bytes_read in read_lines(path):
@@ -56,9 +69,9 @@ def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
         except (ValueError, RecursionError):
             for number, text in enumerate(block.split(b"\n"), line + 1):
                 if text.strip():
-                    row = parse_line(text, decoder)
-                    if isinstance(row, str):
-                        bad[len(found)], row = (number, row), row_type()
+                    row, why = parse_line(text, decoder)
+                    if why:
+                        bad[len(found)] = number, why
                     found.append(row)
         line += block.count(b"\n")
         if len(found) >= N_ROWS:
@@ -67,22 +80,28 @@ def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     yield rows(path.stat().st_size)
 
 
-def parse_line(line: bytes, decoder: msgspec.json.Decoder) -> msgspec.Struct | str:
-    """Decodes a line that may be at fault; returns what is wrong where it is. Half surrogate pairs are replaced."""
+def as_text(value: str | float | bool | None) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def parse_line(line: bytes, decoder: msgspec.json.Decoder) -> tuple[msgspec.Struct, str]:
+    """Decodes a line that may be at fault; returns (the row, what is wrong). Half surrogate pairs are replaced."""
     try:
-        return decoder.decode(line)
+        return decoder.decode(line), ""
     except (ValueError, RecursionError):
         pass
-    record = parse_json(line)
+    record, row, wrong = parse_json(line), decoder.type(), []
     if not isinstance(record, dict):
-        return NOT_JSON if record is NOT_JSON else NO_OBJECT
-    for name, value in record.items():
+        return row, NOT_JSON if record is NOT_JSON else NO_OBJECT
+    for field in msgspec.structs.fields(decoder.type):
+        value = record.get(field.encode_name)
         if isinstance(value, str):
-            record[name] = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    try:
-        return msgspec.convert(record, decoder.type, strict=False)
-    except ValueError:
-        return NO_OBJECT
+            value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        try:
+            setattr(row, field.name, msgspec.convert(value, field.type, strict=False))
+        except ValueError:
+            wrong.append(f"{field.encode_name} is {json.dumps(value)[:40]}, unlike before")
+    return row, "; ".join(wrong)
 
 
 def parse_json(line: bytes) -> object:

@@ -16,6 +16,7 @@ from bench.files import check_no_pointer
 from bench.inputs import format_json_lines, format_parquet
 from bench.inputs.blocks import Rows
 from bench.inputs.format_csv import Csv
+from bench.inputs.format_json_lines import LEFT_OUT
 from utils import UserError, clean, first_line, say
 
 # how a file's name ends: what reads it, which has
@@ -170,6 +171,13 @@ def exact(column: pa.Field, schemas: list[pa.Schema]) -> pa.Field:
         say(f"column {column.name} has the types {', '.join(sorted(map(str, kinds)))}: it is copied as text")
         return pa.field(column.name, pa.string())
     return column
+
+
+def say_left_out(tables: list[Table]) -> None:
+    """Says which columns are not copied since they hold lists or objects in JSON."""
+    names = [name for table in tables for name in json.loads((table.schema.metadata or {}).get(LEFT_OUT, b"[]"))]
+    if names := list(dict.fromkeys(names)):
+        say(f"columns that hold lists or objects are left out: {', '.join(names)}")
 
 
 def decoded(field: pa.Field) -> pa.Field:

@@ -102,13 +102,12 @@ def write_bad_rows(folder: Path) -> None:
                 file.write(json.dumps({"part": part.name} | place).encode() + b"\n")
 
 
-def stop_at_bad_row(folder: Path) -> None:
-    """Raises RunError with the first bad row of the parts; without one it does nothing."""
+def stop_at_bad_row(folder: Path, why: str) -> None:
+    """Raises RunError with the first bad row of the parts, of which there is one, and why the job stops."""
     write_bad_rows(folder)
-    if (folder / BAD_FILE).exists():
-        first = json.loads((folder / BAD_FILE).read_text().splitlines()[0])
-        place = f"{first['file']}, line {first['line']}" if "file" in first else f"{first['part']}, row {first['row']}"
-        raise RunError(f"{place}: {first['reason']}; without --strict it is set aside")
+    first = json.loads((folder / BAD_FILE).read_text().splitlines()[0])
+    place = f"{first['file']}, line {first['line']}" if "file" in first else f"{first['part']}, row {first['row']}"
+    raise RunError(f"{place}: {first['reason']} ({why}); {BAD_FILE} names all")
 
 
 def read_job(folder: Path) -> dict:

@@ -123,7 +123,7 @@ def test_a_comment_that_occurs_twice_is_drawn_once_and_always_the_same_one():
         ({"body": "[deleted] it"}, "eligible"),
         ({"body": "null"}, "eligible"),
         ({"body": None}, "other"),
-        ({"id": 7}, "other"),
+        ({"id": [7]}, "other"),
         ({"created_utc": "1134365188"}, "eligible"),
         ({"created_utc": None}, "eligible"),
         ({"created_utc": []}, "other"),
