@@ -142,6 +142,15 @@ def test_text_that_is_not_utf_8_is_refused_with_its_file(tmp_path):
     pq.write_table(pa.table({"body": pa.array([b"\xff"]).view(pa.string())}), tmp_path / "a.parquet")
     tables = [open_table(tmp_path / "a.parquet")]
     assert "a.parquet can't be read" in refused(list, read_all(tables, tables[0].schema))
+    for kind, binary in ((pa.string(), pa.binary()), (pa.large_string(), pa.large_binary())):
+        bodies = pa.array([b"one", b"caf\xe9", None, "caf\u00e9".encode()], binary).view(kind)
+        pq.write_table(pa.table({"id": [1, 2, 3, 4], "body": bodies}), tmp_path / "a.parquet", row_group_size=1)
+        tables = [open_table(tmp_path / "a.parquet")]
+        found = pa.concat_tables(read_all(tables, tables[0].schema, set_aside=True)).to_pylist()
+        assert [row["body"] for row in found] == ["one", None, None, "caf\u00e9"]
+        assert [row["id"] for row in found] == [1, 2, 3, 4]
+        assert json.loads(found[1][BAD])["line"] == 2 and "body has the byte 0xe9" in found[1][BAD]
+        assert [bool(row[BAD]) for row in found] == [False, True, False, False]
 
 
 def write_json_lines(path, lines: list[bytes]):
