@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ import numpy as np
 from bench.inputs.batches import Batching, round_lengths_up
 from bench.inputs.model import Model
 from bench.inputs.stream import Batch, prefetch, share_of, text_batches
-from bench.processes import heartbeat
+from bench.processes import OUT_OF_MEMORY, error_summary, heartbeat
 from bench.variants import Device, TextRunner, digest_export
 from runtimes import VARIANTS
-from utils import RunError, UserError
+from utils import RunError, UserError, say
 
 FETCH_EVERY = 64  # batches whose outputs may wait on the device: fetching waits for all of its work
 
@@ -90,11 +90,13 @@ class Classifier:
     def batches(self, texts: list[str], batching: Batching) -> Iterator[Batch]:
         return text_batches(self.model, texts, batching, self.padded_lengths)
 
-    def predict(self, texts: list[str], batching: Batching, on_progress: Callable = heartbeat) -> Predictions:
+    def predict(
+        self, texts: list[str], batching: Batching, on_progress: Callable = heartbeat, halve: bool = False
+    ) -> Predictions:
         """Runs the model over texts: tokenizing, sorting, padding and moving go on in a thread meanwhile.
 
-        `on_progress` gets the number of texts that are done. Raises UserError for another number of labels than the
-        model's, and whatever the runtime raises.
+        `on_progress` gets the number of texts that are done. With `halve` a batch that the memory does not hold runs in
+        halves. Raises UserError for another number of labels than the model's, and whatever the runtime raises.
         """
         start, counts = time.monotonic(), Counter()
         has_tokens = np.full(len(texts), self.takes_texts)
@@ -114,7 +116,16 @@ class Classifier:
 
         prepared = ((batch, self.runner.prepare(batch.inputs)) for batch in self.batches(texts, batching))
         for batch, inputs in prefetch(prepared):
-            waiting.append((batch, inputs, self.runner.forward(inputs)))
+            try:
+                waiting.append((batch, inputs, self.runner.forward(inputs)))
+                held = True
+            except Exception as error:
+                held = False
+                if not halve or len(batch.indices) < 2 or error_summary(error) != OUT_OF_MEMORY:
+                    raise
+            if not held:  # no longer in `except`, where the error keeps what the runtime has allocated
+                fetch()
+                self.forward_halves(batch, logits)
             if len(waiting) == FETCH_EVERY:
                 fetch()
             counts["tokens"] += batch.tokens
@@ -126,11 +137,33 @@ class Classifier:
         fetch()
         return Predictions(logits, has_tokens, start, time.monotonic(), **counts)
 
+    def forward_halves(self, batch: Batch, logits: np.ndarray) -> None:
+        """Runs the halves of a batch one after another, and theirs if need be; writes into `logits` [texts, labels].
+
+        Raises what the runtime raises for a single text that the memory does not hold.
+        """
+        half = len(batch.indices) // 2
+        say(f"out of memory for a batch of {len(batch.indices)} texts: in halves")
+        for rows in (slice(half), slice(half, None)):
+            inputs = {name: values[rows] for name, values in batch.inputs.items()}
+            part = replace(batch, indices=batch.indices[rows], inputs=inputs)
+            try:
+                outputs = self.runner.forward(self.runner.prepare(inputs))
+                self.runner.synchronize()
+                logits[part.indices] = self.to_host(outputs)
+                held = True
+            except Exception as error:
+                held = False
+                if len(part.indices) < 2 or error_summary(error) != OUT_OF_MEMORY:
+                    raise
+            if not held:
+                self.forward_halves(part, logits)
+
     def predict_share(self, file: Path, batching: Batching) -> tuple[np.ndarray, Predictions]:
         """Runs the model over this worker's share of the texts in a JSON file; returns (their indices, its answers)."""
         texts = json.loads(file.read_text(encoding="utf-8"))
         share = share_of(texts, self.number, self.workers)
-        return share, self.predict([texts[i] for i in share], batching)
+        return share, self.predict([texts[i] for i in share], batching, heartbeat, True)
 
     def to_host(self, outputs) -> np.ndarray:
         """Fetches a batch's logits, float32 [texts, labels]. Raises UserError if they have other labels."""

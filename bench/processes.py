@@ -25,7 +25,8 @@ from utils import RunError, UserError, first_line
 
 POLL_SECONDS = 1.0  # between two heartbeats, and between two looks at the clock
 PR_SET_PDEATHSIG = 1  # prctl(2)
-OUT_OF_MEMORY = "OutOfMemory", "out of memory", "can't allocate memory", "Failed to allocate memory", "ALLOC_FAILED"
+OUT_OF_MEMORY = "out of memory"  # what error_summary says of these:
+MEMORY_SIGNS = "OutOfMemory", "out of memory", "can't allocate memory", "Failed to allocate memory", "ALLOC_FAILED"
 parent = SimpleNamespace(connection=None, last_heartbeat=0.0)  # in a worker: its pipe to the parent
 
 
@@ -204,6 +205,6 @@ def attempt(function: Callable, *arguments) -> tuple[str, object]:
 def error_summary(error: Exception) -> str:
     """Says what went wrong in one line: `out of memory`, or the error's type and first line."""
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
-        return "out of memory"
+    if isinstance(error, MemoryError) or any(sign in text for sign in MEMORY_SIGNS):
+        return OUT_OF_MEMORY
     return f"{type(error).__name__}: {first_line(error)}"

@@ -65,6 +65,29 @@ def test_outputs_are_fetched_as_they_come_and_another_number_of_labels_is_no_exp
         classifier.predict(texts[:3], Batching("in-order", 1))
 
 
+def test_a_batch_that_the_memory_does_not_hold_runs_in_halves_only_where_labels_are_wanted(
+    classifier, texts, monkeypatch
+):
+    batching, forward, sizes = Batching("token-budget", batch_tokens=512), classifier.runner.forward, []
+    whole = classifier.predict(texts[:60], batching).logits
+
+    def limited(inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > most:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return forward(inputs)
+
+    most = 3
+    monkeypatch.setattr(classifier, "runner", replace(classifier.runner, forward=limited))
+    found = classifier.predict(texts[:60], batching, halve=True)
+    assert np.allclose(found.logits, whole, atol=1e-5, equal_nan=True) and np.isfinite(whole).any() and max(sizes) > 7
+    with pytest.raises(RuntimeError, match="out of memory"):
+        classifier.predict(texts[:60], batching)
+    most = 0
+    with pytest.raises(RuntimeError, match="out of memory"):
+        classifier.predict(texts[:60], batching, halve=True)
+
+
 def test_an_error_while_texts_are_prepared_reaches_the_worker():
     def items():
         yield 1

@@ -64,7 +64,7 @@ class Actor:
         return Part(counts, pick_sample(number, table, job.output.text_column, job.spec.model))
 
     def classify(self, texts: list[str]) -> Answers:
-        predictions = self.classifier.predict(texts, self.job.batching)
+        predictions = self.classifier.predict(texts, self.job.batching, halve=True)
         return Answers(probabilities(predictions.logits, self.job.spec.model.problem_type), token_counts(predictions))
 
 
