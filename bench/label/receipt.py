@@ -96,10 +96,11 @@ class Comparison:
         words = f"{self.changed:,} of {self.decisions:,} decisions changed, largest difference {self.largest:.2g}"
         if self.no_answer:
             return NOT_WITHIN, f"{words}; {self.no_answer} texts have nulls that the original answers"
-        tolerance = PADDING_TOLERANCE + HALF_ROUNDING * self.output.half
-        if self.precision == "fp32" and self.largest > tolerance * self.scale:
+        half = HALF_ROUNDING * self.scale * self.output.half
+        if self.precision == "fp32" and self.largest > PADDING_TOLERANCE * self.scale + half:
             return NOT_WITHIN, f"{words}, where rounding in FP32 gives less than 0.0001"
-        rounded = is_rounded(self.precision, self.largest)
+        of_label_chosen_before = half * self.output.top_label  # while a threshold sees the score as it is written
+        rounded = is_rounded(self.precision, self.largest - of_label_chosen_before)
         verdict = judge(self.changed, self.decisions, alpha=alpha_of(self.looks), rounded=rounded)
         return verdict, words
 

@@ -137,6 +137,7 @@ def test_small_output_some_labels_in_half_precision_without_low_scores(label, tm
         assert (found[name].isna() == expected.isna()).all()
         assert np.allclose(found[name].astype(float), expected, rtol=0, atol=2**-12, equal_nan=True)
     assert json.loads((tmp_path / "out" / "_receipt.json").read_text())["flips"] == 0
+    assert "receipt    within tolerance" in label("--float16", "--top-label", output="top")[1]
     assert "the model has no label 'joy'; it has LABEL_0" in label("--labels", "joy", output="other")[1]
     assert "--top-label goes with neither" in label("--labels", "LABEL_1", "--top-label", output="other")[1]
 
