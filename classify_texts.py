@@ -28,7 +28,6 @@ Exit code: 0, 1 if something failed on the way or rows are wrong, 2 for wrong us
 import contextlib
 import itertools
 import math
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -42,7 +41,6 @@ from bench.files import check_writable, digest
 from bench.inputs import format_csv
 from bench.inputs.batches import Batching
 from bench.inputs.datasets import has_text
-from bench.inputs.format_csv import Csv
 from bench.inputs.model import Model
 from bench.inputs.random_model import RANDOM_MODEL
 from bench.inputs.readers import Table, common_schema, find_files, open_table, say_left_out
@@ -55,7 +53,7 @@ from bench.label.plan import PLAN_OPTIONS, LabelPlan, choose_plan, fastest_valid
 from bench.label.pool import LabelPool
 from bench.label.progress import Progress
 from bench.label.receipt import Checker, Comparison, count_parts, count_rows, read_receipt
-from bench.label.rows import Counts, OutputSpec, read_parts
+from bench.label.rows import Counts, OutputSpec, estimate_rows, read_parts
 from bench.label.sample import add_sample, pick_sample
 from bench.machine import DeviceInfo, cpu_cores, describe_device, process_count
 from bench.naming import slug
@@ -171,7 +169,7 @@ def find_plan(args: Namespace, model: Model, tables: list[Table], call: Callable
     tokens = call(mean_tokens, model, texts)
     measured = fastest_valid_row(args.results_dir, slug(info.name), model, tokens, args.variant)
     if not measured and not args.variant and not args.ray:
-        rows = min(sum(table.estimate_rows() for table in tables), args.limit or sys.maxsize)
+        rows = estimate_rows(tables, args.limit)
         device = Device((args.gpu or [0])[0] if kind == "gpu" else None, args.threads or cpu_cores())
         measured = look(Job(args.input.name, model, texts, rows), info, device, args.results_dir, call)
     if not measured and not args.variant and args.ray:
@@ -211,7 +209,7 @@ def label_all(args: Namespace, pool: LabelPool, tables: list[Table], spec: Outpu
     Raises UserError for an input that can't be read, and RunError if the workers fail twice over a part or if its rows
     are wrong.
     """
-    folder, total = pool.folder, min(sum(table.estimate_rows() for table in tables), spec.limit or sys.maxsize)
+    folder, total = pool.folder, estimate_rows(tables, spec.limit)
     rows = {n: min(spec.rows, total - n * spec.rows) for n in range(math.ceil(total / spec.rows))}  # of each part
     there = [n for n in rows if output.is_whole(folder / output.part_name(n), rows[n])]
     first = next(n for n in itertools.count() if n not in there)
@@ -324,7 +322,7 @@ def main() -> int:
     with on_ray.cluster(args.ray) if args.ray else contextlib.nullcontext():
         with helper_process() as call:
             model = open_model(args.model_id, call).with_thresholds(args.threshold)
-            csv = Csv(args.delimiter, args.encoding)
+            csv = format_csv.Csv(args.delimiter, args.encoding)
             tables = [open_table(file, csv, args.input.absolute()) for file in files]
             say_left_out(tables)
             spec = output_spec(args, model, tables)

@@ -38,7 +38,6 @@ from bench.files import LONGEST_NAME, check_writable, new_file, new_folder, read
 from bench.inputs import format_csv
 from bench.inputs.batches import BATCHINGS, Batching
 from bench.inputs.datasets import Dataset, load_dataset
-from bench.inputs.format_csv import Csv
 from bench.inputs.model import WEIGHTS, Model
 from bench.inputs.random_model import RANDOM_MODEL
 from bench.inputs.resolve import resolve_model
@@ -239,7 +238,7 @@ def main() -> int:
         args.precision = read_json(manifest).get("precision", args.precision) if manifest.is_file() else args.precision
     else:
         check_target(target, source, args.overwrite)
-    csv = Csv(args.delimiter, args.encoding)
+    csv = format_csv.Csv(args.delimiter, args.encoding)
     dataset = load_dataset(args.dataset, args.column, args.limit, args.label_column, csv)
     for note in dataset.notes:
         say(clean(note))

@@ -30,7 +30,6 @@ from bench.files import check_writable
 from bench.inputs import format_csv
 from bench.inputs.batches import BATCHINGS
 from bench.inputs.datasets import Dataset, load_dataset
-from bench.inputs.format_csv import Csv
 from bench.inputs.model import Model
 from bench.inputs.random_model import RANDOM_MODEL
 from bench.inputs.resolve import DEFAULT_MODEL, open_model
@@ -247,10 +246,8 @@ def list_cells(cells: list[Cell], repeats: int) -> int:
 def main() -> int:
     args = parse_arguments()
     args.model = variants = choose_variants(args.model, args.device, args.quick)
-    device, dataset = (
-        find_device(args),
-        load_dataset(args.dataset, args.column, args.limit, csv=Csv(args.delimiter, args.encoding)),
-    )
+    csv = format_csv.Csv(args.delimiter, args.encoding)
+    device, dataset = find_device(args), load_dataset(args.dataset, args.column, args.limit, csv=csv)
     info = run_in_subprocess(describe_device, args.gpu) if args.device == "gpu" else describe_device(None)
     cells = choose_cells(args, variants, len(dataset.texts))
     if not (args.no_save or args.dry_run):

@@ -116,17 +116,16 @@ class Classifier:
 
         prepared = ((batch, self.runner.prepare(batch.inputs)) for batch in self.batches(texts, batching))
         for batch, inputs in prefetch(prepared):
-            try:
-                waiting.append((batch, inputs, self.runner.forward(inputs)))
-                held = True
-            except Exception as error:
-                held = False
-                if not halve or len(batch.indices) < 2 or error_summary(error) != OUT_OF_MEMORY:
-                    raise
-            if not held:  # no longer in `except`, where the error keeps what the runtime has allocated
+            parts = [(batch, inputs)]
+            while parts:
+                part, of_part = parts.pop()
+                if (outputs := self.forward(part, of_part, halve)) is not None:
+                    waiting.append((part, of_part, outputs))
+                    continue
+                say(f"out of memory for a batch of {len(part.indices)} texts: in halves")
                 fetch()
-                self.forward_halves(batch, logits)
-            if len(waiting) == FETCH_EVERY:
+                parts += [(half, self.runner.prepare(half.inputs)) for half in halves(part)]
+            if len(waiting) >= FETCH_EVERY:
                 fetch()
             counts["tokens"] += batch.tokens
             counts["padded_tokens"] += batch.inputs["input_ids"].size
@@ -137,27 +136,14 @@ class Classifier:
         fetch()
         return Predictions(logits, has_tokens, start, time.monotonic(), **counts)
 
-    def forward_halves(self, batch: Batch, logits: np.ndarray) -> None:
-        """Runs the halves of a batch one after another, and theirs if need be; writes into `logits` [texts, labels].
-
-        Raises what the runtime raises for a single text that the memory does not hold.
-        """
-        half = len(batch.indices) // 2
-        say(f"out of memory for a batch of {len(batch.indices)} texts: in halves")
-        for rows in (slice(half), slice(half, None)):
-            inputs = {name: values[rows] for name, values in batch.inputs.items()}
-            part = replace(batch, indices=batch.indices[rows], inputs=inputs)
-            try:
-                outputs = self.runner.forward(self.runner.prepare(inputs))
-                self.runner.synchronize()
-                logits[part.indices] = self.to_host(outputs)
-                held = True
-            except Exception as error:
-                held = False
-                if len(part.indices) < 2 or error_summary(error) != OUT_OF_MEMORY:
-                    raise
-            if not held:
-                self.forward_halves(part, logits)
+    def forward(self, batch: Batch, inputs: object, halve: bool) -> object | None:
+        """Returns what the runner makes of a batch; None for one to `halve`, since the memory does not hold it."""
+        try:
+            return self.runner.forward(inputs)
+        except Exception as error:
+            if not halve or len(batch.indices) < 2 or error_summary(error) != OUT_OF_MEMORY:
+                raise
+        return None
 
     def predict_share(self, file: Path, batching: Batching) -> tuple[np.ndarray, Predictions]:
         """Runs the model over this worker's share of the texts in a JSON file; returns (their indices, its answers)."""
@@ -171,3 +157,17 @@ class Classifier:
         if logits.shape[1:] != (labels,):
             raise UserError(f"it gives {logits.shape[-1]} labels, the model has {labels}: not its export")
         return logits
+
+
+def halves(batch: Batch) -> list[Batch]:
+    """Returns the two halves of a batch of several texts, padded as it is; only the whole has its count of tokens."""
+    middle = len(batch.indices) // 2
+    return [
+        replace(
+            batch,
+            indices=batch.indices[rows],
+            inputs={name: values[rows] for name, values in batch.inputs.items()},
+            lost=batch.lost[rows],
+        )
+        for rows in (slice(middle), slice(middle, None))
+    ]

@@ -70,7 +70,7 @@ def load_dataset(
     else:
         path = Path(name_or_path)
         name = path.name
-    bodies, *labels = read_columns(path, [column, label_column], csv)
+    bodies, *labels = read_columns(path, [column, *([label_column] if label_column else [])], csv)
     full = [i for i, body in enumerate(bodies) if has_text(body)]
     texts = [bodies[i] for i in full]
     if len(texts) < len(bodies):
@@ -80,8 +80,8 @@ def load_dataset(
     return Dataset(name, texts, notes, texts, [column[i] for column in labels for i in full]).limited(limit)
 
 
-def read_columns(path: Path, columns: list[str | None], csv: Csv = COMMAS) -> list[list]:
-    """Reads a file's column of texts, and perhaps another one (or None), as they stand there.
+def read_columns(path: Path, columns: list[str], csv: Csv = COMMAS) -> list[list]:
+    """Reads a file's column of texts, the first, and others, as they stand there.
 
     Raises UserError if one can't be read, or if the texts are not text.
     """
@@ -89,9 +89,8 @@ def read_columns(path: Path, columns: list[str | None], csv: Csv = COMMAS) -> li
         names = f"names: {', '.join(DATASETS)}; or a file: {FORMAT_WORDS}"
         raise UserError(f"no dataset file {path} ({names})")
     table = open_table(path, csv)
-    names = [name for name in columns if name]
-    rows = list(read_all([table], common_schema([table], list(dict.fromkeys(names)), names[0])))
-    return [[value for some in rows for value in some[name].to_pylist()] for name in names]
+    rows = list(read_all([table], common_schema([table], list(dict.fromkeys(columns)), columns[0])))
+    return [[value for some in rows for value in some[name].to_pylist()] for name in columns]
 
 
 def bundled_texts(name: str) -> list[str]:

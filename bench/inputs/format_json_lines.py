@@ -1,7 +1,7 @@
 """JSON Lines, such as Pushshift's dumps: an object a line, of which scalars are columns."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -57,10 +57,7 @@ def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
 
     def rows(bytes_read: int) -> Rows:
         columns = zip(*map(msgspec.structs.astuple, found), strict=True) if found else [[]] * len(schema)
-        arrays = [
-            pa.array(map(as_text, column) if kind == pa.string() else column, kind)
-            for column, kind in zip(columns, schema.types, strict=True)
-        ]
+        arrays = [to_array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
         return Rows(pa.table(arrays, schema=schema), bad, bytes_read)
 
     for block, bytes_read in read_lines(path):
@@ -80,8 +77,13 @@ def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     yield rows(path.stat().st_size)
 
 
-def as_text(value: str | float | bool | None) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+def to_array(values: Iterable, kind: pa.DataType) -> pa.Array:
+    """Returns a column of a type; numbers and booleans in one of text are written as in JSON."""
+    try:
+        return pa.array(values, kind)
+    except pa.ArrowTypeError:
+        texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+        return pa.array(texts, kind)
 
 
 def parse_line(line: bytes, decoder: msgspec.json.Decoder) -> tuple[msgspec.Struct, str]:

@@ -136,7 +136,8 @@ def find_files(path: Path) -> list[Path]:
     files = [file for file in seen if format_of(file) and file.is_file()]
     if not files:
         raise UserError(f"{path} holds no file that can be read: what can is {FORMAT_WORDS}")
-    if others := [file.name for file in seen if file not in files]:
+    readable = set(files)
+    if others := [file.name for file in seen if file not in readable]:
         say(f"{path}: {len(others)} other files in it are passed over, such as {clean(others[0])}")
     return files
 
@@ -166,8 +167,8 @@ def exact(column: pa.Field, schemas: list[pa.Schema]) -> pa.Field:
     A double holds no whole number of 64 bits, and an int64 not all that are unsigned.
     """
     kinds = {schema.field(column.name).type for schema in schemas}
-    whole = [kind for kind in kinds if pa.types.is_integer(kind) and kind.bit_width == 64]
-    if whole and any(kind != column.type for kind in whole) and not pa.types.is_decimal(column.type):
+    changed = [kind for kind in kinds if pa.types.is_integer(kind) and kind.bit_width == 64 and kind != column.type]
+    if changed and not pa.types.is_decimal(column.type):
         say(f"column {column.name} has the types {', '.join(sorted(map(str, kinds)))}: it is copied as text")
         return pa.field(column.name, pa.string())
     return column
@@ -193,14 +194,14 @@ def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0, set_aside: b
     """
     for table in tables:
         for rows in table.rows(schema, skip):
-            bad = {i: found for i, found in rows.bad.items() if i >= skip}
-            found = rows.table
+            bad, found = {i: place for i, place in rows.bad.items() if i >= skip}, rows.table
             if bad and not set_aside:
                 line, why = next(iter(bad.values()))
                 raise UnreadableFile(f"{table.path} can't be read: line {line}: {why}")
             if set_aside:
-                places = {i: {"file": str(table.path), "line": line, "reason": why} for i, (line, why) in bad.items()}
-                words = [json.dumps(places[i]) if i in places else None for i in range(len(found))]
+                words = [None] * len(found)
+                for i, (line, why) in bad.items():
+                    words[i] = json.dumps({"file": str(table.path), "line": line, "reason": why})
                 found = found.append_column(BAD, pa.array(words, pa.string()))
             if len(found) > skip:
                 yield found.slice(skip)

@@ -8,7 +8,7 @@ import numpy as np
 from bench.inputs.readers import Table
 from bench.label.output import write_rows
 from bench.label.plan import LabelPlan
-from bench.label.rows import Answers, Counts, OutputSpec, label_table, read_parts
+from bench.label.rows import Answers, Counts, OutputSpec, estimate_rows, label_table, read_parts
 from utils import say
 
 SAMPLE_ROWS = 10_000  # the first of the job, that stand for all
@@ -20,8 +20,7 @@ def say_estimate(tables: list[Table], output: OutputSpec, plan: LabelPlan) -> No
     Numbers of rows are exact for Parquet, and estimated from the heads of other files. Sizes are those of the first
     rows with scores drawn evenly from 0 to 1: real ones take as much, but where --min-score leaves many out.
     """
-    rows = sum(table.estimate_rows() for table in tables)
-    rows = rows if output.limit is None else min(rows, output.limit)
+    rows = estimate_rows(tables, output.limit)
     counts, bytes_of_sample = label_sample(tables, output)
     texts, size = rows * counts.texts / counts.rows, rows * bytes_of_sample / counts.rows
     say(f"rows       about {rows:,} in {len(tables):,} files, about {texts:,.0f} of them with text")

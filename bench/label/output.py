@@ -82,30 +82,39 @@ def write_rows(table: pa.Table, file: BinaryIO) -> None:
 
 def read_counts(part: Path) -> Counts | None:
     """Returns what was counted of a part; None for one of a version of ours that kept no counts."""
-    found = (pq.read_schema(part).metadata or {}).get(COUNTS)
-    return Counts(**json.loads(found)) if found else None
+    found = read_metadata(part, COUNTS)
+    return Counts(**found) if found else None
 
 
 def read_bad_rows(part: Path) -> list[dict]:
     """Returns what is known of the bad rows of a part: `row`, `reason`, and perhaps `file` and `line`."""
-    return json.loads((pq.read_schema(part).metadata or {}).get(BAD_ROWS, b"[]"))
+    return read_metadata(part, BAD_ROWS) or []
+
+
+def read_metadata(part: Path, key: bytes) -> list | dict | None:
+    """Returns what is kept under a key in the metadata of a part; None without it."""
+    found = (pq.read_schema(part).metadata or {}).get(key)
+    return json.loads(found) if found else None
 
 
 def write_bad_rows(folder: Path) -> None:
-    """Writes BAD_FILE: for each bad row its part, its row there, the file and the line if known, and the reason."""
-    if not any(counts and counts.bad for counts in map(read_counts, part_files(folder))):
-        (folder / BAD_FILE).unlink(missing_ok=True)
-        return
+    """Writes BAD_FILE: for each bad row its part, its row there, the file and the line if known, and the reason.
+
+    Without a bad row there is no such file.
+    """
     with new_file(folder / BAD_FILE) as file:
         for part in part_files(folder):
             for place in read_bad_rows(part):
                 file.write(json.dumps({"part": part.name} | place).encode() + b"\n")
+    if not (folder / BAD_FILE).stat().st_size:
+        (folder / BAD_FILE).unlink()
 
 
 def stop_at_bad_row(folder: Path, why: str) -> None:
     """Raises RunError with the first bad row of the parts, of which there is one, and why the job stops."""
     write_bad_rows(folder)
-    first = json.loads((folder / BAD_FILE).read_text().splitlines()[0])
+    with (folder / BAD_FILE).open() as file:
+        first = json.loads(next(file))
     place = f"{first['file']}, line {first['line']}" if "file" in first else f"{first['part']}, row {first['row']}"
     raise RunError(f"{place}: {first['reason']} ({why}); {BAD_FILE} names all")
 

@@ -82,6 +82,12 @@ class Answers:
 # ------------------------------------------------------------------------------------------------- rows and columns
 
 
+def estimate_rows(tables: list[Table], limit: int | None) -> int:
+    """Returns how many rows there are in all files, but at most the limit: exactly or about."""
+    rows = sum(table.estimate_rows() for table in tables)
+    return rows if limit is None else min(rows, limit)
+
+
 def read_parts(tables: list[Table], output: OutputSpec, skip: int) -> Iterator[pa.Table]:
     """Yields the rows of all files behind the first `skip`, a part's at once, with the column BAD.
 
