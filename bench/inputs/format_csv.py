@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from bench.inputs.blocks import MAX_LINE, N_ROWS, Rows, open_text, read_head
 
+TABBED = re.compile(r"\.tsv(\.gz|\.zst)?$", re.IGNORECASE)  # the names of files with tabs
 UNDECODED = re.compile(r"[\udc80-\udcff]")  # what a byte that can't be decoded becomes, see PEP 383
 
 
@@ -79,7 +80,7 @@ class Csv:
                 yield reader.line_num, fields, "" if fits else f"{len(fields)} fields, the header has {least}"
 
     def delimiter_of(self, path: Path) -> str:
-        return self.delimiter or ("\t" if ".tsv" in path.suffixes[-2:] else ",")
+        return self.delimiter or ("\t" if TABBED.search(path.name) else ",")
 
     def estimate_rows(self, path: Path) -> int:
         head, times = read_head(path)

@@ -29,7 +29,7 @@ CSV = ".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst"
 FORMATS = dict.fromkeys(CSV, Csv) | dict.fromkeys(JSON_LINES, format_json_lines) | {".parquet": format_parquet}
 FORMAT_WORDS = "CSV or TSV (.csv, .tsv), JSON Lines (.jsonl, .ndjson), both also as .gz or .zst, and Parquet (.parquet)"
 COMMAS = Csv()
-BAD = "bad row"  # the column that says why a row can't be read, see read_all
+BAD = "classify_texts: bad row"  # the column that says why a row can't be read, see read_all
 TEXT_TYPES = ("string", "large_string", "string_view", "null")
 
 

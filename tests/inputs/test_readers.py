@@ -78,11 +78,11 @@ def test_the_types_of_all_files_are_made_one_before_anything_is_read(tmp_path):
 
 def test_the_same_rows_come_from_every_format(tmp_path):
     rows = pd.DataFrame({"id": ["1", "2"], "body": ["two\nlines, a comma", "a\ttab"]})
-    for end in ("csv", "tsv", "jsonl", "ndjson"):
+    for end in ("csv", "tsv", "TSV", "jsonl", "ndjson"):
         for packed, compression in (("", None), (".gz", "gzip"), (".zst", "zstd")):
             file = tmp_path / f"a.{end}{packed}"
-            if end in ("csv", "tsv"):
-                rows.to_csv(file, index=False, sep="\t" if end == "tsv" else ",", compression=compression)
+            if end in ("csv", "tsv", "TSV"):
+                rows.to_csv(file, index=False, sep="," if end == "csv" else "\t", compression=compression)
             else:
                 rows.to_json(file, orient="records", lines=True, compression=compression)
             table = open_table(file)
