@@ -14,7 +14,6 @@ from xxhash import xxh3_64
 from utils import RunError, UserError, first_line
 
 LONGEST_NAME = 255  # bytes, on most file systems
-POINTER = b"version https://git-lfs.github.com/spec/"  # how a Git LFS pointer begins
 BLOCK_BYTES = 2**20  # that are hashed at a time
 
 
@@ -92,13 +91,6 @@ def digest(content: Iterable[bytes | Path]) -> str:
                     single.update(block)
         total.update(single.digest())
     return total.hexdigest()
-
-
-def check_no_pointer(file: Path) -> None:
-    """Raises UserError if a Git LFS pointer is in the place of a file."""
-    with file.open("rb") as opened:
-        if opened.read(len(POINTER)) == POINTER:
-            raise UserError(f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` where it is from")
 
 
 def read_json(file: Path) -> dict:

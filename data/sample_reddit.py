@@ -40,6 +40,7 @@ from bench.inputs.datasets import DATASETS, has_text, removal
 from bench.inputs.format_json_lines import NOT_JSON
 from bench.inputs.readers import Table, UnreadableFile
 from bench.processes import ProcessPool, heartbeat
+from bench.storage import locate
 from utils import Parser, RunError, first_line, int_from, run, say
 
 # what is read of a comment; `created_utc`, in seconds since 1970, stands in quotes in some early dumps
@@ -91,7 +92,7 @@ def sample_dump(path: Path, rules: Namespace, before: int = 0) -> tuple[Counter,
     """Counts and draws from one dump; `before`: bytes of the dumps that were read before. Raises BadDump."""
     counts, drawn, bound = Counter(), [], 2**64
     try:
-        for rows in Table(path, SCHEMA).rows(SCHEMA):
+        for rows in Table(locate(path), SCHEMA).rows(SCHEMA):
             comments = list(zip(*(column.to_pylist() for column in rows.table.columns), strict=True))
             verdicts = [judge(*comment, rules) for comment in comments]
             for i, (_, reason) in rows.bad.items():

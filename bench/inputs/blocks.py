@@ -7,9 +7,11 @@ import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
+
+from bench.storage import Location
 
 N_ROWS = 10_000  # that are handed on at once: a few MB of text
 HEAD_BYTES = 2**20  # of text at the beginning of a file, from which its rows are estimated
@@ -24,21 +26,22 @@ class Rows:
     """Some rows of a file.
 
     bad: number of a row in `table` -> (its line, why it can't be read); its values are null. bytes_read: how far the
-    file is read.
+    file is read. passed_over: rows of the file between those before and these, which nobody wants.
     """
 
     table: pa.Table
     bad: dict[int, tuple[int, str]] = field(default_factory=dict)
     bytes_read: int = 0
+    passed_over: int = 0
 
 
-def read_lines(path: Path) -> Iterator[tuple[bytes, int]]:
+def read_lines(file: Location) -> Iterator[tuple[bytes, int]]:
     """Yields (a block of whole lines, bytes of the file that were read so far) of a plain, .gz or .zst file.
 
     Raises OSError, EOFError, zlib.error or ValueError if it is truncated, corrupt, or has a line above MAX_LINE.
     """
-    rest = b""
-    for text, position in read_blocks(path):
+    rest, position = b"", 0
+    for text, position in read_blocks(file):
         end = text.rfind(b"\n") + 1
         if end:
             yield rest + text[:end], position
@@ -46,41 +49,52 @@ def read_lines(path: Path) -> Iterator[tuple[bytes, int]]:
         rest += text[end:]
         if len(rest) > MAX_LINE:
             raise ValueError(f"corrupt: a line of more than {MAX_LINE >> 20} MiB")
-    yield rest, path.stat().st_size
+    yield rest, position
 
 
-def read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
+def read_blocks(file: Location) -> Iterator[tuple[bytes, int]]:
     """Yields (a block of a plain, .gz or .zst file, bytes of the file that were read so far). Raises as read_lines."""
-    if path.suffix.lower() == ".zst":
-        yield from decompress_zstandard(path)
-        return
-    with path.open("rb") as file:
-        unpacked = gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file
+    name = file.name.lower()
+    with file.open() as opened:
+        counting = CountingReader(opened)
+        if name.endswith(".zst"):
+            yield from decompress_zstandard(counting)
+            return
+        unpacked = gzip.GzipFile(fileobj=counting) if name.endswith(".gz") else counting
         while block := unpacked.read(BLOCK_BYTES):
-            yield block, file.tell()
+            yield block, counting.count
 
 
-def decompress_zstandard(path: Path) -> Iterator[tuple[bytes, int]]:
+class CountingReader:
+    """Counts what is read of a binary file: one in a bucket doesn't know its position."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.count = file, 0
+
+    def read(self, size: int) -> bytes:
+        block = self.file.read(size)
+        self.count += len(block)
+        return block
+
+
+def decompress_zstandard(file: CountingReader) -> Iterator[tuple[bytes, int]]:
     """Decompresses a zstandard file of one or more frames."""
     import zstandard  # whose stream reader would take a truncated file for a whole one
 
     decompressor, frame = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW), None
     try:
-        with path.open("rb", buffering=BLOCK_BYTES) as file:
-            if not file.peek(1):
-                raise ValueError("empty")
-            while piece := file.read(PIECE_BYTES):
-                while piece:
-                    frame = frame or decompressor.decompressobj()
-                    yield frame.decompress(piece), file.tell()
-                    piece = frame.unused_data
-                    frame = None if frame.eof else frame
+        while piece := file.read(PIECE_BYTES):
+            while piece:
+                frame = frame or decompressor.decompressobj()
+                yield frame.decompress(piece), file.count
+                piece = frame.unused_data
+                frame = None if frame.eof else frame
     except zstandard.ZstdError as error:
         if "llocation error" in str(error):
             raise MemoryError(f"its window of up to {MAX_WINDOW >> 30} GiB") from error
         raise ValueError(f"corrupt: {error}") from error
-    if frame:
-        raise ValueError("truncated")
+    if frame or not file.count:
+        raise ValueError("truncated" if frame else "empty")
 
 
 class BlockReader(io.RawIOBase):
@@ -102,19 +116,19 @@ class BlockReader(io.RawIOBase):
         return count
 
 
-def open_text(path: Path, encoding: str) -> io.TextIOWrapper:
+def open_text(file: Location, encoding: str) -> io.TextIOWrapper:
     """Opens a plain, .gz or .zst file as text, whose lines end in a line feed."""
-    blocks = io.BufferedReader(BlockReader(block for block, _ in read_blocks(path)), BLOCK_BYTES)
+    blocks = io.BufferedReader(BlockReader(block for block, _ in read_blocks(file)), BLOCK_BYTES)
     encoding = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
     return io.TextIOWrapper(blocks, encoding, errors="surrogateescape", newline="\n")
 
 
-def read_head(path: Path) -> tuple[bytes, float]:
+def read_head(file: Location) -> tuple[bytes, float]:
     """Returns (the first lines of a file, how many times as long the whole file is, about)."""
     head, times = b"", 1.0
     with contextlib.suppress(OSError, EOFError, ValueError, zlib.error):  # it is said when the rows are read
-        for lines, position in read_lines(path):
-            head, times = head + lines, path.stat().st_size / max(position, 1)
+        for lines, position in read_lines(file):
+            head, times = head + lines, file.size() / max(position, 1)
             if len(head) >= HEAD_BYTES:
                 break
     return head, times

@@ -1,6 +1,5 @@
 """A dataset's name or file -> its texts."""
 
-import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +8,8 @@ import numpy as np
 
 from bench.files import digest
 from bench.inputs.format_csv import Csv
-from bench.inputs.readers import COMMAS, FORMAT_WORDS, common_schema, open_table, read_all
+from bench.inputs.readers import COMMAS, FORMAT_WORDS, common_schema, open_table, read_all, reading
+from bench.storage import Location, locate
 from utils import ROOT, UserError
 
 # name: the published file, and the bundled one that takes its place until it is downloaded
@@ -68,7 +68,7 @@ def load_dataset(
                 "(random words with Reddit's lengths); `python data/download.py` fetches the real one"
             )
     else:
-        path = Path(name_or_path)
+        path = locate(name_or_path)
         name = path.name
     bodies, *labels = read_columns(path, [column, *([label_column] if label_column else [])], csv)
     full = [i for i, body in enumerate(bodies) if has_text(body)]
@@ -80,15 +80,18 @@ def load_dataset(
     return Dataset(name, texts, notes, texts, [column[i] for column in labels for i in full]).limited(limit)
 
 
-def read_columns(path: Path, columns: list[str], csv: Csv = COMMAS) -> list[list]:
+def read_columns(path: Path | Location, columns: list[str], csv: Csv = COMMAS) -> list[list]:
     """Reads a file's column of texts, the first, and others, as they stand there.
 
     Raises UserError if one can't be read, or if the texts are not text.
     """
-    if not os.path.isfile(path):  # unlike Path's, it takes a name that is too long for one that isn't there
+    file = locate(path)
+    with reading(file):
+        there = file.is_file()
+    if not there:
         names = f"names: {', '.join(DATASETS)}; or a file: {FORMAT_WORDS}"
-        raise UserError(f"no dataset file {path} ({names})")
-    table = open_table(path, csv)
+        raise UserError(f"no dataset file {file} ({names})")
+    table = open_table(file, csv)
     rows = list(read_all([table], common_schema([table], list(dict.fromkeys(columns)), columns[0])))
     return [[value for some in rows for value in some[name].to_pylist()] for name in columns]
 

@@ -8,11 +8,11 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import pyarrow as pa
 
 from bench.inputs.blocks import MAX_LINE, N_ROWS, Rows, open_text, read_head
+from bench.storage import Location
 
 TABBED = re.compile(r"\.tsv(\.gz|\.zst)?$", re.IGNORECASE)  # the names of files with tabs
 UNDECODED = re.compile(r"[\udc80-\udcff]")  # what a byte that can't be decoded becomes, see PEP 383
@@ -28,14 +28,14 @@ class Csv:
     delimiter: str | None = None
     encoding: str = "utf-8"
 
-    def read_schema(self, path: Path) -> pa.Schema:
-        line, header, why = next(self.read_fields(path), (1, [], ""))
+    def read_schema(self, file: Location) -> pa.Schema:
+        line, header, why = next(self.read_fields(file), (1, [], ""))
         if why := why or undecoded(header, self.encoding):
             raise ValueError(f"line {line}: {why}")
         return pa.schema([(name, pa.string()) for name in header])
 
-    def read_rows(self, path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
-        rows = self.read_fields(path)
+    def read_rows(self, file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
+        rows = self.read_fields(file)
         _, header, _ = next(rows)
         places = [header.index(name) for name in schema.names]
         while some := list(islice(rows, N_ROWS)):
@@ -49,7 +49,7 @@ class Csv:
                         bad[i], values[i] = (line, why), None
                 yield Rows(to_table(values, places, schema), bad)
 
-    def read_fields(self, path: Path) -> Iterator[tuple[int, list[str], str]]:
+    def read_fields(self, file: Location) -> Iterator[tuple[int, list[str], str]]:
         """Yields (number of its last line, fields, why it can't be read) of the header and of each row.
 
         Rows have as many fields as the header, or as many as it has without empty ones at its end. Where a delimiter, a
@@ -57,8 +57,8 @@ class Csv:
         is a row where there is one column. A byte that can't be decoded becomes half of a surrogate pair.
         """
         csv.field_size_limit(MAX_LINE)  # what an unclosed quote swallows, at most
-        with open_text(path, self.encoding) as file:
-            reader, most = csv.reader(file, strict=True, delimiter=self.delimiter_of(path)), 0
+        with open_text(file, self.encoding) as text:
+            reader, most = csv.reader(text, strict=True, delimiter=self.delimiter_of(file)), 0
             while True:
                 try:
                     fields = next(reader)
@@ -79,14 +79,17 @@ class Csv:
                 fits = least <= len(fields) <= most
                 yield reader.line_num, fields, "" if fits else f"{len(fields)} fields, the header has {least}"
 
-    def delimiter_of(self, path: Path) -> str:
-        return self.delimiter or ("\t" if TABBED.search(path.name) else ",")
+    def delimiter_of(self, file: Location) -> str:
+        return self.delimiter or ("\t" if TABBED.search(file.name) else ",")
 
-    def estimate_rows(self, path: Path) -> int:
-        head, times = read_head(path)
+    def estimate_rows(self, file: Location) -> int:
+        head, times = read_head(file)
         text = io.StringIO(head.decode(self.encoding, errors="replace"), newline="")
-        lines = csv.reader(text, delimiter=self.delimiter_of(path))
+        lines = csv.reader(text, delimiter=self.delimiter_of(file))
         return round((sum(1 for _ in lines) - 1) * times)
+
+    def row_groups(self, file: Location) -> None:
+        """Says that a file can only be read from its beginning."""
 
 
 def add_options(parser: ArgumentParser) -> None:

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 
 import msgspec
 import pyarrow as pa
 
 from bench.inputs.blocks import N_ROWS, Rows, read_head, read_lines
+from bench.storage import Location
 
 N_LINES = 1000  # that say which columns there are
 TYPES = {pa.string(): str | int | float | bool, pa.int64(): int, pa.float64(): float, pa.bool_(): bool}
@@ -16,13 +16,13 @@ LEFT_OUT = b"left out"  # the key, in a schema's metadata, of the names of colum
 NOT_JSON, NO_OBJECT = "not JSON", "no object"
 
 
-def read_schema(path: Path) -> pa.Schema:
+def read_schema(file: Location) -> pa.Schema:
     """Returns the columns of the first lines: those that are texts, numbers or booleans, or always null.
 
     The names of the others are in the metadata, under LEFT_OUT.
     """
     kinds = {}
-    lines = (line for block, _ in read_lines(path) for line in block.split(b"\n") if line.strip())
+    lines = (line for block, _ in read_lines(file) for line in block.split(b"\n") if line.strip())
     for line in islice(lines, N_LINES):
         record = parse_json(line)
         for name, value in record.items() if isinstance(record, dict) else ():
@@ -43,7 +43,7 @@ def column_type(found: set[type]) -> pa.DataType | None:
     return alone[next(iter(found))] if len(found) == 1 and found <= {*alone} else pa.string()
 
 
-def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
+def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     """Yields the rows, blank lines left out.
 
     A number that stands in quotes is a number, if the schema says so, and any scalar is a text. Of a line that is no
@@ -60,7 +60,7 @@ def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
         arrays = [to_array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
         return Rows(pa.table(arrays, schema=schema), bad, bytes_read)
 
-    for block, bytes_read in read_lines(path):
+    for block, bytes_read in read_lines(file):
         try:
             found += decoder.decode_lines(block)
         except (ValueError, RecursionError):
@@ -74,7 +74,7 @@ def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
         if len(found) >= N_ROWS:
             yield rows(bytes_read)
             found, bad = [], {}
-    yield rows(path.stat().st_size)
+    yield rows(file.size())
 
 
 def to_array(values: Iterable, kind: pa.DataType) -> pa.Array:
@@ -114,6 +114,10 @@ def parse_json(line: bytes) -> object:
         return NOT_JSON
 
 
-def estimate_rows(path: Path) -> int:
-    head, times = read_head(path)
+def estimate_rows(file: Location) -> int:
+    head, times = read_head(file)
     return round(head.count(b"\n") * times)
+
+
+def row_groups(file: Location) -> None:
+    """Says that a file can only be read from its beginning."""

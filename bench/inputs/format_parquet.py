@@ -1,43 +1,48 @@
 """Parquet files."""
 
+import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.inputs.blocks import N_ROWS, Rows
+from bench.storage import Location
 
 
-def read_schema(path: Path) -> pa.Schema:
-    with open_parquet(path) as parquet:
+def read_schema(file: Location) -> pa.Schema:
+    with open_parquet(file) as parquet:
         return parquet.schema_arrow.remove_metadata()
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
+@contextlib.contextmanager
+def open_parquet(file: Location) -> Iterator[pq.ParquetFile]:
     """Opens a file; the old dates of Hive, Impala and Spark (int96) get microseconds: nanoseconds end in 2262."""
-    return pq.ParquetFile(path, coerce_int96_timestamp_unit="us")
+    with file.open_anywhere() as opened:
+        yield pq.ParquetFile(opened, coerce_int96_timestamp_unit="us", pre_buffer=not file.local)
 
 
-def read_rows(path: Path, schema: pa.Schema, skip: int) -> Iterator[Rows]:
-    """Yields the rows; row groups among the first `skip` rows are not read, they have nulls.
+def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
+    """Yields the rows, without row groups that lie among the first `skip` rows.
 
     A row with a text that is no UTF-8 is bad, and that text is null; its line is its number in the file, from 1.
     """
-    before = 0
-    with open_parquet(path) as parquet:
-        for group in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(group).num_rows
-            if rows <= skip:
-                yield Rows(pa.table([pa.nulls(rows, kind) for kind in schema.types], schema=schema))
-                skip, before = skip - rows, before + rows
+    before = passed_over = 0
+    with open_parquet(file) as parquet:
+        for group, rows in enumerate(sizes_of_groups(parquet)):
+            if before + rows <= skip:
+                before, passed_over = before + rows, passed_over + rows
                 continue
-            skip = 0
             for batch in parquet.iter_batches(N_ROWS, row_groups=[group], columns=schema.names):
                 read, bad = without_bad_text(batch)
                 lines = {i: (before + i + 1, why) for i, why in bad.items()}
-                yield Rows(pa.Table.from_batches([read]).select(schema.names), lines)
-                before += len(batch)
+                yield Rows(pa.Table.from_batches([read]).select(schema.names), lines, passed_over=passed_over)
+                before, passed_over = before + len(batch), 0
+    yield Rows(schema.empty_table(), passed_over=passed_over)
+
+
+def sizes_of_groups(parquet: pq.ParquetFile) -> list[int]:
+    return [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
 
 
 def without_bad_text(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[int, str]]:
@@ -66,5 +71,12 @@ def without_bad_text(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[int, s
     return read, bad
 
 
-def estimate_rows(path: Path) -> int:
-    return pq.read_metadata(path).num_rows
+def estimate_rows(file: Location) -> int:
+    with open_parquet(file) as parquet:
+        return parquet.metadata.num_rows
+
+
+def row_groups(file: Location) -> list[int]:
+    """Returns how many rows there are in each of the pieces that can be read by themselves."""
+    with open_parquet(file) as parquet:
+        return sizes_of_groups(parquet)

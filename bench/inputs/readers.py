@@ -2,28 +2,27 @@
 
 import contextlib
 import json
-import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote
 
 import pyarrow as pa
 
-from bench.files import check_no_pointer
 from bench.inputs import format_json_lines, format_parquet
 from bench.inputs.blocks import Rows
 from bench.inputs.format_csv import Csv
 from bench.inputs.format_json_lines import LEFT_OUT
+from bench.storage import Location, check_no_pointer, locate
 from utils import UserError, clean, first_line, say
 
 # how a file's name ends: what reads it, which has
-# read_schema(path) -> names and types of the columns;
-# read_rows(path, schema, skip) -> yields Rows of these columns in the file's order; of the first `skip` rows the values
-# may be missing, but not the rows;
-# estimate_rows(path) -> how many rows there are, exactly or about
+# read_schema(file) -> names and types of the columns;
+# read_rows(file, schema, skip) -> yields Rows of these columns in the file's order; it may pass over the first `skip`;
+# estimate_rows(file) -> how many rows there are, exactly or about;
+# row_groups(file) -> how many rows there are in each piece that can be read by itself, None if there is only the whole
 JSON_LINES = ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst", ".zst"
 CSV = ".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst"
 FORMATS = dict.fromkeys(CSV, Csv) | dict.fromkeys(JSON_LINES, format_json_lines) | {".parquet": format_parquet}
@@ -45,100 +44,112 @@ class Table:
     folders give, with their values.
     """
 
-    path: Path
+    file: Location
     schema: pa.Schema
     csv: Csv = COMMAS
     of_folders: dict[str, str] = field(default_factory=dict)
 
     def rows(self, schema: pa.Schema, skip: int = 0) -> Iterator[Rows]:
-        """Yields all rows, cast to the schema; of the first `skip` the values may be missing. Raises UnreadableFile."""
+        """Yields the rows, cast to the schema; the first `skip` may be passed over. Raises UnreadableFile."""
         own = pa.schema([decoded(self.field(name)) for name in schema.names if name not in self.of_folders])
-        with reading(self.path):
-            for rows in format_of(self.path, self.csv).read_rows(self.path, own, skip):
+        with reading(self.file):
+            for rows in self.format.read_rows(self.file, own, skip):
                 table = rows.table
                 for name in set(schema.names) & set(self.of_folders):
                     table = table.append_column(name, pa.array([self.of_folders[name]] * len(table), pa.string()))
-                yield Rows(table.select(schema.names).cast(schema), rows.bad, rows.bytes_read)
+                yield replace(rows, table=table.select(schema.names).cast(schema))
+
+    @property
+    def format(self) -> ModuleType | Csv:
+        return format_of(self.file.name, self.csv)
 
     def estimate_rows(self) -> int:
-        with reading(self.path):
-            return format_of(self.path, self.csv).estimate_rows(self.path)
+        with reading(self.file):
+            return self.format.estimate_rows(self.file)
+
+    def row_groups(self) -> list[int] | None:
+        with reading(self.file):
+            return self.format.row_groups(self.file)
 
     def field(self, name: str) -> pa.Field:
         """Returns a column's name and type. Raises UserError if there is none."""
         if name not in self.schema.names:
             raise UserError(
-                f"{self.path} has no column {name!r} (see --column); its columns: {', '.join(self.schema.names)}"
+                f"{self.file} has no column {name!r} (see --column); its columns: {', '.join(self.schema.names)}"
             )
         return self.schema.field(name).with_nullable(True)
 
 
-def open_table(path: Path, csv: Csv = COMMAS, root: Path | None = None) -> Table:
+def open_table(file: Path | Location, csv: Csv = COMMAS, root: Location | None = None) -> Table:
     """Opens a file. Folders below the `root` of names like `year=2024` give columns of text, as Hive and Spark do it.
 
     Raises UserError if it can't be read, has no column, or two of one name.
     """
-    if not format_of(path):
-        raise UserError(f"{path} can't be read: what can is {FORMAT_WORDS}")
-    with reading(path):
-        check_no_pointer(path)
-        schema = format_of(path, csv).read_schema(path)
+    file = locate(file)
+    if not format_of(file.name):
+        raise UserError(f"{file} can't be read: what can is {FORMAT_WORDS}")
+    with reading(file):
+        check_no_pointer(file)
+        schema = format_of(file.name, csv).read_schema(file)
     if not schema.names:
-        raise UserError(f"{path} is empty: it has no columns")
+        raise UserError(f"{file} is empty: it has no columns")
     if twice := [name for name in schema.names if schema.names.count(name) > 1]:
         columns = ", ".join(schema.names)
-        raise UserError(f"{path} has {len(twice)} columns {twice[0]!r}; its columns: {columns}")
-    folders = path.relative_to(root).parts[:-1] if root and root != path else ()
+        raise UserError(f"{file} has {len(twice)} columns {twice[0]!r}; its columns: {columns}")
+    folders = file.parts_below(root)[:-1] if root else ()
     pairs = [name.split("=", 1) for name in folders if "=" in name]
     of_folders = {unquote(key): unquote(value) for key, value in pairs if unquote(key) not in schema.names}
     for name in of_folders:
         schema = schema.append(pa.field(name, pa.string()))
-    return Table(path, schema, csv, of_folders)
+    return Table(file, schema, csv, of_folders)
 
 
-def format_of(path: Path, csv: Csv = COMMAS) -> ModuleType | Csv | None:
+def format_of(name: str, csv: Csv = COMMAS) -> ModuleType | Csv | None:
     """Returns what reads a file of this name, `csv` if it is one; None if nothing does."""
-    suffixes = [suffix for suffix in FORMATS if path.name.lower().endswith(suffix)]
+    suffixes = [suffix for suffix in FORMATS if name.lower().endswith(suffix)]
     found = FORMATS[max(suffixes, key=len)] if suffixes else None
     return csv if found is Csv else found
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(file: Location) -> Iterator[None]:
     """Turns the errors of reading a file into an UnreadableFile."""
     try:
         yield
     except MemoryError as error:
-        raise UnreadableFile(f"{path} can't be read: out of memory for {error or 'its rows'}") from error
+        raise UnreadableFile(f"{file} can't be read: out of memory for {error or 'its rows'}") from error
     except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
-        raise UnreadableFile(f"{path} can't be read: {first_line(error)}") from error
+        raise UnreadableFile(f"{file} can't be read: {first_line(error)}") from error
 
 
 # -------------------------------------------------------------------------------------------------- several files
 
 
-def find_files(path: Path) -> list[Path]:
+def find_files(path: Path | Location) -> list[Location]:
     """Returns the file, or those files of a folder and its sub-folders that can be read, in the order of their paths.
 
     Passes over what begins with a dot or an underscore; says what else is there. Raises UserError if there is none.
     """
-    if not os.path.lexists(path):
-        raise UserError(f"there is no {path}")
-    if not path.is_dir():
-        if not path.is_file() or not format_of(path):
-            raise UserError(f"{path} is no file that can be read: what can is {FORMAT_WORDS}")
-        return [path]
-    seen = []
-    for folder, inner, names in os.walk(path):
-        inner[:] = [name for name in inner if not name.startswith((".", "_"))]
-        seen += [Path(folder, name) for name in names if not name.startswith((".", "_"))]
-    seen.sort()
-    files = [file for file in seen if format_of(file) and file.is_file()]
+    place = locate(path)
+    with reading(place):
+        if not place.is_folder():
+            if not place.exists():
+                raise UserError(f"there is no {place}")
+            if not place.is_file() or not format_of(place.name):
+                raise UserError(f"{place} is no file that can be read: what can is {FORMAT_WORDS}")
+            return [place]
+        hidden = ".", "_"
+        seen = [
+            file
+            for file in place.files(recursive=True)
+            if not any(name.startswith(hidden) for name in file.parts_below(place))
+        ]
+    files = [file for file in seen if format_of(file.name) and (not file.local or file.is_file())]
     if not files:
-        raise UserError(f"{path} holds no file that can be read: what can is {FORMAT_WORDS}")
-    readable = set(files)
-    if others := [file.name for file in seen if file not in readable]:
-        say(f"{path}: {len(others)} other files in it are passed over, such as {clean(others[0])}")
+        raise UserError(f"{place} holds no file that can be read: what can is {FORMAT_WORDS}")
+    readable = {file.path for file in files}
+    if others := [file.name for file in seen if file.path not in readable]:
+        say(f"{place}: {len(others)} other files in it are passed over, such as {clean(others[0])}")
     return files
 
 
@@ -153,7 +164,7 @@ def common_schema(tables: list[Table], columns: list[str], text_column: str) -> 
         try:
             common = pa.unify_schemas([common, own], promote_options="permissive")
         except pa.ArrowException as error:
-            raise UserError(f"{table.path}: a column is of another type than in the files before: {error}") from error
+            raise UserError(f"{table.file}: a column is of another type than in the files before: {error}") from error
     common = pa.schema([exact(column, schemas) for column in common])
     kind = common.field(text_column).type
     if str(kind) not in TEXT_TYPES:
@@ -194,14 +205,15 @@ def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0, set_aside: b
     """
     for table in tables:
         for rows in table.rows(schema, skip):
+            skip = max(skip - rows.passed_over, 0)
             bad, found = {i: place for i, place in rows.bad.items() if i >= skip}, rows.table
             if bad and not set_aside:
                 line, why = next(iter(bad.values()))
-                raise UnreadableFile(f"{table.path} can't be read: line {line}: {why}")
+                raise UnreadableFile(f"{table.file} can't be read: line {line}: {why}")
             if set_aside:
                 words = [None] * len(found)
                 for i, (line, why) in bad.items():
-                    words[i] = json.dumps({"file": str(table.path), "line": line, "reason": why})
+                    words[i] = json.dumps({"file": str(table.file), "line": line, "reason": why})
                 found = found.append_column(BAD, pa.array(words, pa.string()))
             if len(found) > skip:
                 yield found.slice(skip)

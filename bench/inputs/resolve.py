@@ -4,11 +4,12 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.files import check_no_pointer, read_json
+from bench.files import read_json
 from bench.inputs.hub import download
 from bench.inputs.model import SMALL_FILES, WEIGHTS, Model
 from bench.inputs.random_model import RANDOM_MODEL, random_roberta_base
 from bench.processes import run_in_subprocess
+from bench.storage import check_no_pointer, locate
 from utils import UserError
 
 DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
@@ -43,7 +44,7 @@ def resolve_model(model_id: str) -> Path:
         raise UserError(f"{folder} is not a model's folder: it has no config.json")
     for file in folder.iterdir():
         if file.suffix in (*SMALL_FILES, *WEIGHTS) and file.is_file():
-            check_no_pointer(file)
+            check_no_pointer(locate(file))
     config = read_json(folder / "config.json")
     check_origin(folder, config)
     heads = config.get("architectures") or []

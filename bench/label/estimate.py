@@ -5,25 +5,27 @@ from dataclasses import replace
 
 import numpy as np
 
-from bench.inputs.readers import Table
 from bench.label.output import write_rows
 from bench.label.plan import LabelPlan
-from bench.label.rows import Answers, Counts, OutputSpec, estimate_rows, label_table, read_parts
-from utils import say
+from bench.label.rows import Answers, Counts, OutputSpec, label_table
+from bench.label.stretches import Stretch
+from utils import UserError, say
 
 SAMPLE_ROWS = 10_000  # the first of the job, that stand for all
 
 
-def say_estimate(tables: list[Table], output: OutputSpec, plan: LabelPlan) -> None:
+def say_estimate(stretches: list[Stretch], output: OutputSpec, plan: LabelPlan) -> None:
     """Says how many rows and texts there are, how long they take as planned, and how large the output will be.
 
     Numbers of rows are exact for Parquet, and estimated from the heads of other files. Sizes are those of the first
     rows with scores drawn evenly from 0 to 1: real ones take as much, but where --min-score leaves many out.
     """
-    rows = estimate_rows(tables, output.limit)
-    counts, bytes_of_sample = label_sample(tables, output)
+    rows, files = sum(stretch.estimate_rows() for stretch in stretches), len({one.file for one in stretches})
+    counts, bytes_of_sample = label_sample(stretches, output)
+    if not counts.rows:
+        raise UserError("the input has no rows")
     texts, size = rows * counts.texts / counts.rows, rows * bytes_of_sample / counts.rows
-    say(f"rows       about {rows:,} in {len(tables):,} files, about {texts:,.0f} of them with text")
+    say(f"rows       about {rows:,} in {files:,} files, about {texts:,.0f} of them with text")
     say(f"columns    {', '.join([*output.columns, *output.added])}")
     say(f"output     about {size / 1e9:,.3g} GB, in parts of {output.rows:,} rows")
     if plan.speed:
@@ -33,10 +35,10 @@ def say_estimate(tables: list[Table], output: OutputSpec, plan: LabelPlan) -> No
         say(f"time       not known: nothing was measured of {plan}; run_benchmark.py --quick does")
 
 
-def label_sample(tables: list[Table], output: OutputSpec) -> tuple[Counts, int]:
+def label_sample(stretches: list[Stretch], output: OutputSpec) -> tuple[Counts, int]:
     """Returns (what is counted of the first rows, the bytes of a part with made-up scores of them)."""
-    limit = SAMPLE_ROWS if output.limit is None else min(output.limit, SAMPLE_ROWS)
-    table = next(read_parts(tables, replace(output, rows=SAMPLE_ROWS, limit=limit), skip=0))
+    parts = (next(stretch.read(replace(output, rows=SAMPLE_ROWS))) for stretch in stretches)
+    table = next((part.table for part in parts if len(part.table)), output.schema.empty_table())
     random, file = np.random.default_rng(0), io.BytesIO()
 
     def classify(texts: list[str]) -> Answers:

@@ -1,4 +1,4 @@
-"""Labelling on a Ray cluster: each actor reads, labels and writes parts by itself."""
+"""Labelling on a Ray cluster: each actor reads a stretch of the input, labels it and writes its parts by itself."""
 
 import contextlib
 import logging
@@ -6,21 +6,21 @@ import os
 import re
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.classifier import Classifier, ClassifierSpec
+from bench.classifier import ClassifierSpec
 from bench.inputs.batches import Batching
 from bench.inputs.model import WEIGHTS
-from bench.inputs.readers import Table
-from bench.label.output import part_name, write_part
-from bench.label.pool import N_TRIES, Part, token_counts
-from bench.label.rows import Answers, OutputSpec, label_table, read_parts
-from bench.label.sample import pick_sample
+from bench.label.output import Footer, parts_there
+from bench.label.pool import N_TRIES, LabelPool, Part
+from bench.label.rows import OutputSpec
+from bench.label.stretches import Stretch
 from bench.machine import cpu_cores
-from bench.parity import probabilities
 from bench.processes import error_summary
+from bench.storage import Location
 from utils import ROOT, RunError, UserError, clean, first_line
 
 CODE = "bench", "runtimes", "utils.py"  # that the other machines need
@@ -28,44 +28,46 @@ CODE = "bench", "runtimes", "utils.py"  # that the other machines need
 
 @dataclass(frozen=True)
 class RayJob:
-    """What each actor gets: how to label, and of which tables. All machines see them and the output `folder`."""
+    """What each actor gets: how to label, and what is `there` already. All machines see the output `folder`."""
 
     spec: ClassifierSpec
     batching: Batching
-    tables: list[Table]
     output: OutputSpec
-    folder: Path
+    folder: Location
+    there: dict[str, Footer]
 
 
 class Actor:
-    """Makes parts. `files`: name -> content of all that the variant loads."""
+    """Labels stretches part by part. `files`: name -> content of all that the variant loads."""
 
     def __init__(self, job: RayJob, files: dict[str, bytes]):
-        self.job = job
-        with tempfile.TemporaryDirectory() as place:
-            for name, content in files.items():
-                path = Path(place, name)
-                path.parent.mkdir(exist_ok=True)
-                path.write_bytes(content)
-            model = replace(job.spec.model, folder=Path(place, "model"), weights_id="")  # read_files() has checked them
-            exported = job.spec.exported and Path(place, "export")
-            self.classifier = Classifier(replace(job.spec, model=model, exported=exported, export_id=""))
-            _ = model.config, model.tokenizer  # loaded while their files are there
+        self.job, self.place = job, tempfile.TemporaryDirectory()
+        for name, content in files.items():
+            path = Path(self.place.name, name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        model = replace(job.spec.model, folder=Path(self.place.name, "model"), weights_id="")  # see read_files
+        exported = job.spec.exported and Path(self.place.name, "export")
+        spec = replace(job.spec, model=model, exported=exported, export_id="")
+        self.pool = LabelPool([spec], job.batching, job.folder)
+        self.next, self.parts = None, iter(())
 
-    def make(self, number: int) -> Part:
-        """Makes the part of a number. Raises RunError."""
-        job = self.job
+    def make(self, stretch: Stretch, done: int) -> Part | None:
+        """Makes the next part that is missing behind `done` rows of a stretch; None if none is. Raises RunError.
+
+        An actor that was started again, or gets another stretch, begins to read; else it reads on.
+        """
         try:
-            table = next(read_parts(job.tables, job.output, skip=number * job.output.rows))
-            labelled, counts = label_table(table, self.classify, job.output)
-            write_part(job.folder, number, labelled, counts)
+            if self.next != (stretch.file, stretch.first + done):
+                rows = stretch.read(self.job.output, done, self.job.there)
+                self.parts = self.pool.label_parts(rows, self.job.output)
+            part = next(self.parts, None)
+        except UserError:
+            raise
         except Exception as error:
-            raise RunError(f"{part_name(number)}: {error_summary(error)}; the finished parts stay") from error
-        return Part(counts, pick_sample(number, table, job.output.text_column, job.spec.model))
-
-    def classify(self, texts: list[str]) -> Answers:
-        predictions = self.classifier.predict(texts, self.job.batching, halve=True)
-        return Answers(probabilities(predictions.logits, self.job.spec.model.problem_type), token_counts(predictions))
+            raise RunError(f"{error_summary(error)}; the finished parts stay") from error
+        self.next = (part.file, part.first + part.counts.rows) if part and not part.last else None
+        return part
 
 
 @contextlib.contextmanager
@@ -100,14 +102,13 @@ def on_a_node(function: Callable, *arguments):
         raise error.cause from error
 
 
-def label_on_ray(numbers: list[int], job: RayJob, workers: int | None) -> Iterator[Part]:
-    """Makes the parts of these numbers; yields each.
+def label_on_ray(stretches: list[Stretch], job: RayJob, workers: int | None) -> Iterator[Part]:
+    """Labels what is missing of stretches, of which each actor reads one at a time; yields each part.
 
     `workers`: actors, each with a GPU or as many CPUs as it has threads; without a number as many as there is room for.
     Raises UserError if the cluster has no room, RunError if something fails on the way.
     """
     import ray
-    from ray.util import ActorPool
 
     gpu, threads = job.spec.device.gpu is not None, job.spec.device.threads
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -117,10 +118,29 @@ def label_on_ray(numbers: list[int], job: RayJob, workers: int | None) -> Iterat
         raise UserError(f"the cluster has room for {room} workers with {each} each, {workers or 1} are asked for")
     again = {"max_restarts": N_TRIES - 1, "max_task_retries": N_TRIES - 1}
     actor = ray.remote(Actor).options(**again, **({"num_gpus": 1} if gpu else {"num_cpus": threads}))
-    files = ray.put(read_files(job.spec))
-    pool = ActorPool([actor.remote(job, files) for _ in range(min(workers or room, len(numbers)))])
+    files, waiting, running = ray.put(read_files(job.spec)), deque(stretches), {}
+
+    def go_on(actor, stretch: Stretch, done: int) -> None:
+        running[actor.make.remote(stretch, done)] = actor, stretch
+
+    def begin(actor) -> None:
+        if waiting:
+            stretch = waiting.popleft()
+            go_on(actor, stretch, parts_there(stretch, job.there)[1])
+
     try:
-        yield from pool.map_unordered(lambda actor, number: actor.make.remote(number), numbers)
+        for _ in range(min(workers or room, len(stretches))):
+            begin(actor.remote(job, files))
+        while running:
+            [ready], _ = ray.wait([*running])
+            one, stretch = running.pop(ready)
+            part = ray.get(ready)
+            if part is None or part.last:
+                begin(one)
+            else:
+                go_on(one, stretch, part.first + part.counts.rows - stretch.first)
+            if part:
+                yield part
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:  # it shows a traceback with the actor's own error in it

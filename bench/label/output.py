@@ -1,74 +1,108 @@
-"""The output folder: parts of labelled rows, part-0000000.parquet and on, and the job that they belong to."""
+"""The output folder: parts of labelled rows, and the job that they belong to."""
 
 import contextlib
 import fcntl
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.files import check_writable, new_file, read_json
 from bench.label.rows import BAD_ROWS, Counts, OutputSpec
-from utils import RunError, UserError, say
+from bench.label.stretches import PartRows, Stretch, part_name
+from bench.storage import AT_ONCE, Location, saving
+from utils import RunError, UserError, first_line, say
 
-PART = re.compile(r"part-\d{5,}\.parquet")
-COUNTS = b"classify_texts"  # the key of a part's counts in its metadata
+PART = re.compile(r"part-[\d-]+\.parquet")
+COUNTS, LAST = b"classify_texts", b"last of its stretch"  # keys in a part's metadata
 BAD_FILE = "_bad_rows.jsonl"
 RECEIPT_FILE = "_receipt.json"
 JOB_FILE = "_job.json"  # what the parts are made of; pandas and Spark pass over names with an underscore
 LOCK_FILE = "_lock"
-TEMPORARY = ".tmp"
+OURS = re.compile(r"_lock.*|_job\.json|_receipt.*\.json|_bad_rows.*\.jsonl|\..*\.tmp|" + PART.pattern)
 
 
-def part_name(number: int) -> str:
-    return f"part-{number:07}.parquet"
+@dataclass(frozen=True)
+class Footer:
+    """What a part says of itself: its rows, the names of its columns, its Counts, and whether it ends its stretch.
+
+    bad: what is known of its bad rows: `row`, `reason`, and perhaps `file` and `line`.
+    """
+
+    rows: int
+    columns: list[str]
+    counts: Counts
+    last: bool
+    bad: list[dict]
 
 
-def part_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("part-*") if PART.fullmatch(path.name))
+def part_files(folder: Location) -> list[Location]:
+    return [file for file in folder.files() if PART.fullmatch(file.name)]
 
 
-def is_whole(part: Path, rows: int) -> bool:
-    """Says whether a part is there, can be read, and has so many rows."""
+def read_footer(part: Location) -> Footer | None:
+    """Reads what a part says of itself; None for one that is damaged, or that no run of this version made."""
     try:
-        return part.is_file() and pq.read_metadata(part).num_rows == rows
-    except (OSError, ValueError):
-        return False
+        with part.open_anywhere() as file:
+            parquet = pq.ParquetFile(file)
+            schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
+    except (OSError, pa.ArrowException):
+        return None
+    found = {key: json.loads((schema.metadata or {}).get(key, b"null")) for key in (COUNTS, LAST, BAD_ROWS)}
+    if found[COUNTS] is None or found[LAST] is None:
+        return None
+    return Footer(rows, schema.names, Counts(**found[COUNTS]), found[LAST], found[BAD_ROWS] or [])
 
 
-def rows_of(part: Path) -> int:
-    return pq.read_metadata(part).num_rows
-
-
-def check_part(folder: Path, number: int, rows: int, output: OutputSpec) -> None:
-    """Raises UserError if a part is not there, has not so many rows, or lacks the columns that are added."""
-    part = folder / part_name(number)
-    if not is_whole(part, rows):
-        raise UserError(f"{part} is not there, or has not the {rows:,} rows of the input: is it of this input?")
-    if missing := [name for name in output.added if name not in pq.read_schema(part).names]:
-        raise UserError(f"{part} has no column {missing[0]!r}: see --top-label and --prefix")
-
-
-def count_rows(folder: Path) -> int:
-    """Counts the rows of all parts. Raises UserError where one is left behind the last row of the input, or none."""
+def read_footers(folder: Location) -> dict[str, Footer]:
+    """Reads what the parts in a folder say of themselves, by name; damaged ones are left out."""
     parts = part_files(folder)
-    if not parts:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        footers = pool.map(read_footer, parts)
+    return {part.name: footer for part, footer in zip(parts, footers, strict=True) if footer}
+
+
+def whole_parts(footers: dict[str, Footer], output: OutputSpec) -> dict[str, Footer]:
+    """Returns the parts that need not be made again: those of as many rows as asked for, and ends of stretches."""
+    return {name: one for name, one in footers.items() if one.rows == output.rows or one.last}
+
+
+def parts_there(stretch: Stretch, footers: dict[str, Footer]) -> tuple[list[str], int, bool]:
+    """Returns (the parts of a stretch from its first on without a gap, their rows, whether these are all)."""
+    names, done = [], 0
+    while footer := footers.get(name := part_name(stretch.file, stretch.first + done)):
+        names.append(name)
+        done += footer.rows
+        if footer.last:
+            return names, done, True
+    return names, done, False
+
+
+def check_complete(folder: Location, stretches: list[Stretch], footers: dict[str, Footer]) -> None:
+    """Raises UserError where the parts in a folder are not exactly those of the stretches, or have no row at all."""
+    expected = set()
+    for stretch in stretches:
+        names, done, complete = parts_there(stretch, footers)
+        if not complete:
+            missing = folder / part_name(stretch.file, stretch.first + done)
+            raise UserError(f"{missing} is not there, or not whole: the same command without --shard makes it")
+        expected |= set(names)
+    if others := [file for file in part_files(folder) if file.name not in expected]:
+        raise UserError(f"{others[0]} is behind the last row of its file: it is not of this run")
+    if not sum(footers[name].rows for name in expected):
         raise UserError("the input has no rows")
-    if parts[-1].name != part_name(len(parts) - 1):
-        raise UserError(f"{parts[-1]} is behind the last row of the input: it is not of this run")
-    return sum(pq.read_metadata(part).num_rows for part in parts)
 
 
-def write_part(folder: Path, number: int, table: pa.Table, counts: Counts) -> None:
-    """Writes a part, with its counts in the file's metadata."""
-    metadata = (table.schema.metadata or {}) | {COUNTS: json.dumps(asdict(counts)).encode()}
-    with new_file(folder / part_name(number)) as file:
-        write_rows(table.replace_schema_metadata(metadata), file)
+def write_part(folder: Location, part: PartRows, labelled: pa.Table, counts: Counts) -> None:
+    """Writes a part; in the file's metadata are its counts, and whether it is the last of its stretch."""
+    metadata = {COUNTS: json.dumps(asdict(counts)).encode(), LAST: json.dumps(part.last).encode()}
+    metadata |= labelled.schema.metadata or {}
+    with saving(folder), (folder / part.name).new_file() as file:
+        write_rows(labelled.replace_schema_metadata(metadata), file)
 
 
 def write_rows(table: pa.Table, file: BinaryIO) -> None:
@@ -80,91 +114,106 @@ def write_rows(table: pa.Table, file: BinaryIO) -> None:
     pq.write_table(table, file, use_dictionary=repeated or False, compression="zstd")
 
 
-def read_counts(part: Path) -> Counts | None:
-    """Returns what was counted of a part; None for one of a version of ours that kept no counts."""
-    found = read_metadata(part, COUNTS)
-    return Counts(**found) if found else None
+def with_shard(name: str, shard: str) -> str:
+    """Returns the name of a shard's own file: `_receipt-3-of-16.json`."""
+    stem, dot, suffix = name.partition(".")
+    return stem + shard + dot + suffix
 
 
-def read_bad_rows(part: Path) -> list[dict]:
-    """Returns what is known of the bad rows of a part: `row`, `reason`, and perhaps `file` and `line`."""
-    return read_metadata(part, BAD_ROWS) or []
-
-
-def read_metadata(part: Path, key: bytes) -> list | dict | None:
-    """Returns what is kept under a key in the metadata of a part; None without it."""
-    found = (pq.read_schema(part).metadata or {}).get(key)
-    return json.loads(found) if found else None
-
-
-def write_bad_rows(folder: Path) -> None:
+def write_bad_rows(folder: Location, footers: dict[str, Footer], shard: str = "") -> None:
     """Writes BAD_FILE: for each bad row its part, its row there, the file and the line if known, and the reason.
 
     Without a bad row there is no such file.
     """
-    with new_file(folder / BAD_FILE) as file:
-        for part in part_files(folder):
-            for place in read_bad_rows(part):
-                file.write(json.dumps({"part": part.name} | place).encode() + b"\n")
-    if not (folder / BAD_FILE).stat().st_size:
-        (folder / BAD_FILE).unlink()
+    lines = [json.dumps({"part": name} | place) + "\n" for name in sorted(footers) for place in footers[name].bad]
+    place = folder / with_shard(BAD_FILE, shard)
+    if not lines:
+        place.delete()
+        return
+    with saving(place), place.new_file() as file:
+        file.write("".join(lines).encode())
 
 
-def stop_at_bad_row(folder: Path, why: str) -> None:
+def stop_at_bad_row(folder: Location, why: str) -> None:
     """Raises RunError with the first bad row of the parts, of which there is one, and why the job stops."""
-    write_bad_rows(folder)
-    with (folder / BAD_FILE).open() as file:
-        first = json.loads(next(file))
-    place = f"{first['file']}, line {first['line']}" if "file" in first else f"{first['part']}, row {first['row']}"
+    footers = read_footers(folder)
+    write_bad_rows(folder, footers)
+    name = next(name for name in sorted(footers) if footers[name].bad)
+    first = footers[name].bad[0]
+    place = f"{first['file']}, line {first['line']}" if "file" in first else f"{name}, row {first['row']}"
     raise RunError(f"{place}: {first['reason']} ({why}); {BAD_FILE} names all")
 
 
-def read_job(folder: Path) -> dict:
+# -------------------------------------------------------------------------------------------------------- the job
+
+
+def read_job(folder: Location) -> dict:
     """Returns the job of the parts in a folder; nothing where it is not known."""
+    return read_object(folder / JOB_FILE)
+
+
+def read_object(file: Location) -> dict:
+    """Returns the object in a JSON file; nothing where there is none, or a damaged one."""
     try:
-        return read_json(folder / JOB_FILE)
-    except UserError:
+        found = json.loads(file.read())
+    except (OSError, ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
-def prepare_output(folder: Path, job: dict, overwrite: bool) -> None:
+def write_object(file: Location, content: dict) -> None:
+    with saving(file), file.new_file() as opened:
+        opened.write(json.dumps(content, indent=2).encode())
+
+
+def prepare_output(folder: Location, job: dict, overwrite: bool, alone: bool = True) -> None:
     """Checks the output folder and clears it of what is half-made, to `overwrite` it of all parts.
 
-    Raises UserError if it holds other things, or parts of another job.
+    Where a run is not `alone`, what is half-made is another's. Raises UserError if the folder holds other things, or
+    parts of another job.
     """
-    before, done, temporary = read_job(folder), part_files(folder), [*folder.glob(f".*{TEMPORARY}")]
-    ours = {JOB_FILE, LOCK_FILE, RECEIPT_FILE, BAD_FILE, *(path.name for path in (*done, *temporary))}
-    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ours):
+    with saving(folder):
+        before, there = read_job(folder), folder.files()
+    done = [file for file in there if PART.fullmatch(file.name)]
+    if foreign := [file.name for file in there if not OURS.fullmatch(file.name)]:
         raise UserError(f"{folder} holds {foreign[0]}, which is not a part: name another folder")
-    if done and not (folder / JOB_FILE).is_file():
+    if done and not any(file.name == JOB_FILE for file in there):
         raise UserError(f"{folder} holds {done[0].name}, which no run of this script made: name another folder")
     if done and before != job and not overwrite:
         other = [key for key in job | before if before.get(key) != job.get(key)]
         raise UserError(f"{folder} holds parts that were made otherwise ({', '.join(other)}); --overwrite starts anew")
-    for path in [*temporary, *(done if overwrite else [])]:
-        path.unlink()
-    if overwrite:
-        for name in (RECEIPT_FILE, BAD_FILE):
-            (folder / name).unlink(missing_ok=True)
+    for file in there:
+        if (alone and file.name.endswith(".tmp")) or (overwrite and file.name not in (JOB_FILE, LOCK_FILE)):
+            file.delete()
     if before != job:
-        with new_file(folder / JOB_FILE) as file:
-            file.write(json.dumps(job, indent=2).encode())
+        write_object(folder / JOB_FILE, job)
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder until this one ends or dies; says so where the file system has no locks.
+def locked(folder: Location, name: str = LOCK_FILE, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Keeps other runs out of a folder until this one ends or dies; says so where there are no locks.
 
-    Raises UserError if another run is in it. A file is locked, since NFS locks only what is open for writing.
+    `shared` keeps out those that are alone. Raises UserError if another run is in it, unless it is to `wait`. A file is
+    locked, since NFS locks only what is open for writing. In a bucket the file shows only that it can be written.
     """
-    check_writable(folder)
-    if (folder / LOCK_FILE).exists() and not (folder / LOCK_FILE).is_file():
-        raise UserError(f"{folder / LOCK_FILE} is not a file: name another folder")
-    with (folder / LOCK_FILE).open("ab") as file:
+    folder.check_writable()
+    place = folder / name
+    if not folder.local:
+        with saving(place), place.new_file():
+            pass
+        yield
+        return
+    if place.local.exists() and not place.is_file():
+        raise UserError(f"{place} is not a file: name another folder")
+    with place.local.open("ab") as file:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another run is writing into {folder}") from error
+            if not wait:
+                raise UserError(f"another run is writing into {folder}") from error
+            say(f"waiting    for another run to begin or to end in {folder}")
+            fcntl.flock(file, kind)
         except OSError as error:
-            say(f"{folder} can't be locked ({error.strerror}): see to it that no other run writes into it")
+            say(f"{folder} can't be locked ({first_line(error)}): see to it that no other run writes into it")
         yield

@@ -1,17 +1,28 @@
 """How texts are labelled: as the fastest row that is proven to be right says, else in FP32."""
 
+import contextlib
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from bench.classifier import ClassifierSpec
+from bench.export.ensure import ensure_export
 from bench.inputs.batches import Batching
 from bench.inputs.model import Model
 from bench.judge import WITHIN
-from bench.machine import cpu_cores
+from bench.label import on_ray, output
+from bench.label.first_look import Job, head_texts, look, mean_tokens
+from bench.label.stretches import Stretch
+from bench.machine import DeviceInfo, cpu_cores, describe_device
 from bench.measure.cells import batching_of
+from bench.naming import slug
+from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
 from bench.report.rows import latest_per_cell, read_results
 from bench.report.verdict import rank
-from bench.variants import Device
+from bench.storage import locate
+from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from utils import UserError, say
 
@@ -92,6 +103,65 @@ def choose_plan(device: str, measured: dict | None, asked: dict) -> LabelPlan:
     if variant.takes_texts and not plan.batching.batch_size:
         return replace(plan, batching=Batching("in-order", batch_size=1))
     return plan
+
+
+def find_device(device: str | None, gpus: list[int] | None, ray: str | None) -> tuple[str, DeviceInfo]:
+    """Returns `gpu` or `cpu`, and what describes the device; on Ray those of one of its machines."""
+    if gpus and (ray or device == "cpu"):
+        raise UserError("--gpu goes with neither --ray nor --device cpu")
+    call = on_ray.on_a_node if ray else run_in_subprocess
+    if device != "cpu":
+        try:
+            return "gpu", call(describe_device, gpus[0] if gpus else 0)
+        except UserError:
+            if device == "gpu" or gpus:
+                raise
+    return "cpu", call(describe_device, None)
+
+
+def find_plan(args: Namespace, model: Model, stretches: list[Stretch], call: Callable) -> LabelPlan:
+    """Returns how to label: as an interrupted run with the same options and weights, or as choose_plan says.
+
+    `call` runs a function in a helper process.
+    """
+    before = output.read_job(args.output)
+    same = (before.get("options"), before.get("model")) == (plan_options(args), model.weights_id)
+    if same and not args.overwrite and (plan := read_plan(before)):
+        return plan  # though by now another may be the fastest in results/
+    kind, info = find_device(args.device, args.gpu, args.ray)
+    texts = head_texts(list({stretch.file: stretch.table for stretch in stretches}.values()), args.column)
+    tokens = call(mean_tokens, model, texts)
+    measured = fastest_valid_row(args.results_dir, slug(info.name), model, tokens, args.variant)
+    if not measured and not args.variant and not args.ray:
+        job = Job(locate(args.input).name, model, texts, sum(stretch.estimate_rows() for stretch in stretches))
+        device = Device((args.gpu or [0])[0] if kind == "gpu" else None, args.threads or cpu_cores())
+        measured = look(job, info, device, args.results_dir, call)
+    if not measured and not args.variant and args.ray:
+        say("           run_benchmark.py on a machine of the cluster finds a faster way, --variant names one")
+    return choose_plan(kind, measured, plan_options(args))
+
+
+def read_plan(job: dict) -> LabelPlan | None:
+    """Returns the plan of a job; None where it is damaged, or of a version of ours that had other fields."""
+    with contextlib.suppress(KeyError, TypeError):
+        plan = LabelPlan(**job["plan"] | {"batching": Batching(**job["plan"]["batching"])})
+        if plan.variant in VARIANTS:
+            return plan
+    return None
+
+
+def plan_options(args: Namespace) -> dict:
+    return {name: getattr(args, name) for name in PLAN_OPTIONS}
+
+
+def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> tuple[list[ClassifierSpec], str]:
+    """Returns what each worker loads, which is exported if need be, and a few words that say where it is from."""
+    exported, origin, variant = None, model.id, VARIANTS[plan.variant]
+    if variant.export:
+        exported, origin = ensure_export(model, variant.export.precision)
+    export_id = digest_export(exported) if exported else ""
+    devices = worker_devices(plan, gpus)
+    return [ClassifierSpec(model, plan.variant, exported, device, export_id) for device in devices], origin
 
 
 def worker_devices(plan: LabelPlan, gpus: list[int]) -> list[Device]:

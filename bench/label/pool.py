@@ -13,13 +13,14 @@ import numpy as np
 
 from bench.classifier import Classifier, ClassifierSpec, Predictions
 from bench.inputs.batches import Batching
-from bench.inputs.readers import Table
 from bench.inputs.stream import prefetch
-from bench.label.output import TEMPORARY, is_whole, part_name, write_part
-from bench.label.rows import DEAD, Answers, Counts, OutputSpec, label_table, read_parts
+from bench.label.output import write_part
+from bench.label.rows import DEAD, Answers, Counts, OutputSpec, label_table
 from bench.label.sample import Sample, pick_sample
+from bench.label.stretches import PartRows
 from bench.parity import probabilities
 from bench.processes import ProcessPool, WorkerFailed
+from bench.storage import Location
 from utils import RunError, say
 
 N_TRIES = 2  # of a part, then its halves; and of what a Ray actor does
@@ -29,8 +30,14 @@ STALL_TIMEOUT = 600  # seconds without a heartbeat of a worker: a batch takes se
 
 @dataclass(frozen=True)
 class Part:
-    """A part that was made: what was counted, and which of its rows may be compared."""
+    """A part that was made: the number of its file and of its first row, whether it is the last of its stretch.
 
+    counts: what was counted; sample: which of its rows may be compared.
+    """
+
+    file: int
+    first: int
+    last: bool
     counts: Counts
     sample: Sample
 
@@ -38,26 +45,25 @@ class Part:
 class LabelPool:
     """Workers that label together. A context manager. `loading`: seconds that were spent on starting them."""
 
-    def __init__(self, specs: list[ClassifierSpec], batching: Batching, folder: Path):
+    def __init__(self, specs: list[ClassifierSpec], batching: Batching, folder: Location):
         self.specs, self.batching, self.folder = specs, batching, folder
         self.workers, self.stack, self.loading = None, contextlib.ExitStack(), 0.0
 
-    def label_parts(self, tables: list[Table], output: OutputSpec, first: int, on_progress: Callable) -> Iterator[Part]:
-        """Makes the parts that are missing from number `first` on; yields each.
+    def label_parts(
+        self, parts: Iterator[PartRows], output: OutputSpec, on_progress: Callable | None = None
+    ) -> Iterator[Part]:
+        """Labels and writes parts, which are read meanwhile; yields each.
 
         `on_progress` gets how many texts of the part each worker has done.
         """
-        parts = prefetch(read_parts(tables, output, skip=first * output.rows), queued=1)
-        for number, table in enumerate(parts, first):
-            if is_whole(self.folder / part_name(number), len(table)):
-                continue
-            rows = f"rows {number * output.rows:,} to {number * output.rows + len(table) - 1:,}"
-            classify = partial(self.classify, rows=rows, on_progress=on_progress)
-            labelled, counts = label_table(table, classify, output)
-            write_part(self.folder, number, labelled, counts)
-            yield Part(counts, pick_sample(number, table, output.text_column, self.specs[0].model))
+        for part in prefetch(parts, queued=1):
+            classify = partial(self.classify, rows=part.words, on_progress=on_progress)
+            labelled, counts = label_table(part.table, classify, output)
+            write_part(self.folder, part, labelled, counts)
+            sample = pick_sample(part.name, part.table, output.text_column, self.specs[0].model)
+            yield Part(part.file, part.first, part.last, counts, sample)
 
-    def classify(self, texts: list[str], rows: str, on_progress: Callable) -> Answers:
+    def classify(self, texts: list[str], rows: str, on_progress: Callable | None) -> Answers:
         """Returns what label_table wants of texts. Where workers die on them again and again, halves find the text.
 
         Raises RunError, which names the rows, if there are more than MOST_DEAD such texts, or no worker starts.
@@ -90,9 +96,9 @@ class LabelPool:
                 found.append(predictions)
         return Answers(probs, token_counts(*found), dead)
 
-    def predict(self, texts: list[str], on_progress: Callable) -> list:
+    def predict(self, texts: list[str], on_progress: Callable | None) -> list:
         """Has the workers answer texts; returns each one's (indices, predictions). Raises WorkerFailed."""
-        with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".", suffix=TEMPORARY, encoding="utf-8") as file:
+        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
             json.dump(texts, file)
             file.flush()
             self.start()

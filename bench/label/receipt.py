@@ -1,23 +1,31 @@
 """The receipt of a labelling run: what was labelled and how, and some rows of it beside the original."""
 
-import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.files import new_file, read_json
 from bench.inputs.model import Model
 from bench.inputs.reference import PADDING_TOLERANCE, Original
 from bench.judge import NOT_WITHIN, UNPROVEN, alpha_of, is_rounded, judge
-from bench.label.output import BAD_FILE, RECEIPT_FILE, part_files, part_name, read_bad_rows, read_counts, write_bad_rows
+from bench.label.output import (
+    BAD_FILE,
+    RECEIPT_FILE,
+    Footer,
+    read_footer,
+    read_footers,
+    read_object,
+    with_shard,
+    write_bad_rows,
+    write_object,
+)
 from bench.label.rows import DEAD, Counts, OutputSpec
 from bench.label.sample import Sample, add_sample
 from bench.parity import DecisionRule
-from utils import RunError, UserError, say
+from bench.storage import Location
+from utils import RunError, say
 
 HALF_ROUNDING = 2**-11  # of a score: float16 has 11 bits
 
@@ -33,7 +41,7 @@ class Comparison:
     model: Model
     precision: str
     output: OutputSpec
-    folder: Path
+    folder: Location
     gpu: int | None
     rows: int = 0
     changed: int = 0
@@ -84,10 +92,10 @@ class Comparison:
 
     def without_dead(self, sample: Sample) -> Sample:
         """Leaves out the texts on which a worker failed, which are named in BAD_FILE."""
-        bad = read_bad_rows(self.folder / part_name(sample.number))
-        dead = {place["row"] for place in bad if place["reason"].startswith(DEAD)}
+        footer = read_footer(self.folder / sample.part)
+        dead = {place["row"] for place in footer.bad if place["reason"].startswith(DEAD)}
         kept = [(row, text) for row, text in zip(sample.rows, sample.texts, strict=True) if row not in dead]
-        return Sample(sample.number, [row for row, _ in kept], [text for _, text in kept])
+        return Sample(sample.part, [row for row, _ in kept], [text for _, text in kept])
 
     def verdict(self) -> tuple[str, str]:
         """Returns WITHIN, UNPROVEN or NOT_WITHIN, and why."""
@@ -105,12 +113,14 @@ class Comparison:
         return verdict, words
 
 
-def read_answers(folder: Path, sample: Sample, output: OutputSpec) -> tuple[np.ndarray, np.ndarray]:
+def read_answers(folder: Location, sample: Sample, output: OutputSpec) -> tuple[np.ndarray, np.ndarray]:
     """Reads what a part says of some rows: (float64 [rows, labels], the best label's index [rows], -1 for nulls).
 
     With `top_label` only the best label has a probability; the others are nan.
     """
-    table = pq.read_table(folder / part_name(sample.number), columns=output.added).take(pa.array(sample.rows))
+    part = folder / sample.part
+    with part.open_anywhere() as file:
+        table = pq.ParquetFile(file).read(columns=output.added).take(pa.array(sample.rows))
     if output.top_label:
         names, scores = (table[name].to_pylist() for name in output.added)
         best = np.array([-1 if name is None else output.labels.index(name) for name in names], dtype=int)
@@ -127,11 +137,12 @@ def read_answers(folder: Path, sample: Sample, output: OutputSpec) -> tuple[np.n
 class Checker:
     """Compares rows of the parts with the original, after the first part and at the end, and writes the receipt.
 
-    `about`: what the receipt says of the run; `stops`: whether rows that are wrong end the run.
+    `about`: what the receipt says of the run; `stops`: whether rows that are wrong end the run; `shard`: what the name
+    of the receipt ends in, if it is of a shard.
     """
 
-    def __init__(self, comparison: Comparison, about: dict, stops: bool = True):
-        self.comparison, self.about, self.stops = comparison, about, stops
+    def __init__(self, comparison: Comparison, about: dict, stops: bool = True, shard: str = ""):
+        self.comparison, self.about, self.stops, self.shard = comparison, about, stops, shard
         self.later: list[Sample] | None = None  # rows of the parts behind the first
 
     def add(self, sample: Sample) -> None:
@@ -146,23 +157,20 @@ class Checker:
         self.later = []
         self.comparison.look([sample])
         if self.comparison.verdict()[0] == NOT_WITHIN:
-            self.write(count_parts(self.comparison.folder))
+            self.write(read_footers(self.comparison.folder))
             self.stop()
 
-    def finish(self, samples: list[Sample] | None, counted: dict) -> None:
-        """Compares what is left, writes the receipt, and says what it says. Raises RunError if rows are wrong.
-
-        `counted`: see count_parts.
-        """
+    def finish(self, samples: list[Sample] | None, footers: dict[str, Footer]) -> None:
+        """Compares what is left, writes the receipt of some parts, and says it. Raises RunError if rows are wrong."""
         self.comparison.look(samples or [])
-        receipt = self.write(counted)
-        say_receipt(receipt, self.comparison.model.max_length)
+        receipt = self.write(footers)
+        say_receipt(receipt, self.comparison.model.max_length, self.shard)
         if receipt["verdict"] == NOT_WITHIN:
             self.stop()
 
-    def write(self, counted: dict) -> dict:
-        """Writes `_receipt.json` into the output folder, and what is known of bad rows; returns the receipt."""
-        write_bad_rows(self.comparison.folder)
+    def write(self, footers: dict[str, Footer]) -> dict:
+        """Writes the receipt of some parts into the output folder, and what is known of bad rows; returns it."""
+        write_bad_rows(self.comparison.folder, footers, self.shard)
         found = self.comparison
         verdict, reason = found.verdict()
         compared = {
@@ -174,9 +182,8 @@ class Checker:
             "verdict": verdict,
             "reason": reason,
         }
-        receipt = counted | self.about | compared
-        with new_file(found.folder / RECEIPT_FILE) as file:
-            file.write(json.dumps(receipt, indent=2).encode())
+        receipt = count_parts(footers) | self.about | compared
+        write_object(found.folder / with_shard(RECEIPT_FILE, self.shard), receipt)
         return receipt
 
     def stop(self) -> None:
@@ -186,41 +193,31 @@ class Checker:
         say(words)
 
 
-def count_parts(folder: Path) -> dict[str, int]:
-    """Returns what is counted of all parts together; nothing where one was made by a version that kept no counts."""
-    counts = [read_counts(part) for part in part_files(folder)]
-    if None in counts:
-        return {}
-    whole = sum(counts, Counts())
-    of_texts = {"texts_without_answer": whole.no_answer, "tokens": whole.tokens}
-    of_texts |= {"texts_truncated": whole.truncated, "tokens_lost": whole.lost, "bad_rows": whole.bad}
-    return count_rows(whole.rows, whole.texts) | of_texts
+def count_parts(footers: dict[str, Footer]) -> dict[str, int]:
+    """Returns what is counted of parts together."""
+    whole = sum((footer.counts for footer in footers.values()), Counts())
+    counted = {"rows": whole.rows, "texts": whole.texts, "rows_without_text": whole.rows - whole.texts}
+    counted |= {"texts_without_answer": whole.no_answer, "tokens": whole.tokens}
+    return counted | {"texts_truncated": whole.truncated, "tokens_lost": whole.lost, "bad_rows": whole.bad}
 
 
-def count_rows(rows: int, texts: int) -> dict[str, int]:
-    return {"rows": rows, "texts": texts, "rows_without_text": rows - texts}
-
-
-def read_receipt(folder: Path) -> dict:
+def read_receipt(folder: Location) -> dict:
     """Returns the receipt in a folder; nothing where there is none, or a damaged one."""
-    try:
-        return read_json(folder / RECEIPT_FILE)
-    except UserError:
-        return {}
+    return read_object(folder / RECEIPT_FILE)
 
 
-def say_receipt(receipt: dict, max_length: int) -> None:
+def say_receipt(receipt: dict, max_length: int, shard: str) -> None:
     """Prints what a receipt says of the rows, and of the comparison."""
-    if "rows" in receipt:
-        say(f"rows       {receipt['rows']:,}, {receipt['rows_without_text']:,} of them without text")
+    say(f"rows       {receipt['rows']:,}, {receipt['rows_without_text']:,} of them without text")
     if receipt.get("texts_without_answer"):
         say(f"nulls      {receipt['texts_without_answer']:,} texts give no token, or the model no finite number")
     if receipt.get("bad_rows"):
-        say(f"bad rows   {receipt['bad_rows']:,} could not be read or answered: {BAD_FILE} says which, and why")
+        words = f"bad rows   {receipt['bad_rows']:,} could not be read or answered"
+        say(f"{words}: {with_shard(BAD_FILE, shard)} says which, and why")
     if receipt.get("texts_truncated"):
         cut = f"{receipt['texts_truncated']:,} texts are longer than {max_length} tokens"
         say(f"truncated  {cut}: {receipt['tokens_lost']:,} tokens lost")
     seconds = f"{receipt['rows_compared']} rows with the original, {receipt['seconds_comparing']:.0f} s"
     say(f"compared   {seconds}: {receipt['reason']}")
     closing = {UNPROVEN: "nothing wrong seen, but too few rows to prove that it is within tolerance"}
-    say(f"receipt    {closing.get(receipt['verdict'], receipt['verdict'])}; {RECEIPT_FILE}")
+    say(f"receipt    {closing.get(receipt['verdict'], receipt['verdict'])}; {with_shard(RECEIPT_FILE, shard)}")

@@ -1,14 +1,14 @@
-"""Rows of the input -> rows of the output: what is read together, what is added, and what is counted."""
+"""Rows of the input -> rows of the output: what is added, and what is counted."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from bench.inputs.datasets import has_text
-from bench.inputs.readers import BAD, Table, read_all
+from bench.inputs.readers import BAD
 
 BAD_ROWS = b"bad_rows"  # the key, in a schema's metadata, of what is known of the bad rows
 DEAD = "a worker failed on it"  # how the reason of such a text begins
@@ -77,35 +77,6 @@ class Answers:
     probs: np.ndarray
     tokens: dict[str, int] = field(default_factory=dict)
     dead: dict[int, str] = field(default_factory=dict)
-
-
-# ------------------------------------------------------------------------------------------------- rows and columns
-
-
-def estimate_rows(tables: list[Table], limit: int | None) -> int:
-    """Returns how many rows there are in all files, but at most the limit: exactly or about."""
-    rows = sum(table.estimate_rows() for table in tables)
-    return rows if limit is None else min(rows, limit)
-
-
-def read_parts(tables: list[Table], output: OutputSpec, skip: int) -> Iterator[pa.Table]:
-    """Yields the rows of all files behind the first `skip`, a part's at once, with the column BAD.
-
-    Raises UserError as read_all.
-    """
-    waiting, left = [], float("inf") if output.limit is None else max(output.limit - skip, 0)
-    for rows in read_all(tables, output.schema, skip, set_aside=True):
-        table = rows.slice(0, int(min(left, len(rows))))
-        left -= len(table)
-        waiting += [table] if len(table) else []
-        while sum(map(len, waiting)) >= output.rows:
-            joined = pa.concat_tables(waiting).combine_chunks()
-            yield joined.slice(0, output.rows)
-            waiting = [joined.slice(output.rows)] if len(joined) > output.rows else []
-        if not left:
-            break
-    if waiting:
-        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def label_table(table: pa.Table, classify: Callable, output: OutputSpec) -> tuple[pa.Table, Counts]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from bench.inputs.format_csv import Csv
 from bench.inputs.readers import BAD, common_schema, find_files, open_table, read_all, say_left_out
+from bench.storage import locate
 
 ROWS = 23
 SCHEMA = pa.schema([("id", pa.string()), ("body", pa.string())])
@@ -132,7 +133,7 @@ def test_sub_folders_come_in_order_of_path_and_give_columns(tmp_path):
         (folder / "a.jsonl").write_text(f'{{"body": "in {month}"}}\n')
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "a.csv").write_text("x\n")
-    tables = [open_table(file, root=tmp_path) for file in find_files(tmp_path)]
+    tables = [open_table(file, root=locate(tmp_path)) for file in find_files(tmp_path)]
     columns = ["body", "year", "month"]
     found = pa.concat_tables(read_all(tables, common_schema(tables, columns, "body"))).to_pylist()
     assert found == [{"body": f"in {month}", "year": "2024", "month": month} for month in ("03", "12")]
@@ -274,7 +275,7 @@ def test_what_is_passed_over_in_a_folder_is_said_and_what_is_no_file_is_not_wait
     (tmp_path / "2024-01").mkdir()
     (tmp_path / "c.csv").mkdir()
     (tmp_path / "_job.json").write_text("{}")
-    assert find_files(tmp_path) == [tmp_path / name]
+    assert find_files(tmp_path) == [locate(tmp_path / name)]
     assert "1 other files in it are passed over, such as b.csv" in capfd.readouterr().err
     assert "is no file that can be read" in refused(find_files, tmp_path / "b.csv")
 

@@ -1,17 +1,18 @@
 """Which rows are compared, and what a comparison finds, against transformers' own call."""
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 
 from bench.inputs.model import Model
 from bench.inputs.reference import Reference
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
-from bench.label.output import part_name, read_counts, write_part
-from bench.label.receipt import Checker, Comparison, count_parts, read_receipt
+from bench.label.output import read_footers, write_part
+from bench.label.receipt import Checker, Comparison, read_receipt
 from bench.label.rows import Answers, Counts, OutputSpec, label_table
 from bench.label.sample import FIRST_ROWS, LATER_ROWS, MOST_ROWS, Sample, add_sample, pick_sample
+from bench.label.stretches import PartRows
+from bench.storage import locate
 from utils import RunError
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -45,30 +46,31 @@ def spec(model: Model, top_label: bool = False) -> OutputSpec:
 def compare(model, table, answers, folder, top_label=False, precision="bf16") -> Comparison:
     output = spec(model, top_label)
     labelled, counts = label_table(table, lambda _: Answers(answers), output)
-    write_part(folder, 0, labelled, counts)
-    comparison = Comparison(model, precision, output, folder, gpu=None)
-    comparison.look([pick_sample(0, table, "body", model)])
+    part = PartRows(0, 0, table, last=True)
+    write_part(locate(folder), part, labelled, counts)
+    comparison = Comparison(model, precision, output, locate(folder), gpu=None)
+    comparison.look([pick_sample(part.name, table, "body", model)])
     return comparison
 
 
 def test_the_sample_has_the_longest_the_shortest_special_tokens_and_others(model, table, texts):
-    sample = pick_sample(3, table, "body", model)
+    sample = pick_sample("part", table, "body", model)
     bodies = table["body"].to_pylist()
     assert len(sample.rows) == len(set(sample.rows)) == FIRST_ROWS
     assert sample.texts == [bodies[i] for i in sample.rows] and not {None, "[deleted]"} & set(sample.texts)
     assert {"x" * 9000, min(texts[:100], key=len), "a <mask> </s> b"} <= set(sample.first(LATER_ROWS).texts)
     spread = np.histogram(sample.rows, bins=4, range=(0, len(bodies)))[0]
     assert spread.min() >= 8, "from everywhere in the part"
-    few = pick_sample(0, table.slice(0, 5), "body", model)
-    assert sorted(few.rows) == [1, 2, 3, 4] and not pick_sample(0, table.slice(0, 1), "body", model).rows
+    few = pick_sample("part", table.slice(0, 5), "body", model)
+    assert sorted(few.rows) == [1, 2, 3, 4] and not pick_sample("part", table.slice(0, 1), "body", model).rows
 
 
 def test_samples_of_many_parts_stay_few_and_spread():
     samples = []
     for number in range(1, 1000):
-        samples = add_sample(samples, Sample(number, list(range(64)), ["x"] * 64))
+        samples = add_sample(samples, Sample(str(number), list(range(64)), ["x"] * 64))
         assert sum(len(sample.rows) for sample in samples) <= MOST_ROWS - FIRST_ROWS
-    numbers = [sample.number for sample in samples]
+    numbers = [int(sample.part) for sample in samples]
     assert len(numbers) > 10 and numbers[0] < 100 and numbers[-1] > 900
 
 
@@ -107,25 +109,24 @@ def test_fp32_that_is_further_off_than_rounding_is_wrong_whatever_it_decides(mod
 
 def test_a_receipt_says_what_was_labelled_and_how_right_it_is(model, table, answers, tmp_path, capsys):
     found = compare(model, table, answers, tmp_path)
-    assert read_counts(tmp_path / part_name(0)) == Counts(rows=104, texts=102)
-    Checker(found, {"variant": "torch-bf16"}).finish([], count_parts(tmp_path))
-    receipt = read_receipt(tmp_path)
+    footers = read_footers(locate(tmp_path))
+    assert [footer.counts for footer in footers.values()] == [Counts(rows=104, texts=102)]
+    Checker(found, {"variant": "torch-bf16"}).finish([], footers)
+    receipt = read_receipt(locate(tmp_path))
     assert receipt["rows"] == 104 and receipt["rows_without_text"] == 2 and receipt["variant"] == "torch-bf16"
     assert (receipt["rows_compared"], receipt["flips"], receipt["verdict"]) == (FIRST_ROWS, 0, UNPROVEN)
     said = capsys.readouterr().err
     assert "rows       104, 2 of them without text" in said and "too few rows to prove" in said
-    pd.read_parquet(tmp_path / part_name(0)).to_parquet(tmp_path / part_name(1))
-    assert count_parts(tmp_path) == {}, "a part of an older version has no counts"
 
 
 def test_the_first_part_that_is_wrong_stops_the_run_with_its_receipt(model, table, answers, tmp_path):
     found = compare(model, table, np.ascontiguousarray(1 - answers), tmp_path)
-    sample = pick_sample(0, table, "body", model)
+    sample = pick_sample(PartRows(0, 0, table, last=True).name, table, "body", model)
     with pytest.raises(RunError, match=r"NOT WITHIN TOLERANCE.*--no-check goes on"):
         Checker(found, {}).add(sample)
-    assert read_receipt(tmp_path)["verdict"] == NOT_WITHIN
+    assert read_receipt(locate(tmp_path))["verdict"] == NOT_WITHIN
     checker = Checker(found, {}, stops=False)
-    checker.add(Sample(0, [], []))
+    checker.add(Sample("part", [], []))
     assert checker.later is None, "a part without texts is not the first that can be compared"
     checker.add(sample)
     checker.add(sample)

@@ -1,0 +1,126 @@
+"""Stretches: what a worker reads by itself, a file or some row groups of a Parquet file, and cuts into parts."""
+
+import math
+import os
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from bench.files import digest
+from bench.inputs.readers import Table, read_all, reading
+from bench.label.rows import OutputSpec
+from bench.storage import AT_ONCE, Location
+
+
+@dataclass(frozen=True)
+class PartRows:
+    """The rows of a part: those of file number `file` from number `first` on; whether it is the `last` of its stretch.
+
+    table: the columns of OutputSpec.schema, and BAD.
+    """
+
+    file: int
+    first: int
+    table: pa.Table
+    last: bool
+
+    @property
+    def name(self) -> str:
+        return part_name(self.file, self.first)
+
+    @property
+    def words(self) -> str:
+        return f"{self.name}, rows {self.first:,} to {self.first + len(self.table) - 1:,} of file {self.file + 1}"
+
+
+def part_name(file: int, first: int) -> str:
+    return f"part-{file:06}-{first:010}.parquet"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Rows of the table of file number `file`, from number `first` on: so many `rows`, or all that are left."""
+
+    file: int
+    table: Table
+    first: int = 0
+    rows: int | None = None
+
+    def read(self, output: OutputSpec, done: int = 0, there: Collection[str] = ()) -> Iterator[PartRows]:
+        """Yields the parts behind the first `done` rows, but for those that are `there`. A stretch has at least one.
+
+        Raises UserError as read_all.
+        """
+        first, end = self.first + done, math.inf if self.rows is None else self.first + self.rows
+        waiting, read = output.schema.empty_table(), first
+        for rows in read_all([self.table], output.schema, first, set_aside=True):
+            found = rows.slice(0, min(end - read, len(rows)))
+            waiting, read = pa.concat_tables([waiting, found], promote_options="default"), read + len(found)
+            while len(waiting) > output.rows:
+                yield from self.part(first, waiting.slice(0, output.rows), False, there)
+                first, waiting = first + output.rows, waiting.slice(output.rows)
+            if read >= end:
+                break
+        yield from self.part(first, waiting, True, there)
+
+    def part(self, first: int, table: pa.Table, last: bool, there: Collection[str]) -> Iterator[PartRows]:
+        if part_name(self.file, first) not in there:
+            yield PartRows(self.file, first, table.combine_chunks(), last)
+
+    def estimate_rows(self) -> int:
+        """Returns how many rows there are, exactly or about."""
+        if self.rows is not None and self.table.row_groups():
+            return self.rows
+        left = self.table.estimate_rows() - self.first
+        return left if self.rows is None else min(self.rows, left)
+
+
+def cut_stretches(tables: list[Table], output: OutputSpec) -> list[Stretch]:
+    """Cuts the input into stretches, in its order: as many row groups as a part has rows, or a whole file.
+
+    With a limit of rows, files are counted until it is reached, but for the last.
+    """
+    stretches, left = [], math.inf if output.limit is None else output.limit
+    for number, table in enumerate(tables):
+        if left <= 0:
+            break
+        groups = table.row_groups()
+        if groups is None:
+            rows = None if left == math.inf else left
+            stretches.append(Stretch(number, table, 0, rows))
+            if left < math.inf and number + 1 < len(tables):
+                left -= count_rows(table, output, left)
+            continue
+        first = rows = 0
+        for place, size in enumerate(groups or [0]):
+            rows += size
+            if rows >= min(output.rows, left) or place + 1 >= len(groups):
+                stretches.append(Stretch(number, table, first, min(rows, left)))
+                first, left, rows = first + rows, left - rows, 0
+                if left <= 0:
+                    break
+    return stretches
+
+
+def count_rows(table: Table, output: OutputSpec, most: int) -> int:
+    """Counts the rows of a file, as far as `most`."""
+    counted = 0
+    for rows in read_all([table], pa.schema([output.schema.field(output.text_column)]), set_aside=True):
+        counted += len(rows)
+        if counted >= most:
+            break
+    return min(counted, most)
+
+
+def digest_input(stretches: list[Stretch]) -> str:
+    """Returns 16 hexadecimal digits for the names, the sizes, the beginnings and the ends of the files, in order."""
+    files = list(dict.fromkeys(stretch.table.file for stretch in stretches))
+
+    def ends(file: Location) -> list[bytes]:
+        with reading(file):
+            return [os.fsencode(file.name), *file.ends()]
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return digest(part for parts in pool.map(ends, files) for part in parts)

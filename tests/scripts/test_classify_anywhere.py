@@ -1,0 +1,180 @@
+"""classify_texts.py: months of Reddit's dumps, by shards, into a bucket, and killed on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from conftest import ROOT
+from moto.server import ThreadedMotoServer
+
+import classify_texts
+from bench.storage import locate
+
+MONTHS = ("2023", "11"), ("2023", "12"), ("2024", "01")
+ROWS = 50  # of a month
+
+
+@pytest.fixture
+def months(tmp_path, texts):
+    """Three months of synthetic comments, as Pushshift's dumps are: some removed, one line that is no JSON."""
+    for number, (year, month) in enumerate(MONTHS):
+        folder = tmp_path / "months" / f"year={year}" / f"month={month}"
+        folder.mkdir(parents=True)
+        lines = []
+        for i in range(ROWS):
+            body = "[removed]" if i % 20 == 7 else texts[number * ROWS + i]
+            lines.append(json.dumps({"id": f"{month}_{i}", "body": body, "gildings": {}, "edited": i % 3 == 0}))
+        lines[30] = lines[30][:20]
+        content = "".join(line + "\n" for line in lines).encode()
+        (folder / f"RC_{year}-{month}.zst").write_bytes(zstandard.ZstdCompressor().compress(content))
+    return tmp_path / "months"
+
+
+@pytest.fixture
+def bucket(months, monkeypatch):
+    """The months in a bucket of a server that speaks S3; the way to it is in the environment, as for the real one."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {"ENDPOINT_URL": f"http://{host}:{port}", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y"}
+    for name, value in (settings | {"DEFAULT_REGION": "us-east-1"}).items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    far = locate("s3://comments/in?allow_bucket_creation=true")
+    far.filesystem.create_dir("comments")
+    for file in locate(months).files(recursive=True):
+        place = far
+        for name in file.parts_below(locate(months)):
+            place /= name
+        with place.new_file() as content:
+            content.write(file.read())
+    yield "s3://comments"
+    server.stop()
+
+
+OPTIONS = ["--device", "cpu", "--variant", "torch", "--threads", "1", "--rows-per-file", "7"]
+
+
+@pytest.fixture
+def label(call, tiny_model, months, tmp_path, monkeypatch):
+    """Runs the script in this process; returns its exit code and what it says."""
+    monkeypatch.chdir(tmp_path)
+
+    def label(*arguments, source=months, output="out"):
+        code, _, err = call(classify_texts, tiny_model, source, "--output", output, *OPTIONS, *arguments)
+        return code, err
+
+    return label
+
+
+@pytest.fixture
+def start(tiny_model, months, tmp_path):
+    """Starts the script in a process of its own."""
+
+    def start(*arguments, source=months, output=tmp_path / "out"):
+        command = [sys.executable, ROOT / "classify_texts.py", tiny_model, source, "--output", output]
+        command = [*map(str, command), *OPTIONS, *arguments]
+        return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    return start
+
+
+@pytest.fixture
+def whole(label, tmp_path) -> pd.DataFrame:
+    """What a plain run on this machine gives."""
+    code, err = label(output="whole")
+    assert code == 0 and "bad rows   3" in err, err
+    return read_parts("whole")
+
+
+def read_parts(folder: str) -> pd.DataFrame:
+    parts = [file for file in locate(folder).files() if file.name.startswith("part-")]
+    return pd.concat([pq.read_table(part.path, filesystem=part.filesystem).to_pandas() for part in parts])
+
+
+def kill_after_a_part(process: subprocess.Popen, folder: str) -> None:
+    """Kills a run when there is a part in its folder."""
+    limit = time.monotonic() + 60
+    while not any("part-" in file.name for file in locate(folder).files()) and time.monotonic() < limit:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
+
+
+def test_months_are_labelled_as_they_lie(whole):
+    assert list(whole.columns[:4]) == ["id", "edited", "year", "month"]
+    assert list(whole["month"]) == [month for _, month in MONTHS for _ in range(ROWS)]
+    assert list(whole["id"].dropna()) == [f"{month}_{i}" for _, month in MONTHS for i in range(ROWS) if i != 30]
+    assert list(whole["LABEL_0"].isna()) == [i % 20 == 7 or i == 30 for i in range(ROWS)] * 3
+
+
+def test_shards_make_the_parts_of_a_plain_run_which_then_checks_them(label, start, whole, tmp_path):
+    first, second = (start("--shard", f"{number}/2") for number in (1, 2))  # at once
+    out = tmp_path / "out"
+    kill_after_a_part(second, out)
+    _, err = first.communicate()
+    assert first.returncode == 0 and "shard      1-of-2 is done" in err, err
+    code, err = label("--shard", "2/2")
+    assert code == 0 and "shard      2-of-2 is done" in err, err
+    assert json.loads((out / "_receipt-1-of-2.json").read_text())["rows"] == 2 * ROWS
+    assert not (out / "_receipt.json").exists() and len((out / "_bad_rows-1-of-2.jsonl").read_text().splitlines()) == 2
+    code, err = label("--shard", "2/2")
+    assert code == 0 and f"all {ROWS} rows are labelled already" in err
+    last = sorted(out.glob("part-*"))[-1]
+    last.unlink()
+    code, err = label()
+    assert code == 0 and f"{3 * ROWS} rows in all" in err, err
+    receipt = json.loads((out / "_receipt.json").read_text())
+    assert receipt["rows"] == 3 * ROWS and receipt["bad_rows"] == 3 and receipt["verdict"] == "within tolerance"
+    pd.testing.assert_frame_equal(read_parts("out"), whole, check_exact=False, atol=1e-6)
+    assert {path.name for path in out.glob("part-*")} == {path.name for path in (tmp_path / "whole").glob("part-*")}
+
+
+def test_shards_that_can_not_be_are_refused(label):
+    for shard in ("0/2", "3/2", "2", "a/b"):
+        code, err = label("--shard", shard)
+        assert code == 2 and "is not like 3/16" in err
+    for option in ("--check-only", "--overwrite", "--ray"):
+        code, err = label("--shard", "1/2", option)
+        assert code == 2 and "--shard goes with neither" in err
+    code, err = label("--shard", "5/9")
+    assert code == 0 and "nothing" in err
+
+
+def test_from_a_bucket_into_a_bucket(label, start, whole, bucket):
+    far = {"source": f"{bucket}/in", "output": f"{bucket}/out"}
+    kill_after_a_part(start(**far), far["output"])
+    code, err = label(**far)
+    assert code == 0 and f"{3 * ROWS} rows in all" in err, err
+    pd.testing.assert_frame_equal(read_parts(far["output"]), whole, check_exact=False, atol=1e-6)
+    assert "labelled already" in label(**far)[1]
+    code, err = label("--check-only", **far)
+    assert code == 0 and "receipt    within tolerance" in err
+    out = locate(far["output"])
+    assert json.loads((out / "_receipt.json").read())["rows"] == 3 * ROWS
+    assert len((out / "_bad_rows.jsonl").read().splitlines()) == 3
+    code, err = label("--limit", 20, **far)
+    assert code == 2 and "limit); --overwrite starts anew" in err
+    code, err = label("--limit", 20, "--overwrite", **far)
+    assert code == 0 and len(read_parts(far["output"])) == 20
+
+
+def test_what_is_not_in_a_bucket_is_said_in_a_line(label, bucket, months):
+    wrong = {
+        "s3://nowhere/in": "nowhere",
+        f"{bucket}/none": "there is no s3://comments/none",
+        "nothing://a/b": "can't be reached",
+    }
+    for place, words in wrong.items():
+        code, err = label(source=place)
+        assert code == 2 and words in err and err.count("\n") == 1, err
+    for place in ("s3://nowhere/out", "nothing://a/b"):
+        code, err = label(output=place)
+        assert code in (1, 2) and "Traceback" not in err and err.splitlines()[-1].startswith("classify_texts.py: "), err
