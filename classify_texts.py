@@ -11,7 +11,9 @@ credentials that pyarrow and huggingface_hub find. DIR gets part-000000-00000000
 number of its file and of its first row there: for every row, in the input's order, its other columns and one float32
 column for each label: the probabilities that transformers gives for that text alone. Nulls where a row has no text,
 says only that a comment is gone ([removed] and the like), can't be read, or has a token that the model doesn't know;
-_bad_rows.jsonl names the last two kinds. Columns of a CSV file stay text.
+_bad_rows.jsonl names the last two kinds. Columns of a CSV file stay text. Of a text that is longer than the model takes
+the beginning counts; with --long windows it is read in windows that overlap by a quarter, and the maximum of each
+label counts, with --long windows-mean the mean.
 
 How it runs: as the fastest row, end to end, in results/ that is of this device, these weights and texts of about this
 length, and proven to change at most 0.1% of the decisions. Without one a long job first measures, for a minute or 1% of
@@ -51,7 +53,7 @@ from bench.label.plan import LabelPlan, find_plan, plan_options, read_plan, work
 from bench.label.pool import LabelPool
 from bench.label.progress import Progress
 from bench.label.receipt import Checker, Comparison, read_receipt
-from bench.label.rows import Counts, OutputSpec
+from bench.label.rows import LONG, Counts, OutputSpec
 from bench.label.sample import read_samples
 from bench.label.stretches import Stretch, cut_stretches, digest_input
 from bench.machine import describe_device, process_count
@@ -61,7 +63,7 @@ from bench.storage import locate
 from runtimes import VARIANTS
 from utils import CACHE, Parser, RunError, UserError, int_from, list_of, run, say
 
-OF_A_RUN = "workers", "threads", "export", "texts_of_this_run", "seconds", "messages/s"  # what a receipt alone knows
+OF_A_RUN = "workers", "threads", "export", "texts_of_this_run", "seconds", "messages/s", "waiting"  # a receipt's alone
 
 
 def parse_arguments() -> Namespace:
@@ -78,6 +80,8 @@ def parse_arguments() -> Namespace:
     add("--labels", type=list_of(str.strip), metavar="LIST", help="only these labels (default: all)")
     add("--min-score", type=float, metavar="SCORE", help="write no score below this one, but null")
     add("--float16", action="store_true", help="scores of 2 bytes, right to 0.0005, rather than 4")
+    add("--long", choices=LONG, default=LONG[0], help="what becomes of texts longer than the model takes: see above")
+    add("--token-count", action="store_true", help="add a column with each text's number of tokens")
     add("--prefix", default="", help="what the names of the new columns begin with (default: nothing)")
     add("--limit", type=whole, help="only so many rows, the first ones (default: all)")
     add("--rows-per-file", type=whole, default=100_000, metavar="N", help="rows of a part (default: 100000)")
@@ -133,6 +137,8 @@ def output_spec(args: Namespace, model: Model, tables: list[Table]) -> OutputSpe
         prefix=args.prefix,
         rows=args.rows_per_file,
         limit=args.limit,
+        long=args.long,
+        token_count=args.token_count,
     )
     if unknown := [name for name in spec.written if name not in model.labels]:
         raise UserError(f"--labels: the model has no label {unknown[0]!r}; it has {', '.join(model.labels)}")
@@ -212,23 +218,33 @@ def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: 
     own = {name: footers[name] for stretch in stretches for name in output.parts_there(stretch, footers)[0]}
     in_all = sum(footer.rows for footer in own.values())
     if made.rows:
-        words = f"{made.texts:,} texts, " + f"{made.tokens:,} tokens, " * bool(made.tokens)  # not known of texts
-        words += f"{seconds:.1f} s, {made.texts / seconds:,.1f} messages/s" if made.texts else "no row has a text"
-        say(f"labelled   {words}; {in_all:,} rows in all")
-        speed = {"texts_of_this_run": made.texts, "seconds": round(seconds, 1)}
-        checker.about |= speed | {"messages/s": round(made.texts / seconds, 1)}
+        checker.about |= say_speed(made, seconds, in_all, pool.busy)
     else:
         say(f"all {in_all:,} rows are labelled already")
     receipt, model = read_receipt(folder), checker.comparison.model
+    of_these_rows = (receipt.get("rows"), receipt.get("decisions_are")) == (in_all, model.rule.words)
     if args.shard or not there:
         checker.finish(checker.later, own)
-    elif (receipt.get("rows"), receipt.get("decisions_are")) != (
-        in_all,
-        model.rule.words,
-    ):  # of an earlier run, or none
+    elif not of_these_rows:  # it is an earlier run's, or there is none
         check_folder(args, model, stretches, spec, checker.about)
     if args.shard:
         say(f"shard      {shard_name(args)[1:]} is done; once all are, the same command without --shard checks them")
+
+
+def say_speed(made: Counts, seconds: float, in_all: int, busy: float) -> dict:
+    """Says what a run labelled and how fast; returns it for the receipt.
+
+    `busy`: seconds in which the model had a batch to run, 0 if that is not known.
+    """
+    words = f"{made.texts:,} texts, " + f"{made.tokens:,} tokens, " * bool(made.tokens)  # not known of texts
+    words += f"{seconds:.1f} s, {made.texts / seconds:,.1f} messages/s" if made.texts else "no row has a text"
+    said = {"texts_of_this_run": made.texts, "seconds": round(seconds, 1)}
+    said["messages/s"] = round(made.texts / seconds, 1)
+    if busy:
+        said["waiting"] = round(max(1 - busy / seconds, 0), 3)
+        words += f", the model waited {said['waiting']:.1%} of the time"
+    say(f"labelled   {words}; {in_all:,} rows in all")
+    return said
 
 
 def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: OutputSpec, run: dict) -> None:

@@ -49,19 +49,27 @@ class ClassifierSpec:
 class Predictions:
     """What the model says of some texts.
 
-    logits: float32 [texts, labels], nan where a text has no token; has_tokens: bool [texts]; tokens, padded_tokens: how
-    many it was given, without and with padding; truncated, lost: how many texts were cut, and how many of their tokens
-    (these four are 0 where the variant takes the texts themselves); start, end: seconds of the monotonic clock.
+    logits: float32 [texts, labels], nan where a text has no token; has_tokens: bool [texts]; start, end: seconds of the
+    monotonic clock; waited: seconds in between in which no batch was ready for the model.
+
+    These are 0 where the variant takes the texts themselves: tokens, padded_tokens: how many it was given, without and
+    with padding; lengths: int [texts], tokens of each text, those that were cut off too; truncated, lost: how many
+    texts were cut, and how many of their tokens.
+
+    windows: where long texts are in windows, the text of each row of `logits`, which has one for each window.
     """
 
     logits: np.ndarray
     has_tokens: np.ndarray
     start: float
     end: float
+    waited: float = 0.0
     tokens: int = 0
     padded_tokens: int = 0
     truncated: int = 0
     lost: int = 0
+    lengths: np.ndarray | None = None
+    windows: np.ndarray | None = None
 
 
 class Classifier:
@@ -95,8 +103,9 @@ class Classifier:
     ) -> Predictions:
         """Runs the model over texts: tokenizing, sorting, padding and moving go on in a thread meanwhile.
 
-        `on_progress` gets the number of texts that are done. With `halve` a batch that the memory does not hold runs in
-        halves. Raises UserError for another number of labels than the model's, and whatever the runtime raises.
+        `on_progress` gets about how many texts are done: long ones count for more. With `halve` a batch that the memory
+        does not hold runs in halves. Raises UserError for another number of labels than the model's, and whatever the
+        runtime raises.
         """
         start, counts = time.monotonic(), Counter()
         has_tokens = np.full(len(texts), self.takes_texts)
@@ -105,17 +114,16 @@ class Classifier:
         if self.takes_texts:
             logits = self.runner.classify(texts, batching.batch_size, self.model.max_length, on_progress)
             return Predictions(logits, has_tokens, start, time.monotonic())
-        logits = np.full((len(texts), len(self.model.labels)), np.nan, dtype=np.float32)
-        waiting = []  # with the inputs, which a GPU may still read
+        characters, lengths = np.array([len(text) for text in texts]), np.zeros(len(texts), int)
+        answers, waiting = [], []  # waiting with the inputs, which a GPU may still read
 
         def fetch() -> None:
             self.runner.synchronize()
-            for batch, _, outputs in waiting:
-                logits[batch.indices] = self.to_host(outputs)
+            answers.extend((batch.indices, self.to_host(outputs)) for batch, _, outputs in waiting)
             waiting.clear()
 
         prepared = ((batch, self.runner.prepare(batch.inputs)) for batch in self.batches(texts, batching))
-        for batch, inputs in prefetch(prepared):
+        for batch, inputs in timed(prefetch(prepared), counts):
             parts = [(batch, inputs)]
             while parts:
                 part, of_part = parts.pop()
@@ -127,14 +135,22 @@ class Classifier:
                 parts += [(half, self.runner.prepare(half.inputs)) for half in halves(part)]
             if len(waiting) >= FETCH_EVERY:
                 fetch()
-            counts["tokens"] += batch.tokens
+            counts["tokens"] += int(batch.lengths.sum())
             counts["padded_tokens"] += batch.inputs["input_ids"].size
             counts["truncated"] += int((batch.lost > 0).sum())
-            counts["lost"] += int(batch.lost.sum())
+            counts["lost"] += 0 if batching.windows else int(batch.lost.sum())
+            counts["characters"] += int(characters[np.unique(batch.indices[~has_tokens[batch.indices]])].sum())
             has_tokens[batch.indices] = True
-            on_progress(int(has_tokens.sum()))
+            np.maximum.at(lengths, batch.indices, batch.lengths + batch.lost)
+            on_progress(round(counts["characters"] / max(characters.sum(), 1) * len(texts)))
         fetch()
-        return Predictions(logits, has_tokens, start, time.monotonic(), **counts)
+        indices = np.concatenate([np.empty(0, int), *(own for own, _ in answers)])
+        logits = np.concatenate([np.empty((0, len(self.model.labels)), np.float32), *(found for _, found in answers)])
+        if not batching.windows:
+            in_order = np.full((len(texts), len(self.model.labels)), np.nan, dtype=np.float32)
+            in_order[indices], indices, logits = logits, None, in_order
+        del counts["characters"]
+        return Predictions(logits, has_tokens, start, time.monotonic(), lengths=lengths, windows=indices, **counts)
 
     def forward(self, batch: Batch, inputs: object, halve: bool) -> object | None:
         """Returns what the runner makes of a batch; None for one to `halve`, since the memory does not hold it."""
@@ -159,14 +175,24 @@ class Classifier:
         return logits
 
 
+def timed(items: Iterator, counts: Counter) -> Iterator:
+    """Yields the items; adds the seconds for which one waits for them to `waited`."""
+    before = time.monotonic()
+    for item in items:
+        counts["waited"] += time.monotonic() - before
+        yield item
+        before = time.monotonic()
+
+
 def halves(batch: Batch) -> list[Batch]:
-    """Returns the two halves of a batch of several texts, padded as it is; only the whole has its count of tokens."""
+    """Returns the two halves of a batch of several texts, padded as it is."""
     middle = len(batch.indices) // 2
     return [
         replace(
             batch,
             indices=batch.indices[rows],
             inputs={name: values[rows] for name, values in batch.inputs.items()},
+            lengths=batch.lengths[rows],
             lost=batch.lost[rows],
         )
         for rows in (slice(middle), slice(middle, None))

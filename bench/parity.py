@@ -35,6 +35,17 @@ def resolve_problem_type(config) -> str:
     return config.problem_type or "single_label_classification"
 
 
+def combine_windows(probs: np.ndarray, owners: np.ndarray, texts: int, mean: bool) -> np.ndarray:
+    """Returns the largest probability of each label in any window of a text, or the mean: [texts, labels].
+
+    `owners`: the text of each window. A text without windows has nan, and so has one with nan in a window.
+    """
+    found = np.full((texts, probs.shape[1]), 0.0 if mean else -np.inf)
+    (np.add if mean else np.maximum).at(found, owners, probs)
+    counts = np.bincount(owners, minlength=texts)[:, None]
+    return np.where(counts, found / np.maximum(counts, 1) if mean else found, np.nan)
+
+
 def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
     """Turns logits [texts, labels] into what a user gets, in float64: sigmoid, softmax, or a regression's raw value.
 

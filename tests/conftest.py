@@ -103,11 +103,17 @@ class PoolHere:
         pass
 
 
+@pytest.fixture(autouse=True)
+def subnormal_numbers():
+    """A variant that is loaded in this process sets them to zero; the next test has them again."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Everything that the scripts do in processes of their own; the peak is measured in no time."""
-    import torch
-
     for module in (bench.processes, sweep, pool, export_check, reference):
         monkeypatch.setattr(module, "ProcessPool", PoolHere)
     monkeypatch.setattr(peak, "PEAK_SECONDS", 0.001)
@@ -116,7 +122,6 @@ def in_this_process(monkeypatch):
     yield
     os.environ.clear()  # workers set variables
     os.environ.update(before)
-    torch.set_flush_denormal(False)  # which a loaded variant sets
 
 
 @pytest.fixture

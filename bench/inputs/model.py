@@ -18,7 +18,14 @@ from bench.inputs.config import (
     saved_by,
     sparse_attention,
 )
-from bench.inputs.tokenizing import check_tokenizer_file, empty, load_tokenizer, resolve_max_length, tokenize
+from bench.inputs.tokenizing import (
+    check_tokenizer_file,
+    empty,
+    load_tokenizer,
+    resolve_max_length,
+    tokenize,
+    tokenize_windows,
+)
 from bench.parity import DecisionRule, read_thresholds, resolve_problem_type
 from utils import RunError, UserError, clean, first_line, say
 
@@ -103,16 +110,21 @@ class Model:
     def tokenizer(self):
         return load_tokenizer(self.folder)
 
-    def tokenize(self, texts: list[str], max_length: int | None = None) -> dict[str, list]:
+    def tokenize(self, texts: list[str], max_length: int | None = None, windows: bool = False) -> dict[str, list]:
         """Returns the `input_ids` of each text, its `token_type_ids` if the model takes them, and how many it `lost`.
 
-        See tokenizing. A text that the model can't answer has no tokens.
+        See tokenizing. A text that the model can't answer has no tokens. With `windows` a long text has several rows,
+        and each row the number of its `text`.
         """
-        names = [name for name in self.pad_values if name != "attention_mask"]
-        rows = tokenize(self.tokenizer, texts, min(max_length or self.max_length, self.max_length), [*names, "lost"])
-        for i, ids in enumerate(rows["input_ids"] if self.unusable or self.ends else ()):
-            if not self.can_answer(ids):
-                empty(rows, i)
+        names = [*(name for name in self.pad_values if name != "attention_mask"), "lost"]
+        longest = min(max_length or self.max_length, self.max_length)
+        rows = (tokenize_windows if windows else tokenize)(self.tokenizer, texts, longest, names)
+        owners = rows.get("text", range(len(texts)))
+        check = self.unusable or self.ends
+        refused = {i for i, ids in zip(owners, rows["input_ids"], strict=True) if check and not self.can_answer(ids)}
+        for row, i in enumerate(owners if refused else ()):
+            if i in refused:
+                empty(rows, row)
         return rows
 
     def can_answer(self, ids: list[int]) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from bench.files import digest, new_file
 from bench.inputs.datasets import digest_texts
 from bench.inputs.model import Model
-from bench.inputs.tokenizing import is_unicode
+from bench.inputs.tokenizing import is_unicode, overlap
 from bench.machine import cpu_cores
 from bench.parity import probabilities
 from bench.processes import ProcessPool, heartbeat
@@ -27,14 +27,18 @@ PADDING_TOLERANCE = 1e-3  # of a probability: more than rounding
 
 @dataclass(frozen=True)
 class Reference:
-    """A model's original weights as a torch `network` in IEEE FP32, without TF32, on a torch `device`."""
+    """A model's original weights as a torch `network` in IEEE FP32, without TF32, on a torch `device`.
+
+    long: what becomes of texts that are longer than the model takes, see OutputSpec.
+    """
 
     model: Model
     network: object
     device: object
+    long: str = "cut"
 
     @classmethod
-    def load(cls, model: Model, gpu: int | None = None, threads: int | None = None) -> "Reference":
+    def load(cls, model: Model, gpu: int | None = None, threads: int | None = None, long: str = "cut") -> "Reference":
         """Loads the model on a GPU, or with None on the CPU with so many threads (default: all cores).
 
         Raises UserError, see Model.load_torch.
@@ -44,24 +48,30 @@ class Reference:
         torch.set_num_threads(threads or cpu_cores())
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
-        return cls(model, model.load_torch().to(device), device)
+        return cls(model, model.load_torch().to(device), device, long)
 
     def of_texts(self, texts: list[str]) -> np.ndarray:
         """Returns the probabilities [texts, labels] of each text alone: `model(**tokenizer(text, truncation=True))`.
 
-        It shares neither tokenizing nor padding with what is compared with it. nan where the model can't answer.
+        It shares neither tokenizing nor padding with what is compared with it. nan where the model can't answer. Long
+        texts in windows have the maximum or the mean of what the model says of each window alone.
         """
         accepted = inspect.signature(self.network.forward).parameters
-        options = {"truncation": True, "max_length": self.model.max_length, "return_tensors": "pt"}
+        options = {"truncation": True, "max_length": self.model.max_length}
+        if self.long != "cut":
+            options |= {"return_overflowing_tokens": True, "stride": overlap(self.model.max_length)}
+        combine = np.mean if self.long == "windows-mean" else np.max
         rows = []
         for text in texts:
-            inputs = self.model.tokenizer(text, **options) if is_unicode(text) else {"input_ids": np.empty((1, 0))}
-            if self.model.can_answer(inputs["input_ids"][0].tolist()):
-                rows.append(self.run({name: tensor for name, tensor in inputs.items() if name in accepted}))
+            inputs = self.model.tokenizer([text], **options) if is_unicode(text) else {"input_ids": [[]]}
+            windows, given = len(inputs["input_ids"]), [name for name in inputs if name in accepted]
+            if all(map(self.model.can_answer, inputs["input_ids"])):
+                alone = [{name: np.array(inputs[name][i : i + 1]) for name in given} for i in range(windows)]
+                rows.append(combine(np.concatenate(list(map(self.of_batch, alone))), axis=0))
             else:
-                rows.append(np.full((1, len(self.model.labels)), np.nan))
+                rows.append(np.full(len(self.model.labels), np.nan))
             heartbeat(len(rows))
-        return np.concatenate(rows)
+        return np.array(rows)
 
     def of_file(self, file: Path) -> tuple[np.ndarray, float]:
         """Returns (what of_texts() gives for the texts in a JSON file, the seconds that it took)."""
@@ -101,14 +111,14 @@ class Original:
     that were not there.
     """
 
-    def __init__(self, model: Model, gpu: int | None, threads: int | None = None):
-        self.arguments, self.stack, self.pool = (model, gpu, threads), contextlib.ExitStack(), None
+    def __init__(self, model: Model, gpu: int | None, threads: int | None = None, long: str = "cut"):
+        self.arguments, self.stack, self.pool = (model, gpu, threads, long), contextlib.ExitStack(), None
         self.seconds, self.texts = 0.0, 0
 
     def probabilities(self, texts: list[str], on_heartbeat: Callable | None = None) -> np.ndarray:
         """Returns the probabilities [texts, labels], see Reference.of_texts."""
-        model, gpu, _ = self.arguments
-        known = [digest_texts(texts), model.weights_id, *versions("torch", "transformers", "tokenizers").values()]
+        model, gpu, _, long = self.arguments
+        known = [digest_texts(texts), model.weights_id, long, *versions("torch", "transformers", "tokenizers").values()]
         file = CACHE / "references" / f"{digest(str(part).encode() for part in (*known, gpu is not None))}.npy"
         with contextlib.suppress(OSError, EOFError, ValueError):  # it is not there, or damaged
             found = np.load(file)

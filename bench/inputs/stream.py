@@ -19,13 +19,13 @@ QUEUED_BATCHES = 16  # that wait for the model, at most: enough for its fastest 
 class Batch:
     """Texts that the model gets at once.
 
-    indices: which texts these are; inputs: name -> int64 [texts, tokens], padded; tokens: how many of these are real;
-    lost: int [texts], how many tokens of each were cut off.
+    indices: which texts these are, several times the same if it is in windows; inputs: name -> int64 [texts, tokens],
+    padded; lengths: int [texts], how many of these are real; lost: int [texts], how many tokens of each were cut off.
     """
 
     indices: np.ndarray
     inputs: dict[str, np.ndarray]
-    tokens: int
+    lengths: np.ndarray
     lost: np.ndarray
 
 
@@ -46,10 +46,11 @@ def text_batches(
         indices = np.argsort([len(text) for text in texts], kind="stable")
     rest, rows = np.empty(0, int), {}
     for chunk in split_chunks(indices, texts):
-        tokens = model.tokenize([texts[i] for i in chunk])
+        tokens = model.tokenize([texts[i] for i in chunk], windows=batching.windows)
+        owners = np.array(tokens.pop("text", range(len(chunk))), int)
         full = [i for i, ids in enumerate(tokens["input_ids"]) if len(ids)]
         rows = {name: rows.get(name, []) + pick(values, full) for name, values in tokens.items()}
-        rest = np.concatenate([rest, chunk[full]])
+        rest = np.concatenate([rest, chunk[owners[full]]])
         if not len(rest):
             continue
         lengths = np.array([len(ids) for ids in rows["input_ids"]])
@@ -59,7 +60,7 @@ def text_batches(
         for batch in batches:
             of_batch = {name: pick(values, batch) for name, values in rows.items()}
             inputs = model.pad(of_batch, to_length=int(widths[batch].max()))
-            yield Batch(rest[batch], inputs, tokens=int(lengths[batch].sum()), lost=np.array(of_batch["lost"]))
+            yield Batch(rest[batch], inputs, lengths[batch], lost=np.array(of_batch["lost"]))
         rest, rows = rest[carried], {name: pick(values, carried) for name, values in rows.items()}
 
 

@@ -138,10 +138,45 @@ def tokenize(tokenizer, texts: list[str], max_length: int, names: Sequence[str] 
     return rows
 
 
+def tokenize_windows(tokenizer, texts: list[str], max_length: int, names: Sequence[str]) -> dict[str, list]:
+    """Returns what tokenize() does, and a text of more than `max_length` tokens in several rows, as windows.
+
+    Two neighbours share the tokens of overlap(). Under `text` is each row's text; `lost` says of a text's first window
+    how many tokens are in the others alone. These are the windows of transformers' `return_overflowing_tokens`. Raises
+    UserError for a slow tokenizer, which doesn't make them.
+    """
+    if not tokenizer.is_fast:
+        raise UserError("this model has no fast tokenizer, which long texts in windows need")
+    fast, shared = tokenizer.backend_tokenizer, overlap(max_length)
+    fast.no_padding()
+    fast.enable_truncation(max_length, stride=shared, direction=tokenizer.truncation_side)
+    special = fast.num_special_tokens_to_add(is_pair=False)
+    encodings = fast.encode_batch_fast([text if is_unicode(text) else "" for text in texts])
+    rows = {name: [] for name in (*names, "text")}
+    for i, encoding in enumerate(encodings):
+        windows = [encoding, *encoding.overflowing] if is_unicode(texts[i]) else []
+        found = {
+            "input_ids": [window.ids for window in windows],
+            "token_type_ids": [window.type_ids for window in windows],
+            "lost": [0] * len(windows),
+            "text": [i] * len(windows),
+        }
+        if windows:
+            found["lost"][0] = sum(len(window.ids) - special - shared for window in windows[1:])
+        for name in rows:
+            rows[name] += found[name]
+    return rows
+
+
+def overlap(max_length: int) -> int:
+    """Returns how many tokens two windows of a long text share: a quarter of them, so that no sentence is only cut."""
+    return max_length // 4
+
+
 def empty(rows: dict[str, list], i: int) -> None:
     """Takes a text's tokens away."""
     for name, values in rows.items():
-        values[i] = 0 if name == "lost" else []
+        values[i] = values[i] if name == "text" else 0 if name == "lost" else []
 
 
 def is_unicode(text: str) -> bool:

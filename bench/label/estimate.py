@@ -42,7 +42,8 @@ def label_sample(stretches: list[Stretch], output: OutputSpec) -> tuple[Counts, 
     random, file = np.random.default_rng(0), io.BytesIO()
 
     def classify(texts: list[str]) -> Answers:
-        return Answers(random.random((len(texts), len(output.labels)), np.float32))
+        scores = random.random((len(texts), len(output.labels)), np.float32)
+        return Answers(scores, np.array([len(text) for text in texts]))
 
     labelled, counts = label_table(table, classify, output)
     write_rows(labelled, file)

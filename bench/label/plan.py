@@ -1,6 +1,7 @@
 """How texts are labelled: as the fastest row that is proven to be right says, else in FP32."""
 
 import contextlib
+import math
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from bench.inputs.model import Model
 from bench.judge import WITHIN
 from bench.label import on_ray, output
 from bench.label.first_look import Job, head_texts, look, mean_tokens
+from bench.label.rows import LONG
 from bench.label.stretches import Stretch
 from bench.machine import DeviceInfo, cpu_cores, describe_device
 from bench.measure.cells import batching_of
@@ -29,7 +31,7 @@ from utils import UserError, say
 # where nothing was measured: what was best or close to it in all our sweeps of a CPU; for a GPU a guess
 DEFAULT_TOKENS = {"gpu": 16384, "cpu": 1024}
 ALIKE = 1.5  # times as many tokens of a text, at most, have texts of one kind: above, another batching may be best
-PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens"  # of the command line
+PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens", "long"  # of the command line
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def choose_plan(device: str, measured: dict | None, asked: dict) -> LabelPlan:
     plan = LabelPlan(device, "torch", 1, cpu_cores(), Batching("token-budget", batch_tokens=DEFAULT_TOKENS[device]))
     if measured:
         same = {name: measured[name] for name in ("variant", "workers", "threads")}
-        plan = LabelPlan(device=device, batching=batching_of(measured), speed=float(measured["messages/s"]), **same)
+        batching = budget_of(measured)
+        plan = LabelPlan(device=device, batching=batching, speed=float(measured["messages/s"]), **same)
         words = f"{measured['variant']}, {measured['messages/s']:.1f} messages/s on {measured['dataset']}"
         say(f"measured   {words}, {measured['date'][:10]}: {measured['verdict'].lower()}")
     elif not asked["variant"]:
@@ -96,13 +99,27 @@ def choose_plan(device: str, measured: dict | None, asked: dict) -> LabelPlan:
     variant = VARIANTS[plan.variant]
     if device in variant.unsupported:
         raise UserError(f"{plan.variant} can't run on a {device}: {variant.unsupported[device]}")
-    if asked["batch_tokens"] and variant.takes_texts:
-        raise UserError(f"--batch-tokens: {plan.variant} takes the texts themselves and makes its own batches")
-    if asked["batch_tokens"]:
-        return replace(plan, batching=Batching("token-budget", batch_tokens=asked["batch_tokens"]))
+    windows = asked["long"] in LONG[1:]
+    if variant.takes_texts and (asked["batch_tokens"] or windows):
+        option = "--long windows" if windows else "--batch-tokens"
+        raise UserError(f"{option}: {plan.variant} takes the texts themselves and makes its own batches")
     if variant.takes_texts and not plan.batching.batch_size:
         return replace(plan, batching=Batching("in-order", batch_size=1))
-    return plan
+    tokens = asked["batch_tokens"] or plan.batching.batch_tokens
+    return plan if variant.takes_texts else replace(plan, batching=Batching("token-budget", 0, tokens, windows))
+
+
+def budget_of(measured: dict) -> Batching:
+    """Returns the batching of a measured row; of so many texts the tokens that these had on average, padding counted.
+
+    So a row that was measured with short texts puts no more of long ones into a batch than the machine has shown to
+    hold. A variant that takes the texts themselves knows numbers of texts alone.
+    """
+    batching = batching_of(measured)
+    if batching.batch_tokens or VARIANTS[measured["variant"]].takes_texts:
+        return batching
+    of_a_text = measured["tokens/s"] / measured["messages/s"] * measured["padding"]
+    return Batching("token-budget", batch_tokens=math.ceil(batching.batch_size * of_a_text))
 
 
 def find_device(device: str | None, gpus: list[int] | None, ray: str | None) -> tuple[str, DeviceInfo]:

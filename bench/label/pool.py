@@ -18,7 +18,7 @@ from bench.label.output import write_part
 from bench.label.rows import DEAD, Answers, Counts, OutputSpec, label_table
 from bench.label.sample import Sample, pick_sample
 from bench.label.stretches import PartRows
-from bench.parity import probabilities
+from bench.parity import combine_windows, probabilities
 from bench.processes import ProcessPool, WorkerFailed
 from bench.storage import Location
 from utils import RunError, say
@@ -43,11 +43,15 @@ class Part:
 
 
 class LabelPool:
-    """Workers that label together. A context manager. `loading`: seconds that were spent on starting them."""
+    """Workers that label together. A context manager.
+
+    loading: seconds that were spent on starting them; busy: seconds in which they had a batch to run, on average.
+    """
 
     def __init__(self, specs: list[ClassifierSpec], batching: Batching, folder: Location):
         self.specs, self.batching, self.folder = specs, batching, folder
-        self.workers, self.stack, self.loading = None, contextlib.ExitStack(), 0.0
+        self.workers, self.stack = None, contextlib.ExitStack()
+        self.loading = self.busy = 0.0
 
     def label_parts(
         self, parts: Iterator[PartRows], output: OutputSpec, on_progress: Callable | None = None
@@ -57,19 +61,22 @@ class LabelPool:
         `on_progress` gets how many texts of the part each worker has done.
         """
         for part in prefetch(parts, queued=1):
-            classify = partial(self.classify, rows=part.words, on_progress=on_progress)
+            classify = partial(self.classify, rows=part.words, long=output.long, on_progress=on_progress)
             labelled, counts = label_table(part.table, classify, output)
             write_part(self.folder, part, labelled, counts)
             sample = pick_sample(part.name, part.table, output.text_column, self.specs[0].model)
             yield Part(part.file, part.first, part.last, counts, sample)
 
-    def classify(self, texts: list[str], rows: str, on_progress: Callable | None) -> Answers:
+    def classify(self, texts: list[str], rows: str, long: str, on_progress: Callable | None) -> Answers:
         """Returns what label_table wants of texts. Where workers die on them again and again, halves find the text.
+
+        `long`: what becomes of texts that are longer than the model takes, see OutputSpec.
 
         Raises RunError, which names the rows, if there are more than MOST_DEAD such texts, or no worker starts.
         """
         model, dead, found = self.specs[0].model, {}, []
         probs = np.full((len(texts), len(model.labels)), np.nan, dtype=np.float32)
+        lengths = np.zeros(len(texts), int)
         waiting = [(np.arange(len(texts)), N_TRIES)]
         while waiting:
             some, left = waiting.pop()
@@ -92,9 +99,15 @@ class LabelPool:
                     raise RunError(f"{words}: {error}; the parts before stay") from error
                 continue
             for indices, predictions in shares:
-                probs[some[indices]] = probabilities(predictions.logits, model.problem_type)
+                own = probabilities(predictions.logits, model.problem_type)
+                if predictions.windows is not None:
+                    own = combine_windows(own, predictions.windows, len(indices), mean=long == "windows-mean")
+                probs[some[indices]] = own
+                if predictions.lengths is not None:
+                    lengths[some[indices]] = predictions.lengths
                 found.append(predictions)
-        return Answers(probs, token_counts(*found), dead)
+                self.busy += (predictions.end - predictions.start - predictions.waited) / len(self.specs)
+        return Answers(probs, lengths, token_counts(*found), dead)
 
     def predict(self, texts: list[str], on_progress: Callable | None) -> list:
         """Has the workers answer texts; returns each one's (indices, predictions). Raises WorkerFailed."""

@@ -61,7 +61,7 @@ class Comparison:
         texts = [text for sample in samples for text in sample.texts]
         if not texts:
             return
-        with Original(self.model, self.gpu) as original:
+        with Original(self.model, self.gpu, long=self.output.long) as original:
             reference = original.probabilities(texts)
         written = [read_answers(self.folder, sample, self.output) for sample in samples]
         rule = self.model.rule
@@ -120,14 +120,14 @@ def read_answers(folder: Location, sample: Sample, output: OutputSpec) -> tuple[
     """
     part = folder / sample.part
     with part.open_anywhere() as file:
-        table = pq.ParquetFile(file).read(columns=output.added).take(pa.array(sample.rows))
+        table = pq.ParquetFile(file).read(columns=output.scored).take(pa.array(sample.rows))
     if output.top_label:
-        names, scores = (table[name].to_pylist() for name in output.added)
+        names, scores = (table[name].to_pylist() for name in output.scored)
         best = np.array([-1 if name is None else output.labels.index(name) for name in names], dtype=int)
         probs = np.full((len(best), len(output.labels)), np.nan)
         probs[np.arange(len(best)), best] = [np.nan if score is None else score for score in scores]
         return probs, best
-    probs = np.array([table[name].to_pylist() for name in output.added], dtype=float).T
+    probs = np.array([table[name].to_pylist() for name in output.scored], dtype=float).T
     return probs, np.where(np.isfinite(probs).all(axis=1), np.nan_to_num(probs).argmax(axis=1), -1)
 
 
@@ -197,7 +197,7 @@ def count_parts(footers: dict[str, Footer]) -> dict[str, int]:
     """Returns what is counted of parts together."""
     whole = sum((footer.counts for footer in footers.values()), Counts())
     counted = {"rows": whole.rows, "texts": whole.texts, "rows_without_text": whole.rows - whole.texts}
-    counted |= {"texts_without_answer": whole.no_answer, "tokens": whole.tokens}
+    counted |= {"rows_removed": whole.removed, "texts_without_answer": whole.no_answer, "tokens": whole.tokens}
     return counted | {"texts_truncated": whole.truncated, "tokens_lost": whole.lost, "bad_rows": whole.bad}
 
 
@@ -208,15 +208,17 @@ def read_receipt(folder: Location) -> dict:
 
 def say_receipt(receipt: dict, max_length: int, shard: str) -> None:
     """Prints what a receipt says of the rows, and of the comparison."""
-    say(f"rows       {receipt['rows']:,}, {receipt['rows_without_text']:,} of them without text")
+    removed = f" ({receipt['rows_removed']:,} removed or deleted)" if receipt["rows_removed"] else ""
+    say(f"rows       {receipt['rows']:,}, {receipt['rows_without_text']:,} of them without text{removed}")
     if receipt.get("texts_without_answer"):
         say(f"nulls      {receipt['texts_without_answer']:,} texts give no token, or the model no finite number")
     if receipt.get("bad_rows"):
         words = f"bad rows   {receipt['bad_rows']:,} could not be read or answered"
         say(f"{words}: {with_shard(BAD_FILE, shard)} says which, and why")
     if receipt.get("texts_truncated"):
-        cut = f"{receipt['texts_truncated']:,} texts are longer than {max_length} tokens"
-        say(f"truncated  {cut}: {receipt['tokens_lost']:,} tokens lost")
+        long = f"{receipt['texts_truncated']:,} texts are longer than {max_length} tokens"
+        lost = f"{receipt['tokens_lost']:,} tokens lost"
+        say(f"truncated  {long}: {lost if receipt['tokens_lost'] else 'in windows'}")
     seconds = f"{receipt['rows_compared']} rows with the original, {receipt['seconds_comparing']:.0f} s"
     say(f"compared   {seconds}: {receipt['reason']}")
     closing = {UNPROVEN: "nothing wrong seen, but too few rows to prove that it is within tolerance"}

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from bench.inputs.datasets import has_text
+from bench.inputs.datasets import has_text, removal
 from bench.inputs.readers import BAD
 
 BAD_ROWS = b"bad_rows"  # the key, in a schema's metadata, of what is known of the bad rows
+# long texts: only their beginning counts, or they are read in windows, of which each label's maximum or mean counts
+LONG = "cut", "windows", "windows-mean"
 DEAD = "a worker failed on it"  # how the reason of such a text begins
 
 
@@ -21,7 +23,8 @@ class OutputSpec:
     schema: of the columns that are read, in all files; columns: which are copied; text_column; labels: the model's;
     written: those that get a column; top_label: whether the best of all is written instead; half: whether scores are
     float16; min_score: below which a score is null, None for never; prefix: what the names of the new columns begin
-    with; rows: of a part; limit: of the rows in all, None for no limit.
+    with; rows: of a part; limit: of the rows in all, None for no limit; long: what becomes of texts that are longer
+    than the model takes, one of LONG; token_count: whether each text's number of tokens is written, too.
     """
 
     schema: pa.Schema
@@ -35,11 +38,18 @@ class OutputSpec:
     prefix: str
     rows: int
     limit: int | None
+    long: str = "cut"
+    token_count: bool = False
+
+    @property
+    def scored(self) -> list[str]:
+        """The names of the new columns that say what the model says."""
+        return [self.prefix + name for name in (["label", "score"] if self.top_label else self.written)]
 
     @property
     def added(self) -> list[str]:
-        """The names of the new columns."""
-        return [self.prefix + name for name in (["label", "score"] if self.top_label else self.written)]
+        """The names of all new columns."""
+        return self.scored + [self.prefix + "tokens"] * self.token_count
 
     @property
     def places(self) -> list[int]:
@@ -51,7 +61,7 @@ class OutputSpec:
 class Counts:
     """What is counted of a part, and kept in its file.
 
-    rows; texts: rows that have a text; no_answer: texts that have nulls all the same; tokens: that the model got;
+    rows; texts: rows that have a text; removed: rows that only say that a comment is gone; no_answer: texts that have nulls all the same; tokens: that the model got;
     truncated: texts that were cut, lost: their tokens that were cut off; bad: rows that could not be read or answered.
     """
 
@@ -62,6 +72,7 @@ class Counts:
     truncated: int = 0
     lost: int = 0
     bad: int = 0
+    removed: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
@@ -69,12 +80,13 @@ class Counts:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the model says of texts: `probs` [texts, labels], nan without an answer; the Counts of `tokens`.
+    """What the model says of texts: `probs` [texts, labels], nan without an answer; their `lengths` in tokens.
 
-    dead: number of a text -> why it has no answer, if a worker failed on it.
+    tokens: the Counts of tokens; dead: number of a text -> why it has no answer, if a worker failed on it.
     """
 
     probs: np.ndarray
+    lengths: np.ndarray
     tokens: dict[str, int] = field(default_factory=dict)
     dead: dict[int, str] = field(default_factory=dict)
 
@@ -90,18 +102,23 @@ def label_table(table: pa.Table, classify: Callable, output: OutputSpec) -> tupl
     values = table[output.text_column].to_pylist()
     full = np.array([i for i, value in enumerate(values) if has_text(value)], dtype=int)
     probs, tokens = np.full((len(table), len(output.labels)), np.nan, dtype=np.float32), {}
+    lengths = np.zeros(len(table), np.int32)
     unread = table[BAD].to_pylist() if BAD in table.schema.names else []
     bad = {i: json.loads(why) for i, why in enumerate(unread) if why}
     if len(full):
         answers = classify([values[i] for i in full])
-        probs[full], tokens = answers.probs, answers.tokens
+        probs[full], lengths[full], tokens = answers.probs, answers.lengths, answers.tokens
         bad |= {int(full[i]): {"reason": why} for i, why in answers.dead.items()}
     missing = ~np.isfinite(probs).all(axis=1)
     for i in full[missing[full]]:
         bad.setdefault(int(i), {"reason": "the text has no token that the model knows, or a score that is not finite"})
-    counts = Counts(rows=len(table), texts=len(full), no_answer=int(missing[full].sum()), bad=len(bad), **tokens)
+    removed = sum(value is not None and removal(value) is not None for value in values)
+    counts = Counts(len(table), len(full), int(missing[full].sum()), bad=len(bad), removed=removed, **tokens)
     found = table.select(output.columns)
-    for name, values in zip(output.added, new_columns(probs, missing, output), strict=True):
+    columns = new_columns(probs, missing, output)
+    if output.token_count:
+        columns.append(pa.array(lengths, mask=lengths == 0))
+    for name, values in zip(output.added, columns, strict=True):
         found = found.append_column(name, values)
     places = json.dumps([{"row": i} | bad[i] for i in sorted(bad)])
     return found.replace_schema_metadata({BAD_ROWS: places} if bad else None), counts

@@ -45,7 +45,7 @@ def spec(model: Model, top_label: bool = False) -> OutputSpec:
 
 def compare(model, table, answers, folder, top_label=False, precision="bf16") -> Comparison:
     output = spec(model, top_label)
-    labelled, counts = label_table(table, lambda _: Answers(answers), output)
+    labelled, counts = label_table(table, lambda _: Answers(answers, np.ones(len(answers), int)), output)
     part = PartRows(0, 0, table, last=True)
     write_part(locate(folder), part, labelled, counts)
     comparison = Comparison(model, precision, output, locate(folder), gpu=None)
@@ -110,13 +110,13 @@ def test_fp32_that_is_further_off_than_rounding_is_wrong_whatever_it_decides(mod
 def test_a_receipt_says_what_was_labelled_and_how_right_it_is(model, table, answers, tmp_path, capsys):
     found = compare(model, table, answers, tmp_path)
     footers = read_footers(locate(tmp_path))
-    assert [footer.counts for footer in footers.values()] == [Counts(rows=104, texts=102)]
+    assert [footer.counts for footer in footers.values()] == [Counts(rows=104, texts=102, removed=1)]
     Checker(found, {"variant": "torch-bf16"}).finish([], footers)
     receipt = read_receipt(locate(tmp_path))
     assert receipt["rows"] == 104 and receipt["rows_without_text"] == 2 and receipt["variant"] == "torch-bf16"
     assert (receipt["rows_compared"], receipt["flips"], receipt["verdict"]) == (FIRST_ROWS, 0, UNPROVEN)
     said = capsys.readouterr().err
-    assert "rows       104, 2 of them without text" in said and "too few rows to prove" in said
+    assert "rows       104, 2 of them without text (1 removed or deleted)" in said and "too few rows to prove" in said
 
 
 def test_the_first_part_that_is_wrong_stops_the_run_with_its_receipt(model, table, answers, tmp_path):

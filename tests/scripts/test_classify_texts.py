@@ -362,7 +362,14 @@ def test_the_fastest_row_that_is_proven_says_how(tiny_model, monkeypatch, tmp_pa
     speeds[("torch-bf16", 8)] = 80, 1 / 3000  # neither proven nor refuted
     for (variant, size), (speed, flips) in speeds.items():
         row = dict.fromkeys(COLUMNS, "") | same | {"variant": variant, "batching": "sorted", "batch_size": size}
-        row |= {"messages/s": speed, "min": speed, "max": speed, "flips": flips, "tokens/s": 40 * speed}
+        row |= {
+            "messages/s": speed,
+            "min": speed,
+            "max": speed,
+            "flips": flips,
+            "tokens/s": 40 * speed,
+            "padding": 1.25,
+        }
         row["versions"] = package_versions(VARIANTS[variant])
         append_row(results_path(tmp_path / "results", row), row)
 
@@ -370,8 +377,9 @@ def test_the_fastest_row_that_is_proven_says_how(tiny_model, monkeypatch, tmp_pa
         asked = dict.fromkeys(plan.PLAN_OPTIONS) | asked
         return choose_plan(kind, fastest_valid_row(tmp_path, name, model, tokens, asked["variant"]), asked)
 
-    assert choose() == LabelPlan("cpu", "torch", 1, 1, Batching("sorted", 8))
-    assert choose(workers=2, threads=3) == LabelPlan("cpu", "torch", 2, 3, Batching("sorted", 8))
+    measured = Batching("token-budget", batch_tokens=8 * 50)  # of 8 texts with 40 tokens and a quarter of padding
+    assert choose() == LabelPlan("cpu", "torch", 1, 1, measured)
+    assert choose(workers=2, threads=3) == LabelPlan("cpu", "torch", 2, 3, measured)
     int8 = choose(variant="onnx-int8", batch_tokens=256)
     assert (int8.variant, int8.batching) == ("onnx-int8", Batching("token-budget", batch_tokens=256))
     assert choose(variant="pipeline").batching == Batching("in-order", 1)
@@ -383,7 +391,7 @@ def test_the_fastest_row_that_is_proven_says_how(tiny_model, monkeypatch, tmp_pa
     for asked in ({"name": "other"}, {"tokens": 100}, {"model": model.with_thresholds("0.3")}):
         other = choose(**asked)
         assert other == LabelPlan("cpu", "torch", 1, cpu_cores(), Batching("token-budget", batch_tokens=1024)), asked
-    assert choose(variant="torch-bf16").batching == Batching("sorted", 8), "who asks for it gets it, proven or not"
+    assert choose(variant="torch-bf16").batching == measured, "who asks for it gets it, proven or not"
 
 
 def test_a_variant_that_takes_texts_labels_too(label):
@@ -423,6 +431,36 @@ def test_new_columns_may_have_a_prefix(label, source):
     assert code == 0 and list(found.columns[-5:]) == [f"p_{name}" for name in LABELS]
 
 
+@pytest.mark.parametrize("how", ["windows", "windows-mean"])
+def test_long_texts_in_windows_are_what_transformers_says_of_its_own_windows(how, label, tiny_model, texts, tmp_path):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    bodies = [texts[0], " ".join(texts[:40]), None, " ".join(texts[40:60]), texts[1], "x" * 3000]
+    pd.DataFrame({"body": bodies}).to_parquet(tmp_path / "long.parquet")
+    code, err, found = label("--long", how, "--token-count", source=tmp_path / "long.parquet")
+    assert code == 0 and "3 texts are longer than 128 tokens: in windows" in err, err
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model)
+    for body, row in zip(bodies, found.to_dict("records"), strict=True):
+        if body is None:
+            assert all(pd.isna(value) for value in row.values())
+            continue
+        cut = {"truncation": True, "max_length": 128, "stride": 32, "return_overflowing_tokens": True}
+        windows = tokenizer(body, **cut)["input_ids"]
+        with torch.inference_mode():
+            each = torch.cat([model(torch.tensor([ids])).logits.sigmoid() for ids in windows])
+        expected = each.mean(dim=0) if how == "windows-mean" else each.max(dim=0).values
+        assert np.allclose([row[name] for name in LABELS], expected, rtol=0, atol=1e-5)
+        assert row["tokens"] == len(tokenizer(body)["input_ids"])
+    _, err, cut = label(source=tmp_path / "long.parquet", output="cut")
+    assert "tokens lost" in err and not np.allclose(
+        cut.loc[1, LABELS].astype(float), found.loc[1, LABELS].astype(float)
+    )
+    code, err, _ = label("--long", how, "--variant", "pipeline", source=tmp_path / "long.parquet", output="pipeline")
+    assert code == 2 and "--long windows: pipeline takes the texts themselves" in err
+
+
 def test_comments_that_are_gone_are_no_texts(label, tmp_path):
     gone = ["[removed]", "[deleted]", "[ Removed by Reddit ]", "[unavailable]", " [deleted by user]\n"]
     gone += ["[removed by reddit]"]
@@ -431,6 +469,7 @@ def test_comments_that_are_gone_are_no_texts(label, tmp_path):
     pd.DataFrame({"body": gone + kept}).to_csv(tmp_path / "gone.csv", index=False)
     _, err, found = label(source=tmp_path / "gone.csv")
     assert list(found[LABELS].isna().all(axis=1)) == [True] * 7 + [False] * 4 and "4 texts" in err
+    assert "11, 7 of them without text (7 removed or deleted)" in err
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
