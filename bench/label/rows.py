@@ -61,8 +61,9 @@ class OutputSpec:
 class Counts:
     """What is counted of a part, and kept in its file.
 
-    rows; texts: rows that have a text; removed: rows that only say that a comment is gone; no_answer: texts that have nulls all the same; tokens: that the model got;
-    truncated: texts that were cut, lost: their tokens that were cut off; bad: rows that could not be read or answered.
+    rows; texts: rows that have a text; removed: rows that only say that a comment is gone; no_answer: texts that have
+    nulls all the same; tokens: that the model got; truncated: texts that are longer than it takes, lost: their tokens
+    that were cut off; bad: rows that could not be read or answered.
     """
 
     rows: int = 0
