@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.label.output import write_rows
 from bench.label.plan import LabelPlan
-from bench.label.rows import Answers, Counts, OutputSpec, label_table
+from bench.label.rows import Answers, Counts, OutputSpec, label_table, texts_of
 from bench.label.stretches import Stretch
 from utils import UserError, say
 
@@ -40,11 +40,9 @@ def label_sample(stretches: list[Stretch], output: OutputSpec) -> tuple[Counts, 
     parts = (next(stretch.read(replace(output, rows=SAMPLE_ROWS))) for stretch in stretches)
     table = next((part.table for part in parts if len(part.table)), output.schema.empty_table())
     random, file = np.random.default_rng(0), io.BytesIO()
-
-    def classify(texts: list[str]) -> Answers:
-        scores = random.random((len(texts), len(output.labels)), np.float32)
-        return Answers(scores, np.array([len(text) for text in texts]))
-
-    labelled, counts = label_table(table, classify, output)
+    texts = texts_of(table, output)
+    scores = random.random((len(texts), len(output.labels)), np.float32)
+    answers = Answers(scores, np.array([len(text) for text in texts], int))
+    labelled, counts = label_table(table, answers, output)
     write_rows(labelled, file)
     return counts, file.tell()

@@ -4,9 +4,10 @@ import contextlib
 import json
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from bench.classifier import Classifier, ClassifierSpec, Predictions
 from bench.inputs.batches import Batching
 from bench.inputs.stream import prefetch
 from bench.label.output import write_part
-from bench.label.rows import DEAD, Answers, Counts, OutputSpec, label_table
+from bench.label.rows import DEAD, Answers, Counts, OutputSpec, label_table, texts_of
 from bench.label.sample import Sample, pick_sample
 from bench.label.stretches import PartRows
 from bench.parity import combine_windows, probabilities
@@ -56,28 +57,39 @@ class LabelPool:
     def label_parts(
         self, parts: Iterator[PartRows], output: OutputSpec, on_progress: Callable | None = None
     ) -> Iterator[Part]:
-        """Labels and writes parts, which are read meanwhile; yields each.
+        """Labels and writes parts; yields each. The next is read, and the one before written, while the model runs.
 
-        `on_progress` gets how many texts of the part each worker has done.
+        `on_progress` gets how many texts of the part each worker has done. The first is yielded before the second runs:
+        so it can be checked.
         """
-        for part in prefetch(parts, queued=1):
-            classify = partial(self.classify, rows=part.words, long=output.long, on_progress=on_progress)
-            labelled, counts = label_table(part.table, classify, output)
-            write_part(self.folder, part, labelled, counts)
-            sample = pick_sample(part.name, part.table, output.text_column, self.specs[0].model)
-            yield Part(part.file, part.first, part.last, counts, sample)
+        texts = ((part, texts_of(part.table, output)) for part in parts)
+        with ThreadPoolExecutor(1) as writer:
+            waiting = deque()
+            for number, (part, own) in enumerate(prefetch(texts, queued=1)):
+                answers = self.classify(own, part.words, output.long, on_progress)
+                waiting.append(writer.submit(self.write, part, answers, output))
+                while len(waiting) > (number > 0):
+                    yield waiting.popleft().result()
+            for written in waiting:
+                yield written.result()
+
+    def write(self, part: PartRows, answers: Answers, output: OutputSpec) -> Part:
+        """Writes a labelled part."""
+        labelled, counts = label_table(part.table, answers, output)
+        write_part(self.folder, part, labelled, counts)
+        sample = pick_sample(part.name, part.table, output.text_column, self.specs[0].model)
+        return Part(part.file, part.first, part.last, counts, sample)
 
     def classify(self, texts: list[str], rows: str, long: str, on_progress: Callable | None) -> Answers:
-        """Returns what label_table wants of texts. Where workers die on them again and again, halves find the text.
+        """Returns what the model says of texts. Where workers die on them again and again, halves find the text.
 
-        `long`: what becomes of texts that are longer than the model takes, see OutputSpec.
-
-        Raises RunError, which names the rows, if there are more than MOST_DEAD such texts, or no worker starts.
+        `long`: what becomes of texts that are longer than the model takes, see OutputSpec. Raises RunError, which names
+        the rows, if there are more than MOST_DEAD such texts, or no worker starts.
         """
         model, dead, found = self.specs[0].model, {}, []
         probs = np.full((len(texts), len(model.labels)), np.nan, dtype=np.float32)
         lengths = np.zeros(len(texts), int)
-        waiting = [(np.arange(len(texts)), N_TRIES)]
+        waiting = [(np.arange(len(texts)), N_TRIES)] if texts else []
         while waiting:
             some, left = waiting.pop()
             try:
@@ -112,7 +124,7 @@ class LabelPool:
     def predict(self, texts: list[str], on_progress: Callable | None) -> list:
         """Has the workers answer texts; returns each one's (indices, predictions). Raises WorkerFailed."""
         with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
-            json.dump(texts, file)
+            file.write(json.dumps(texts))  # dump() is ten times as slow
             file.flush()
             self.start()
             return self.workers.call(Classifier.predict_share, Path(file.name), self.batching, on_heartbeat=on_progress)

@@ -1,7 +1,6 @@
 """Rows of the input -> rows of the output: what is added, and what is counted."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -92,29 +91,32 @@ class Answers:
     dead: dict[int, str] = field(default_factory=dict)
 
 
-def label_table(table: pa.Table, classify: Callable, output: OutputSpec) -> tuple[pa.Table, Counts]:
+def texts_of(table: pa.Table, output: OutputSpec) -> list[str]:
+    """Returns the texts of the rows that have one."""
+    return [value for value in table[output.text_column].to_pylist() if has_text(value)]
+
+
+def label_table(table: pa.Table, answers: Answers, output: OutputSpec) -> tuple[pa.Table, Counts]:
     """Returns (the `columns` of a table and what the model says of its texts, what is counted).
 
-    classify(texts) -> Answers. That is a column for each label that is written, or with `top_label` the best `label`
+    `answers`: of texts_of(table). That is a column for each label that is written, or with `top_label` the best `label`
     and its `score`, float32 or float16; nulls where there is no text. Without an answer are texts that have no token,
     and those of which the model says something that is not finite; they have nulls, too. These and the rows that can't
     be read are named in the metadata of the schema, under BAD_ROWS.
     """
     values = table[output.text_column].to_pylist()
     full = np.array([i for i, value in enumerate(values) if has_text(value)], dtype=int)
-    probs, tokens = np.full((len(table), len(output.labels)), np.nan, dtype=np.float32), {}
+    probs = np.full((len(table), len(output.labels)), np.nan, dtype=np.float32)
     lengths = np.zeros(len(table), np.int32)
+    probs[full], lengths[full] = answers.probs, answers.lengths
     unread = table[BAD].to_pylist() if BAD in table.schema.names else []
     bad = {i: json.loads(why) for i, why in enumerate(unread) if why}
-    if len(full):
-        answers = classify([values[i] for i in full])
-        probs[full], lengths[full], tokens = answers.probs, answers.lengths, answers.tokens
-        bad |= {int(full[i]): {"reason": why} for i, why in answers.dead.items()}
+    bad |= {int(full[i]): {"reason": why} for i, why in answers.dead.items()}
     missing = ~np.isfinite(probs).all(axis=1)
     for i in full[missing[full]]:
         bad.setdefault(int(i), {"reason": "the text has no token that the model knows, or a score that is not finite"})
     removed = sum(value is not None and removal(value) is not None for value in values)
-    counts = Counts(len(table), len(full), int(missing[full].sum()), bad=len(bad), removed=removed, **tokens)
+    counts = Counts(len(table), len(full), int(missing[full].sum()), bad=len(bad), removed=removed, **answers.tokens)
     found = table.select(output.columns)
     columns = new_columns(probs, missing, output)
     if output.token_count:

@@ -79,12 +79,12 @@ def test_a_row_without_text_or_answer_has_nulls():
     table = pa.table({"id": [1, 2, 3, 4], "body": ["x", None, " ", "y"]})
     answers = np.array([[0.25, 0.75], [np.nan, 0.5]], dtype=np.float32)
     found, counts = label_table(
-        table, lambda texts: Answers(answers, np.array([4, 5]), {"tokens": 9, "truncated": 1, "lost": 4}), output()
+        table, Answers(answers, np.array([4, 5]), {"tokens": 9, "truncated": 1, "lost": 4}), output()
     )
     assert counts == Counts(rows=4, texts=2, no_answer=1, tokens=9, truncated=1, lost=4, bad=1)
     assert counts + counts == Counts(8, 4, 2, 18, 2, 8, 2, 0)
     assert found.schema.names == ["id", "a", "b"] and found.schema.types[1:] == [pa.float32()] * 2
     assert found.to_pylist()[0] == {"id": 1, "a": 0.25, "b": 0.75}
     assert found["a"].to_pylist()[1:] == found["b"].to_pylist()[1:] == [None] * 3
-    top, _ = label_table(table, lambda texts: Answers(answers, np.array([4, 5])), output(top_label=True, columns=[]))
+    top, _ = label_table(table, Answers(answers, np.array([4, 5])), output(top_label=True, columns=[]))
     assert top.to_pylist() == [{"label": "b", "score": 0.75}] + [{"label": None, "score": None}] * 3

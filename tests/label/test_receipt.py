@@ -45,7 +45,7 @@ def spec(model: Model, top_label: bool = False) -> OutputSpec:
 
 def compare(model, table, answers, folder, top_label=False, precision="bf16") -> Comparison:
     output = spec(model, top_label)
-    labelled, counts = label_table(table, lambda _: Answers(answers, np.ones(len(answers), int)), output)
+    labelled, counts = label_table(table, Answers(answers, np.ones(len(answers), int)), output)
     part = PartRows(0, 0, table, last=True)
     write_part(locate(folder), part, labelled, counts)
     comparison = Comparison(model, precision, output, locate(folder), gpu=None)
