@@ -14,10 +14,13 @@ from utils import UserError
 def load(model: Model, _, device: Device, precision: str = "fp32", compiled: bool = False) -> TokenRunner:
     """Loads the model in torch, with SDPA where it has it. FP32 is IEEE FP32, without TF32.
 
+    The last layer is computed for the first token alone where the head reads no other, see first_token.py.
     It is compiled with dynamic shapes as one graph; a graph break or the limit of recompilations, after which torch
     would run eagerly without a word, is an error. Raises UserError, see Model.load_torch.
     """
     import torch
+
+    from runtimes.first_token import first_token_only
 
     torch.set_flush_denormal(True)  # some CPUs multiply denormal numbers very slowly; before it starts its threads
     torch.set_num_threads(device.threads)
@@ -26,6 +29,8 @@ def load(model: Model, _, device: Device, precision: str = "fp32", compiled: boo
     if device.gpu is not None:
         torch.cuda.set_device(place)
     network = model.load_torch(precision).to(place)
+    if model.padding_side == "right":
+        first_token_only(network)
     if compiled:
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         network.compile(dynamic=True, fullgraph=True)
@@ -44,7 +49,7 @@ def load(model: Model, _, device: Device, precision: str = "fp32", compiled: boo
 
 
 def run_one_layer(network, forward, inputs) -> None:
-    """Warms up a shape by one layer alone: on a CPU, oneDNN keeps what it prepares for the layers that follow."""
+    """Warms up a shape by two layers: on a CPU, oneDNN keeps what it prepares, and all but the last do the same."""
     import torch
 
     stacks = [module for module in network.modules() if isinstance(module, torch.nn.ModuleList)]
@@ -53,12 +58,13 @@ def run_one_layer(network, forward, inputs) -> None:
         forward(inputs)
         return
     [layers] = stacks
-    others = layers[1:]
-    del layers[1:]
+    others, last = layers[1:-1], layers[-1]
+    del layers[1:-1]
     try:
         forward(inputs)
     finally:
-        layers.extend(others)
+        del layers[1:]
+        layers.extend([*others, last])
 
 
 def check_compiler(gpu: int | None) -> None:

@@ -11,6 +11,7 @@ from bench.inputs.batches import Batching, make_batches
 from bench.inputs.model import Model
 
 CHUNK_TEXTS = 2048  # tokenized at once, at most: enough to keep all cores of a fast tokenizer busy
+FIRST_TEXTS = 64  # tokenized first, and twice as many each time: the model need not wait long for its first batch
 CHUNK_CHARACTERS = 2**21  # of these texts, unless one alone has more: a second of work, 100 MB of memory
 QUEUED_BATCHES = 16  # that wait for the model, at most: enough for its fastest moment, and little memory
 
@@ -66,11 +67,11 @@ def text_batches(
 
 def split_chunks(indices: np.ndarray, texts: list[str]) -> Iterator[np.ndarray]:
     """Yields the indices, in their order, of as many texts as are tokenized at once."""
-    start, characters = 0, 0
+    start, characters, most = 0, 0, min(FIRST_TEXTS, CHUNK_TEXTS)
     for end, i in enumerate(indices):
-        if end - start == CHUNK_TEXTS or (end > start and characters + len(texts[i]) > CHUNK_CHARACTERS):
+        if end - start == most or (end > start and characters + len(texts[i]) > CHUNK_CHARACTERS):
             yield indices[start:end]
-            start, characters = end, 0
+            start, characters, most = end, 0, min(2 * most, CHUNK_TEXTS)
         characters += len(texts[i])
     if start < len(indices):
         yield indices[start:]

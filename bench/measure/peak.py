@@ -91,18 +91,23 @@ def onnx_product(precision: str, sizes: tuple[int, int, int]) -> Callable:
 
 
 def count_flops(model: Model, lengths: np.ndarray, example: list[int]) -> float:
-    """Counts the FLOPs of the model's forward pass over texts of so many tokens, padding not counted.
+    """Counts the FLOPs that a model's answers to texts of so many tokens need.
 
-    `example`: the token ids of the longest text, of which beginnings and the last token are run.
+    Padding is not counted, and of the last layer only what the head reads, see runtimes/first_token.py. `example`: the
+    token ids of the longest text, of which beginnings and the last token are run.
 
     torch's counter counts some lengths with eager attention (of others it misses the products on a CPU); between them
-    the FLOPs a token are interpolated, which are linear in the length but for the head and for relative positions.
+    the FLOPs a token are interpolated, which are linear in the length but for the head, the last layer and relative positions.
     A multiplication and an addition are 2 FLOPs. What is done element by element is left out.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from runtimes.first_token import first_token_only
+
     network = model.load_torch(attn_implementation="eager")
+    if model.padding_side == "right":
+        first_token_only(network)
     counted = np.unique(np.clip(COUNTED_LENGTHS, lengths.min(), lengths.max()))
     per_token = []
     for length in counted:

@@ -19,7 +19,8 @@ def test_peaks_are_possible(monkeypatch):
 
 def test_the_work_of_a_model_is_kaplans_count_and_the_heads(tmp_path, texts):
     """Kaplan et al., Scaling Laws for Neural Language Models, 2020, section 2.1, for BERT's layers: for each layer and
-    token 2 x (4 h² + 2 h i), and 4 h L at length L; the pooler and the head once a text.
+    token 2 x (4 h² + 2 h i), and 4 h L at length L; the pooler and the head once a text. Of the last layer the first
+    token's query, output and feed-forward alone, and all tokens' keys and values.
     """
     model = Model.from_folder(make_tiny_bert(tmp_path / "bert", texts), "bert")
     config = model.config
@@ -27,8 +28,10 @@ def test_the_work_of_a_model_is_kaplans_count_and_the_heads(tmp_path, texts):
     head = 2 * hidden * (hidden + config.num_labels)
 
     def kaplan(length: int) -> int:
-        return layers * length * (2 * (4 * hidden**2 + 2 * hidden * inner) + 4 * hidden * length) + head
+        whole = length * (2 * (4 * hidden**2 + 2 * hidden * inner) + 4 * hidden * length)
+        last = 2 * (2 * hidden**2 * (length + 1) + 2 * hidden * inner) + 4 * hidden * length
+        return (layers - 1) * whole + last + head
 
     assert count_flops(model, np.array([16, 64, 100]), list(range(5, 105))) == sum(map(kaplan, (16, 64, 100)))
     between = np.arange(5, 120)
-    assert count_flops(model, between, list(range(5, 125))) == pytest.approx(sum(map(kaplan, between)), rel=1e-3)
+    assert count_flops(model, between, list(range(5, 125))) == pytest.approx(sum(map(kaplan, between)), rel=2e-3)

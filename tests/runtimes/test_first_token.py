@@ -1,0 +1,76 @@
+"""The last layer for the first token alone: the same answers, and only where the head reads no other."""
+
+import pytest
+import torch
+from tiny import tiny_config
+from transformers import AutoModelForSequenceClassification
+
+from runtimes.first_token import first_token_only, last_layer
+
+DONE = "bert", "camembert", "data2vec-text", "deberta-v2", "distilbert", "electra", "ernie", "megatron-bert"
+DONE += "rembert", "roberta", "xlm-roberta"
+WHOLE = "albert", "flaubert", "modernbert", "mpnet", "squeezebert", "xlnet"
+
+
+@pytest.fixture
+def ask():
+    """What a network says of padded texts."""
+    ids = torch.randint(10, 90, (4, 30), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(30) < torch.tensor([[30], [9], [3], [1]])).long()
+
+    @torch.inference_mode()
+    def ask(network):
+        return network(input_ids=ids, attention_mask=mask).logits
+
+    return ask
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", DONE)
+def test_the_answers_stay_the_same(kind, implementation, ask):
+    config = tiny_config(kind)
+    try:
+        network = AutoModelForSequenceClassification.from_config(config, attn_implementation=implementation).eval()
+    except ValueError:
+        pytest.skip(f"transformers has no {implementation} for {kind}")
+    before = ask(network)
+    assert first_token_only(network)
+    assert (ask(network) - before).abs().max() < 1e-5 and before.std() > 1e-3
+    seen = []
+    last_layer(network).register_forward_hook(lambda _, __, output: seen.append(output))
+    ask(network)
+    hidden = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    assert hidden.shape[1] == 1, "it is computed for one token"
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_what_is_not_known_to_be_the_same_runs_whole(kind, ask):
+    network = AutoModelForSequenceClassification.from_config(tiny_config(kind)).eval()
+    before, parts = ask(network), dict(network.named_modules())
+    assert not first_token_only(network)
+    assert torch.equal(ask(network), before) and dict(network.named_modules()) == parts
+
+
+class Mean(torch.nn.Module):
+    """A head that reads all tokens."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden):
+        return self.head(hidden.mean(dim=1, keepdim=True))
+
+
+def test_a_head_that_reads_other_tokens_gets_them(ask):
+    network = AutoModelForSequenceClassification.from_config(tiny_config("roberta")).eval()
+    network.classifier = Mean(network.classifier)
+    before = ask(network)
+    assert not first_token_only(network) and torch.equal(ask(network), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lower_precisions_do_it_too(dtype, ask):
+    network = AutoModelForSequenceClassification.from_config(tiny_config("bert")).eval().to(dtype)
+    before = ask(network)
+    assert first_token_only(network) and (ask(network) - before).abs().max() < 0.05
