@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Annotated
 
 import msgspec
 import pyarrow as pa
@@ -11,7 +12,9 @@ from bench.inputs.blocks import N_ROWS, Rows, read_head, read_lines
 from bench.storage import Location
 
 N_LINES = 1000  # that say which columns there are
-TYPES = {pa.string(): str | int | float | bool, pa.int64(): int, pa.float64(): float, pa.bool_(): bool}
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Exact = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]  # what a double holds without rounding it
+TYPES = {pa.string(): str | int | float | bool, pa.int64(): Int64, pa.float64(): Exact | float, pa.bool_(): bool}
 LEFT_OUT = b"left out"  # the key, in a schema's metadata, of the names of columns that hold lists or objects
 NOT_JSON, NO_OBJECT = "not JSON", "no object"
 
@@ -26,21 +29,28 @@ def read_schema(file: Location) -> pa.Schema:
     for line in islice(lines, N_LINES):
         record = parse_json(line)
         for name, value in record.items() if isinstance(record, dict) else ():
-            kinds.setdefault(name, set()).update({type(value)} - {type(None)})
+            kinds.setdefault(name, set()).update({kind_of(value)} - {type(None)})
     columns = {name: column_type(found) for name, found in kinds.items()}
     left_out = [name for name, kind in columns.items() if not kind]
     metadata = {LEFT_OUT: json.dumps(left_out)} if left_out else None
     return pa.schema([(name, kind) for name, kind in columns.items() if kind], metadata)
 
 
-def column_type(found: set[type]) -> pa.DataType | None:
-    """Returns the type of a column whose values have these types: text for a mixture; None for lists and objects."""
+def kind_of(value: object) -> object:
+    """Returns a value's type; of a whole number the narrowest that holds it: Exact, Int64 or text."""
+    if type(value) is not int:
+        return type(value)
+    return Exact if abs(value) <= 2**53 else Int64 if -(2**63) <= value < 2**63 else str
+
+
+def column_type(found: set) -> pa.DataType | None:
+    """Returns the type of a column whose values are of these kinds: text for a mixture; None for lists and objects."""
     if found & {list, dict}:
         return None
-    if found == {int, float}:
-        return pa.float64()
-    alone = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    return alone[next(iter(found))] if len(found) == 1 and found <= {*alone} else pa.string()
+    for kind, held in ((pa.int64(), {Exact, Int64}), (pa.float64(), {Exact, float}), (pa.bool_(), {bool})):
+        if found and found <= held:
+            return kind
+    return pa.string()
 
 
 def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:

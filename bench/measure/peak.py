@@ -97,8 +97,8 @@ def count_flops(model: Model, lengths: np.ndarray, example: list[int]) -> float:
     token ids of the longest text, of which beginnings and the last token are run.
 
     torch's counter counts some lengths with eager attention (of others it misses the products on a CPU); between them
-    the FLOPs a token are interpolated, which are linear in the length but for the head, the last layer and relative positions.
-    A multiplication and an addition are 2 FLOPs. What is done element by element is left out.
+    the FLOPs a token are interpolated, which are linear in the length but for the head, the last layer and relative
+    positions. A multiplication and an addition are 2 FLOPs. What is done element by element is left out.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode

@@ -284,3 +284,17 @@ def test_a_git_lfs_pointer_is_called_one(tmp_path):
     for name in ("a.csv", "a.parquet", "a.csv.gz", "a.zst"):
         (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
         assert f"{name} is a Git LFS pointer" in refused(open_table, tmp_path / name)
+
+
+def test_whole_numbers_in_json_are_exact_or_text_or_set_aside(tmp_path):
+    """pandas and pyarrow would make doubles of them, or stop."""
+    mixed = [{"a": 1, "b": 2**53 + 1, "c": 1}, {"a": 1.5, "b": 0.5, "c": 2**63 - 1}]
+    later = [{"a": 2**53 + 1, "b": 3, "c": 2**63}, {"a": 2**53, "b": 10**40, "c": -(2**63)}]
+    lines = [json.dumps(row | {"body": "x"}) for row in mixed * 500 + later]
+    table = write_json_lines(tmp_path / "numbers.jsonl", lines)
+    assert table.schema.types[:3] == [pa.float64(), pa.string(), pa.int64()]
+    [found] = read_all([table], table.schema, set_aside=True)
+    last = found.select(["a", "b", "c"]).to_pylist()[-2:]
+    assert last == [{"a": None, "b": "3", "c": None}, {"a": float(2**53), "b": str(10**40), "c": -(2**63)}]
+    reasons = [json.loads(why) for why in found[BAD].to_pylist() if why]
+    assert [(bad["line"], str(2**53 + 1) in bad["reason"]) for bad in reasons] == [(1001, True)]
