@@ -290,8 +290,8 @@ def test_whole_numbers_in_json_are_exact_or_text_or_set_aside(tmp_path):
     """pandas and pyarrow would make doubles of them, or stop."""
     mixed = [{"a": 1, "b": 2**53 + 1, "c": 1}, {"a": 1.5, "b": 0.5, "c": 2**63 - 1}]
     later = [{"a": 2**53 + 1, "b": 3, "c": 2**63}, {"a": 2**53, "b": 10**40, "c": -(2**63)}]
-    lines = [json.dumps(row | {"body": "x"}) for row in mixed * 500 + later]
-    table = write_json_lines(tmp_path / "numbers.jsonl", lines)
+    lines = [json.dumps(row | {"body": "x"}).encode() for row in mixed * 500 + later]
+    table = write_json_lines(tmp_path / "numbers.zst", lines)
     assert table.schema.types[:3] == [pa.float64(), pa.string(), pa.int64()]
     [found] = read_all([table], table.schema, set_aside=True)
     last = found.select(["a", "b", "c"]).to_pylist()[-2:]
