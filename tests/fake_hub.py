@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKENS = {
@@ -32,6 +33,12 @@ class FakeHub:
     commits: list[tuple[str, list[dict]]] = field(default_factory=list)
     broken: bool = False
     public: bool = False
+
+
+def describe(file: Path, folder: Path) -> dict:
+    """What the Hub says of a file or a folder in a repository."""
+    kind = "file" if file.is_file() else "directory"
+    return {"type": kind, "oid": "0", "path": str(file.relative_to(folder)), "size": file.stat().st_size}
 
 
 @contextlib.contextmanager
@@ -62,18 +69,18 @@ def fake_hub():
                     self.answer(200, {"id": repo["name"], "private": repo["private"] and not hub.public})
                     return
             for name, folder in hub.models.items():
-                if self.path.split("?")[0] in (f"/api/models/{name}", f"/api/models/{name}/revision/main"):
+                api = f"/api/{name}" if name.startswith("datasets/") else f"/api/models/{name}"
+                if self.path.split("?")[0] in (api, f"{api}/revision/main"):
                     files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
                     self.answer(200, {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]})
                     return
-                if self.path.startswith(f"/api/models/{name}/tree/"):  # huggingface_hub 2 lists the files so
-                    files = [file for file in folder.rglob("*") if file.is_file()]
-                    about = {"type": "file", "oid": "0"}
-                    sizes = [(str(file.relative_to(folder)), file.stat().st_size) for file in files]
-                    self.answer(200, [about | {"path": path, "size": size} for path, size in sizes])
+                if self.path.startswith(f"{api}/tree/"):  # huggingface_hub 2 lists the files so, and hf:// a folder
+                    below = unquote(self.path).split("?")[0].partition("/tree/")[2].partition("/")[2]
+                    inside = [*(folder / below).glob("**/*" if "recursive=True" in self.path else "*")]
+                    self.answer(200, [describe(file, folder) for file in inside])
                     return
                 if self.path.startswith(f"/{name}/resolve/"):
-                    self.send_file(folder / self.path.split("/resolve/")[1].split("/", 1)[1])
+                    self.send_file(folder / unquote(self.path).split("/resolve/")[1].split("/", 1)[1])
                     return
             self.send_response(404)
             self.send_header("X-Error-Code", "RepoNotFound")
@@ -83,14 +90,17 @@ def fake_hub():
         do_HEAD = do_GET
 
         def send_file(self, file: Path) -> None:
-            self.send_response(200)
+            content, asked = file.read_bytes(), self.headers.get("Range", "").removeprefix("bytes=")
+            first, _, last = asked.partition("-")
+            content = content[int(first or 0) : int(last) + 1 if last else None]
+            self.send_response(206 if asked else 200)
             self.send_header("ETag", f'"{file.name}"')
             self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", str(file.stat().st_size))
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command == "GET":
                 hub.sent.append(file.name)
-                self.wfile.write(file.read_bytes())
+                self.wfile.write(content)
 
         def who_am_i(self) -> None:
             token = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -106,7 +116,11 @@ def fake_hub():
 
         def do_POST(self):
             path, body = self.path.split("?")[0], self.body()
-            if path == "/api/repos/create":
+            if path.endswith("/paths-info/main"):
+                folder = hub.models[path.removeprefix("/api/").removesuffix("/paths-info/main")]
+                asked = [folder / name for name in parse_qs(body.decode()).get("paths", [])]
+                self.answer(200, [describe(file, folder) for file in asked if file.exists()])
+            elif path == "/api/repos/create":
                 asked = json.loads(body)
                 hub.repos.append(asked | {"private": asked.pop("visibility", "") == "private" or asked.get("private")})
                 made = hub.repos[-1]

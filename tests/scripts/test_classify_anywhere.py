@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from conftest import ROOT
+from huggingface_hub import HfFileSystem
 from moto.server import ThreadedMotoServer
 
 import classify_texts
@@ -164,6 +165,18 @@ def test_from_a_bucket_into_a_bucket(label, start, whole, bucket):
     assert code == 2 and "limit); --overwrite starts anew" in err
     code, err = label("--limit", 20, "--overwrite", **far)
     assert code == 0 and len(read_parts(far["output"])) == 20
+
+
+def test_from_a_dataset_on_the_hub(label, whole, hub, months, monkeypatch):
+    hub.models["datasets/ann/comments"] = months
+    monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", hub.url, raising=False)
+    monkeypatch.setattr("huggingface_hub.hf_file_system.constants.ENDPOINT", hub.url)
+    HfFileSystem.clear_instance_cache()
+    code, err = label(source="hf://datasets/ann/comments")
+    assert code == 0, err
+    pd.testing.assert_frame_equal(read_parts("out"), whole, check_exact=False, atol=1e-6)
+    code, err = label(source="hf://datasets/ann/nothing", output="other")
+    assert code == 2 and err.count("\n") == 1, err
 
 
 def test_what_is_not_in_a_bucket_is_said_in_a_line(label, bucket, months):
