@@ -16,6 +16,8 @@ from utils import UserError, first_line
 # compute capabilities for which the wheel onnxruntime-gpu 1.31.1 has kernels; read, not measured
 WHEEL_ARCHITECTURES = {(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)}
 
+PACKAGES = "onnxruntime-gpu", "onnxruntime"  # one of them is installed
+
 FP32 = ExportKind(
     precision="fp32",
     variant="onnx",
@@ -189,9 +191,8 @@ def write_probe(file: Path) -> Path:
 def variant(kind: ExportKind, **options) -> Variant:
     # else transformers, here for its tokenizer, imports torch: seconds
     environment = {"USE_TORCH": "0"}
-    packages = ("onnxruntime-gpu", "onnxruntime")
     options |= {"export": kind, "environment": environment, "check_device": check_device}
-    return Variant(load, kind.precision, packages, **options)
+    return Variant(load, kind.precision, PACKAGES, **options)
 
 
 VARIANTS = {

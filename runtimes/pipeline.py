@@ -1,20 +1,46 @@
-"""transformers' own text-classification pipeline: what most people use. It takes the texts themselves."""
+"""transformers' text-classification pipeline, what most people use, with its model or optimum's. It takes the texts."""
+
+from pathlib import Path
 
 import numpy as np
 
 from bench.inputs.model import Model
 from bench.variants import Device, TextRunner, Variant
+from runtimes.onnx import FP32, PACKAGES
+from utils import UserError
 
 N_AT_ONCE = 256  # texts that are given to it, at least: seconds of work, after which it tells how far it is
 
 
 def load(model: Model, _, device: Device) -> TextRunner:
-    """Loads the pipeline in FP32, as it is by default; texts go in as they come, in batches of a size."""
+    """Loads the pipeline with the model in FP32, as it is by default."""
     import torch
-    from transformers import pipeline
 
     torch.set_num_threads(device.threads)
-    network = model.load_torch()
+    return pipeline_runner(model, model.load_torch(), device)
+
+
+def load_optimum(model: Model, exported: Path, device: Device) -> TextRunner:
+    """Loads the pipeline with optimum's ORTModelForSequenceClassification. Raises UserError without optimum-onnx."""
+    try:
+        from optimum.onnxruntime import ORTModelForSequenceClassification
+    except ImportError as error:
+        raise UserError("optimum-onnx is not installed") from error
+    from onnxruntime import SessionOptions
+
+    options = SessionOptions()
+    options.intra_op_num_threads = device.threads
+    provider = "CPUExecutionProvider" if device.gpu is None else "CUDAExecutionProvider"
+    network = ORTModelForSequenceClassification.from_pretrained(
+        exported, provider=provider, session_options=options, local_files_only=True, trust_remote_code=False
+    )
+    return pipeline_runner(model, network, device)
+
+
+def pipeline_runner(model: Model, network, device: Device) -> TextRunner:
+    """Returns the pipeline of a network; texts go in as they come, in batches of a size."""
+    from transformers import pipeline
+
     network.config.id2label = {i: str(i) for i in range(network.config.num_labels)}  # names need not be unique
     place = -1 if device.gpu is None else device.gpu
     model.tokenizer.padding_side = model.padding_side
@@ -36,4 +62,7 @@ def load(model: Model, _, device: Device) -> TextRunner:
     return TextRunner(classify)
 
 
-VARIANTS = {"pipeline": Variant(load, "fp32", ("transformers",), default_on=(), takes_texts=True)}
+VARIANTS = {
+    "pipeline": Variant(load, "fp32", ("transformers",), default_on=(), takes_texts=True),
+    "optimum-pipeline": Variant(load_optimum, "fp32", PACKAGES, export=FP32, default_on=(), takes_texts=True),
+}

@@ -41,11 +41,18 @@ def batching_words(row) -> str:
     return f"{row['batch_tokens']:,} tokens" if by_tokens else f"{row['batching']}, {row['batch_size']} texts"
 
 
+# what people use: a variant, and what it is called
+RIVALS = {
+    "pipeline": "transformers' own pipeline",
+    "optimum-pipeline": "transformers' pipeline on optimum's ONNX model",
+}
+
+
 def baseline(row) -> str:
     """Says over what a row of readme.headlines has its factor."""
     if row["stage"] == "forward":
         return "eager FP32 torch in the file's order"
-    return f"transformers' own pipeline in batches of {row['base_size']:.0f}"
+    return f"{RIVALS[row['base_variant']]} in batches of {row['base_size']:.0f}"
 
 
 # ---------------------------------------------------------------------------------------------------- the figures

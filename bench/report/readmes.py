@@ -64,10 +64,10 @@ def model_names(rows) -> dict[str, str]:
 def headlines(rows):
     """Returns the fastest row of each model and device, with `base` and `factor` over what people use there.
 
-    It is within tolerance; where nothing is proven to be, it may be not proven. People use transformers' pipeline, end
-    to end, of whose batch sizes the best counts (`base_size`); where it was not measured, eager FP32 torch in the
-    file's order, its forward passes. On dataset normal, if it is there. The largest factor comes first. What was
-    published elsewhere makes no headline.
+    It is within tolerance; where nothing is proven to be, it may be not proven. People use transformers' pipeline, with
+    its own model or optimum's, end to end: the better one at its best batch size counts (`base_variant`, `base_size`);
+    where none was measured, eager FP32 torch in the file's order, its forward passes. On dataset normal, if it is
+    there. The largest factor comes first. What was published elsewhere makes no headline.
     """
     import pandas as pd
 
@@ -75,17 +75,20 @@ def headlines(rows):
     rows = rows[rows["dataset"] == "normal"] if "normal" in set(rows["dataset"]) else rows
     found = []
     for _, group in rows.groupby(["model", "device", "dataset"]):
-        pipeline = group[group["variant"] == "pipeline"]
-        best = fastest_per(pipeline, "model").iloc[0].to_dict() if len(pipeline) else {}
-        base, size = best.get("messages/s", group["base"].iloc[0]), best.get("batch_size")
-        stage = "end-to-end" if len(pipeline) else "forward"
-        others = group[(group["variant"] != "pipeline") & (group["stage"] == stage)]
+        is_rival = group["variant"].isin(figures.RIVALS)
+        rivals = group[is_rival]
+        best = fastest_per(rivals, "model").iloc[0].to_dict() if len(rivals) else {}
+        base = {"base": best.get("messages/s", group["base"].iloc[0]), "base_variant": best.get("variant")}
+        base["base_size"] = best.get("batch_size")
+        stage = "end-to-end" if len(rivals) else "forward"
+        others = group[~is_rival & (group["stage"] == stage)]
         within = others[others["verdict"] == WITHIN]
         within = others[others["verdict"] != NOT_WITHIN] if within.empty else within
-        if len(within) and base > 0:
-            winner = fastest_per(within, "model").iloc[0]
-            found.append(winner.to_dict() | {"base": base, "base_size": size, "factor": winner["messages/s"] / base})
-    return pd.DataFrame(sorted(found, key=lambda row: -row["factor"]), columns=[*rows.columns, "base_size"])
+        if len(within) and base["base"] > 0:
+            winner = fastest_per(within, "model").iloc[0].to_dict()
+            found.append(winner | base | {"factor": winner["messages/s"] / base["base"]})
+    columns = [*rows.columns, "base_variant", "base_size"]
+    return pd.DataFrame(sorted(found, key=lambda row: -row["factor"]), columns=columns)
 
 
 def headline_block(rows, charts: list, folder: Path) -> str:

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.usefixtures("in_this_process")
 
 CPU = Device(gpu=None, threads=1)
 CPU_VARIANTS = [name for name, variant in VARIANTS.items() if "cpu" not in variant.unsupported]
-CPU_VARIANTS.remove("pipeline")
+RIVALS = [name for name in CPU_VARIANTS if VARIANTS[name].takes_texts]
+CPU_VARIANTS = [name for name in CPU_VARIANTS if name not in RIVALS]
 CPU_VARIANTS.remove("torch-compile-fp16")  # compiles for seconds, and nobody wants it on a CPU
 # where the CPU has no BF16, compiling for it is as slow and as useless, and OpenVINO computes in another precision
 for name, package in (("torch-compile-bf16", "torch"), ("openvino-bf16", "openvino")):
@@ -179,11 +180,12 @@ def test_a_cpu_gets_fewer_lengths_only_in_bf16(name, fewer, start, model, tokens
     assert (worker.widths >= tokens.lengths).all() and worker.widths.max() <= model.max_length
 
 
-def test_transformers_pipeline_is_timed_end_to_end_and_agrees(start, model, tokens):
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_pipeline_is_timed_end_to_end_and_agrees(name, start, model, tokens):
     reports = []
     for number in range(2):
-        worker = start("pipeline", number)
-        worker.prepare(Cell("pipeline", 2, Batching("in-order", 8), "end-to-end"))
+        worker = start(name, number)
+        worker.prepare(Cell(name, 2, Batching("in-order", 8), "end-to-end"))
         begin, end = worker.run()
         reports.append(worker.report())
         assert end > begin and reports[-1].padded_tokens > tokens.lengths.sum() / 2 and not reports[-1].latencies

@@ -85,6 +85,7 @@ def test_no_labels_of_the_overview_overlap(count):
         make_row("openvino-bf16", 1000 * 3**i, device=GPU if i % 2 else CPU, model=f"owner/a-model-{i}", factor=i + 0.7)
         | {
             "base": 500.0,
+            "base_variant": "pipeline",
             "base_size": 8,
             "stage": "end-to-end" if i % 2 else "forward",
         }
