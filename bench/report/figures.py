@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+from bench.inputs.datasets import DATASETS
 from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN
 from bench.report.rows import PUBLISHED
 from bench.report.table import speed
@@ -48,6 +49,11 @@ RIVALS = {
 }
 
 
+def is_cpu(device):
+    """Says of a device's name, or of a column of names, whether it is a CPU's."""
+    return device.endswith("-cores") if isinstance(device, str) else device.str.endswith("-cores")
+
+
 def baseline(row) -> str:
     """Says over what a row of readme.headlines has its factor."""
     if row["stage"] == "forward":
@@ -61,12 +67,14 @@ def baseline(row) -> str:
 def draw_comparison(rows, figsize: tuple | None):
     """Draws a bar for each variant at its best, the fastest first, in a panel for each device.
 
-    `rows`: the best row of each device and variant, with its verdict. The fastest within tolerance is marked.
+    All GPUs share a scale, and all CPUs another: beside a GPU's, their bars could not be seen. `rows`: the best row of
+    each device and variant, with its verdict. The fastest within tolerance is marked.
     """
-    devices = list(rows.groupby("device", sort=False))
+    devices, longest = list(rows.groupby("device", sort=False)), rows.groupby(is_cpu(rows["device"]))["max"].max()
     heights = [len(group) for _, group in devices]
     figure, axes = panels(len(devices), 1, (8.5, 0.42 * sum(heights) / len(heights) + 0.75), figsize, heights)
-    for ax, (_, group) in zip(axes, devices, strict=True):
+    for ax, (device, group) in zip(axes, devices, strict=True):
+        top = longest[is_cpu(device)]
         bars = group.sort_values("messages/s", ascending=False)
         within = list(bars["verdict"] == WITHIN)
         for i, (_, row) in enumerate(bars.iterrows()):
@@ -83,9 +91,9 @@ def draw_comparison(rows, figsize: tuple | None):
             weight = "bold" if winner else "normal"
             at = (max(row["messages/s"], row["max"]), i)
             ax.annotate(text, at, (5, 0), textcoords="offset points", va="center", fontsize=8, weight=weight)
-        ax.set(xlim=(0, 2.1 * bars["max"].max()), ylim=(len(bars) - 0.4, -0.6), title=device_title(bars.iloc[0]))
+        ax.set(xlim=(0, 2.1 * top), ylim=(len(bars) - 0.4, -0.6), title=device_title(bars.iloc[0]))
         ax.set_yticks(range(len(bars)), bars["variant"])
-        ax.set_xticks([tick for tick in ax.get_xticks() if tick <= bars["max"].max()])
+        ax.set_xticks([tick for tick in ax.get_xticks() if tick <= top])
         ax.xaxis.set_major_formatter("{x:,g}")
         ax.tick_params(axis="y", length=0)
         ax.grid(visible=False, axis="y")
@@ -102,12 +110,13 @@ def draw_overview(rows, figsize: tuple | None):
     figure, [ax] = panels(1, 1, (8.5, 0.55 * len(rows) + 0.3), figsize)
     for i, row in enumerate(rows.to_dict("records")):
         ax.barh(i, row["factor"], 0.62, color=WINNER)
-        text = f"{row['factor']:.1f}x  {row['variant']}: {speed(row['messages/s'])} messages/s\n"
-        text += f"       {baseline(row)}: {speed(row['base'])}"
-        ax.annotate(text, (row["factor"], i), (5, 0), textcoords="offset points", va="center", fontsize=8)
+        text = f"{row['variant']}: {speed(row['messages/s'])} messages/s\n{baseline(row)}: {speed(row['base'])}"
+        at, same = (row["factor"], i), {"textcoords": "offset points", "va": "center"}
+        ax.annotate(f"{row['factor']:.1f}x", at, (5, 0), fontsize=10, weight="bold", **same)
+        ax.annotate(text, at, (42, 0), fontsize=8, **same)
     places = [f"{device_name(row['device'])}\n{Path(row['model']).name}" for row in rows.to_dict("records")]
     ax.set_yticks(range(len(rows)), places, fontsize=8)
-    ax.set(xlim=(0, 2.1 * rows["factor"].max()), ylim=(len(rows) - 0.5, -0.5))
+    ax.set(xlim=(0, 2.3 * rows["factor"].max()), ylim=(len(rows) - 0.5, -0.5))
     ax.axvline(1, color="gray", linewidth=0.8)
     ax.tick_params(axis="both", length=0)
     ax.set_xticks([1], ["1x"])
@@ -204,8 +213,10 @@ def panels(count: int, columns: int, size: tuple[float, float], figsize: tuple |
 def add_title(figure, rows, what: str) -> None:
     """Writes the dataset and what is shown above the panels, and the model's name if there is one alone."""
     row = rows.iloc[0]
-    title = f"{what[0].upper()}{what[1:]}, {row['dataset']} comments"
+    dataset = row["dataset"].replace("$", r"\$")
+    texts = f"{dataset} comments" if dataset.removeprefix("synthetic-") in DATASETS else f"the texts of {dataset}"
+    title = f"{what[0].upper()}{what[1:]}, {texts}"
     if rows["model"].nunique() == 1:
         name = Path(row["model"]).absolute().name.replace("$", r"\$")
-        title = f"{name} on {row['dataset']} comments: {what}"
+        title = f"{name} on {texts}: {what}"
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")

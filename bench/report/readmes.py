@@ -130,6 +130,8 @@ def results_block(rows, charts: list, folder: Path) -> str:
         alone = whole.assign(**dict.fromkeys(("messages/s", "factor", "mfu"), math.nan))
         bests = pd.concat([forward, alone]).drop_duplicates(pair)
         bests = bests.join(whole.set_index(pair)["messages/s"].rename("end to end"), on=pair)
+        bests["speed"] = bests["messages/s"].fillna(bests["end to end"])
+        bests = bests.sort_values(["speed", "variant"], ascending=[False, True], kind="stable")
         for row in [row for _, some in bests.groupby("device", sort=False) for _, row in some.iterrows()]:
             lines.append(f"| {' | '.join(markdown(cell(row)) for cell in TABLE.values())} |")
         lines.append("")
