@@ -76,7 +76,7 @@ def fake_hub():
                     return
                 if self.path.startswith(f"{api}/tree/"):  # huggingface_hub 2 lists the files so, and hf:// a folder
                     below = unquote(self.path).split("?")[0].partition("/tree/")[2].partition("/")[2]
-                    inside = [*(folder / below).glob("**/*" if "recursive=True" in self.path else "*")]
+                    inside = [*(folder / below).glob("**/*" if "recursive=true" in self.path.lower() else "*")]
                     self.answer(200, [describe(file, folder) for file in inside])
                     return
                 if self.path.startswith(f"/{name}/resolve/"):
