@@ -167,7 +167,7 @@ def prepare(
     job |= {"plan": asdict(plan)} | asdict(spec) | {"schema": str(spec.schema), "export": specs[0].export_id}
     job["versions"] = versions("tokenizers", "transformers", *variant.packages)
     output.prepare_output(args.output, job, args.overwrite, alone=not args.shard)
-    receipt = read_receipt(args.output)
+    receipt = read_receipt(args.output, shard_name(args))
     if receipt.get("verdict") == NOT_WITHIN and not args.no_check:
         words = f"{args.output}: its rows are {NOT_WITHIN}: {receipt['reason']}"
         raise RunError(f"{words}; --no-check goes on, --overwrite starts anew")
@@ -220,12 +220,12 @@ def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: 
     if made.rows:
         checker.about |= say_speed(made, seconds, in_all, pool.busy)
     else:
-        say(f"all {in_all:,} rows are labelled already")
-    receipt, model = read_receipt(folder), checker.comparison.model
+        say(f"all {in_all:,} rows are labelled already" if stretches else "there are more shards than files to share")
+    receipt, model = read_receipt(folder, checker.shard), checker.comparison.model
     of_these_rows = (receipt.get("rows"), receipt.get("decisions_are")) == (in_all, model.rule.words)
-    if args.shard or not there:
+    if made.rows and (args.shard or not there):
         checker.finish(checker.later, own)
-    elif not of_these_rows:  # it is an earlier run's, or there is none
+    elif not args.shard and not of_these_rows:  # it is an earlier run's, or there is none
         check_folder(args, model, stretches, spec, checker.about)
     if args.shard:
         say(f"shard      {shard_name(args)[1:]} is done; once all are, the same command without --shard checks them")
@@ -291,8 +291,8 @@ def open_job(args: Namespace, call: Callable) -> tuple[Model, list[Stretch], Out
     """Opens the model and the input, and says what is to be written. Raises UserError if one of them can't be used."""
     place, args.output = locate(args.input), locate(args.output)
     files = find_files(place)
-    if inside := [file for file in files if f"{file}".startswith(f"{args.output}/")]:
-        raise UserError(f"{inside[0]} is in the output folder: name another one")
+    if args.output.is_in(place) or any(file.is_in(args.output) for file in files):
+        raise UserError(f"{args.output} and the input lie in each other: name another folder")
     model = open_model(args.model_id, call).with_thresholds(args.threshold)
     csv = format_csv.Csv(args.delimiter, args.encoding)
     tables = [open_table(file, csv, place) for file in files]

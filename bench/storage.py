@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
@@ -16,6 +17,7 @@ from utils import RunError, UserError, first_line
 
 READ_AHEAD = 2**23  # bytes of a file in a bucket that are fetched at once: a request takes some 50 ms
 POINTER = b"version https://git-lfs.github.com/spec/"  # how a Git LFS pointer begins
+QUOTED = "s3", "gs", "gcs", "abfs", "abfss"  # whose URIs pyarrow itself reads; the others fsspec
 AT_ONCE = 16  # files that are looked at together
 ENDS = 2**20  # bytes at the beginning and at the end of a file that stand for all of it
 
@@ -93,6 +95,11 @@ class Location:
             paths = [one.path for one in found if one.type == FileType.File]
         return [Location(path, self.scheme, self.filesystem) for path in sorted(paths)]
 
+    def is_in(self, folder: "Location") -> bool:
+        """Says whether this is a folder, or in it, wherever links lead."""
+        own, other = (os.path.realpath(one.path) if one.local else str(one) for one in (self, folder))
+        return f"{own}/".startswith(f"{other}/")
+
     def parts_below(self, folder: "Location") -> tuple[str, ...]:
         """Returns the names of the folders between `folder` and this file, and the file's own; for `folder` nothing."""
         return tuple(self.path[len(folder.path.rstrip("/")) :].split("/")[1:])
@@ -123,18 +130,22 @@ class Location:
 
 
 def locate(text: str | Path | Location) -> Location:
-    """Returns the location of a path, or of a URI such as `s3://bucket/folder` or `hf://datasets/owner/name`.
+    """Returns the location of a path, or of `s3://bucket/folder`, `hf://datasets/owner/name` or the like.
 
-    The options that pyarrow's file systems know may stand behind a question mark (`?endpoint_override=...`). Raises
-    UserError if there is no such file system, or if it can't be reached.
+    Names are taken as they are: a space is a space, and %20 is no space. The options that pyarrow's file systems know
+    may stand behind a question mark (`?endpoint_override=...`). Raises UserError if there is no such file system, or if
+    it can't be reached.
     """
     if isinstance(text, Location):
         return text
-    scheme, mark, _ = str(text).partition("://")
+    scheme, mark, rest = str(text).partition("://")
     if not mark:
         return Location(os.path.abspath(text))
+    name, question, options = rest.partition("?")
+    if scheme in QUOTED:
+        name = quote(name, safe="/:@")
     try:
-        filesystem, path = FileSystem.from_uri(str(text))
+        filesystem, path = FileSystem.from_uri(f"{scheme}://{name}{question}{options}")
     except (OSError, ValueError, ImportError, pa.ArrowException) as error:
         raise UserError(f"{text} can't be reached: {first_line(error)}") from error
     if isinstance(filesystem, LocalFileSystem):

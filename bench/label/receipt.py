@@ -201,9 +201,9 @@ def count_parts(footers: dict[str, Footer]) -> dict[str, int]:
     return counted | {"texts_truncated": whole.truncated, "tokens_lost": whole.lost, "bad_rows": whole.bad}
 
 
-def read_receipt(folder: Location) -> dict:
-    """Returns the receipt in a folder; nothing where there is none, or a damaged one."""
-    return read_object(folder / RECEIPT_FILE)
+def read_receipt(folder: Location, shard: str = "") -> dict:
+    """Returns the receipt in a folder, or a shard's; nothing where there is none, or a damaged one."""
+    return read_object(folder / with_shard(RECEIPT_FILE, shard))
 
 
 def say_receipt(receipt: dict, max_length: int, shard: str) -> None:

@@ -236,8 +236,11 @@ def test_wrong_input_is_refused_before_anything_runs(label, source, tmp_path):
         ("--variant", "torch", "--gpu", "x"): "not a whole number",
         ("--rows-per-file", 0): "not a whole number",
         ("--gpu", "0,1"): "--gpu goes with neither",
-        ("--output", source): "is in the output folder",
+        ("--output", source): "lie in each other",
+        ("--output", source / "labels"): "lie in each other",
+        ("--output", tmp_path / "link"): "lie in each other",
     }
+    (tmp_path / "link").symlink_to(source)
     for options, words in refusals.items():
         code, err, found = label(*options)
         assert code == 2 and words in err and err.count("\n") == 1 and found is None
