@@ -36,6 +36,7 @@ import contextlib
 import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,7 +60,7 @@ from bench.label.stretches import Stretch, cut_stretches, digest_input
 from bench.machine import describe_device, process_count
 from bench.processes import helper_process
 from bench.provenance import project_commit, versions
-from bench.storage import locate
+from bench.storage import AT_ONCE, locate
 from runtimes import VARIANTS
 from utils import CACHE, Parser, RunError, UserError, int_from, list_of, run, say
 
@@ -190,14 +191,14 @@ def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: 
         stretches = stretches[args.shard[0] - 1 :: args.shard[1]]
     before = [(stretch, *output.parts_there(stretch, there)[1:]) for stretch in stretches]
     missing = [(stretch, rows) for stretch, rows, complete in before if not complete]
-    done = sum(rows for _, rows, _ in before)
+    done = already = sum(rows for _, rows, _ in before)
     total = done + sum(max(stretch.estimate_rows() - rows, 0) for stretch, rows in missing)
     made, start = Counts(), time.monotonic()
 
     with pool, Progress(total, done) as progress:
 
         def show(texts: list[int | None]) -> None:
-            progress.show(done + sum(filter(None, texts)))
+            progress.show(already + pool.answered + sum(filter(None, texts)))
 
         if args.ray:
             job = on_ray.RayJob(pool.specs[0], pool.batching, spec, folder, there)
@@ -207,7 +208,7 @@ def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: 
             labelled = pool.label_parts(parts, spec, show)
         for part in labelled:
             made, done = made + part.counts, done + part.counts.rows
-            progress.show(done)
+            progress.show(max(done, already + pool.answered))
             if part.counts.bad > (0 if args.strict else part.counts.rows / 2):
                 output.stop_at_bad_row(folder, "--strict" if args.strict else "so is more than half of a part")
             checker.add(part.sample)
@@ -295,7 +296,8 @@ def open_job(args: Namespace, call: Callable) -> tuple[Model, list[Stretch], Out
         raise UserError(f"{args.output} and the input lie in each other: name another folder")
     model = open_model(args.model_id, call).with_thresholds(args.threshold)
     csv = format_csv.Csv(args.delimiter, args.encoding)
-    tables = [open_table(file, csv, place) for file in files]
+    with ThreadPoolExecutor(1 if place.local else AT_ONCE) as pool:  # in a bucket each takes some 100 ms
+        tables = list(pool.map(lambda file: open_table(file, csv, place), files))
     say_left_out(tables)
     spec = output_spec(args, model, tables)
     if args.check_only and (job := output.read_job(args.output)):

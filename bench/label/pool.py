@@ -46,13 +46,14 @@ class Part:
 class LabelPool:
     """Workers that label together. A context manager.
 
-    loading: seconds that were spent on starting them; busy: seconds in which they had a batch to run, on average.
+    loading: seconds that were spent on starting them; busy: seconds in which they had a batch to run, on average;
+    answered: rows of the parts that are labelled, though perhaps not written yet.
     """
 
     def __init__(self, specs: list[ClassifierSpec], batching: Batching, folder: Location):
         self.specs, self.batching, self.folder = specs, batching, folder
         self.workers, self.stack = None, contextlib.ExitStack()
-        self.loading = self.busy = 0.0
+        self.loading, self.busy, self.answered = 0.0, 0.0, 0
 
     def label_parts(
         self, parts: Iterator[PartRows], output: OutputSpec, on_progress: Callable | None = None
@@ -67,6 +68,7 @@ class LabelPool:
             waiting = deque()
             for number, (part, own) in enumerate(prefetch(texts, queued=1)):
                 answers = self.classify(own, part.words, output.long, on_progress)
+                self.answered += len(part.table)
                 waiting.append(writer.submit(self.write, part, answers, output))
                 while len(waiting) > (number > 0):
                     yield waiting.popleft().result()

@@ -41,12 +41,16 @@ def part_name(file: int, first: int) -> str:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Rows of the table of file number `file`, from number `first` on: so many `rows`, or all that are left."""
+    """Rows of the table of file number `file`, from number `first` on: at most so many `rows`, or all that are left.
+
+    counted: whether there are exactly so many.
+    """
 
     file: int
     table: Table
     first: int = 0
     rows: int | None = None
+    counted: bool = False
 
     def read(self, output: OutputSpec, done: int = 0, there: Collection[str] = ()) -> Iterator[PartRows]:
         """Yields the parts behind the first `done` rows, but for those that are `there`. A stretch has at least one.
@@ -71,7 +75,7 @@ class Stretch:
 
     def estimate_rows(self) -> int:
         """Returns how many rows there are, exactly or about."""
-        if self.rows is not None and self.table.row_groups():
+        if self.counted:
             return self.rows
         left = self.table.estimate_rows() - self.first
         return left if self.rows is None else min(self.rows, left)
@@ -83,10 +87,11 @@ def cut_stretches(tables: list[Table], output: OutputSpec) -> list[Stretch]:
     With a limit of rows, files are counted until it is reached, but for the last.
     """
     stretches, left = [], math.inf if output.limit is None else output.limit
-    for number, table in enumerate(tables):
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        groups_of_all = list(pool.map(Table.row_groups, tables))
+    for number, (table, groups) in enumerate(zip(tables, groups_of_all, strict=True)):
         if left <= 0:
             break
-        groups = table.row_groups()
         if groups is None:
             rows = None if left == math.inf else left
             stretches.append(Stretch(number, table, 0, rows))
@@ -97,7 +102,7 @@ def cut_stretches(tables: list[Table], output: OutputSpec) -> list[Stretch]:
         for place, size in enumerate(groups or [0]):
             rows += size
             if rows >= min(output.rows, left) or place + 1 >= len(groups):
-                stretches.append(Stretch(number, table, first, min(rows, left)))
+                stretches.append(Stretch(number, table, first, min(rows, left), counted=True))
                 first, left, rows = first + rows, left - rows, 0
                 if left <= 0:
                     break
