@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import re
 import subprocess
 
 from bench.variants import Variant
@@ -28,14 +29,24 @@ def project_commit() -> str:
     """Returns this project's commit; where the code is not the commit's, "+" and a digest of the code follow."""
     code = sorted([*ROOT.glob("*.py"), *ROOT.glob("bench/**/*.py"), *ROOT.glob("runtimes/*.py")])
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()[:8]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", ROOT, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
     try:
         commit = git("rev-parse", "--short=10", "HEAD")
         changed = git("status", "--porcelain", "--", *(str(path.relative_to(ROOT)) for path in code))
     except (OSError, subprocess.CalledProcessError):
         commit, changed = "", "no git"
     return f"{commit}+{digest}" if changed else commit
+
+
+def project_url() -> str:
+    """Returns the public address that this project was cloned from; nothing where there is none."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        origin = git("config", "--get", "remote.origin.url").removesuffix(".git")
+        if found := re.fullmatch(r"(?:https://|(?:ssh://)?git@)([\w.-]+)[/:]([\w./-]+)", origin):
+            return "https://{}/{}".format(*found.groups())
+    return ""
+
+
+def git(*arguments: str) -> str:
+    """Asks git about this project. Raises OSError or CalledProcessError."""
+    command = ["git", "-C", ROOT, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -9,7 +9,7 @@ import inspect
 import torch
 
 TEXTS, TOKENS = 3, 12  # of the padded batch on which a model is tried
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest value: rounding
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest logit: rounding
 OTHERS = "encoder_hidden_states", "query_states"  # what attention may be given beside the tokens themselves
 
 
@@ -60,25 +60,28 @@ def first_token_only(network) -> bool:
     """Has a classifier's last layer computed for the first token alone; says whether that could be done.
 
     It is done if the head reads no other token, so that the logits are the same, bit for bit, when the others are nan;
-    and if the layer then gives for the first token what it gives when it is computed for all.
+    and if they stay the same when the layer does less. Of the ways to have it do less the first that fits is taken.
     """
     layer = last_layer(network)
-    wrapped = wrap(layer) if layer else []
-    if not wrapped:
+    if not layer:
         return False
     try:
-        logits, whole = run(network, layer)
-        if torch.equal(run(network, layer, spoilt=True)[0], logits):
-            for owner, name, _, new in wrapped:
-                setattr(owner, name, new)
-            _, first = run(network, layer)
-            off = (first - whole[:, :1]).abs().max() / whole[:, :1].abs().max()
-            if first.shape[1] == 1 and off <= TOLERANCE[whole.dtype]:
-                return True
+        logits = run(network, layer)
+        if not torch.equal(run(network, layer, spoilt=True), logits):
+            return False
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
-        pass  # this type, or this version of transformers, does it otherwise
-    for owner, name, old, _ in wrapped:
-        setattr(owner, name, old)
+        return False  # it wants other inputs, or its layer gives something else
+    for way in ways(layer):
+        old = [(owner, name, getattr(owner, name)) for owner, name, _ in way]
+        try:
+            for owner, name, new in way:
+                setattr(owner, name, new)
+            if (run(network, layer) - logits).abs().max() <= TOLERANCE[logits.dtype] * logits.abs().max():
+                return True
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
+            pass  # this type, or this version of transformers, does it otherwise
+        for owner, name, module in old:
+            setattr(owner, name, module)
     return False
 
 
@@ -89,38 +92,43 @@ def last_layer(network) -> torch.nn.Module | None:
     return stacks[0][-1] if len(stacks) == 1 else None
 
 
-def wrap(layer: torch.nn.Module) -> list[tuple]:
-    """Returns what takes another's place in a layer: (owner, name, old, new); nothing for a layer of another kind."""
-    attention = getattr(layer, "attention", None)
-    inner = getattr(attention, "self", None)
-    if inner is not None and hasattr(attention, "output"):
+def ways(layer: torch.nn.Module) -> list[list[tuple]]:
+    """Returns what may take another's place in a layer: ways of (owner, name, new module), the most thorough first.
+
+    From the query on, or where that can't be told to the attention, from what stands behind it on.
+    """
+    found, attention = [], getattr(layer, "attention", None)
+    inner, output = getattr(attention, "self", None), getattr(attention, "output", None)
+    if inner is not None and output is not None:
         known = [name for name in OTHERS if name in inspect.signature(inner.forward).parameters]
-        new = {"self": AttentionOfFirst(inner, known[0]), "output": FirstAlone(attention.output)} if known else {}
-        return [(attention, name, getattr(attention, name), module) for name, module in new.items()]
-    if attention is not None and hasattr(layer, "sa_layer_norm"):
-        new = {"attention": NamedAttentionOfFirst(attention), "sa_layer_norm": FirstAlone(layer.sa_layer_norm)}
-        return [(layer, name, getattr(layer, name), module) for name, module in new.items()]
-    return []
+        behind = (attention, "output", FirstAlone(output))
+        found += [[(attention, "self", AttentionOfFirst(inner, name)), behind] for name in known]
+        found.append([behind])
+    if hasattr(layer, "sa_layer_norm"):  # DistilBERT
+        behind = (layer, "sa_layer_norm", FirstAlone(layer.sa_layer_norm))
+        found += [[(layer, "attention", NamedAttentionOfFirst(attention)), behind], [behind]]
+    for owner, name in ((attention, "LayerNorm"), (layer, "mlp_norm")):  # MPNet, ModernBERT
+        if isinstance(getattr(owner, name, None), torch.nn.Module):
+            found.append([(owner, name, FirstAlone(getattr(owner, name)))])
+    return found
 
 
 @torch.inference_mode()
-def run(network, layer: torch.nn.Module, spoilt: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs a small padded batch; returns the logits and the layer's output, behind the first token perhaps `spoilt`."""
-    seen, place = [], next(network.parameters()).device
+def run(network, layer: torch.nn.Module, spoilt: bool = False) -> torch.Tensor:
+    """Returns the logits of a small padded batch; what a layer gives behind the first token may be `spoilt`."""
+    place = next(network.parameters()).device
 
-    def keep(_, __, output):
+    def spoil(_, __, output):
         hidden = output[0] if isinstance(output, tuple) else output
-        if spoilt:
-            hidden = torch.cat([hidden[:, :1], torch.full_like(hidden[:, 1:], torch.nan)], dim=1)
-        seen.append(hidden)
+        hidden = torch.cat([hidden[:, :1], torch.full_like(hidden[:, 1:], torch.nan)], dim=1)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(min(network.config.vocab_size, 10_000), (TEXTS, TOKENS), generator=random)
     mask = (torch.arange(TOKENS) < torch.tensor([[TOKENS], [TOKENS // 2], [1]])).long()
-    handle = layer.register_forward_hook(keep)
+    handle = layer.register_forward_hook(spoil) if spoilt else None
     try:
-        logits = network(input_ids=ids.to(place), attention_mask=mask.to(place), return_dict=True).logits
+        return network(input_ids=ids.to(place), attention_mask=mask.to(place), return_dict=True).logits
     finally:
-        handle.remove()
-    return logits, seen[0]
+        if handle:
+            handle.remove()

@@ -6,6 +6,7 @@ from bench.export.select import EXPORT_KINDS
 from bench.files import new_file
 from bench.judge import NOT_WITHIN
 from bench.naming import markdown
+from bench.provenance import project_url
 from utils import ROOT, first_line, say
 
 ACTIVATIONS = {
@@ -59,6 +60,7 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         stats=report["largest_difference"],
         activation=ACTIVATIONS[problem_type],
         runtime='"onnxruntime-gpu[cuda,cudnn]"' if report["provider"] == "CUDAExecutionProvider" else "onnxruntime",
+        project=f"[the project]({url})" if (url := project_url()) else "the project",
         real_texts=not report["dataset"].startswith("synthetic-"),
     )
     with new_file(folder / "README.md") as file:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bench import provenance
 from bench.export.card import write_card
 
 CARDS = {
@@ -32,3 +33,18 @@ def test_a_broken_card_of_the_source_costs_no_export(card, tmp_path, tiny_export
     write_card(tmp_path, tmp_path / "source", report)
     assert ModelCard.load(tmp_path / "README.md").data.tags == [*CARDS[card], "text-classification", "fp32"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "source"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "url"),
+    [
+        ("https://github.com/ann/bench.git", "https://github.com/ann/bench"),
+        ("git@github.com:ann/bench.git", "https://github.com/ann/bench"),
+        ("https://ann:secret@example.org/bench", ""),
+        ("/home/ann/bench", ""),
+        ("", ""),
+    ],
+)
+def test_the_card_links_the_project_where_it_is_public(origin, url, monkeypatch):
+    monkeypatch.setattr(provenance, "git", lambda *_: origin)
+    assert provenance.project_url() == url
