@@ -47,13 +47,13 @@ class Location:
 
     def is_file(self) -> bool:
         """Says whether it is a file that can be read, no pipe and no folder. Raises OSError."""
-        return self.local.is_file() if self.local else self.info().type == FileType.File
+        return os.path.isfile(self.path) if self.local else self.info().type == FileType.File
 
     def exists(self) -> bool:
         return os.path.lexists(self.path) if self.local else self.info().type != FileType.NotFound
 
     def is_folder(self) -> bool:
-        return self.local.is_dir() if self.local else self.info().type == FileType.Directory
+        return os.path.isdir(self.path) if self.local else self.info().type == FileType.Directory
 
     def size(self) -> int:
         return self.local.stat().st_size if self.local else self.info().size

@@ -9,7 +9,7 @@ import numpy as np
 from bench.files import digest
 from bench.inputs.format_csv import Csv
 from bench.inputs.readers import COMMAS, FORMAT_WORDS, common_schema, open_table, read_all, reading
-from bench.storage import Location, locate
+from bench.storage import locate
 from utils import ROOT, UserError
 
 # name: the published file, and the bundled one that takes its place until it is downloaded
@@ -68,8 +68,7 @@ def load_dataset(
                 "(random words with Reddit's lengths); `python data/download.py` fetches the real one"
             )
     else:
-        path = locate(name_or_path)
-        name = path.name
+        path, name = name_or_path, locate(name_or_path).name
     bodies, *labels = read_columns(path, [column, *([label_column] if label_column else [])], csv)
     full = [i for i, body in enumerate(bodies) if has_text(body)]
     texts = [bodies[i] for i in full]
@@ -80,7 +79,7 @@ def load_dataset(
     return Dataset(name, texts, notes, texts, [column[i] for column in labels for i in full]).limited(limit)
 
 
-def read_columns(path: Path | Location, columns: list[str], csv: Csv = COMMAS) -> list[list]:
+def read_columns(path: str | Path, columns: list[str], csv: Csv = COMMAS) -> list[list]:
     """Reads a file's column of texts, the first, and others, as they stand there.
 
     Raises UserError if one can't be read, or if the texts are not text.
@@ -90,7 +89,7 @@ def read_columns(path: Path | Location, columns: list[str], csv: Csv = COMMAS) -
         there = file.is_file()
     if not there:
         names = f"names: {', '.join(DATASETS)}; or a file: {FORMAT_WORDS}"
-        raise UserError(f"no dataset file {file} ({names})")
+        raise UserError(f"no dataset file {path} ({names})")
     table = open_table(file, csv)
     rows = list(read_all([table], common_schema([table], list(dict.fromkeys(columns)), columns[0])))
     return [[value for some in rows for value in some[name].to_pylist()] for name in columns]

@@ -52,10 +52,11 @@ def read_footer(part: Location) -> Footer | None:
             schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
     except (OSError, pa.ArrowException):
         return None
-    found = {key: json.loads((schema.metadata or {}).get(key, b"null")) for key in (COUNTS, LAST, BAD_ROWS)}
-    if found[COUNTS] is None or found[LAST] is None:
+    try:
+        found = {key: json.loads((schema.metadata or {}).get(key, b"null")) for key in (COUNTS, LAST, BAD_ROWS)}
+        return Footer(rows, schema.names, Counts(**found[COUNTS]), bool(found[LAST]), found[BAD_ROWS] or [])
+    except (ValueError, TypeError):
         return None
-    return Footer(rows, schema.names, Counts(**found[COUNTS]), found[LAST], found[BAD_ROWS] or [])
 
 
 def read_footers(folder: Location) -> dict[str, Footer]:
@@ -77,8 +78,8 @@ def parts_there(stretch: Stretch, footers: dict[str, Footer]) -> tuple[list[str]
     while footer := footers.get(name := part_name(stretch.file, stretch.first + done)):
         names.append(name)
         done += footer.rows
-        if footer.last:
-            return names, done, True
+        if footer.last or not footer.rows:
+            return names, done, footer.last
     return names, done, False
 
 
