@@ -64,6 +64,7 @@ from bench.storage import AT_ONCE, locate
 from runtimes import VARIANTS
 from utils import CACHE, Parser, RunError, UserError, int_from, list_of, run, say
 
+FEW_BAD_ROWS = 3  # of a part, which do not stop a run even where the part has no others
 OF_A_RUN = "workers", "threads", "export", "texts_of_this_run", "seconds", "messages/s", "waiting"  # a receipt's alone
 
 
@@ -82,7 +83,7 @@ def parse_arguments() -> Namespace:
     add("--min-score", type=float, metavar="SCORE", help="write no score below this one, but null")
     add("--float16", action="store_true", help="scores of 2 bytes, right to 0.0005, rather than 4")
     add("--long", choices=LONG, default=LONG[0], help="what becomes of texts longer than the model takes: see above")
-    add("--token-count", action="store_true", help="add a column with each text's number of tokens")
+    add("--token-count", action="store_true", help="add a column of token counts, estimated for very long texts")
     add("--prefix", default="", help="what the names of the new columns begin with (default: nothing)")
     add("--limit", type=whole, help="only so many rows, the first ones (default: all)")
     add("--rows-per-file", type=whole, default=100_000, metavar="N", help="rows of a part (default: 100000)")
@@ -126,6 +127,10 @@ def choose_columns(table: Table, text_column: str, keep: list[str] | None, keep_
 def output_spec(args: Namespace, model: Model, tables: list[Table]) -> OutputSpec:
     """Returns what is to be written. Raises UserError if columns are missing, or two would have the same name."""
     columns = choose_columns(tables[0], args.column, args.keep_columns, args.keep_text)
+    if not args.keep_columns and (
+        more := {name for table in tables for name in table.schema.names} - {*columns, args.column}
+    ):
+        say(f"columns that the first file lacks are left out: {', '.join(sorted(more))}")
     spec = OutputSpec(
         schema=common_schema(tables, list(dict.fromkeys([*columns, args.column])), args.column),
         columns=columns,
@@ -165,7 +170,11 @@ def prepare(
     specs, origin = worker_specs(model, plan, args.gpu or [0])
     variant, gpu = VARIANTS[plan.variant], specs[0].device.gpu
     job = {"input": digest_input(stretches), "model": model.weights_id, "options": plan_options(args)}
-    job |= {"plan": asdict(plan)} | asdict(spec) | {"schema": str(spec.schema), "export": specs[0].export_id}
+    job |= (
+        {"csv": [args.delimiter, args.encoding], "plan": asdict(plan)}
+        | asdict(spec)
+        | {"schema": str(spec.schema), "export": specs[0].export_id}
+    )
     job["versions"] = versions("tokenizers", "transformers", *variant.packages)
     output.prepare_output(args.output, job, args.overwrite, alone=not args.shard)
     receipt = read_receipt(args.output, shard_name(args))
@@ -194,6 +203,7 @@ def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: 
     done = already = sum(rows for _, rows, _ in before)
     total = done + sum(max(stretch.estimate_rows() - rows, 0) for stretch, rows in missing)
     made, start = Counts(), time.monotonic()
+    stop_at_bad_rows(args, [there[name].counts for one in stretches for name in output.parts_there(one, there)[0]])
 
     with pool, Progress(total, done) as progress:
 
@@ -209,8 +219,7 @@ def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: 
         for part in labelled:
             made, done = made + part.counts, done + part.counts.rows
             progress.show(max(done, already + pool.answered))
-            if part.counts.bad > (0 if args.strict else part.counts.rows / 2):
-                output.stop_at_bad_row(folder, "--strict" if args.strict else "so is more than half of a part")
+            stop_at_bad_rows(args, [part.counts])
             checker.add(part.sample)
         progress.bar.total = done
     seconds, footers = time.monotonic() - start - pool.loading - checker.comparison.seconds, output.read_footers(folder)
@@ -230,6 +239,13 @@ def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: 
         check_folder(args, model, stretches, spec, checker.about)
     if args.shard:
         say(f"shard      {shard_name(args)[1:]} is done; once all are, the same command without --shard checks them")
+
+
+def stop_at_bad_rows(args: Namespace, parts: list[Counts]) -> None:
+    """Raises RunError where a part has bad rows, with --strict, or more than half of its rows, and not a few, are."""
+    few = 0 if args.strict else FEW_BAD_ROWS
+    if any(one.bad > few and (args.strict or one.bad > one.rows / 2) for one in parts):
+        output.stop_at_bad_row(args.output, "--strict" if args.strict else "so is more than half of a part")
 
 
 def say_speed(made: Counts, seconds: float, in_all: int, busy: float) -> dict:
@@ -261,9 +277,9 @@ def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: 
         raise UserError(f"--check-only: {args.output} was labelled with other weights than those of {model.id}")
     if not run and job.get("input") != digest_input(stretches):
         raise UserError(f"--check-only: {args.output} holds no parts of {args.input}")
+    if not run and (other := [key for key, value in asdict(spec).items() if job.get(key) != value and key != "schema"]):
+        raise UserError(f"--check-only: {args.output} was made otherwise ({', '.join(other)}): give the same options")
     output.check_complete(args.output, stretches, footers)
-    if lacking := [name for name in footers if not {*spec.added} <= {*footers[name].columns}]:
-        raise UserError(f"{args.output / lacking[0]} lacks new columns: see --top-label, --labels and --prefix")
     plan = read_plan(job)
     on_gpu = plan is not None and plan.device == "gpu" and not args.ray and args.device != "cpu"
     gpu = (args.gpu or [0])[0] if on_gpu else None
@@ -316,22 +332,23 @@ def main() -> int:
         if args.dry_run:
             say_estimate(stretches, spec, find_plan(args, model, stretches, call))
             return 0
-        with output.locked(args.output, wait=bool(args.shard)):  # shards plan one after another, all as the first
+        locks = [output.locked(args.output, shared=bool(args.shard))]
+        if args.shard:
+            locks.append(output.locked(args.output, f"_lock{shard_name(args)}"))
+        with contextlib.ExitStack() as held:
+            for lock in locks:
+                held.enter_context(lock)
             if args.check_only:
                 helper.close()
                 check_folder(args, model, stretches, spec, run={})
                 return 0
-            plan = find_plan(args, model, stretches, call)
-            helper.close()
-            pool, checker = prepare(args, model, stretches, spec, plan)
-            if not args.shard:
-                label_all(args, pool, stretches, spec, checker)
-        if args.shard:
-            with (
-                output.locked(args.output, shared=True, wait=True),
-                output.locked(args.output, f"_lock{shard_name(args)}"),
-            ):
-                label_all(args, pool, stretches, spec, checker)
+            with output.locked(
+                args.output, "_lock-plan", wait=True
+            ):  # shards plan one after another, as the first does
+                plan = find_plan(args, model, stretches, call)
+                helper.close()
+                pool, checker = prepare(args, model, stretches, spec, plan)
+            label_all(args, pool, stretches, spec, checker)
     return 0
 
 

@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -88,8 +89,8 @@ class Location:
     def files(self, recursive: bool = False) -> list["Location"]:
         """Lists what is in a folder and is no folder, in the order of paths; nothing where the folder isn't there."""
         if self.local:
-            tree = [(folder, names) for folder, _, names in os.walk(self.path)]
-            paths = [os.path.join(folder, name) for folder, names in tree[: None if recursive else 1] for name in names]
+            tree = walk(self.path) if recursive else islice(walk(self.path), 1)
+            paths = [os.path.join(folder, name) for folder, names in tree for name in names]
         else:
             found = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True, recursive=recursive))
             paths = [one.path for one in found if one.type == FileType.File]
@@ -127,6 +128,23 @@ class Location:
         """Raises UserError if no file can be made in this folder, which is made if need be."""
         if self.local:
             check_writable(self.local)
+
+
+def walk(top: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields (a folder below `top`, names of its files), wherever links lead, but each folder once. Raises OSError."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    seen = set()
+    for folder, inner, names in os.walk(top, onerror=fail, followlinks=True):
+        inner.sort()
+        if os.path.realpath(folder) in seen:
+            inner.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        yield folder, names
 
 
 def locate(text: str | Path | Location) -> Location:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from bench.files import digest
 from bench.inputs.readers import Table, read_all, reading
 from bench.label.rows import OutputSpec
-from bench.storage import AT_ONCE, Location
+from bench.storage import AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,12 @@ def count_rows(table: Table, output: OutputSpec, most: int) -> int:
 
 
 def digest_input(stretches: list[Stretch]) -> str:
-    """Returns 16 hexadecimal digits for the names, the sizes, the beginnings and the ends of the files, in order."""
-    files = list(dict.fromkeys(stretch.table.file for stretch in stretches))
+    """Returns 16 hexadecimal digits for the files: their names, folders' columns, sizes, beginnings and ends, in order."""
+    tables = list({stretch.file: stretch.table for stretch in stretches}.values())
 
-    def ends(file: Location) -> list[bytes]:
-        with reading(file):
-            return [os.fsencode(file.name), *file.ends()]
+    def ends(table: Table) -> list[bytes]:
+        with reading(table.file):
+            return [os.fsencode(table.file.name), os.fsencode(str(table.of_folders)), *table.file.ends()]
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return digest(part for parts in pool.map(ends, files) for part in parts)
+        return digest(part for parts in pool.map(ends, tables) for part in parts)
