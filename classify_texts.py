@@ -64,7 +64,6 @@ from bench.storage import AT_ONCE, locate
 from runtimes import VARIANTS
 from utils import CACHE, Parser, RunError, UserError, int_from, list_of, run, say
 
-FEW_BAD_ROWS = 3  # of a part, which do not stop a run even where the part has no others
 OF_A_RUN = "workers", "threads", "export", "texts_of_this_run", "seconds", "messages/s", "waiting"  # a receipt's alone
 
 
@@ -127,9 +126,8 @@ def choose_columns(table: Table, text_column: str, keep: list[str] | None, keep_
 def output_spec(args: Namespace, model: Model, tables: list[Table]) -> OutputSpec:
     """Returns what is to be written. Raises UserError if columns are missing, or two would have the same name."""
     columns = choose_columns(tables[0], args.column, args.keep_columns, args.keep_text)
-    if not args.keep_columns and (
-        more := {name for table in tables for name in table.schema.names} - {*columns, args.column}
-    ):
+    everywhere = {name for table in tables for name in table.schema.names}
+    if args.keep_columns is None and (more := everywhere - {*columns, args.column}):
         say(f"columns that the first file lacks are left out: {', '.join(sorted(more))}")
     spec = OutputSpec(
         schema=common_schema(tables, list(dict.fromkeys([*columns, args.column])), args.column),
@@ -170,11 +168,8 @@ def prepare(
     specs, origin = worker_specs(model, plan, args.gpu or [0])
     variant, gpu = VARIANTS[plan.variant], specs[0].device.gpu
     job = {"input": digest_input(stretches), "model": model.weights_id, "options": plan_options(args)}
-    job |= (
-        {"csv": [args.delimiter, args.encoding], "plan": asdict(plan)}
-        | asdict(spec)
-        | {"schema": str(spec.schema), "export": specs[0].export_id}
-    )
+    job |= {"csv": [args.delimiter, args.encoding], "plan": asdict(plan), "export": specs[0].export_id}
+    job |= asdict(spec) | {"schema": str(spec.schema)}
     job["versions"] = versions("tokenizers", "transformers", *variant.packages)
     output.prepare_output(args.output, job, args.overwrite, alone=not args.shard)
     receipt = read_receipt(args.output, shard_name(args))
@@ -203,7 +198,8 @@ def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: 
     done = already = sum(rows for _, rows, _ in before)
     total = done + sum(max(stretch.estimate_rows() - rows, 0) for stretch, rows in missing)
     made, start = Counts(), time.monotonic()
-    stop_at_bad_rows(args, [there[name].counts for one in stretches for name in output.parts_there(one, there)[0]])
+    own = [there[name].counts for stretch in stretches for name in output.parts_there(stretch, there)[0]]
+    output.stop_at_bad_rows(folder, own, args.strict)
 
     with pool, Progress(total, done) as progress:
 
@@ -219,7 +215,7 @@ def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: 
         for part in labelled:
             made, done = made + part.counts, done + part.counts.rows
             progress.show(max(done, already + pool.answered))
-            stop_at_bad_rows(args, [part.counts])
+            output.stop_at_bad_rows(folder, [part.counts], args.strict)
             checker.add(part.sample)
         progress.bar.total = done
     seconds, footers = time.monotonic() - start - pool.loading - checker.comparison.seconds, output.read_footers(folder)
@@ -239,13 +235,6 @@ def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: 
         check_folder(args, model, stretches, spec, checker.about)
     if args.shard:
         say(f"shard      {shard_name(args)[1:]} is done; once all are, the same command without --shard checks them")
-
-
-def stop_at_bad_rows(args: Namespace, parts: list[Counts]) -> None:
-    """Raises RunError where a part has bad rows, with --strict, or more than half of its rows, and not a few, are."""
-    few = 0 if args.strict else FEW_BAD_ROWS
-    if any(one.bad > few and (args.strict or one.bad > one.rows / 2) for one in parts):
-        output.stop_at_bad_row(args.output, "--strict" if args.strict else "so is more than half of a part")
 
 
 def say_speed(made: Counts, seconds: float, in_all: int, busy: float) -> dict:
@@ -332,19 +321,15 @@ def main() -> int:
         if args.dry_run:
             say_estimate(stretches, spec, find_plan(args, model, stretches, call))
             return 0
-        locks = [output.locked(args.output, shared=bool(args.shard))]
-        if args.shard:
-            locks.append(output.locked(args.output, f"_lock{shard_name(args)}"))
         with contextlib.ExitStack() as held:
-            for lock in locks:
-                held.enter_context(lock)
+            held.enter_context(output.locked(args.output, shared=bool(args.shard)))
+            if args.shard:
+                held.enter_context(output.locked(args.output, f"_lock{shard_name(args)}"))
             if args.check_only:
                 helper.close()
                 check_folder(args, model, stretches, spec, run={})
                 return 0
-            with output.locked(
-                args.output, "_lock-plan", wait=True
-            ):  # shards plan one after another, as the first does
+            with output.locked(args.output, "_lock-plan", wait=True):  # all shards plan as the first
                 plan = find_plan(args, model, stretches, call)
                 helper.close()
                 pool, checker = prepare(args, model, stretches, spec, plan)

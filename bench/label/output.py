@@ -23,6 +23,7 @@ BAD_FILE = "_bad_rows.jsonl"
 RECEIPT_FILE = "_receipt.json"
 JOB_FILE = "_job.json"  # what the parts are made of; pandas and Spark pass over names with an underscore
 LOCK_FILE = "_lock"
+FEW_BAD = 3  # bad rows of a part, which stop no run even where the part has hardly any others
 OURS = re.compile(r"_lock.*|_job\.json|_receipt.*\.json|_bad_rows.*\.jsonl|\..*\.tmp|" + PART.pattern)
 
 
@@ -135,8 +136,14 @@ def write_bad_rows(folder: Location, footers: dict[str, Footer], shard: str = ""
         file.write("".join(lines).encode())
 
 
-def stop_at_bad_row(folder: Location, why: str) -> None:
-    """Raises RunError with the first bad row of the parts, of which there is one, and why the job stops."""
+def stop_at_bad_rows(folder: Location, parts: list[Counts], strict: bool) -> None:
+    """Raises RunError, with the first bad row in the folder, where one of the parts has too many.
+
+    That is any if `strict`, else more than half of the rows and more than FEW_BAD.
+    """
+    if not any(one.bad > (0 if strict else max(FEW_BAD, one.rows / 2)) for one in parts):
+        return
+    why = "--strict" if strict else "so is more than half of a part"
     footers = read_footers(folder)
     write_bad_rows(folder, footers)
     name = next(name for name in sorted(footers) if footers[name].bad)

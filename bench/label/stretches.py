@@ -120,7 +120,7 @@ def count_rows(table: Table, output: OutputSpec, most: int) -> int:
 
 
 def digest_input(stretches: list[Stretch]) -> str:
-    """Returns 16 hexadecimal digits for the files: their names, folders' columns, sizes, beginnings and ends, in order."""
+    """Returns 16 hexadecimal digits for the files' names, sizes, beginnings and ends, and what their folders say."""
     tables = list({stretch.file: stretch.table for stretch in stretches}.values())
 
     def ends(table: Table) -> list[bytes]:

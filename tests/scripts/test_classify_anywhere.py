@@ -16,6 +16,7 @@ from huggingface_hub import HfFileSystem
 from moto.server import ThreadedMotoServer
 
 import classify_texts
+from bench.label.output import locked
 from bench.storage import locate
 
 MONTHS = ("2023", "11"), ("2023", "12"), ("2024", "01")
@@ -193,3 +194,23 @@ def test_what_is_not_in_a_bucket_is_said_in_a_line(label, bucket, months):
     for place in ("s3://nowhere/out", "nothing://a/b"):
         code, err = label(output=place)
         assert code in (1, 2) and "Traceback" not in err and err.splitlines()[-1].startswith("classify_texts.py: "), err
+
+
+def test_a_shard_that_begins_later_does_not_wait_for_the_first(label, months, tmp_path):
+    with locked(locate(tmp_path / "out"), shared=True):  # as a shard does that labels
+        code, err = label("--shard", "2/2")
+    assert code == 0 and "waiting" not in err, err
+    code, err = label()
+    assert code == 0 and f"{3 * ROWS} rows in all" in err
+
+
+def test_what_stops_a_run_stops_the_next_one_too(label, months, tmp_path):
+    for _ in range(2):
+        code, err = label("--strict")
+        assert code == 1 and "line 31: " in err.splitlines()[-1], err
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "more").symlink_to(months)
+    code, err = label(source=tmp_path / "linked", output="of-link")
+    assert code == 0 and f"{3 * ROWS} rows in all" in err
+    code, err = label("--encoding", "cp1252", source=tmp_path / "linked", output="of-link")
+    assert code == 2 and "made otherwise (csv)" in err
