@@ -231,7 +231,7 @@ def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: 
     of_these_rows = (receipt.get("rows"), receipt.get("decisions_are")) == (in_all, model.rule.words)
     if made.rows and (args.shard or not there):
         checker.finish(checker.later, own)
-    elif not args.shard and not of_these_rows:  # it is an earlier run's, or there is none
+    elif not args.shard and (made.rows or not of_these_rows):  # it is an earlier run's, or there is none
         check_folder(args, model, stretches, spec, checker.about)
     if args.shard:
         say(f"shard      {shard_name(args)[1:]} is done; once all are, the same command without --shard checks them")

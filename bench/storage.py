@@ -173,7 +173,7 @@ def locate(text: str | Path | Location) -> Location:
 
 def check_no_pointer(file: Location) -> None:
     """Raises UserError if a Git LFS pointer is in the place of a file."""
-    with file.open() as opened:
+    with file.open_anywhere() as opened:
         if opened.read(len(POINTER)) == POINTER:
             raise UserError(f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` where it is from")
 

@@ -50,7 +50,7 @@ def load(model: Model, _, device: Device, precision: str = "fp32", compiled: boo
         forward=forward,
         synchronize=(lambda: None) if device.gpu is None else partial(torch.cuda.synchronize, place),
         to_host=lambda logits: logits.float().cpu().numpy(),
-        warm_up=forward if compiled or device.gpu is not None else partial(run_one_layer, network, forward),
+        warm_up=forward if compiled or device.gpu is not None else partial(run_first_and_last_layer, network, forward),
     )
 
 
@@ -65,8 +65,8 @@ def keep_freed_memory() -> None:
             libc.mallopt(option, 2**30)
 
 
-def run_one_layer(network, forward, inputs) -> None:
-    """Warms up a shape by two layers: on a CPU, oneDNN keeps what it prepares, and all but the last do the same."""
+def run_first_and_last_layer(network, forward, inputs) -> None:
+    """Warms up a shape by two layers: oneDNN keeps what it prepares, and those between do what the first does."""
     import torch
 
     stacks = [module for module in network.modules() if isinstance(module, torch.nn.ModuleList)]
@@ -75,13 +75,13 @@ def run_one_layer(network, forward, inputs) -> None:
         forward(inputs)
         return
     [layers] = stacks
-    others, last = layers[1:-1], layers[-1]
+    whole = list(layers)
     del layers[1:-1]
     try:
         forward(inputs)
     finally:
-        del layers[1:]
-        layers.extend([*others, last])
+        del layers[:]
+        layers.extend(whole)
 
 
 def check_compiler(gpu: int | None) -> None:

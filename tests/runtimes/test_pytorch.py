@@ -18,19 +18,20 @@ CPU = Device(gpu=None, threads=1)
 PAD_VALUES = {"input_ids": 1, "attention_mask": 0}
 
 
-def test_warming_up_runs_the_first_and_the_last_layer_and_leaves_the_model_whole(tmp_path, texts, monkeypatch):
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_warming_up_runs_the_first_and_the_last_layer_and_leaves_the_model_whole(depth, tmp_path, texts, monkeypatch):
     from transformers.models.roberta.modeling_roberta import RobertaLayer
 
     layers, real = [], RobertaLayer.forward
-    folder = make_tiny_roberta(tmp_path / "deep", texts, num_hidden_layers=5)
+    folder = make_tiny_roberta(tmp_path / "deep", texts, num_hidden_layers=depth)
     monkeypatch.setattr(RobertaLayer, "forward", lambda *args, **more: layers.append(1) or real(*args, **more))
     runner = load(Model.from_folder(folder, "deep"), None, CPU)
     batch = runner.prepare(pad({"input_ids": [[0, 7, 7, 2]]}, PAD_VALUES))
     layers.clear()
     before = runner.to_host(runner.forward(batch))
-    assert len(layers) == 5
+    assert len(layers) == depth
     runner.warm_up(batch)
-    assert len(layers) == 5 + 2
+    assert len(layers) == depth + min(depth, 2)
     assert (runner.to_host(runner.forward(batch)) == before).all()
 
 

@@ -128,10 +128,9 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model, tmp_path, call,
     assert code == 0 and "plan       0 cells" in err and "Take onnx-fp16" in err and "e2e" not in out
 
     rows = {(row["batching"], row["stage"]): row for row in results.read_rows(path)[0]}
-    monkeypatch.setattr(run_benchmark, "columns_of", lambda name: {"variant": name, "versions": "another"})
-    assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "measured with other versions"
-    monkeypatch.undo()
-    monkeypatch.chdir(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_benchmark, "columns_of", lambda name: {"variant": name, "versions": "another"})
+        assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "measured with other versions"
     monkeypatch.setattr(recorder, "project_commit", lambda: "another")
     assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "measured with other code"
     same = {"commit": "another", "versions": rows["sorted", "forward"]["versions"]}
