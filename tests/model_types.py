@@ -57,7 +57,7 @@ def cover(kind: str, precision: str, folder: Path) -> dict:
         logits = [runner.to_host(runner.forward(runner.prepare(batch))) for runner in runners]
         off = max(off, np.abs(logits[1] - logits[0]).max())
     attention = sum(int(count) for count in re.findall(r"(\d+) (?:MultiHead)?Attention\b", made["nodes"]))
-    found |= {"exporter": made["exporter"], "findings": made["findings"]}
+    found |= {name: made[name] for name in ("exporter", "findings", "options")}
     return found | {"attention": attention, "max_diff": float(f"{off:.1e}")}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.exporters.backends import example_batches, example_texts
+from bench.exporters.first_token import first_token_only
 from bench.exporters.graph import count_attention, describe_graph, store_weights
 from bench.files import read_json
 from bench.inputs.model import Model
@@ -120,6 +121,8 @@ def choose_candidate(
         (folder / backend).mkdir()
         try:
             made = make(model, folder / backend, shape_inference)
+            if first_token_only(folder / backend / "model.onnx", batches[0]):
+                made += ", with the last layer from behind the attention on for the first token alone"
             runner = load(model, folder / backend, Device(None, cpu_cores()))
             probs = [run_batch(runner, model, batch) for batch in batches]
             off = np.abs(np.concatenate(probs) - np.concatenate(expected)).max() / scale

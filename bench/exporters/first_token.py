@@ -1,0 +1,158 @@
+"""The last layer of an ONNX graph for the first token alone, where the classifier's head reads no other.
+
+The node that picks the first token is moved up, over all that treats each token alone: the last layer's feed-forward
+part, its norms and the attention's own output. That leaves out three quarters of the last layer's products, and what is
+left gives the same answers.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from bench.exporters.graph import cpu_session, select_inputs
+
+FIRST = "first_token"  # the constant [0]
+ELEMENTWISE = {"Abs", "Add", "BiasGelu", "Cast", "Div", "Erf", "FastGelu", "Gelu", "Identity", "Max", "Min", "Mul"}
+ELEMENTWISE |= {"Neg", "Pow", "QuickGelu", "Reciprocal", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh"}
+# along the channels -> how many of their inputs are tokens
+ALONG_CHANNELS = {"LayerNormalization": 1, "SimplifiedLayerNormalization": 1, "Slice": 1, "Split": 1}
+ALONG_CHANNELS |= {"SkipLayerNormalization": 2, "SkipSimplifiedLayerNormalization": 2}
+CHANNELS = 2  # the last axis of tokens [texts, tokens, channels]
+TOLERANCES = {False: 1e-4, True: 1e-2}  # of the largest logit, in FP32 and in FP16: a smaller product rounds otherwise
+
+
+def first_token_only(file: Path, batch: dict[str, np.ndarray]) -> bool:
+    """Has an ONNX file compute its last layer for the first token alone; says whether that could be done.
+
+    It is done if the answers for a padded `batch`, int64 [texts, tokens] by name, stay the same. Raises what
+    onnxruntime raises for a file that it can't run.
+    """
+    import onnx
+
+    onnx_model = onnx.load(file, load_external_data=False)
+    graph, tokens = onnx_model.graph, batch["input_ids"].shape[1]
+    alone = nodes_for_first(graph, set())
+    logits, arrays = run(file, batch, {name for node in alone for name in tokens_of(node, constants_of(graph))})
+    alone = nodes_for_first(graph, {name for name, array in arrays.items() if array.shape[1:-1] != (tokens,)})
+    if not any(node.op_type == "MatMul" for node in alone):
+        return False
+    pick_above(graph, alone)
+    del graph.value_info[:]  # shapes that are no longer true
+    half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
+    rewritten = file.with_name("first_token.onnx")
+    onnx.save(onnx_model, rewritten)
+    off = np.abs(run(rewritten, batch, set())[0] - logits).max()
+    if is_same := bool(off <= TOLERANCES[half] * np.abs(logits).max()):
+        rewritten.replace(file)
+    rewritten.unlink(missing_ok=True)
+    return is_same
+
+
+def nodes_for_first(graph, unfit: set[str]) -> list:
+    """Finds the nodes above the choice of the first token that treat each token alone, and serve nothing else.
+
+    `unfit`: what has no token axis, though its place in the graph asks for one.
+    """
+    constants, readers, found = constants_of(graph), defaultdict(list), {}
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    kept = {value.name for value in graph.output}
+
+    def serves_first(name: str) -> bool:
+        return name not in kept and all(
+            id(node) in found or picks_first(node, constants) or asks_for_channels(node, readers, constants)
+            for node in readers[name]
+        )
+
+    for node in reversed(graph.node):
+        names = tokens_of(node, constants)
+        if names and not unfit & set(names) and all(map(serves_first, filter(None, node.output))):
+            found[id(node)] = node
+    return list(found.values())
+
+
+def tokens_of(node, constants: dict) -> list[str]:
+    """Returns a node's inputs that are [texts, tokens, channels], if it treats each token alone; else none."""
+    options = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "MatMul":
+        return [node.input[0]] if node.input[1] in constants else []
+    if node.op_type in ELEMENTWISE:
+        fixed = [constants[name].dims for name in node.input if name in constants]
+        if any(len(shape) > 1 and shape[-2] > 1 for shape in fixed):
+            return []  # a constant for each token
+        return [name for name in node.input if name and name not in constants]
+    if node.op_type not in ALONG_CHANNELS:
+        return []
+    axis = options.get("axis", 0 if node.op_type == "Split" else -1)
+    if node.op_type == "Slice":
+        axis = value_of(node.input[3], constants) if len(node.input) > 3 else 0
+    return list(node.input[: ALONG_CHANNELS[node.op_type]]) if axis in (-1, CHANNELS) else []
+
+
+def picks_first(node, constants: dict) -> bool:
+    options = {attribute.name: attribute.i for attribute in node.attribute}
+    return node.op_type == "Gather" and options.get("axis", 0) == 1 and value_of(node.input[1], constants) == 0
+
+
+def asks_for_channels(node, readers: dict, constants: dict) -> bool:
+    """Says whether a node asks for the number of channels, which stays the same."""
+    return node.op_type == "Shape" and all(
+        reader.op_type == "Gather" and value_of(reader.input[1], constants) in (-1, CHANNELS)
+        for reader in readers[node.output[0]]
+    )
+
+
+def constants_of(graph) -> dict:
+    """Returns a graph's weights and other constants, name -> TensorProto."""
+    constants = {weight.name: weight for weight in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = node.attribute[0].t
+        elif node.op_type == "Identity" and node.input[0] in constants:  # of weights that are alike
+            constants[node.output[0]] = constants[node.input[0]]
+    return constants
+
+
+def value_of(name: str, constants: dict) -> int | None:
+    """Returns the one number of a constant; None where it is something else."""
+    import onnx
+
+    if name not in constants or np.prod(constants[name].dims) != 1:
+        return None
+    return onnx.numpy_helper.to_array(constants[name]).item()
+
+
+def pick_above(graph, alone: list) -> None:
+    """Gives nodes, of what comes from others, the first token alone."""
+    import onnx
+
+    constants, inside = constants_of(graph), {name for node in alone for name in node.output}
+    above = {name for node in alone for name in tokens_of(node, constants)} - inside
+    for node in alone:
+        for name in above & set(tokens_of(node, constants)):
+            node.input[list(node.input).index(name)] = f"{name}_{FIRST}"
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        for name in above & set(node.output):
+            nodes.append(onnx.helper.make_node("Gather", [name, FIRST], [f"{name}_{FIRST}"], axis=1))
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), FIRST))
+
+
+def run(file: Path, batch: dict[str, np.ndarray], names: set[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns a file's logits for a batch, and what it computes under `names`."""
+    import onnx
+
+    onnx_model = onnx.load(file, load_external_data=False)
+    onnx_model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in sorted(names))
+    probe = file.with_name("probe.onnx")
+    onnx.save(onnx_model, probe)
+    session = cpu_session(str(probe))
+    logits, *others = session.run(None, select_inputs([node.name for node in session.get_inputs()], batch))
+    probe.unlink()
+    return logits, dict(zip(sorted(names), others, strict=True))
