@@ -49,11 +49,12 @@ from bench.inputs.readers import Table, common_schema, find_files, open_table, s
 from bench.inputs.resolve import open_model
 from bench.judge import NOT_WITHIN
 from bench.label import on_ray, output
+from bench.label.comparison import Comparison
 from bench.label.estimate import say_estimate
 from bench.label.plan import LabelPlan, find_plan, plan_options, read_plan, worker_specs
 from bench.label.pool import LabelPool
 from bench.label.progress import Progress
-from bench.label.receipt import Checker, Comparison, read_receipt
+from bench.label.receipt import Checker, read_receipt
 from bench.label.rows import LONG, Counts, OutputSpec
 from bench.label.sample import read_samples
 from bench.label.stretches import Stretch, cut_stretches, digest_input
@@ -165,7 +166,10 @@ def prepare(
 
     Raises UserError if the folder holds parts of another job, RunError if its rows are wrong.
     """
+    if spec.token_count and VARIANTS[plan.variant].takes_texts:
+        raise UserError(f"--token-count: {plan.variant} takes the texts themselves and counts no tokens")
     specs, origin = worker_specs(model, plan, args.gpu or [0])
+    workers = on_ray.count_actors(specs[0].device, args.workers) if args.ray else len(specs)
     variant, gpu = VARIANTS[plan.variant], specs[0].device.gpu
     job = {"input": digest_input(stretches), "model": model.weights_id, "options": plan_options(args)}
     job |= {"csv": [args.delimiter, args.encoding], "plan": asdict(plan), "export": specs[0].export_id}
@@ -177,29 +181,30 @@ def prepare(
         words = f"{args.output}: its rows are {NOT_WITHIN}: {receipt['reason']}"
         raise RunError(f"{words}; --no-check goes on, --overwrite starts anew")
     say(f"labelling by {plan}; {origin}")
-    about = {"variant": plan.variant, "workers": len(specs), "threads": plan.threads, "batches": str(plan.batching)}
+    about = {"variant": plan.variant, "workers": workers, "threads": plan.threads, "batches": str(plan.batching)}
     about |= {"export": origin, "export_id": specs[0].export_id, "versions": job["versions"]} | about_now(model)
+    spec = replace(spec, job=output.job_digest(job))
     comparison = Comparison(model, variant.precision, spec, args.output, None if args.ray else gpu)
-    checker = Checker(comparison, about, stops=not args.no_check, shard=shard_name(args))
+    number, count = args.shard or (1, 1)
+    stops = {"stops": not args.no_check, "strict": args.strict, "shard": shard_name(args)}
+    checker = Checker(comparison, about, stretches[number - 1 :: count], **stops)
     return LabelPool(specs, plan.batching, args.output), checker
 
 
-def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: OutputSpec, checker: Checker) -> None:
-    """Writes the parts that are missing of stretches, has them checked, and says how fast.
+def label_all(args: Namespace, pool: LabelPool, checker: Checker) -> None:
+    """Writes the parts that are missing of a checker's stretches, has them checked, and says how fast.
 
     Raises UserError for an input that can't be read, and RunError if the workers fail twice over a part or if its rows
     are wrong.
     """
-    folder, there = pool.folder, output.whole_parts(output.read_footers(pool.folder), spec)
-    if args.shard:
-        stretches = stretches[args.shard[0] - 1 :: args.shard[1]]
+    stretches, spec, folder = checker.stretches, checker.comparison.output, pool.folder
+    there = output.whole_parts(output.read_footers(folder, spec.job), spec)
     before = [(stretch, *output.parts_there(stretch, there)[1:]) for stretch in stretches]
     missing = [(stretch, rows) for stretch, rows, complete in before if not complete]
     done = already = sum(rows for _, rows, _ in before)
     total = done + sum(max(stretch.estimate_rows() - rows, 0) for stretch, rows in missing)
     made, start = Counts(), time.monotonic()
-    own = [there[name].counts for stretch in stretches for name in output.parts_there(stretch, there)[0]]
-    output.stop_at_bad_rows(folder, own, args.strict)
+    checker.stop_at_bad_rows([footer.counts for footer in output.parts_of(stretches, there).values()])
 
     with pool, Progress(total, done) as progress:
 
@@ -208,21 +213,17 @@ def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: 
 
         if args.ray:
             job = on_ray.RayJob(pool.specs[0], pool.batching, spec, folder, there)
-            labelled = on_ray.label_on_ray([stretch for stretch, _ in missing], job, args.workers)
+            labelled = on_ray.label_on_ray([stretch for stretch, _ in missing], job, checker.about["workers"])
         else:
             parts = (part for stretch, rows in missing for part in stretch.read(spec, rows, there))
             labelled = pool.label_parts(parts, spec, show)
         for part in labelled:
             made, done = made + part.counts, done + part.counts.rows
             progress.show(max(done, already + pool.answered))
-            output.stop_at_bad_rows(folder, [part.counts], args.strict)
-            checker.add(part.sample)
+            checker.add(part.counts, part.sample)
         progress.bar.total = done
-    seconds, footers = time.monotonic() - start - pool.loading - checker.comparison.seconds, output.read_footers(folder)
-    if not args.shard:
-        output.check_complete(folder, stretches, footers)
-    own = {name: footers[name] for stretch in stretches for name in output.parts_there(stretch, footers)[0]}
-    in_all = sum(footer.rows for footer in own.values())
+    seconds = time.monotonic() - start - pool.loading - checker.comparison.seconds
+    in_all = sum(footer.rows for footer in checker.check_complete().values())
     if made.rows:
         checker.about |= say_speed(made, seconds, in_all, pool.busy)
     else:
@@ -230,9 +231,9 @@ def label_all(args: Namespace, pool: LabelPool, stretches: list[Stretch], spec: 
     receipt, model = read_receipt(folder, checker.shard), checker.comparison.model
     of_these_rows = (receipt.get("rows"), receipt.get("decisions_are")) == (in_all, model.rule.words)
     if made.rows and (args.shard or not there):
-        checker.finish(checker.later, own)
+        checker.finish(checker.later)
     elif not args.shard and (made.rows or not of_these_rows):  # it is an earlier run's, or there is none
-        check_folder(args, model, stretches, spec, checker.about)
+        check_folder(args, model, stretches, spec, run=checker.about)
     if args.shard:
         say(f"shard      {shard_name(args)[1:]} is done; once all are, the same command without --shard checks them")
 
@@ -259,7 +260,7 @@ def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: 
     `run`: what the receipt says of a run, if there was one now. Raises UserError where the folder's parts are not those
     of the input or of the model, RunError where rows are wrong.
     """
-    job, footers = output.read_job(args.output), output.read_footers(args.output)
+    job = output.read_job(args.output)
     if not run and not job:
         raise UserError(f"--check-only: {args.output} holds no parts")
     if not run and job.get("model") != model.weights_id:
@@ -268,7 +269,6 @@ def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: 
         raise UserError(f"--check-only: {args.output} holds no parts of {args.input}")
     if not run and (other := [key for key, value in asdict(spec).items() if job.get(key) != value and key != "schema"]):
         raise UserError(f"--check-only: {args.output} was made otherwise ({', '.join(other)}): give the same options")
-    output.check_complete(args.output, stretches, footers)
     plan = read_plan(job)
     on_gpu = plan is not None and plan.device == "gpu" and not args.ray and args.device != "cpu"
     gpu = (args.gpu or [0])[0] if on_gpu else None
@@ -276,9 +276,9 @@ def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: 
     made |= {"variant": plan.variant if plan else "", "batches": str(plan.batching) if plan else ""}
     before = {name: value for name, value in (read_receipt(args.output) | run).items() if name in OF_A_RUN}
     precision = VARIANTS[plan.variant].precision if plan else ""
-    comparison = Comparison(model, precision, spec, args.output, gpu)
-    checker = Checker(comparison, before | made | about_now(model), stops=not args.no_check)
-    checker.finish(read_samples(stretches, footers, spec, model), footers)
+    comparison = Comparison(model, precision, replace(spec, job=output.job_digest(job)), args.output, gpu)
+    checker = Checker(comparison, before | made | about_now(model), stretches, stops=not args.no_check)
+    checker.finish(read_samples(stretches, checker.check_complete(), spec, model))
 
 
 def about_now(model: Model) -> dict:
@@ -333,7 +333,7 @@ def main() -> int:
                 plan = find_plan(args, model, stretches, call)
                 helper.close()
                 pool, checker = prepare(args, model, stretches, spec, plan)
-            label_all(args, pool, stretches, spec, checker)
+            label_all(args, pool, checker)
     return 0
 
 

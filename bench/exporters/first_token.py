@@ -16,7 +16,7 @@ FIRST = "first_token"  # the constant [0]
 ELEMENTWISE = {"Abs", "Add", "BiasGelu", "Cast", "Div", "Erf", "FastGelu", "Gelu", "Identity", "Max", "Min", "Mul"}
 ELEMENTWISE |= {"Neg", "Pow", "QuickGelu", "Reciprocal", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh"}
 # along the channels -> how many of their inputs are tokens
-ALONG_CHANNELS = {"LayerNormalization": 1, "SimplifiedLayerNormalization": 1, "Slice": 1, "Split": 1}
+ALONG_CHANNELS = {"LayerNormalization": 1, "SimplifiedLayerNormalization": 1, "ReduceMean": 1, "Slice": 1, "Split": 1}
 ALONG_CHANNELS |= {"SkipLayerNormalization": 2, "SkipSimplifiedLayerNormalization": 2}
 CHANNELS = 2  # the last axis of tokens [texts, tokens, channels]
 TOLERANCES = {False: 1e-4, True: 1e-2}  # of the largest logit, in FP32 and in FP16: a smaller product rounds otherwise
@@ -75,7 +75,6 @@ def nodes_for_first(graph, unfit: set[str]) -> list:
 
 def tokens_of(node, constants: dict) -> list[str]:
     """Returns a node's inputs that are [texts, tokens, channels], if it treats each token alone; else none."""
-    options = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "MatMul":
         return [node.input[0]] if node.input[1] in constants else []
     if node.op_type in ELEMENTWISE:
@@ -85,15 +84,26 @@ def tokens_of(node, constants: dict) -> list[str]:
         return [name for name in node.input if name and name not in constants]
     if node.op_type not in ALONG_CHANNELS:
         return []
-    axis = options.get("axis", 0 if node.op_type == "Split" else -1)
-    if node.op_type == "Slice":
-        axis = value_of(node.input[3], constants) if len(node.input) > 3 else 0
-    return list(node.input[: ALONG_CHANNELS[node.op_type]]) if axis in (-1, CHANNELS) else []
+    is_along = axis_of(node, constants) in (-1, CHANNELS) and option(node, "keepdims", 1)
+    return list(node.input[: ALONG_CHANNELS[node.op_type]]) if is_along else []
+
+
+def option(node, name: str, default: int | None = None) -> int | None:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+
+
+def axis_of(node, constants: dict) -> int | None:
+    """Returns along which axis a node works; None if that is not known, or if there are several."""
+    place = {"Slice": 3, "ReduceMean": 1}.get(node.op_type)  # of the axes among its inputs
+    if place is None:
+        return option(node, "axis", 0 if node.op_type in ("Gather", "Split") else -1)
+    axes = [*node.input, *[""] * place][place]
+    older = [attribute.ints for attribute in node.attribute if attribute.name == "axes" and len(attribute.ints) == 1]
+    return older[0][0] if older else value_of(axes, constants)
 
 
 def picks_first(node, constants: dict) -> bool:
-    options = {attribute.name: attribute.i for attribute in node.attribute}
-    return node.op_type == "Gather" and options.get("axis", 0) == 1 and value_of(node.input[1], constants) == 0
+    return node.op_type == "Gather" and axis_of(node, constants) == 1 and value_of(node.input[1], constants) == 0
 
 
 def asks_for_channels(node, readers: dict, constants: dict) -> bool:

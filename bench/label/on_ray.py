@@ -21,6 +21,7 @@ from bench.label.stretches import Stretch
 from bench.machine import cpu_cores
 from bench.processes import error_summary
 from bench.storage import Location
+from bench.variants import Device
 from utils import ROOT, RunError, UserError, clean, first_line
 
 CODE = "bench", "runtimes", "utils.py"  # that the other machines need
@@ -102,20 +103,30 @@ def on_a_node(function: Callable, *arguments):
         raise error.cause from error
 
 
-def label_on_ray(stretches: list[Stretch], job: RayJob, workers: int | None) -> Iterator[Part]:
-    """Labels what is missing of stretches, of which each actor reads one at a time; yields each part.
+def count_actors(device: Device, workers: int | None) -> int:
+    """Returns how many actors label, each with a GPU or as many CPUs as it has threads: `workers`, or all that fit.
 
-    `workers`: actors, each with a GPU or as many CPUs as it has threads; without a number as many as there is room for.
-    Raises UserError if the cluster has no room, RunError if something fails on the way.
+    Raises UserError if the cluster has no room for them.
     """
     import ray
 
-    gpu, threads = job.spec.device.gpu is not None, job.spec.device.threads
+    gpu, threads = device.gpu is not None, device.threads
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(int(node.get("GPU", 0) if gpu else node.get("CPU", 0) // threads) for node in alive)
     if room < (workers or 1):
         each = "a GPU" if gpu else f"{threads} CPUs"
         raise UserError(f"the cluster has room for {room} workers with {each} each, {workers or 1} are asked for")
+    return workers or room
+
+
+def label_on_ray(stretches: list[Stretch], job: RayJob, actors: int) -> Iterator[Part]:
+    """Labels what is missing of stretches, of which each actor reads one at a time; yields each part.
+
+    Raises RunError if something fails on the way.
+    """
+    import ray
+
+    gpu, threads = job.spec.device.gpu is not None, job.spec.device.threads
     again = {"max_restarts": N_TRIES - 1, "max_task_retries": N_TRIES - 1}
     actor = ray.remote(Actor).options(**again, **({"num_gpus": 1} if gpu else {"num_cpus": threads}))
     files, waiting, running = ray.put(read_files(job.spec)), deque(stretches), {}
@@ -129,7 +140,7 @@ def label_on_ray(stretches: list[Stretch], job: RayJob, workers: int | None) -> 
             go_on(actor, stretch, parts_there(stretch, job.there)[1])
 
     try:
-        for _ in range(min(workers or room, len(stretches))):
+        for _ in range(min(actors, len(stretches))):
             begin(actor.remote(job, files))
         while running:
             [ready], _ = ray.wait([*running])

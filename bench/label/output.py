@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from xxhash import xxh3_64
 
 from bench.label.rows import BAD_ROWS, Counts, OutputSpec
 from bench.label.stretches import PartRows, Stretch, part_name
@@ -18,26 +20,26 @@ from bench.storage import AT_ONCE, Location, saving
 from utils import RunError, UserError, first_line, say
 
 PART = re.compile(r"part-[\d-]+\.parquet")
-COUNTS, LAST = b"classify_texts", b"last of its stretch"  # keys in a part's metadata
+COUNTS, LAST, JOB = b"classify_texts", b"last of its stretch", b"job"  # keys in a part's metadata
 BAD_FILE = "_bad_rows.jsonl"
 RECEIPT_FILE = "_receipt.json"
 JOB_FILE = "_job.json"  # what the parts are made of; pandas and Spark pass over names with an underscore
 LOCK_FILE = "_lock"
-FEW_BAD = 3  # bad rows of a part, which stop no run even where the part has hardly any others
+END_BYTES = 2**16  # of a Parquet file, in which its metadata mostly fits
 OURS = re.compile(r"_lock.*|_job\.json|_receipt.*\.json|_bad_rows.*\.jsonl|\..*\.tmp|" + PART.pattern)
 
 
 @dataclass(frozen=True)
 class Footer:
-    """What a part says of itself: its rows, the names of its columns, its Counts, and whether it ends its stretch.
+    """What a part says of itself: its rows, its Counts, whether it ends its stretch, and the digest of its job.
 
     bad: what is known of its bad rows: `row`, `reason`, and perhaps `file` and `line`.
     """
 
     rows: int
-    columns: list[str]
     counts: Counts
     last: bool
+    job: str
     bad: list[dict]
 
 
@@ -46,25 +48,41 @@ def part_files(folder: Location) -> list[Location]:
 
 
 def read_footer(part: Location) -> Footer | None:
-    """Reads what a part says of itself; None for one that is damaged, or that no run of this version made."""
+    """Reads what a part says of itself; None for one that is damaged, or that no run of this version made.
+
+    Raises OSError where it can't be read.
+    """
+    with part.open_anywhere() as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - END_BYTES, 0))
+        length = int.from_bytes(file.read()[-8:-4], "little")  # of the metadata, which ends there
+        file.seek(max(size - length - END_BYTES, 0))
+        end = file.read()
     try:
-        with part.open_anywhere() as file:
-            parquet = pq.ParquetFile(file)
-            schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-    except (OSError, pa.ArrowException):
-        return None
-    try:
-        found = {key: json.loads((schema.metadata or {}).get(key, b"null")) for key in (COUNTS, LAST, BAD_ROWS)}
-        return Footer(rows, schema.names, Counts(**found[COUNTS]), bool(found[LAST]), found[BAD_ROWS] or [])
-    except (ValueError, TypeError):
+        parquet = pq.ParquetFile(pa.BufferReader(end))
+        metadata = parquet.schema_arrow.metadata or {}
+        found = {key: json.loads(metadata.get(key, b"null")) for key in (COUNTS, LAST, JOB, BAD_ROWS)}
+        counts = Counts(**found[COUNTS])
+        return Footer(parquet.metadata.num_rows, counts, bool(found[LAST]), str(found[JOB]), found[BAD_ROWS] or [])
+    except (OSError, pa.ArrowException, ValueError, TypeError):
         return None
 
 
-def read_footers(folder: Location) -> dict[str, Footer]:
-    """Reads what the parts in a folder say of themselves, by name; damaged ones are left out."""
-    parts = part_files(folder)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        footers = pool.map(read_footer, parts)
+def read_footers(folder: Location, job: str) -> dict[str, Footer]:
+    """Reads what the parts in a folder say of themselves, by name; damaged ones are left out.
+
+    Raises UserError for parts of another job than the one of this digest: two runs that began together in a bucket,
+    which has no locks, may have planned otherwise. Raises RunError where they can't be read.
+    """
+    try:
+        parts = part_files(folder)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            footers = list(pool.map(read_footer, parts))
+    except OSError as error:
+        raise RunError(f"{folder} can't be read: {first_line(error)}") from error
+    for part, footer in zip(parts, footers, strict=True):
+        if footer and footer.job != job:
+            raise UserError(f"{part} was made otherwise, by a run with other options: --overwrite starts anew")
     return {part.name: footer for part, footer in zip(parts, footers, strict=True) if footer}
 
 
@@ -84,24 +102,31 @@ def parts_there(stretch: Stretch, footers: dict[str, Footer]) -> tuple[list[str]
     return names, done, False
 
 
+def parts_of(stretches: list[Stretch], footers: dict[str, Footer]) -> dict[str, Footer]:
+    """Returns the parts of some stretches alone, as far as each is there without a gap."""
+    return {name: footers[name] for stretch in stretches for name in parts_there(stretch, footers)[0]}
+
+
 def check_complete(folder: Location, stretches: list[Stretch], footers: dict[str, Footer]) -> None:
-    """Raises UserError where the parts in a folder are not exactly those of the stretches, or have no row at all."""
-    expected = set()
+    """Raises UserError where a part of the stretches is missing, or not whole."""
     for stretch in stretches:
-        names, done, complete = parts_there(stretch, footers)
+        _, done, complete = parts_there(stretch, footers)
         if not complete:
             missing = folder / part_name(stretch.file, stretch.first + done)
-            raise UserError(f"{missing} is not there, or not whole: the same command without --shard makes it")
-        expected |= set(names)
-    if others := [file for file in part_files(folder) if file.name not in expected]:
+            raise UserError(f"{missing} is not there, or not whole: the same command, without --shard, makes it")
+
+
+def check_nothing_else(folder: Location, own: dict[str, Footer]) -> None:
+    """Raises UserError where a folder holds other parts than the run's own, or these have no row at all."""
+    if others := [file for file in part_files(folder) if file.name not in own]:
         raise UserError(f"{others[0]} is behind the last row of its file: it is not of this run")
-    if not sum(footers[name].rows for name in expected):
+    if not sum(footer.rows for footer in own.values()):
         raise UserError("the input has no rows")
 
 
-def write_part(folder: Location, part: PartRows, labelled: pa.Table, counts: Counts) -> None:
-    """Writes a part; in the file's metadata are its counts, and whether it is the last of its stretch."""
-    metadata = {COUNTS: json.dumps(asdict(counts)).encode(), LAST: json.dumps(part.last).encode()}
+def write_part(folder: Location, part: PartRows, labelled: pa.Table, counts: Counts, job: str) -> None:
+    """Writes a part; in the file's metadata are its counts, its job, and whether it is the last of its stretch."""
+    metadata = {COUNTS: json.dumps(asdict(counts)), LAST: json.dumps(part.last), JOB: json.dumps(job)}
     metadata |= labelled.schema.metadata or {}
     with saving(folder), (folder / part.name).new_file() as file:
         write_rows(labelled.replace_schema_metadata(metadata), file)
@@ -136,28 +161,17 @@ def write_bad_rows(folder: Location, footers: dict[str, Footer], shard: str = ""
         file.write("".join(lines).encode())
 
 
-def stop_at_bad_rows(folder: Location, parts: list[Counts], strict: bool) -> None:
-    """Raises RunError, with the first bad row in the folder, where one of the parts has too many.
-
-    That is any if `strict`, else more than half of the rows and more than FEW_BAD.
-    """
-    if not any(one.bad > (0 if strict else max(FEW_BAD, one.rows / 2)) for one in parts):
-        return
-    why = "--strict" if strict else "so is more than half of a part"
-    footers = read_footers(folder)
-    write_bad_rows(folder, footers)
-    name = next(name for name in sorted(footers) if footers[name].bad)
-    first = footers[name].bad[0]
-    place = f"{first['file']}, line {first['line']}" if "file" in first else f"{name}, row {first['row']}"
-    raise RunError(f"{place}: {first['reason']} ({why}); {BAD_FILE} names all")
-
-
 # -------------------------------------------------------------------------------------------------------- the job
 
 
 def read_job(folder: Location) -> dict:
     """Returns the job of the parts in a folder; nothing where it is not known."""
     return read_object(folder / JOB_FILE)
+
+
+def job_digest(job: dict) -> str:
+    """Returns 16 hexadecimal digits for a job, which each of its parts has in its metadata."""
+    return xxh3_64(json.dumps(job, sort_keys=True).encode()).hexdigest()
 
 
 def read_object(file: Location) -> dict:

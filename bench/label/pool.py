@@ -78,7 +78,7 @@ class LabelPool:
     def write(self, part: PartRows, answers: Answers, output: OutputSpec) -> Part:
         """Writes a labelled part."""
         labelled, counts = label_table(part.table, answers, output)
-        write_part(self.folder, part, labelled, counts)
+        write_part(self.folder, part, labelled, counts, output.job)
         sample = pick_sample(part.name, part.table, output.text_column, self.specs[0].model)
         return Part(part.file, part.first, part.last, counts, sample)
 

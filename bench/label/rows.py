@@ -23,7 +23,8 @@ class OutputSpec:
     written: those that get a column; top_label: whether the best of all is written instead; half: whether scores are
     float16; min_score: below which a score is null, None for never; prefix: what the names of the new columns begin
     with; rows: of a part; limit: of the rows in all, None for no limit; long: what becomes of texts that are longer
-    than the model takes, one of LONG; token_count: whether each text's number of tokens is written, too.
+    than the model takes, one of LONG; token_count: whether each text's number of tokens is written, too; job: the
+    digest of the job that they are of.
     """
 
     schema: pa.Schema
@@ -39,6 +40,7 @@ class OutputSpec:
     limit: int | None
     long: str = "cut"
     token_count: bool = False
+    job: str = ""
 
     @property
     def scored(self) -> list[str]:

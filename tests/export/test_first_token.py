@@ -1,4 +1,4 @@
-"""ONNX graphs whose last layer runs for the first token alone: the same answers, and only where nothing else is read."""
+"""ONNX graphs whose last layer runs for the first token alone: the same answers, where nothing else is read."""
 
 import numpy as np
 import onnx

@@ -7,11 +7,12 @@ import pytest
 from bench.inputs.model import Model
 from bench.inputs.reference import Reference
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
+from bench.label.comparison import Comparison
 from bench.label.output import read_footers, write_part
-from bench.label.receipt import Checker, Comparison, read_receipt
+from bench.label.receipt import Checker, read_receipt
 from bench.label.rows import Answers, Counts, OutputSpec, label_table
 from bench.label.sample import FIRST_ROWS, LATER_ROWS, MOST_ROWS, Sample, add_sample, pick_sample
-from bench.label.stretches import PartRows
+from bench.label.stretches import PartRows, Stretch
 from bench.storage import locate
 from utils import RunError
 
@@ -47,7 +48,7 @@ def compare(model, table, answers, folder, top_label=False, precision="bf16") ->
     output = spec(model, top_label)
     labelled, counts = label_table(table, Answers(answers, np.ones(len(answers), int)), output)
     part = PartRows(0, 0, table, last=True)
-    write_part(locate(folder), part, labelled, counts)
+    write_part(locate(folder), part, labelled, counts, job="")
     comparison = Comparison(model, precision, output, locate(folder), gpu=None)
     comparison.look([pick_sample(part.name, table, "body", model)])
     return comparison
@@ -109,9 +110,9 @@ def test_fp32_that_is_further_off_than_rounding_is_wrong_whatever_it_decides(mod
 
 def test_a_receipt_says_what_was_labelled_and_how_right_it_is(model, table, answers, tmp_path, capsys):
     found = compare(model, table, answers, tmp_path)
-    footers = read_footers(locate(tmp_path))
+    footers = read_footers(locate(tmp_path), job="")
     assert [footer.counts for footer in footers.values()] == [Counts(rows=104, texts=102, removed=1)]
-    Checker(found, {"variant": "torch-bf16"}).finish([], footers)
+    Checker(found, {"variant": "torch-bf16"}, [Stretch(0, table=None)]).finish([])
     receipt = read_receipt(locate(tmp_path))
     assert receipt["rows"] == 104 and receipt["rows_without_text"] == 2 and receipt["variant"] == "torch-bf16"
     assert (receipt["rows_compared"], receipt["flips"], receipt["verdict"]) == (FIRST_ROWS, 0, UNPROVEN)
@@ -123,11 +124,11 @@ def test_the_first_part_that_is_wrong_stops_the_run_with_its_receipt(model, tabl
     found = compare(model, table, np.ascontiguousarray(1 - answers), tmp_path)
     sample = pick_sample(PartRows(0, 0, table, last=True).name, table, "body", model)
     with pytest.raises(RunError, match=r"NOT WITHIN TOLERANCE.*--no-check goes on"):
-        Checker(found, {}).add(sample)
+        Checker(found, {}, []).add(Counts(rows=104), sample)
     assert read_receipt(locate(tmp_path))["verdict"] == NOT_WITHIN
-    checker = Checker(found, {}, stops=False)
-    checker.add(Sample("part", [], []))
+    checker = Checker(found, {}, [], stops=False)
+    checker.add(Counts(), Sample("part", [], []))
     assert checker.later is None, "a part without texts is not the first that can be compared"
-    checker.add(sample)
-    checker.add(sample)
+    checker.add(Counts(rows=104), sample)
+    checker.add(Counts(rows=104), sample)
     assert [len(later.rows) for later in checker.later] == [LATER_ROWS]

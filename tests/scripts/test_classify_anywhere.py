@@ -204,7 +204,23 @@ def test_a_shard_that_begins_later_does_not_wait_for_the_first(label, months, tm
     assert code == 0 and f"{3 * ROWS} rows in all" in err
 
 
+def test_shards_that_planned_otherwise_are_told_apart(label, tmp_path):
+    assert label("--shard", "1/2")[0] == 0
+    file = tmp_path / "out" / "_job.json"
+    job = json.loads(file.read_text())  # in a bucket, without locks, another shard may write its own plan over it
+    job["plan"]["threads"] = job["options"]["threads"] = 2
+    file.write_text(json.dumps(job))
+    for options in (["--shard", "2/2"], [], ["--check-only"]):
+        code, err = label(*options, "--threads", "2")
+        assert code == 2 and "part-000000-0000000000.parquet was made otherwise" in err.splitlines()[-1], err
+
+
 def test_what_stops_a_run_stops_the_next_one_too(label, months, tmp_path):
+    for shard in ("--shard=1/2", "--shard=1/2", "--shard=1/1"):
+        code, err = label("--strict", shard)
+        own = f"_bad_rows{shard.removeprefix('--shard=').replace('/', '-of-').join(['-', ''])}.jsonl"
+        assert code == 1 and "line 31: " in err.splitlines()[-1] and err.endswith(f"; {own} names all\n"), err
+        assert (tmp_path / "out" / own).is_file() and not (tmp_path / "out" / "_bad_rows.jsonl").exists()
     for _ in range(2):
         code, err = label("--strict")
         assert code == 1 and "line 31: " in err.splitlines()[-1], err
