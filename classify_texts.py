@@ -33,7 +33,6 @@ Exit code: 0, 1 if something failed on the way or rows are wrong, 2 for wrong us
 """
 
 import contextlib
-import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -48,12 +47,13 @@ from bench.inputs.random_model import RANDOM_MODEL
 from bench.inputs.readers import Table, common_schema, find_files, open_table, say_left_out
 from bench.inputs.resolve import open_model
 from bench.judge import NOT_WITHIN
-from bench.label import on_ray, output
+from bench.label import on_ray
 from bench.label.comparison import Comparison
 from bench.label.estimate import say_estimate
+from bench.label.job import check_ours, job_digest, locked, prepare_output, read_job
+from bench.label.missing import label_missing
 from bench.label.plan import LabelPlan, find_plan, plan_options, read_plan, worker_specs
 from bench.label.pool import LabelPool
-from bench.label.progress import Progress
 from bench.label.receipt import Checker, read_receipt
 from bench.label.rows import LONG, Counts, OutputSpec
 from bench.label.sample import read_samples
@@ -63,8 +63,9 @@ from bench.processes import helper_process
 from bench.provenance import project_commit, versions
 from bench.storage import AT_ONCE, locate
 from runtimes import VARIANTS
-from utils import CACHE, Parser, RunError, UserError, int_from, list_of, run, say
+from utils import CACHE, Parser, RunError, UserError, int_from, list_of, run, say, time_words
 
+LONG_PART = 1800  # seconds
 OF_A_RUN = "workers", "threads", "export", "texts_of_this_run", "seconds", "messages/s", "waiting"  # a receipt's alone
 
 
@@ -175,15 +176,19 @@ def prepare(
     job |= {"csv": [args.delimiter, args.encoding], "plan": asdict(plan), "export": specs[0].export_id}
     job |= asdict(spec) | {"schema": str(spec.schema)}
     job["versions"] = versions("tokenizers", "transformers", *variant.packages)
-    output.prepare_output(args.output, job, args.overwrite, alone=not args.shard)
+    prepare_output(args.output, job, args.overwrite, alone=not args.shard)
     receipt = read_receipt(args.output, shard_name(args))
     if receipt.get("verdict") == NOT_WITHIN and not args.no_check:
         words = f"{args.output}: its rows are {NOT_WITHIN}: {receipt['reason']}"
         raise RunError(f"{words}; --no-check goes on, --overwrite starts anew")
     say(f"labelling by {plan}; {origin}")
+    if plan.speed and spec.rows / plan.speed > LONG_PART:
+        part = f"a part of {spec.rows:,} rows takes about {time_words(spec.rows / plan.speed)}"
+        say(f"{part}, which is lost where a run is interrupted: --rows-per-file makes smaller ones")
     about = {"variant": plan.variant, "workers": workers, "threads": plan.threads, "batches": str(plan.batching)}
-    about |= {"export": origin, "export_id": specs[0].export_id, "versions": job["versions"]} | about_now(model)
-    spec = replace(spec, job=output.job_digest(job))
+    about |= {"export": origin, "export_id": specs[0].export_id, "versions": job["versions"]}
+    about |= about_now(args, model, stretches)
+    spec = replace(spec, job=job_digest(job))
     comparison = Comparison(model, variant.precision, spec, args.output, None if args.ray else gpu)
     number, count = args.shard or (1, 1)
     stops = {"stops": not args.no_check, "strict": args.strict, "shard": shard_name(args)}
@@ -192,45 +197,17 @@ def prepare(
 
 
 def label_all(args: Namespace, pool: LabelPool, checker: Checker) -> None:
-    """Writes the parts that are missing of a checker's stretches, has them checked, and says how fast.
-
-    Raises UserError for an input that can't be read, and RunError if the workers fail twice over a part or if its rows
-    are wrong.
-    """
+    """Labels what is missing, says how fast, and has the whole checked. Raises as label_missing."""
+    made, seconds = label_missing(pool, checker, bool(args.ray))
     stretches, spec, folder = checker.stretches, checker.comparison.output, pool.folder
-    there = output.whole_parts(output.read_footers(folder, spec.job), spec)
-    before = [(stretch, *output.parts_there(stretch, there)[1:]) for stretch in stretches]
-    missing = [(stretch, rows) for stretch, rows, complete in before if not complete]
-    done = already = sum(rows for _, rows, _ in before)
-    total = done + sum(max(stretch.estimate_rows() - rows, 0) for stretch, rows in missing)
-    made, start = Counts(), time.monotonic()
-    checker.stop_at_bad_rows([footer.counts for footer in output.parts_of(stretches, there).values()])
-
-    with pool, Progress(total, done) as progress:
-
-        def show(texts: list[int | None]) -> None:
-            progress.show(already + pool.answered + sum(filter(None, texts)))
-
-        if args.ray:
-            job = on_ray.RayJob(pool.specs[0], pool.batching, spec, folder, there)
-            labelled = on_ray.label_on_ray([stretch for stretch, _ in missing], job, checker.about["workers"])
-        else:
-            parts = (part for stretch, rows in missing for part in stretch.read(spec, rows, there))
-            labelled = pool.label_parts(parts, spec, show)
-        for part in labelled:
-            made, done = made + part.counts, done + part.counts.rows
-            progress.show(max(done, already + pool.answered))
-            checker.add(part.counts, part.sample)
-        progress.bar.total = done
-    seconds = time.monotonic() - start - pool.loading - checker.comparison.seconds
     in_all = sum(footer.rows for footer in checker.check_complete().values())
     if made.rows:
         checker.about |= say_speed(made, seconds, in_all, pool.busy)
     else:
         say(f"all {in_all:,} rows are labelled already" if stretches else "there are more shards than files to share")
     receipt, model = read_receipt(folder, checker.shard), checker.comparison.model
-    of_these_rows = (receipt.get("rows"), receipt.get("decisions_are")) == (in_all, model.rule.words)
-    if made.rows and (args.shard or not there):
+    of_these_rows = (receipt.get("rows"), receipt.get("decisions_are")) == (in_all, checker.comparison.decision_words)
+    if made.rows and (args.shard or made.rows == in_all):
         checker.finish(checker.later)
     elif not args.shard and (made.rows or not of_these_rows):  # it is an earlier run's, or there is none
         check_folder(args, model, stretches, spec, run=checker.about)
@@ -260,9 +237,7 @@ def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: 
     `run`: what the receipt says of a run, if there was one now. Raises UserError where the folder's parts are not those
     of the input or of the model, RunError where rows are wrong.
     """
-    job = output.read_job(args.output)
-    if not run and not job:
-        raise UserError(f"--check-only: {args.output} holds no parts")
+    job = read_job(args.output)
     if not run and job.get("model") != model.weights_id:
         raise UserError(f"--check-only: {args.output} was labelled with other weights than those of {model.id}")
     if not run and job.get("input") != digest_input(stretches):
@@ -276,14 +251,15 @@ def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: 
     made |= {"variant": plan.variant if plan else "", "batches": str(plan.batching) if plan else ""}
     before = {name: value for name, value in (read_receipt(args.output) | run).items() if name in OF_A_RUN}
     precision = VARIANTS[plan.variant].precision if plan else ""
-    comparison = Comparison(model, precision, replace(spec, job=output.job_digest(job)), args.output, gpu)
-    checker = Checker(comparison, before | made | about_now(model), stretches, stops=not args.no_check)
+    comparison = Comparison(model, precision, replace(spec, job=job_digest(job)), args.output, gpu)
+    checker = Checker(comparison, before | made | about_now(args, model, stretches), stretches, stops=not args.no_check)
     checker.finish(read_samples(stretches, checker.check_complete(), spec, model))
 
 
-def about_now(model: Model) -> dict:
-    """Returns what a receipt says of the model, and of where and when rows are compared."""
-    about = {"model": model.id, "weights_id": model.weights_id, "decisions_are": model.rule.words}
+def about_now(args: Namespace, model: Model, stretches: list[Stretch]) -> dict:
+    """Returns what a receipt says of the model and the input, and of where and when rows are compared."""
+    about = {"model": model.id, "weights_id": model.weights_id, "input": str(locate(args.input)), "column": args.column}
+    about["files"] = {f"{one.file:06}": str(one.table.file) for one in stretches}  # by the number in a part's name
     about |= {"commit": project_commit(), "machine": describe_device(None).name}
     return about | {"date": datetime.now(UTC).strftime("%Y-%m-%d")}
 
@@ -305,7 +281,9 @@ def open_job(args: Namespace, call: Callable) -> tuple[Model, list[Stretch], Out
         tables = list(pool.map(lambda file: open_table(file, csv, place), files))
     say_left_out(tables)
     spec = output_spec(args, model, tables)
-    if args.check_only and (job := output.read_job(args.output)):
+    if args.check_only:
+        if not (job := read_job(args.output)):
+            raise UserError(f"--check-only: {args.output} holds no parts")
         spec = replace(spec, rows=job.get("rows", spec.rows), limit=job.get("limit"))
     return model, cut_stretches(tables, spec), spec
 
@@ -319,17 +297,18 @@ def main() -> int:
         call = helper.enter_context(helper_process())
         model, stretches, spec = open_job(args, call)
         if args.dry_run:
-            say_estimate(stretches, spec, find_plan(args, model, stretches, call))
+            say_estimate(stretches, spec, find_plan(args, model, stretches, call), args.model_id)
             return 0
+        check_ours(args.output)
         with contextlib.ExitStack() as held:
-            held.enter_context(output.locked(args.output, shared=bool(args.shard)))
+            held.enter_context(locked(args.output, shared=bool(args.shard)))
             if args.shard:
-                held.enter_context(output.locked(args.output, f"_lock{shard_name(args)}"))
+                held.enter_context(locked(args.output, f"_lock{shard_name(args)}"))
             if args.check_only:
                 helper.close()
                 check_folder(args, model, stretches, spec, run={})
                 return 0
-            with output.locked(args.output, "_lock-plan", wait=True):  # all shards plan as the first
+            with locked(args.output, "_lock-plan", wait=True):  # all shards plan as the first
                 plan = find_plan(args, model, stretches, call)
                 helper.close()
                 pool, checker = prepare(args, model, stretches, spec, plan)

@@ -19,6 +19,7 @@ Exit code: 0, 1 if the check or the upload failed, 2 for wrong usage or input, 1
 """
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -41,7 +42,7 @@ from bench.inputs.datasets import Dataset, load_dataset
 from bench.inputs.model import WEIGHTS, Model
 from bench.inputs.random_model import RANDOM_MODEL
 from bench.inputs.resolve import resolve_model
-from bench.judge import NOT_WITHIN, TOLERANCE
+from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, decisions_needed
 from bench.machine import cpu_cores, describe_device, process_count
 from bench.processes import run_in_subprocess
 from bench.provenance import project_commit, versions
@@ -229,6 +230,24 @@ def print_report(report: dict) -> None:
         print("\na CPU computes this file in FP32 between casts: FP16 arithmetic was not exercised")
 
 
+def say_larger_check(args: Namespace, report: dict, texts: int) -> None:
+    """Says which command checks as many texts as will tell, of the dataset's `texts`."""
+    needed = decisions_needed(report["changed"], report["decisions"], args.tolerance)
+    if not needed:
+        return
+    limit = math.ceil(report["texts"] * needed / report["decisions"])
+    if limit > texts:
+        say(f"more texts: about {limit:,} would tell, {report['dataset']} has {texts:,}; --dataset names another file")
+        return
+    words = ["python", "export_onnx.py", args.model_id, "--check-only", "--limit", limit]
+    usual = {"precision": "fp16", "save_dir": None, "device": None, "dataset": "normal", "column": "body"}
+    usual |= {"threshold": None, "tolerance": TOLERANCE}
+    for name, value in usual.items():
+        if getattr(args, name) != value:
+            words += [f"--{name.replace('_', '-')}", getattr(args, name)]
+    say(f"more texts: {shlex.join(map(str, words))}")
+
+
 def main() -> int:
     args = parse_arguments()
     check_writable(CACHE)
@@ -260,6 +279,8 @@ def main() -> int:
     print(f"\n{target}: {report['verdict']}, {report['reason']}", flush=True)
     if report["verdict"] == NOT_WITHIN:
         return 1
+    if report["verdict"] == UNPROVEN:
+        say_larger_check(args, report, len(dataset.all_texts))
     if api and (args.upload or wants_upload(repo)):
         report |= {"repo": repo} if args.excerpts else {"repo": repo, "worst": []}
         write_card(target, model.folder, report)  # its example loads the repository, not the folder

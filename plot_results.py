@@ -30,7 +30,16 @@ from bench.naming import file_name, slug
 from bench.report import figures
 from bench.report.figures import device_title
 from bench.report.judged import judge_variants
-from bench.report.readmes import headline_block, headlines, model_names, provenance_block, results_block, with_block
+from bench.report.readmes import (
+    VERDICT,
+    headline_block,
+    headlines,
+    model_names,
+    provenance_block,
+    results_block,
+    verdict_block,
+    with_block,
+)
 from bench.report.rows import fastest_per, latest_per_cell, read_results
 from utils import Parser, RunError, UserError, first_line, list_of, run, say
 
@@ -215,6 +224,8 @@ def main() -> int:
             blocks[results_readme] = f"{results_block(rows, charts, results_dir)}\n\n{provenance_block(rows)}"
         old = {file: file.read_text(encoding="utf-8") for file in blocks}
         new = {file: with_block(old[file], block) for file, block in blocks.items()}
+        if VERDICT[0] in old.get(readme, ""):
+            new[readme] = with_block(new[readme], verdict_block(rows), VERDICT)
         changed = [file for file in new if new[file] != old[file]]
         if args.check:
             stale = out_of_date(charts, args.format) + changed

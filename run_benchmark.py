@@ -57,7 +57,7 @@ from bench.report.table import HEADER, table_line
 from bench.report.verdict import verdict
 from bench.variants import Device
 from runtimes import VARIANTS
-from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say, step
+from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say, step, time_words
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 QUICK = {"min_time": 0.0, "check_time": 15.0}  # and what the device asks for, see LOOK
@@ -213,10 +213,6 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Re
                 say(f"not saved in {args.results_dir}, so copy it from here:\n{lines.rstrip()}")
 
 
-def time_words(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
 def next_commands(args: Namespace) -> tuple[str, str]:
     """Returns the commands that may follow a run, for verdict(): one that checks more texts, and the next step.
 
@@ -264,7 +260,7 @@ def main() -> int:
         for line in dataset.notes:
             note(line)
         peaks = find_peaks(variants, device, call)
-        if args.quick and not args.limit:
+        if args.quick:
             texts = look_size(call(flops_of_a_text, model, dataset.texts), peaks["fp32"])
             dataset = dataset.limited(max(texts, *args.batches))
         same, before = columns_of_run(model, dataset, info, args.threads), rows.completed_rows([])[0]

@@ -11,7 +11,8 @@ import signal
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
 from itertools import accumulate
 from pathlib import Path
 from typing import NoReturn
@@ -45,7 +46,8 @@ class Parser(ArgumentParser):
         args, unknown = self.parse_known_args(*arguments)
         if unknown:
             names = [word.split("=")[0] for word in unknown if word.startswith("-")] or ["a word too many"]
-            self.error(f"unrecognized arguments: {' '.join(names)}")
+            near = nearest(names[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(names)}" + f"; did you mean {near}?" * bool(near))
         return args
 
     def error(self, message: str) -> None:
@@ -69,6 +71,12 @@ def list_of(parse: Callable) -> Callable[[str], list]:
     return lambda text: list(dict.fromkeys(parse(item) for item in text.split(",")))
 
 
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Returns which of some names was probably meant; None if none is like it."""
+    known = {other.lower(): other for other in names}
+    return next((known[like] for like in get_close_matches(name.lower(), known, n=1, cutoff=0.75)), None)
+
+
 def say(line: str = "") -> None:
     """Prints a line on standard error."""
     print(line, file=sys.stderr, flush=True)
@@ -81,6 +89,13 @@ def step(what: str) -> Iterator[None]:
     say(what)
     yield
     say(f"           {time.monotonic() - start:.0f} s")
+
+
+def time_words(seconds: float) -> str:
+    """Says how long something takes, in seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
 
 
 def clean(text: str) -> str:

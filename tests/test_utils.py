@@ -35,6 +35,7 @@ def test_a_terminal_that_can_not_show_a_text_does_not_end_the_script(monkeypatch
 
 
 def test_an_unknown_option_is_named_without_its_value(call):
+    assert "unrecognized arguments: --limt; did you mean --limit?" in call(export_onnx, "model", "--limt=5")[2]
     for secret in (["--hf_token", "SECRET"], ["--hf_token=SECRET"], ["SECRET"]):
         code, out, err = call(export_onnx, "model", *secret)
         assert (code, out) == (2, "") and "unrecognized arguments: " in err and "SECRET" not in err

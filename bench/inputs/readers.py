@@ -16,7 +16,7 @@ from bench.inputs.blocks import Rows
 from bench.inputs.format_csv import Csv
 from bench.inputs.format_json_lines import LEFT_OUT
 from bench.storage import Location, check_no_pointer, locate
-from utils import UserError, clean, first_line, say
+from utils import UserError, clean, first_line, nearest, say
 
 # how a file's name ends: what reads it, which has
 # read_schema(file) -> names and types of the columns;
@@ -28,6 +28,7 @@ CSV = ".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst"
 FORMATS = dict.fromkeys(CSV, Csv) | dict.fromkeys(JSON_LINES, format_json_lines) | {".parquet": format_parquet}
 FORMAT_WORDS = "CSV or TSV (.csv, .tsv), JSON Lines (.jsonl, .ndjson), both also as .gz or .zst, and Parquet (.parquet)"
 COMMAS = Csv()
+SEPARATORS = {";": "';'", "|": "'|'", "\t": "tab"}  # of files that call themselves CSV -> how --delimiter names them
 BAD = "classify_texts: bad row"  # the column that says why a row can't be read, see read_all
 TEXT_TYPES = ("string", "large_string", "string_view", "null")
 
@@ -71,13 +72,21 @@ class Table:
         with reading(self.file):
             return self.format.row_groups(self.file)
 
-    def field(self, name: str) -> pa.Field:
-        """Returns a column's name and type. Raises UserError if there is none."""
-        if name not in self.schema.names:
-            raise UserError(
-                f"{self.file} has no column {name!r} (see --column); its columns: {', '.join(self.schema.names)}"
-            )
-        return self.schema.field(name).with_nullable(True)
+    def field(self, name: str, option: str = "") -> pa.Field:
+        """Returns a column's name and type. Raises UserError if there is none, with what may have been meant.
+
+        `option`: of the command line, that names another.
+        """
+        names = self.schema.names
+        if name in names:
+            return self.schema.field(name).with_nullable(True)
+        words = f"{self.file} has no column {name!r}{f' ({option} names another)' if option else ''}"
+        words += f"; its columns: {', '.join(names)}"
+        if near := nearest(name, names):
+            words += f". Did you mean {near!r}?"
+        elif len(names) == 1 and (signs := [sign for sign in SEPARATORS if sign in names[0]]):
+            words += f". --delimiter {SEPARATORS[signs[0]]} may tell them apart"
+        raise UserError(words)
 
 
 def open_table(file: Path | Location, csv: Csv = COMMAS, root: Location | None = None) -> Table:
@@ -158,7 +167,13 @@ def common_schema(tables: list[Table], columns: list[str], text_column: str) -> 
 
     Raises UserError if a file lacks one, if two files don't go together, or if the texts' column is not text.
     """
-    schemas = [pa.schema([decoded(table.field(name)) for name in columns]) for table in tables]
+    schemas, first = [], set(tables[0].schema.names)
+    for table in tables:
+        if missing := [name for name in columns if name in first and name not in table.schema.names]:
+            words = f"{table.file} has no column {missing[0]!r}, which {tables[0].file.name} has"
+            raise UserError(words if missing[0] == text_column else f"{words}: --keep-columns names those to copy")
+        options = {text_column: "--column"}
+        schemas.append(pa.schema([decoded(table.field(name, options.get(name, ""))) for name in columns]))
     common = schemas[0]
     for table, own in zip(tables, schemas, strict=True):
         try:

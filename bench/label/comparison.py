@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 
 from bench.inputs.model import Model
 from bench.inputs.reference import PADDING_TOLERANCE, Original
-from bench.judge import NOT_WITHIN, UNPROVEN, alpha_of, is_rounded, judge
+from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN, alpha_of, is_rounded, judge
 from bench.label.output import read_footer
 from bench.label.rows import DEAD, OutputSpec
 from bench.label.sample import Sample
-from bench.parity import DecisionRule
+from bench.parity import DECISIONS, DecisionRule
 from bench.storage import Location
 from utils import RunError
 
@@ -41,6 +41,12 @@ class Comparison:
     no_answer: int = 0
     looks: int = 0
     seconds: float = 0.0
+
+    @property
+    def decision_words(self) -> str:
+        """What counts as a changed decision, in words."""
+        best = self.output.top_label and len(self.output.labels) > 1
+        return DECISIONS["single_label_classification"] if best else self.model.rule.words
 
     def look(self, samples: list[Sample]) -> None:
         """Compares what is written in the parts with what the original says of the texts, and counts it.
@@ -101,7 +107,8 @@ class Comparison:
         of_label_chosen_before = half * self.output.top_label  # while a threshold sees the score as it is written
         rounded = is_rounded(self.precision, self.largest - of_label_chosen_before)
         verdict = judge(self.changed, self.decisions, alpha=alpha_of(self.looks), rounded=rounded)
-        return verdict, words
+        alone = rounded and not self.changed and verdict == WITHIN
+        return verdict, words + ", which is rounding in FP32" * alone
 
 
 def read_answers(folder: Location, sample: Sample, output: OutputSpec) -> tuple[np.ndarray, np.ndarray]:

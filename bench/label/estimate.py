@@ -1,42 +1,55 @@
 """What a job will take, before it runs: rows, hours and gigabytes."""
 
 import io
+import json
+import shlex
 from dataclasses import replace
 
 import numpy as np
 
 from bench.label.output import write_rows
 from bench.label.plan import LabelPlan
-from bench.label.rows import Answers, Counts, OutputSpec, label_table, texts_of
+from bench.label.rows import BAD_ROWS, Answers, Counts, OutputSpec, label_table, texts_of
 from bench.label.stretches import Stretch
-from utils import UserError, say
+from utils import UserError, say, time_words
 
 SAMPLE_ROWS = 10_000  # the first of the job, that stand for all
 
 
-def say_estimate(stretches: list[Stretch], output: OutputSpec, plan: LabelPlan) -> None:
+def say_estimate(stretches: list[Stretch], output: OutputSpec, plan: LabelPlan, model_id: str) -> None:
     """Says how many rows and texts there are, how long they take as planned, and how large the output will be.
 
     Numbers of rows are exact for Parquet, and estimated from the heads of other files. Sizes are those of the first
     rows with scores drawn evenly from 0 to 1: real ones take as much, but where --min-score leaves many out.
     """
     rows, files = sum(stretch.estimate_rows() for stretch in stretches), len({one.file for one in stretches})
-    counts, bytes_of_sample = label_sample(stretches, output)
+    counts, bytes_of_sample, bad = label_sample(stretches, output)
     if not counts.rows:
         raise UserError("the input has no rows")
     texts, size = rows * counts.texts / counts.rows, rows * bytes_of_sample / counts.rows
     say(f"rows       about {rows:,} in {files:,} files, about {texts:,.0f} of them with text")
+    if bad:
+        say(f"bad rows   {counts.bad:,} of the first {counts.rows:,}, such as {bad}")
     say(f"columns    {', '.join([*output.columns, *output.added])}")
-    say(f"output     about {size / 1e9:,.3g} GB, in parts of {output.rows:,} rows")
+    say(f"output     about {size_words(size)}, in parts of {output.rows:,} rows")
     if plan.speed:
-        hours = texts / plan.speed / 3600
-        say(f"time       about {hours:,.2g} h on this machine: {plan.speed:,.1f} messages/s by {plan}")
-    else:
-        say(f"time       not known: nothing was measured of {plan}; run_benchmark.py --quick does")
+        words = f"about {time_words(texts / plan.speed)}, and a minute or two to load and to compare"
+        say(f"time       {words}: {plan.speed:,.1f} messages/s by {plan}")
+        return
+    file, column = (shlex.quote(str(name)) for name in (stretches[0].table.file, output.text_column))
+    say(f"time       not known: nothing was measured of {plan}. This measures it:")
+    command = f"python run_benchmark.py --model all --quick --device {plan.device} --model-id {shlex.quote(model_id)}"
+    say(f"           {command} --dataset {file} --column {column}")
 
 
-def label_sample(stretches: list[Stretch], output: OutputSpec) -> tuple[Counts, int]:
-    """Returns (what is counted of the first rows, the bytes of a part with made-up scores of them)."""
+def size_words(size: float) -> str:
+    """Says how many bytes there are, in GB, MB or kB."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
+    return f"{size / unit:,.3g} {name}"
+
+
+def label_sample(stretches: list[Stretch], output: OutputSpec) -> tuple[Counts, int, str]:
+    """Returns (what is counted of the first rows, the bytes of a part with made-up scores of them, a bad row)."""
     parts = (next(stretch.read(replace(output, rows=SAMPLE_ROWS))) for stretch in stretches)
     table = next((part.table for part in parts if len(part.table)), output.schema.empty_table())
     random, file = np.random.default_rng(0), io.BytesIO()
@@ -45,4 +58,6 @@ def label_sample(stretches: list[Stretch], output: OutputSpec) -> tuple[Counts, 
     answers = Answers(scores, np.array([len(text) for text in texts], int))
     labelled, counts = label_table(table, answers, output)
     write_rows(labelled, file)
-    return counts, file.tell()
+    places = json.loads((labelled.schema.metadata or {}).get(BAD_ROWS, b"[]"))
+    bad = next((f"{one['file']}, line {one['line']}: {one['reason']}" for one in places if "file" in one), "")
+    return counts, file.tell(), bad

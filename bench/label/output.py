@@ -1,32 +1,25 @@
-"""The output folder: parts of labelled rows, and the job that they belong to."""
+"""The output folder: parts of labelled rows, what each says of itself, and its bad rows."""
 
-import contextlib
-import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from xxhash import xxh3_64
 
 from bench.label.rows import BAD_ROWS, Counts, OutputSpec
 from bench.label.stretches import PartRows, Stretch, part_name
 from bench.storage import AT_ONCE, Location, saving
-from utils import RunError, UserError, first_line, say
+from utils import RunError, UserError, first_line
 
 PART = re.compile(r"part-[\d-]+\.parquet")
 COUNTS, LAST, JOB = b"classify_texts", b"last of its stretch", b"job"  # keys in a part's metadata
 BAD_FILE = "_bad_rows.jsonl"
 RECEIPT_FILE = "_receipt.json"
-JOB_FILE = "_job.json"  # what the parts are made of; pandas and Spark pass over names with an underscore
-LOCK_FILE = "_lock"
 END_BYTES = 2**16  # of a Parquet file, in which its metadata mostly fits
-OURS = re.compile(r"_lock.*|_job\.json|_receipt.*\.json|_bad_rows.*\.jsonl|\..*\.tmp|" + PART.pattern)
 
 
 @dataclass(frozen=True)
@@ -147,6 +140,15 @@ def with_shard(name: str, shard: str) -> str:
     return stem + shard + dot + suffix
 
 
+def first_bad(footers: dict[str, Footer]) -> str:
+    """Says where the first bad row of some parts is, and why it is bad; nothing without one."""
+    for name in sorted(footers):
+        for one in footers[name].bad[:1]:
+            place = f"{one['file']}, line {one['line']}" if "file" in one else f"{name}, row {one['row']}"
+            return f"{place}: {one['reason']}"
+    return ""
+
+
 def write_bad_rows(folder: Location, footers: dict[str, Footer], shard: str = "") -> None:
     """Writes BAD_FILE: for each bad row its part, its row there, the file and the line if known, and the reason.
 
@@ -159,83 +161,3 @@ def write_bad_rows(folder: Location, footers: dict[str, Footer], shard: str = ""
         return
     with saving(place), place.new_file() as file:
         file.write("".join(lines).encode())
-
-
-# -------------------------------------------------------------------------------------------------------- the job
-
-
-def read_job(folder: Location) -> dict:
-    """Returns the job of the parts in a folder; nothing where it is not known."""
-    return read_object(folder / JOB_FILE)
-
-
-def job_digest(job: dict) -> str:
-    """Returns 16 hexadecimal digits for a job, which each of its parts has in its metadata."""
-    return xxh3_64(json.dumps(job, sort_keys=True).encode()).hexdigest()
-
-
-def read_object(file: Location) -> dict:
-    """Returns the object in a JSON file; nothing where there is none, or a damaged one."""
-    try:
-        found = json.loads(file.read())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def write_object(file: Location, content: dict) -> None:
-    with saving(file), file.new_file() as opened:
-        opened.write(json.dumps(content, indent=2).encode())
-
-
-def prepare_output(folder: Location, job: dict, overwrite: bool, alone: bool = True) -> None:
-    """Checks the output folder and clears it of what is half-made, to `overwrite` it of all parts.
-
-    Where a run is not `alone`, what is half-made is another's. Raises UserError if the folder holds other things, or
-    parts of another job.
-    """
-    with saving(folder):
-        before, there = read_job(folder), folder.files()
-    done = [file for file in there if PART.fullmatch(file.name)]
-    if foreign := [file.name for file in there if not OURS.fullmatch(file.name)]:
-        raise UserError(f"{folder} holds {foreign[0]}, which is not a part: name another folder")
-    if done and not any(file.name == JOB_FILE for file in there):
-        raise UserError(f"{folder} holds {done[0].name}, which no run of this script made: name another folder")
-    if done and before != job and not overwrite:
-        other = [key for key in job | before if before.get(key) != job.get(key)]
-        raise UserError(f"{folder} holds parts that were made otherwise ({', '.join(other)}); --overwrite starts anew")
-    for file in there:
-        if (alone and file.name.endswith(".tmp")) or (overwrite and file.name not in (JOB_FILE, LOCK_FILE)):
-            file.delete()
-    if before != job:
-        write_object(folder / JOB_FILE, job)
-
-
-@contextlib.contextmanager
-def locked(folder: Location, name: str = LOCK_FILE, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Keeps other runs out of a folder until this one ends or dies; says so where there are no locks.
-
-    `shared` keeps out those that are alone. Raises UserError if another run is in it, unless it is to `wait`. A file is
-    locked, since NFS locks only what is open for writing. In a bucket the file shows only that it can be written.
-    """
-    folder.check_writable()
-    place = folder / name
-    if not folder.local:
-        with saving(place), place.new_file():
-            pass
-        yield
-        return
-    if place.local.exists() and not place.is_file():
-        raise UserError(f"{place} is not a file: name another folder")
-    with place.local.open("ab") as file:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if not wait:
-                raise UserError(f"another run is writing into {folder}") from error
-            say(f"waiting    for another run to begin or to end in {folder}")
-            fcntl.flock(file, kind)
-        except OSError as error:
-            say(f"{folder} can't be locked ({first_line(error)}): see to it that no other run writes into it")
-        yield

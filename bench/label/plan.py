@@ -12,11 +12,12 @@ from bench.export.ensure import ensure_export
 from bench.inputs.batches import Batching
 from bench.inputs.model import Model
 from bench.judge import WITHIN
-from bench.label import on_ray, output
+from bench.label import on_ray
 from bench.label.first_look import Job, head_texts, look, mean_tokens
+from bench.label.job import read_job
 from bench.label.rows import LONG
 from bench.label.stretches import Stretch
-from bench.machine import DeviceInfo, cpu_cores, describe_device
+from bench.machine import BUSY, DeviceInfo, cpu_cores, describe_device
 from bench.measure.cells import batching_of
 from bench.naming import slug
 from bench.processes import run_in_subprocess
@@ -66,15 +67,19 @@ def fastest_valid_row(
     rows = rows[(rows[[*same]] == list(same.values())).all(axis=1)]
     rows = rows[rows["variant"].isin([variant] if variant else VARIANTS)]
     rows = rows[rows["versions"] == rows["variant"].map(lambda name: package_versions(VARIANTS[name]))]
+    others = []
     groups = [group for _, group in rows.groupby(["dataset", "texts", "texts_id"])]
     for group in sorted(groups, key=len, reverse=True):
         of_a_text = (group["tokens/s"] / group["messages/s"]).median()
         if not 1 / ALIKE <= of_a_text / tokens <= ALIKE:
+            others.append(f"{group['dataset'].iloc[0]} of {of_a_text:.0f} tokens a text")
             continue
         ranked = rank(latest_per_cell(group))
         fit = ranked if variant else ranked[ranked["verdict"] == WITHIN]
         if len(fit):
             return fit.iloc[0].to_dict()
+    if others:
+        say(f"measured   only {', '.join(dict.fromkeys(others))}, while these have {tokens:.0f}")
     return None
 
 
@@ -90,6 +95,7 @@ def choose_plan(device: str, measured: dict | None, asked: dict) -> LabelPlan:
         batching = budget_of(measured)
         plan = LabelPlan(device=device, batching=batching, speed=float(measured["messages/s"]), **same)
         words = f"{measured['variant']}, {measured['messages/s']:.1f} messages/s on {measured['dataset']}"
+        words += " while others kept the device busy" * (measured["busy"] > BUSY)
         say(f"measured   {words}, {measured['date'][:10]}: {measured['verdict'].lower()}")
     elif not asked["variant"]:
         say("measured   nothing that fits: FP32 torch, which is right and needs no look")
@@ -141,7 +147,7 @@ def find_plan(args: Namespace, model: Model, stretches: list[Stretch], call: Cal
 
     `call` runs a function in a helper process.
     """
-    before = output.read_job(args.output)
+    before = read_job(args.output)
     same = (before.get("options"), before.get("model")) == (plan_options(args), model.weights_id)
     if same and not args.overwrite and (plan := read_plan(before)):
         return plan  # though by now another may be the fastest in results/

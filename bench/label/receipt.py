@@ -4,18 +4,18 @@ from dataclasses import dataclass
 
 from bench.judge import NOT_WITHIN, UNPROVEN
 from bench.label.comparison import Comparison
+from bench.label.job import read_object, write_object
 from bench.label.output import (
     BAD_FILE,
     RECEIPT_FILE,
     Footer,
     check_complete,
     check_nothing_else,
+    first_bad,
     parts_of,
     read_footers,
-    read_object,
     with_shard,
     write_bad_rows,
-    write_object,
 )
 from bench.label.rows import Counts
 from bench.label.sample import Sample, add_sample
@@ -64,10 +64,7 @@ class Checker:
             return
         why, own = "--strict" if self.strict else "so is more than half of a part", self.own_parts()
         write_bad_rows(self.comparison.folder, own, self.shard)
-        name = next(name for name in sorted(own) if own[name].bad)
-        first = own[name].bad[0]
-        place = f"{first['file']}, line {first['line']}" if "file" in first else f"{name}, row {first['row']}"
-        raise RunError(f"{place}: {first['reason']} ({why}); {with_shard(BAD_FILE, self.shard)} names all")
+        raise RunError(f"{first_bad(own)} ({why}); {with_shard(BAD_FILE, self.shard)} names all")
 
     def add(self, counts: Counts, sample: Sample) -> None:
         """Compares rows of the first part that has texts at once, and keeps those of others for the end.
@@ -89,7 +86,7 @@ class Checker:
         """Compares what is left, writes the receipt, and says it. Raises RunError if rows are wrong."""
         self.comparison.look(samples or [])
         receipt = self.write()
-        say_receipt(receipt, self.comparison.model.max_length, self.shard)
+        say_receipt(receipt, first_bad(self.own_parts()) if receipt["bad_rows"] else "", self.shard)
         if receipt["verdict"] == NOT_WITHIN:
             self.stop()
 
@@ -99,6 +96,8 @@ class Checker:
         write_bad_rows(found.folder, own, self.shard)
         verdict, reason = found.verdict()
         compared = {
+            "max_length": found.model.max_length,
+            "decisions_are": found.decision_words,
             "rows_compared": found.rows,
             "decisions": found.decisions,
             "flips": found.changed,
@@ -131,17 +130,17 @@ def read_receipt(folder: Location, shard: str = "") -> dict:
     return read_object(folder / with_shard(RECEIPT_FILE, shard))
 
 
-def say_receipt(receipt: dict, max_length: int, shard: str) -> None:
-    """Prints what a receipt says of the rows, and of the comparison."""
+def say_receipt(receipt: dict, bad: str, shard: str) -> None:
+    """Prints what a receipt says of the rows, and of the comparison. `bad`: what the first bad row is."""
     removed = f" ({receipt['rows_removed']:,} removed or deleted)" if receipt["rows_removed"] else ""
     say(f"rows       {receipt['rows']:,}, {receipt['rows_without_text']:,} of them without text{removed}")
     if receipt.get("texts_without_answer"):
         say(f"nulls      {receipt['texts_without_answer']:,} texts give no token, or the model no finite number")
     if receipt.get("bad_rows"):
-        words = f"bad rows   {receipt['bad_rows']:,} could not be read or answered"
-        say(f"{words}: {with_shard(BAD_FILE, shard)} says which, and why")
+        say(f"bad rows   {receipt['bad_rows']:,} could not be read or answered, see {with_shard(BAD_FILE, shard)}")
+        say(f"           the first: {bad}")
     if receipt.get("texts_truncated"):
-        long = f"{receipt['texts_truncated']:,} texts are longer than {max_length} tokens"
+        long = f"{receipt['texts_truncated']:,} texts are longer than {receipt['max_length']} tokens"
         lost = f"{receipt['tokens_lost']:,} tokens lost"
         say(f"truncated  {long}: {lost if receipt['tokens_lost'] else 'in windows'}")
     seconds = f"{receipt['rows_compared']} rows with the original, {receipt['seconds_comparing']:.0f} s"

@@ -7,16 +7,18 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bench.inputs.datasets import DATASETS
+from bench.inputs.random_model import RANDOM_MODEL
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.naming import markdown
 from bench.report import figures
 from bench.report.figures import baseline, batching_words, device_name, device_title
-from bench.report.rows import PUBLISHED, fastest_per
+from bench.report.rows import COLUMNS, PUBLISHED, fastest_per
 from bench.report.table import shown, speed
-from bench.report.verdict import flips_words
+from bench.report.verdict import flips_words, verdict
 from utils import UserError
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+RESULTS = "<!-- results:begin -->", "<!-- results:end -->"  # the lines around a block of a README
+VERDICT = "<!-- verdict:begin -->", "<!-- verdict:end -->"
 WORDS = (
     "A message is one text, truncated to what the model takes. messages/s: of the forward passes alone; factor: over "
     "eager FP32 torch at its best in the file's order; end to end: messages/s from the texts themselves, tokenized "
@@ -107,6 +109,20 @@ def headline_block(rows, charts: list, folder: Path) -> str:
     return "\n".join([*lines, "", WRITTEN])
 
 
+def verdict_block(rows) -> str:
+    """Returns what run_benchmark.py says at the end of random-roberta-base, on the CPU that was measured last."""
+    own = rows[(rows["model"] == RANDOM_MODEL) & rows["device"].str.endswith("-cores") & (rows["dataset"] == "normal")]
+    if own.empty:
+        return ""
+    newest = own[own["device"] == own.sort_values("date")["device"].iloc[-1]]
+    lines = verdict(newest[list(COLUMNS)], settle="", following="")
+    end = next(i for i, line in enumerate(lines) if line.startswith(("To check", "Next:", "None of them")))
+    words = f"{device_title(newest.iloc[0])}, {newest['date'].max()[:10]}"
+    return "\n".join(
+        ["```", *lines[1:end], "```", "", f"({words}; written by `python plot_results.py` from the rows.)"]
+    )
+
+
 # ------------------------------------------------------------------------------------------------------ all of them
 
 
@@ -175,10 +191,12 @@ def provenance(rows) -> list[str]:
     return lines
 
 
-def with_block(readme: str, block: str) -> str:
+def with_block(readme: str, block: str, marks: tuple[str, str] = RESULTS) -> str:
     """Returns a README's text with the block between its markers. Raises UserError if it has none."""
-    before, _, rest = readme.partition(BEGIN)
-    _, end, after = rest.rpartition(END)  # a model may be called so
+    before, _, rest = readme.partition(marks[0])
+    _, end, after = rest.rpartition(marks[1])  # a model may be called so
     if not end:
-        raise UserError(f"a README.md lacks the lines {BEGIN} and {END} for the results; --output goes without them")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+        raise UserError(
+            f"a README.md lacks the lines {' and '.join(marks)} for the results; --output goes without them"
+        )
+    return f"{before}{marks[0]}\n{block}\n{marks[1]}{after}"

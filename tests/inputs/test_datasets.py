@@ -53,7 +53,12 @@ PACKED = gzip.compress(b"id,body\n" + b"".join(b"%d,word %d\n" % (i, i * 7919) f
         ("a.csv", b"", "is empty: it has no columns"),
         ("a.csv", b"id,body", "has no text in column 'body'"),
         ("a.csv", b'id,body\n1," \t"\n2,"\n\n"\n3,\xc2\xa0\n', "has no text in column 'body'"),
-        ("a.csv", b"id;body\n1;x\n", "has no column 'body' (see --column); its columns: id;body"),
+        ("a.csv", b"id;body\n1;x\n", "its columns: id;body. --delimiter ';' may tell them apart"),
+        (
+            "a.csv",
+            b"id,Body \n1,x\n",
+            "has no column 'body' (--column names another); its columns: id, Body . Did you mean",
+        ),
         ("a.csv", b"body\ncaf\xe9\n", "can't be read: line 2: the byte 0xe9, which is no UTF-8"),
         ("a.csv", b"body\n\xed\xa0\xbd half a pair\n", "can't be read: line 2: the byte 0xed"),
         ("a.csv", "body\nx\n".encode("utf-16"), "can't be read: line 1: the byte 0xff"),

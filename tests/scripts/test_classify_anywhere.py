@@ -16,7 +16,7 @@ from huggingface_hub import HfFileSystem
 from moto.server import ThreadedMotoServer
 
 import classify_texts
-from bench.label.output import locked
+from bench.label.job import locked
 from bench.storage import locate
 
 MONTHS = ("2023", "11"), ("2023", "12"), ("2024", "01")
@@ -165,7 +165,7 @@ def test_from_a_bucket_into_a_bucket(label, start, whole, bucket):
     assert json.loads((out / "_receipt.json").read())["rows"] == 3 * ROWS
     assert len((out / "_bad_rows.jsonl").read().splitlines()) == 3
     code, err = label("--limit", 20, **far)
-    assert code == 2 and "limit); --overwrite starts anew" in err
+    assert code == 2 and "(--limit was not given)" in err
     code, err = label("--limit", 20, "--overwrite", **far)
     assert code == 0 and len(read_parts(far["output"])) == 20
 
@@ -229,4 +229,4 @@ def test_what_stops_a_run_stops_the_next_one_too(label, months, tmp_path):
     code, err = label(source=tmp_path / "linked", output="of-link")
     assert code == 0 and f"{3 * ROWS} rows in all" in err
     code, err = label("--encoding", "cp1252", source=tmp_path / "linked", output="of-link")
-    assert code == 2 and "made otherwise (csv)" in err
+    assert code == 2 and "made otherwise (--delimiter or --encoding)" in err

@@ -131,7 +131,7 @@ def test_a_folder_that_is_there_can_be_checked(options, label, tmp_path):
     code, err, _ = label("--check-only", *options, variant=())
     assert code == 2 and "part-000000-0000000060.parquet is not there" in err
     shutil.rmtree(tmp_path / "out")
-    assert "holds no parts" in label("--check-only", variant=())[1]
+    assert "holds no parts" in label("--check-only", variant=())[1] and not (tmp_path / "out").exists()
 
 
 def test_a_threshold_says_which_decisions_are_compared(label, tmp_path):
@@ -148,6 +148,7 @@ def test_a_threshold_says_which_decisions_are_compared(label, tmp_path):
 def test_a_small_job_takes_fp32_at_once(label):
     code, err, receipt = label(variant=())
     assert code == 0 and "measured   nothing that fits: FP32 torch" in err and receipt["variant"] == "torch"
+    assert receipt["reason"].endswith("which is rounding in FP32") and receipt["column"] == "body"
 
 
 def test_a_long_job_measures_its_own_texts_first(label, monkeypatch, tmp_path):

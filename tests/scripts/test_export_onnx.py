@@ -368,6 +368,18 @@ def test_one_text_is_enough(tiny_model, here, export):
     assert code == 0 and "over 1 texts" in out
 
 
+def test_what_is_not_proven_says_how_many_texts_would_tell(tiny_model, tiny_exports, here, export, texts):
+    shutil.copytree(tiny_exports / "tiny-onnx-fp16", here / "tiny-onnx-fp16")
+    pd.DataFrame({"text": texts + texts}).to_csv("some.csv")
+    options = ["--check-only", "--no-upload", "--dataset", "some.csv", "--column", "text"]
+    code, out, err = export(tiny_model, *options)
+    assert code == 0 and "not proven yet" in out.splitlines()[-1] and "changed: 0.00% to " in out
+    more = f"more texts: python export_onnx.py {tiny_model} --check-only --limit 599 --device cpu"
+    assert f"{more} --dataset some.csv --column text\n" in err
+    pd.DataFrame({"text": texts[:50]}).to_csv("some.csv")
+    assert "more texts: about 599 would tell, some.csv has 50; " in export(tiny_model, *options)[2]
+
+
 def test_labels_without_names_are_numbered(tiny_model, here, export):
     model = shutil.copytree(tiny_model, here / "odd")
     config = json.loads((model / "config.json").read_text())

@@ -16,9 +16,10 @@ from conftest import ROOT
 
 import plot_results
 import run_benchmark
-from bench.report.readmes import BEGIN, END
+from bench.report.readmes import RESULTS
 from bench.report.rows import COLUMNS, append_row, results_path
 
+BEGIN, END = RESULTS
 README = f"# Title\nabove\n{BEGIN}\n{END}\nbelow\n"
 GPU, CPU = "NVIDIA-GeForce-RTX-4090", "Intel-Xeon-Platinum-8481C-4-cores"
 MODEL = "owner/some_model"

@@ -437,7 +437,7 @@ def test_what_can_be_no_value_of_an_option_is_one_line(option, values, call):
         ("--model onnx-int8 --device gpu", "onnx-int8 can't run on a gpu: dynamic INT8"),
         (
             "--model torch --device cpu --column text",
-            "has no column 'text' (see --column); its columns: id,",
+            "has no column 'text' (--column names another); its columns: id,",
         ),
         ("--model torch --device cpu --dataset nowhere.csv", "no dataset file nowhere.csv"),
         ("--model torch --device cpu --dataset folder", "no dataset file folder"),
