@@ -111,16 +111,15 @@ def headline_block(rows, charts: list, folder: Path) -> str:
 
 def verdict_block(rows) -> str:
     """Returns what run_benchmark.py says at the end of random-roberta-base, on the CPU that was measured last."""
-    own = rows[(rows["model"] == RANDOM_MODEL) & rows["device"].str.endswith("-cores") & (rows["dataset"] == "normal")]
+    is_own = (rows["model"] == RANDOM_MODEL) & rows["dataset"].str.endswith("normal")
+    own = rows[is_own & rows["device"].str.endswith("-cores")]
     if own.empty:
         return ""
     newest = own[own["device"] == own.sort_values("date")["device"].iloc[-1]]
     lines = verdict(newest[list(COLUMNS)], settle="", following="")
     end = next(i for i, line in enumerate(lines) if line.startswith(("To check", "Next:", "None of them")))
-    words = f"{device_title(newest.iloc[0])}, {newest['date'].max()[:10]}"
-    return "\n".join(
-        ["```", *lines[1:end], "```", "", f"({words}; written by `python plot_results.py` from the rows.)"]
-    )
+    words = f"({device_title(newest.iloc[0])}, {newest['date'].max()[:10]}; written by `python plot_results.py`)"
+    return "\n".join(["```", *lines[1:end], "```", "", words])
 
 
 # ------------------------------------------------------------------------------------------------------ all of them
@@ -196,7 +195,6 @@ def with_block(readme: str, block: str, marks: tuple[str, str] = RESULTS) -> str
     before, _, rest = readme.partition(marks[0])
     _, end, after = rest.rpartition(marks[1])  # a model may be called so
     if not end:
-        raise UserError(
-            f"a README.md lacks the lines {' and '.join(marks)} for the results; --output goes without them"
-        )
+        lines = " and ".join(marks)
+        raise UserError(f"a README.md lacks the lines {lines} for the results; --output goes without them")
     return f"{before}{marks[0]}\n{block}\n{marks[1]}{after}"

@@ -22,8 +22,10 @@ from bench.inputs.model import Model
 from bench.machine import DeviceInfo
 from bench.measure import conditions, look, recorder
 from bench.parity import DecisionRule
+from bench.report import readmes
 from bench.report import rows as results
 from bench.report.rows import read_results
+from plot_results import load_rows
 
 SCRIPT = ROOT / "run_benchmark.py"
 RUN_VARIANTS = ["torch", "onnx-fp16"]
@@ -93,6 +95,14 @@ def test_a_run_measures_and_saves_every_cell(sweep):
     assert all("torch 2" in versions for versions in rows.versions)
     assert set(rows[rows.variant == "onnx-fp16"].versions.str.contains("onnxruntime")) == {True}
     assert rows.date.nunique() == 1, "a run's rows belong together"
+
+
+def test_the_readme_says_what_a_run_says_at_its_end(sweep, monkeypatch):
+    folder, done = sweep
+    rows = load_rows([folder / "results"])
+    monkeypatch.setattr(readmes, "RANDOM_MODEL", rows["model"].iloc[0])
+    block = readmes.verdict_block(rows).split("```")[1]
+    assert block.startswith("\nEnd to end, each variant at its best") and block in done.stderr
 
 
 def test_the_table_is_on_standard_output_and_the_rest_is_not(sweep):
