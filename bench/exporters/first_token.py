@@ -62,14 +62,14 @@ def nodes_for_first(graph, unfit: set[str]) -> list:
 
     def serves_first(name: str) -> bool:
         return name not in kept and all(
-            id(node) in found or picks_first(node, constants) or asks_for_channels(node, readers, constants)
+            node.output[0] in found or picks_first(node, constants) or asks_for_channels(node, readers, constants)
             for node in readers[name]
         )
 
     for node in reversed(graph.node):
         names = tokens_of(node, constants)
         if names and not unfit & set(names) and all(map(serves_first, filter(None, node.output))):
-            found[id(node)] = node
+            found[node.output[0]] = node
     return list(found.values())
 
 
