@@ -61,12 +61,13 @@ from bench.label.stretches import Stretch, cut_stretches, digest_input
 from bench.machine import describe_device, process_count
 from bench.processes import helper_process
 from bench.provenance import project_commit, versions
-from bench.storage import AT_ONCE, locate
+from bench.storage import CONCURRENT_FILES, locate
 from runtimes import VARIANTS
 from utils import CACHE, Parser, RunError, UserError, int_from, list_of, run, say, time_words
 
 LONG_PART = 1800  # seconds
-OF_A_RUN = "workers", "threads", "export", "texts_of_this_run", "seconds", "messages/s", "waiting"  # a receipt's alone
+# what a receipt says of the run that labelled, not of the rows
+RUN_FIELDS = "workers", "threads", "export", "texts_of_this_run", "seconds", "messages/s", "waiting"
 
 
 def parse_arguments() -> Namespace:
@@ -249,7 +250,7 @@ def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: 
     gpu = (args.gpu or [0])[0] if on_gpu else None
     made = {"export_id": job.get("export", ""), "versions": job.get("versions", {})}
     made |= {"variant": plan.variant if plan else "", "batches": str(plan.batching) if plan else ""}
-    before = {name: value for name, value in (read_receipt(args.output) | run).items() if name in OF_A_RUN}
+    before = {name: value for name, value in (read_receipt(args.output) | run).items() if name in RUN_FIELDS}
     precision = VARIANTS[plan.variant].precision if plan else ""
     comparison = Comparison(model, precision, replace(spec, job=job_digest(job)), args.output, gpu)
     checker = Checker(comparison, before | made | about_now(args, model, stretches), stretches, stops=not args.no_check)
@@ -277,7 +278,7 @@ def open_job(args: Namespace, call: Callable) -> tuple[Model, list[Stretch], Out
         raise UserError(f"{args.output} and the input lie in each other: name another folder")
     model = open_model(args.model_id, call).with_thresholds(args.threshold)
     csv = format_csv.Csv(args.delimiter, args.encoding)
-    with ThreadPoolExecutor(1 if place.local else AT_ONCE) as pool:  # in a bucket each takes some 100 ms
+    with ThreadPoolExecutor(1 if place.local else CONCURRENT_FILES) as pool:  # in a bucket each takes some 100 ms
         tables = list(pool.map(lambda file: open_table(file, csv, place), files))
     say_left_out(tables)
     spec = output_spec(args, model, tables)

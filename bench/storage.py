@@ -19,7 +19,7 @@ from utils import RunError, UserError, first_line
 READ_AHEAD = 2**23  # bytes of a file in a bucket that are fetched at once: a request takes some 50 ms
 POINTER = b"version https://git-lfs.github.com/spec/"  # how a Git LFS pointer begins
 QUOTED = "s3", "gs", "gcs", "abfs", "abfss"  # whose URIs pyarrow itself reads; the others fsspec
-AT_ONCE = 16  # files that are looked at together
+CONCURRENT_FILES = 16  # files that are looked at together
 ENDS = 2**20  # bytes at the beginning and at the end of a file that stand for all of it
 
 

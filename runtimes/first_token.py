@@ -67,7 +67,7 @@ def first_token_only(network) -> bool:
         return False
     try:
         logits = run(network, layer)
-        if not torch.equal(run(network, layer, spoilt=True), logits):
+        if not torch.equal(run(network, layer, others_nan=True), logits):
             return False
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
         return False  # it wants other inputs, or its layer gives something else
@@ -114,8 +114,8 @@ def ways(layer: torch.nn.Module) -> list[list[tuple]]:
 
 
 @torch.inference_mode()
-def run(network, layer: torch.nn.Module, spoilt: bool = False) -> torch.Tensor:
-    """Returns the logits of a small padded batch; what a layer gives behind the first token may be `spoilt`."""
+def run(network, layer: torch.nn.Module, others_nan: bool = False) -> torch.Tensor:
+    """Returns the logits of a small padded batch; with `others_nan` a layer gives nan behind the first token."""
     place = next(network.parameters()).device
 
     def spoil(_, __, output):
@@ -126,7 +126,7 @@ def run(network, layer: torch.nn.Module, spoilt: bool = False) -> torch.Tensor:
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(min(network.config.vocab_size, 10_000), (TEXTS, TOKENS), generator=random)
     mask = (torch.arange(TOKENS) < torch.tensor([[TOKENS], [TOKENS // 2], [1]])).long()
-    handle = layer.register_forward_hook(spoil) if spoilt else None
+    handle = layer.register_forward_hook(spoil) if others_nan else None
     try:
         return network(input_ids=ids.to(place), attention_mask=mask.to(place), return_dict=True).logits
     finally:

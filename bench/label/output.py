@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from bench.label.rows import BAD_ROWS, Counts, OutputSpec
 from bench.label.stretches import PartRows, Stretch, part_name
-from bench.storage import AT_ONCE, Location, saving
+from bench.storage import CONCURRENT_FILES, Location, saving
 from utils import RunError, UserError, first_line
 
 PART = re.compile(r"part-[\d-]+\.parquet")
@@ -69,7 +69,7 @@ def read_footers(folder: Location, job: str) -> dict[str, Footer]:
     """
     try:
         parts = part_files(folder)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
             footers = list(pool.map(read_footer, parts))
     except OSError as error:
         raise RunError(f"{folder} can't be read: {first_line(error)}") from error

@@ -11,7 +11,7 @@ import pyarrow as pa
 from bench.files import digest
 from bench.inputs.readers import Table, read_all, reading
 from bench.label.rows import OutputSpec
-from bench.storage import AT_ONCE
+from bench.storage import CONCURRENT_FILES
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def cut_stretches(tables: list[Table], output: OutputSpec) -> list[Stretch]:
     With a limit of rows, files are counted until it is reached, but for the last.
     """
     stretches, left = [], math.inf if output.limit is None else output.limit
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
         groups_of_all = list(pool.map(Table.row_groups, tables))
     for number, (table, groups) in enumerate(zip(tables, groups_of_all, strict=True)):
         if left <= 0:
@@ -127,5 +127,5 @@ def digest_input(stretches: list[Stretch]) -> str:
         with reading(table.file):
             return [os.fsencode(table.file.name), os.fsencode(str(table.of_folders)), *table.file.ends()]
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
         return digest(part for parts in pool.map(ends, tables) for part in parts)
