@@ -50,9 +50,9 @@ from bench.judge import NOT_WITHIN
 from bench.label import on_ray
 from bench.label.comparison import Comparison
 from bench.label.estimate import say_estimate
-from bench.label.job import check_ours, job_digest, locked, prepare_output, read_job
+from bench.label.job import job_digest, locked, prepare_output, read_job, refuse_foreign_files, what_differs
 from bench.label.missing import label_missing
-from bench.label.plan import LabelPlan, find_plan, plan_options, read_plan, worker_specs
+from bench.label.plan import LabelPlan, find_plan, measuring_command, plan_options, read_plan, worker_specs
 from bench.label.pool import LabelPool
 from bench.label.receipt import Checker, read_receipt
 from bench.label.rows import LONG, Counts, OutputSpec
@@ -171,11 +171,15 @@ def prepare(
     if spec.token_count and VARIANTS[plan.variant].takes_texts:
         raise UserError(f"--token-count: {plan.variant} takes the texts themselves and counts no tokens")
     specs, origin = worker_specs(model, plan, args.gpu or [0])
-    workers = on_ray.count_actors(specs[0].device, args.workers) if args.ray else len(specs)
+    number, count = args.shard or (1, 1)
+    own = stretches[number - 1 :: count]
+    workers = min(on_ray.count_actors(specs[0].device, args.workers), len(own)) if args.ray else len(specs)
     variant, gpu = VARIANTS[plan.variant], specs[0].device.gpu
     job = {"input": digest_input(stretches), "model": model.weights_id, "options": plan_options(args)}
-    job |= {"csv": [args.delimiter, args.encoding], "plan": asdict(plan), "export": specs[0].export_id}
+    job |= {"csv": [args.delimiter, args.encoding], "export": specs[0].export_id}
+    job["plan"] = asdict(replace(plan, speed=0.0))  # two shards that plan alike may have measured otherwise
     job |= asdict(spec) | {"schema": str(spec.schema)}
+    del job["job"]
     job["versions"] = versions("tokenizers", "transformers", *variant.packages)
     prepare_output(args.output, job, args.overwrite, alone=not args.shard)
     receipt = read_receipt(args.output, shard_name(args))
@@ -183,23 +187,22 @@ def prepare(
         words = f"{args.output}: its rows are {NOT_WITHIN}: {receipt['reason']}"
         raise RunError(f"{words}; --no-check goes on, --overwrite starts anew")
     say(f"labelling by {plan}; {origin}")
-    if plan.speed and spec.rows / plan.speed > LONG_PART:
+    if plan.speed and spec.rows / plan.speed > LONG_PART and not receipt:
         part = f"a part of {spec.rows:,} rows takes about {time_words(spec.rows / plan.speed)}"
         say(f"{part}, which is lost where a run is interrupted: --rows-per-file makes smaller ones")
     about = {"variant": plan.variant, "workers": workers, "threads": plan.threads, "batches": str(plan.batching)}
     about |= {"export": origin, "export_id": specs[0].export_id, "versions": job["versions"]}
-    about |= about_now(args, model, stretches)
+    about |= about_now(args, model, own)
     spec = replace(spec, job=job_digest(job))
     comparison = Comparison(model, variant.precision, spec, args.output, None if args.ray else gpu)
-    number, count = args.shard or (1, 1)
     stops = {"stops": not args.no_check, "strict": args.strict, "shard": shard_name(args)}
-    checker = Checker(comparison, about, stretches[number - 1 :: count], **stops)
+    checker = Checker(comparison, about, own, **stops)
     return LabelPool(specs, plan.batching, args.output), checker
 
 
 def label_all(args: Namespace, pool: LabelPool, checker: Checker) -> None:
     """Labels what is missing, says how fast, and has the whole checked. Raises as label_missing."""
-    made, seconds = label_missing(pool, checker, bool(args.ray))
+    made, seconds = label_missing(pool, checker, checker.about["workers"] if args.ray else 0)
     stretches, spec, folder = checker.stretches, checker.comparison.output, pool.folder
     in_all = sum(footer.rows for footer in checker.check_complete().values())
     if made.rows:
@@ -207,7 +210,7 @@ def label_all(args: Namespace, pool: LabelPool, checker: Checker) -> None:
     else:
         say(f"all {in_all:,} rows are labelled already" if stretches else "there are more shards than files to share")
     receipt, model = read_receipt(folder, checker.shard), checker.comparison.model
-    of_these_rows = (receipt.get("rows"), receipt.get("decisions_are")) == (in_all, checker.comparison.decision_words)
+    of_these_rows = (receipt.get("rows"), receipt.get("decisions_are")) == (in_all, checker.comparison.rule.words)
     if made.rows and (args.shard or made.rows == in_all):
         checker.finish(checker.later)
     elif not args.shard and (made.rows or not of_these_rows):  # it is an earlier run's, or there is none
@@ -243,8 +246,10 @@ def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: 
         raise UserError(f"--check-only: {args.output} was labelled with other weights than those of {model.id}")
     if not run and job.get("input") != digest_input(stretches):
         raise UserError(f"--check-only: {args.output} holds no parts of {args.input}")
-    if not run and (other := [key for key, value in asdict(spec).items() if job.get(key) != value and key != "schema"]):
-        raise UserError(f"--check-only: {args.output} was made otherwise ({', '.join(other)}): give the same options")
+    asked = asdict(spec) | {"csv": [args.delimiter, args.encoding]}
+    del asked["schema"], asked["job"]
+    if not run and (other := what_differs({key: job.get(key) for key in asked}, asked)):
+        raise UserError(f"--check-only: {args.output} was made otherwise ({other}): give the same options")
     plan = read_plan(job)
     on_gpu = plan is not None and plan.device == "gpu" and not args.ray and args.device != "cpu"
     gpu = (args.gpu or [0])[0] if on_gpu else None
@@ -298,9 +303,11 @@ def main() -> int:
         call = helper.enter_context(helper_process())
         model, stretches, spec = open_job(args, call)
         if args.dry_run:
-            say_estimate(stretches, spec, find_plan(args, model, stretches, call), args.model_id)
+            plan = find_plan(args, model, stretches, call)
+            say_estimate(stretches, spec, plan, measuring_command(args, plan, stretches[0].table.file))
             return 0
-        check_ours(args.output)
+        if not args.check_only:
+            refuse_foreign_files(args.output)
         with contextlib.ExitStack() as held:
             held.enter_context(locked(args.output, shared=bool(args.shard)))
             if args.shard:

@@ -241,7 +241,8 @@ def say_larger_check(args: Namespace, report: dict, texts: int) -> None:
         return
     words = ["python", "export_onnx.py", args.model_id, "--check-only", "--limit", limit]
     usual = {"precision": "fp16", "save_dir": None, "device": None, "dataset": "normal", "column": "body"}
-    usual |= {"threshold": None, "tolerance": TOLERANCE}
+    usual |= {"threshold": None, "tolerance": TOLERANCE, "label_column": None, "delimiter": None, "encoding": "utf-8"}
+    usual |= {"batching": None, "batch_size": 1, "batch_tokens": 1024, "gpu": 0}
     for name, value in usual.items():
         if getattr(args, name) != value:
             words += [f"--{name.replace('_', '-')}", getattr(args, name)]

@@ -85,7 +85,7 @@ def parse_arguments() -> Namespace:
     add("--threads", type=process_count, help="CPU threads of each worker (default: all cores, shared out)")
     batching_help = f"comma list of {', '.join(BATCHINGS)} (default: all three)"
     add("--batching", type=list_of(batching), default=list(BATCHINGS), help=batching_help)
-    add("--limit", type=whole, help="use only this many texts, evenly spaced through the dataset (default: all)")
+    add("--limit", type=whole, help="use at most this many texts, evenly spaced through the dataset (default: all)")
     threshold_help = "above which a label holds: a number, or a JSON file of label -> number (default: 0.5)"
     add("--threshold", metavar="NUMBER|FILE", help=threshold_help)
     check_help = "seconds, at most, on more texts for what is fast and not proven (default: 120; --quick: 15)"

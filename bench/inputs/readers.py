@@ -84,7 +84,8 @@ class Table:
         words += f"; its columns: {', '.join(names)}"
         if near := nearest(name, names):
             words += f". Did you mean {near!r}?"
-        elif len(names) == 1 and (signs := [sign for sign in SEPARATORS if sign in names[0]]):
+        signs = [sign for sign in SEPARATORS if sign in names[0]] if len(names) == 1 else []
+        if signs and isinstance(self.format, Csv):
             words += f". --delimiter {SEPARATORS[signs[0]]} may tell them apart"
         raise UserError(words)
 

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 
 from bench.inputs.model import Model
 from bench.inputs.reference import PADDING_TOLERANCE, Original
-from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN, alpha_of, is_rounded, judge
+from bench.judge import NOT_WITHIN, UNPROVEN, alpha_of, is_rounded, judge
 from bench.label.output import read_footer
 from bench.label.rows import DEAD, OutputSpec
 from bench.label.sample import Sample
-from bench.parity import DECISIONS, DecisionRule
+from bench.parity import DecisionRule
 from bench.storage import Location
 from utils import RunError
 
@@ -43,10 +43,15 @@ class Comparison:
     seconds: float = 0.0
 
     @property
-    def decision_words(self) -> str:
-        """What counts as a changed decision, in words."""
-        best = self.output.top_label and len(self.output.labels) > 1
-        return DECISIONS["single_label_classification"] if best else self.model.rule.words
+    def rule(self) -> DecisionRule:
+        """What counts as a changed decision in the columns that are written."""
+        rule, kind = self.model.rule, self.model.rule.problem_type
+        if self.output.written == self.output.labels:
+            best = self.output.top_label and len(self.output.labels) > 1
+            return DecisionRule("single_label_classification", rule.thresholds) if best else rule
+        if kind == "single_label_classification":
+            kind = "multi_label_classification"  # the best of all labels is not known
+        return DecisionRule(kind, tuple(rule.thresholds[i] for i in self.output.places))
 
     def look(self, samples: list[Sample]) -> None:
         """Compares what is written in the parts with what the original says of the texts, and counts it.
@@ -60,12 +65,8 @@ class Comparison:
         with Original(self.model, self.gpu, long=self.output.long) as original:
             reference = original.probabilities(texts)
         written = [read_answers(self.folder, sample, self.output) for sample in samples]
-        rule = self.model.rule
         if self.output.written != self.output.labels:
-            places, kind = self.output.places, rule.problem_type
-            if kind == "single_label_classification":
-                kind = "multi_label_classification"  # the best of all labels is not known
-            reference, rule = reference[:, places], DecisionRule(kind, tuple(rule.thresholds[i] for i in places))
+            reference = reference[:, self.output.places]
         probs = np.concatenate([np.empty(reference[:0].shape), *(of_part for of_part, _ in written)])
         if self.output.min_score is not None:  # a null says that the score is below, no more
             probs = np.where(np.isnan(probs), np.minimum(reference, self.output.min_score), probs)
@@ -79,7 +80,7 @@ class Comparison:
         if self.output.top_label and len(self.output.labels) > 1:
             changed, decisions = int((labels != reference.argmax(axis=1)).sum()), len(reference)
         else:
-            changed, decisions = rule.count_flips(probs, reference)
+            changed, decisions = self.rule.count_flips(probs, reference)
         self.changed, self.decisions = self.changed + changed, self.decisions + decisions
         self.no_answer += 0 if self.output.min_score is not None else int((labels < 0).sum())
         differences = np.abs(probs - reference)[np.isfinite(probs)]
@@ -107,8 +108,7 @@ class Comparison:
         of_label_chosen_before = half * self.output.top_label  # while a threshold sees the score as it is written
         rounded = is_rounded(self.precision, self.largest - of_label_chosen_before)
         verdict = judge(self.changed, self.decisions, alpha=alpha_of(self.looks), rounded=rounded)
-        alone = rounded and not self.changed and verdict == WITHIN
-        return verdict, words + ", which is rounding in FP32" * alone
+        return verdict, words + ", which is rounding in FP32" * (rounded and not self.changed)
 
 
 def read_answers(folder: Location, sample: Sample, output: OutputSpec) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -16,11 +15,12 @@ from utils import UserError, say, time_words
 SAMPLE_ROWS = 10_000  # the first of the job, that stand for all
 
 
-def say_estimate(stretches: list[Stretch], output: OutputSpec, plan: LabelPlan, model_id: str) -> None:
+def say_estimate(stretches: list[Stretch], output: OutputSpec, plan: LabelPlan, measuring: str) -> None:
     """Says how many rows and texts there are, how long they take as planned, and how large the output will be.
 
     Numbers of rows are exact for Parquet, and estimated from the heads of other files. Sizes are those of the first
     rows with scores drawn evenly from 0 to 1: real ones take as much, but where --min-score leaves many out.
+    `measuring`: the command that would tell how long it takes, if there is one.
     """
     rows, files = sum(stretch.estimate_rows() for stretch in stretches), len({one.file for one in stretches})
     counts, bytes_of_sample, bad = label_sample(stretches, output)
@@ -36,10 +36,9 @@ def say_estimate(stretches: list[Stretch], output: OutputSpec, plan: LabelPlan, 
         words = f"about {time_words(texts / plan.speed)}, and a minute or two to load and to compare"
         say(f"time       {words}: {plan.speed:,.1f} messages/s by {plan}")
         return
-    file, column = (shlex.quote(str(name)) for name in (stretches[0].table.file, output.text_column))
-    say(f"time       not known: nothing was measured of {plan}. This measures it:")
-    command = f"python run_benchmark.py --model all --quick --device {plan.device} --model-id {shlex.quote(model_id)}"
-    say(f"           {command} --dataset {file} --column {column}")
+    say(f"time       not known: nothing was measured of {plan}" + "; this measures it:" * bool(measuring))
+    if measuring:
+        say(f"           {measuring}")
 
 
 def size_words(size: float) -> str:

@@ -15,11 +15,13 @@ from utils import UserError, first_line, say
 JOB_FILE = "_job.json"  # what the parts are made of; pandas and Spark pass over names with an underscore
 LOCK_FILE = "_lock"
 OURS = re.compile(r"_lock.*|_job\.json|_receipt.*\.json|_bad_rows.*\.jsonl|\..*\.tmp|" + PART.pattern)
+OF_THE_SYSTEM = re.compile(r"\.DS_Store|\.nfs.*")  # what macOS and NFS leave anywhere
 # what a job is made of, where it isn't called as its option
 SETTINGS = {"input": "the input", "model": "the model", "plan": "how it ran", "export": "the export"}
 SETTINGS |= {"versions": "versions of packages", "options": "options of the device or variant", "schema": "the columns"}
 SETTINGS |= {"labels": "the labels", "columns": "--keep-columns", "text_column": "--column", "written": "--labels"}
 SETTINGS |= {"half": "--float16", "rows": "--rows-per-file", "csv": "--delimiter or --encoding"}
+SETTINGS |= {"job": "a version of before November 28, 2026"}
 
 
 def read_job(folder: Location) -> dict:
@@ -46,28 +48,34 @@ def write_object(file: Location, content: dict) -> None:
         opened.write(json.dumps(content, indent=2).encode())
 
 
-def check_ours(folder: Location) -> None:
-    """Raises UserError if a folder holds other things than parts and what belongs to them."""
-    if foreign := [file.name for file in folder.files() if not OURS.fullmatch(file.name)]:
+def refuse_foreign_files(folder: Location) -> None:
+    """Makes a folder if need be; raises UserError if it holds other things than parts and what belongs to them."""
+    folder.check_writable()
+    if foreign := [
+        file.name for file in folder.files() if not (OURS.fullmatch(file.name) or OF_THE_SYSTEM.fullmatch(file.name))
+    ]:
         raise UserError(f"{folder} holds {foreign[0]}, which is not a part: name another folder")
 
 
 def prepare_output(folder: Location, job: dict, overwrite: bool, alone: bool = True) -> None:
-    """Checks the output folder and clears it of what is half-made, to `overwrite` it of all parts.
+    """Deletes what is half-made in the output folder, or to `overwrite` it all parts, and writes the job there.
 
     Where a run is not `alone`, what is half-made is another's. Raises UserError if the folder holds parts of another
-    job.
+    job, or if another run that is not alone began with another.
     """
-    with saving(folder):
-        before, there = read_job(folder), folder.files()
+    before, there = read_job(folder), folder.files()
     done = [file for file in there if PART.fullmatch(file.name)]
     if done and not any(file.name == JOB_FILE for file in there):
         raise UserError(f"{folder} holds {done[0].name}, which no run of this script made: name another folder")
+    if before and before != job and not alone:
+        words = f"another run began in {folder} with another job ({what_differs(before, job)})"
+        raise UserError(f"{words}: give all shards the same options, or name another folder")
     if done and before != job and not overwrite:
         words = f"{folder} holds parts that were made otherwise ({what_differs(before, job)})"
         raise UserError(f"{words}: name another folder, or start anew with --overwrite")
     for file in there:
-        if (alone and file.name.endswith(".tmp")) or (overwrite and file.name not in (JOB_FILE, LOCK_FILE)):
+        half_made = alone and file.name.endswith(".tmp")
+        if OURS.fullmatch(file.name) and (half_made or (overwrite and file.name not in (JOB_FILE, LOCK_FILE))):
             file.delete()
     if before != job:
         write_object(folder / JOB_FILE, job)
@@ -79,7 +87,8 @@ def what_differs(before: dict, job: dict) -> str:
     for key in sorted(key for key in job | before if before.get(key) != job.get(key)):
         option, old = SETTINGS.get(key, f"--{key.replace('_', '-')}"), before.get(key)
         if option.startswith("--") and not isinstance(old, list):
-            option += {None: " was not given", False: " was not given", True: " was given"}.get(old, f" was {old}")
+            given = " was given" if old is True else f" was {old}"
+            option += " was not given" if old is None or old is False or old == "" else given
         words.append(option)
     return ", ".join(words)
 

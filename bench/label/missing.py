@@ -12,15 +12,15 @@ from bench.label.rows import Counts
 from utils import say
 
 
-def label_missing(pool: LabelPool, checker: Checker, ray: bool) -> tuple[Counts, float]:
+def label_missing(pool: LabelPool, checker: Checker, actors: int) -> tuple[Counts, float]:
     """Writes the parts that are missing of a checker's stretches, and has some rows compared.
 
-    `ray`: whether the actors of a cluster do it. Returns what was counted of them, and how many seconds it took. Raises
-    UserError for an input that can't be read, and RunError if the workers fail twice over a part or if its rows are
-    wrong.
+    `actors`: how many of a Ray cluster do it, 0 for this machine. Returns what was counted of them, and how many
+    seconds it took. Raises UserError for an input that can't be read, and RunError if the workers fail twice over a
+    part or if its rows are wrong.
     """
     stretches, spec, folder = checker.stretches, checker.comparison.output, pool.folder
-    there = output.whole_parts(output.read_footers(folder, spec.job), spec)
+    there = output.whole_parts(output.read_footers(folder, spec.job, stretches), spec)
     before = [(stretch, *output.parts_there(stretch, there)[1:]) for stretch in stretches]
     missing = [(stretch, rows) for stretch, rows, complete in before if not complete]
     done = already = sum(rows for _, rows, _ in before)
@@ -35,9 +35,9 @@ def label_missing(pool: LabelPool, checker: Checker, ray: bool) -> tuple[Counts,
         def show(texts: list[int | None]) -> None:
             progress.show(already + pool.answered + sum(filter(None, texts)))
 
-        if ray:
+        if actors:
             job = on_ray.RayJob(pool.specs[0], pool.batching, spec, folder, there)
-            labelled = on_ray.label_on_ray([stretch for stretch, _ in missing], job, checker.about["workers"])
+            labelled = on_ray.label_on_ray([stretch for stretch, _ in missing], job, actors)
         else:
             parts = (part for stretch, rows in missing for part in stretch.read(spec, rows, there))
             labelled = pool.label_parts(parts, spec, show)
@@ -55,6 +55,5 @@ def telling_what_stays(done: Callable[[], int], total: int) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        words = f"{done():,} of about {total:,} rows are written, and the same command goes on behind them"
-        say(f"kept       {words}; --rows-per-file makes smaller parts")
+        say(f"kept       {done():,} of about {total:,} rows are written; the same command goes on behind them")
         raise

@@ -61,21 +61,22 @@ def read_footer(part: Location) -> Footer | None:
         return None
 
 
-def read_footers(folder: Location, job: str) -> dict[str, Footer]:
-    """Reads what the parts in a folder say of themselves, by name; damaged ones are left out.
+def read_footers(folder: Location, job: str, stretches: list[Stretch]) -> dict[str, Footer]:
+    """Reads what the parts of the stretches' files say of themselves, by name; damaged ones are left out.
 
     Raises UserError for parts of another job than the one of this digest: two runs that began together in a bucket,
     which has no locks, may have planned otherwise. Raises RunError where they can't be read.
     """
     try:
-        parts = part_files(folder)
+        starts = tuple({part_name(stretch.file, 0).rpartition("-")[0] for stretch in stretches})
+        parts = [part for part in part_files(folder) if part.name.startswith(starts)]
         with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
             footers = list(pool.map(read_footer, parts))
     except OSError as error:
         raise RunError(f"{folder} can't be read: {first_line(error)}") from error
     for part, footer in zip(parts, footers, strict=True):
         if footer and footer.job != job:
-            raise UserError(f"{part} was made otherwise, by a run with other options: --overwrite starts anew")
+            raise UserError(f"{part} was made otherwise, by a run with other options: name another folder")
     return {part.name: footer for part, footer in zip(parts, footers, strict=True) if footer}
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
 from bench.report.rows import latest_per_cell, read_results
 from bench.report.verdict import rank
-from bench.storage import locate
+from bench.storage import Location, locate
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from utils import UserError, say
@@ -162,6 +163,19 @@ def find_plan(args: Namespace, model: Model, stretches: list[Stretch], call: Cal
     if not measured and not args.variant and args.ray:
         say("           run_benchmark.py on a machine of the cluster finds a faster way, --variant names one")
     return choose_plan(kind, measured, plan_options(args))
+
+
+def measuring_command(args: Namespace, plan: LabelPlan, file: Location) -> str:
+    """Returns the command that measures what fits a job; nothing where the job asks for what no benchmark measures."""
+    if args.workers or args.batch_tokens:
+        return ""
+    words = ["python", "run_benchmark.py", "--model", args.variant or "all", "--quick", "--device", plan.device]
+    words += ["--model-id", args.model_id, "--dataset", file, "--column", args.column]
+    for name in ("delimiter", "encoding", "threshold", "threads"):
+        value = getattr(args, name)
+        if value not in (None, "utf-8"):
+            words += [f"--{name}", value]
+    return shlex.join(map(str, words)) + (f" --gpu {args.gpu[0]}" if args.gpu else "")
 
 
 def read_plan(job: dict) -> LabelPlan | None:

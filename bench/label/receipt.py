@@ -31,7 +31,8 @@ class Checker:
     """Sees to it that the parts of `stretches` are right: none has many bad rows, and some rows are as the original's.
 
     about: what the receipt says of the run; stops: whether rows that are wrong end the run; strict: whether any bad row
-    does; shard: what the name of the receipt ends in, if it is of a shard; later: rows of the parts behind the first.
+    does; shard: what the name of the receipt ends in, if it is of a shard; later: rows of the parts behind the first
+    that had texts, None until there was one.
     """
 
     comparison: Comparison
@@ -45,7 +46,7 @@ class Checker:
     def own_parts(self) -> dict[str, Footer]:
         """Reads what the parts of the stretches say of themselves, as far as they are there without a gap."""
         found = self.comparison
-        return parts_of(self.stretches, read_footers(found.folder, found.output.job))
+        return parts_of(self.stretches, read_footers(found.folder, found.output.job, self.stretches))
 
     def check_complete(self) -> dict[str, Footer]:
         """Returns the parts of the stretches; raises UserError if they are not all there, or not alone."""
@@ -60,11 +61,16 @@ class Checker:
 
         That is any if `strict`, else more than half of the rows and more than FEW_BAD.
         """
-        if not any(one.bad > (0 if self.strict else max(FEW_BAD, one.rows / 2)) for one in parts):
+        if not any(map(self.has_too_many, parts)):
             return
         why, own = "--strict" if self.strict else "so is more than half of a part", self.own_parts()
         write_bad_rows(self.comparison.folder, own, self.shard)
-        raise RunError(f"{first_bad(own)} ({why}); {with_shard(BAD_FILE, self.shard)} names all")
+        guilty = {name: footer for name, footer in own.items() if self.has_too_many(footer.counts)}
+        raise RunError(f"{first_bad(guilty)} ({why}); {with_shard(BAD_FILE, self.shard)} names all")
+
+    def has_too_many(self, part: Counts) -> bool:
+        """Says whether a part has more bad rows than a run goes on with."""
+        return part.bad > (0 if self.strict else max(FEW_BAD, part.rows / 2))
 
     def add(self, counts: Counts, sample: Sample) -> None:
         """Compares rows of the first part that has texts at once, and keeps those of others for the end.
@@ -79,25 +85,26 @@ class Checker:
         self.later = []
         self.comparison.look([sample])
         if self.comparison.verdict()[0] == NOT_WITHIN:
-            self.write()
+            self.write(self.own_parts())
             self.stop()
 
     def finish(self, samples: list[Sample] | None) -> None:
         """Compares what is left, writes the receipt, and says it. Raises RunError if rows are wrong."""
         self.comparison.look(samples or [])
-        receipt = self.write()
-        say_receipt(receipt, first_bad(self.own_parts()) if receipt["bad_rows"] else "", self.shard)
+        own = self.own_parts()
+        receipt = self.write(own)
+        say_receipt(receipt, first_bad(own), self.shard)
         if receipt["verdict"] == NOT_WITHIN:
             self.stop()
 
-    def write(self) -> dict:
-        """Writes the receipt into the output folder, and what is known of bad rows; returns it."""
-        found, own = self.comparison, self.own_parts()
+    def write(self, own: dict[str, Footer]) -> dict:
+        """Writes the receipt of the checker's own parts, and what is known of bad rows; returns it."""
+        found = self.comparison
         write_bad_rows(found.folder, own, self.shard)
         verdict, reason = found.verdict()
         compared = {
             "max_length": found.model.max_length,
-            "decisions_are": found.decision_words,
+            "decisions_are": found.rule.words,
             "rows_compared": found.rows,
             "decisions": found.decisions,
             "flips": found.changed,

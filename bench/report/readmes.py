@@ -115,7 +115,8 @@ def verdict_block(rows) -> str:
     own = rows[is_own & rows["device"].str.endswith("-cores")]
     if own.empty:
         return ""
-    newest = own[own["device"] == own.sort_values("date")["device"].iloc[-1]]
+    last = own.sort_values("date").iloc[-1]
+    newest = own[(own[["device", "dataset"]] == last[["device", "dataset"]]).all(axis=1)]
     lines = verdict(newest[list(COLUMNS)], settle="", following="")
     end = next(i for i, line in enumerate(lines) if line.startswith(("To check", "Next:", "None of them")))
     words = f"({device_title(newest.iloc[0])}, {newest['date'].max()[:10]}; written by `python plot_results.py`)"

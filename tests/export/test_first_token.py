@@ -112,6 +112,24 @@ def test_the_answers_stay_the_same(body, make):
     assert set(picks) == above and [path.name for path in file.parent.iterdir()] == ["model.onnx"]
 
 
+def test_a_graph_with_graphs_in_it_stays_as_it_is(make):
+    """What they read from outside is not among their node's inputs."""
+    file = make(FEED_FORWARD, FIRST_TOKEN.replace("BODY", "added"))
+    whole = onnx.load(file)
+    inner = onnx.helper.make_node("ReduceSum", ["wide", "middle"], ["sum"], keepdims=0)
+    last = onnx.helper.make_node("Gather", ["wide", "zero"], ["sum"], axis=1)
+    value = onnx.helper.make_empty_tensor_value_info("sum")
+    branches = {
+        name: onnx.helper.make_graph([node], name, [], [value])
+        for name, node in (("then_branch", inner), ("else_branch", last))
+    }
+    whole.graph.initializer.append(onnx.numpy_helper.from_array(np.array(False), "never"))
+    whole.graph.node.extend([onnx.helper.make_node("If", ["never"], ["chosen"], **branches)])
+    onnx.save(whole, file)
+    before = file.read_bytes()
+    assert not first_token_only(file, BATCH) and file.read_bytes() == before
+
+
 @pytest.mark.parametrize("head", WHOLE)
 def test_what_reads_other_tokens_runs_whole(head, make):
     file = make(*WHOLE[head])

@@ -110,7 +110,7 @@ def test_fp32_that_is_further_off_than_rounding_is_wrong_whatever_it_decides(mod
 
 def test_a_receipt_says_what_was_labelled_and_how_right_it_is(model, table, answers, tmp_path, capsys):
     found = compare(model, table, answers, tmp_path)
-    footers = read_footers(locate(tmp_path), job="")
+    footers = read_footers(locate(tmp_path), "", [Stretch(0, table=None)])
     assert [footer.counts for footer in footers.values()] == [Counts(rows=104, texts=102, removed=1)]
     Checker(found, {"variant": "torch-bf16"}, [Stretch(0, table=None)]).finish([])
     receipt = read_receipt(locate(tmp_path))

@@ -118,7 +118,8 @@ def test_a_folder_that_is_there_can_be_checked(options, label, tmp_path):
     same = "rows_compared", "decisions", "flips", "verdict", "variant", "weights_id"
     assert [receipt[name] for name in same] == [before[name] for name in same]
     code, err, _ = label("--check-only", *([] if options else ["--top-label"]), variant=())
-    assert code == 2 and "was made otherwise (top_label): give the same options" in err
+    given = "--top-label was given" if options else "--top-label was not given"
+    assert code == 2 and f"was made otherwise ({given}): give the same options" in err
     part = tmp_path / "out" / "part-000000-0000000060.parquet"
     table = pq.read_table(part)
     column = table.schema.names.index("label" if options else "LABEL_1")

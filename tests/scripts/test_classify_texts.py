@@ -110,7 +110,7 @@ def test_the_best_label_alone_and_the_columns_that_are_kept(label):
     assert (~full).sum() == 6
 
 
-def test_a_dry_run_says_what_it_will_be_and_writes_nothing(label, tmp_path):
+def test_a_dry_run_says_what_it_will_be_and_writes_nothing(label, tiny_model, tmp_path):
     bodies = [random.randbytes(30).hex(" ", 3) for _ in range(30_000)]
     rows = pd.DataFrame({"id": map(str, range(30_000)), "body": bodies})
     rows.to_json(tmp_path / "many.jsonl.zst", orient="records", lines=True, compression="zstd")
@@ -123,8 +123,10 @@ def test_a_dry_run_says_what_it_will_be_and_writes_nothing(label, tmp_path):
     label("--limit", 2000, "--rows-per-file", 2000, source=options["source"], output="real")
     size = sum(part.stat().st_size for part in part_files(tmp_path / "real")) * 15
     code, err, _ = label("--dry-run", **options)
-    gigabytes = next(line for line in err.splitlines() if line.startswith("output")).split()[2]
-    assert float(gigabytes) * 1e9 == pytest.approx(size, rel=0.5)
+    about, unit = next(line for line in err.splitlines() if line.startswith("output")).split()[2:4]
+    assert unit == "kB," and float(about) * 1e3 == pytest.approx(size, rel=0.5)
+    measuring = f"python run_benchmark.py --model torch --quick --device cpu --model-id {tiny_model} --dataset"
+    assert f"{measuring} {options['source']} --column body --threads 1\n" in err
 
 
 def test_folders_by_month_and_semicolons(label, source, tmp_path):
@@ -490,10 +492,10 @@ def test_a_file_system_without_locks_is_a_note(number, label, monkeypatch):
 
 def test_what_is_locked_is_a_file_that_is_open_for_writing(tmp_path, monkeypatch):
     """NFS refuses the lock of anything else with EBADF."""
-    locked = []
-    monkeypatch.setattr("fcntl.flock", lambda file, _: locked.append(file.writable()))
+    writable = []
+    monkeypatch.setattr("fcntl.flock", lambda file, _: writable.append(file.writable()))
     with locked(locate(tmp_path / "out")):
-        assert locked == [True]
+        assert writable == [True]
 
 
 DAMAGES = {
