@@ -167,15 +167,16 @@ def draw_scaling(rows, figsize: tuple | None):
 def draw_parity(rows, figsize: tuple | None):
     """Draws messages/s over the share of changed decisions, a panel for each device; no change is at the left.
 
-    `rows`: the best checked row of each device and variant.
+    `rows`: the best checked row of each device and variant. All CPUs have one scale, and all GPUs.
     """
     from matplotlib.ticker import NullLocator
 
     devices = list(rows.groupby("device", sort=False))
+    fastest = rows.groupby(is_cpu(rows["device"]))["messages/s"].max()
     figure, axes = panels(len(devices), min(len(devices), 2), (5.5, 3.8), figsize)
     least = 1e-5  # where no change at all is drawn
-    for ax, (_, points) in zip(axes, devices, strict=False):
-        top = points["messages/s"].max()
+    for ax, (device, points) in zip(axes, devices, strict=False):
+        top = fastest[is_cpu(device)]
         ax.axvline(TOLERANCE, color="#D55E00", linewidth=1)
         ax.annotate("tolerance", (TOLERANCE, 0), (3, 3), textcoords="offset points", color="#D55E00", fontsize=8)
         label = -math.inf
