@@ -225,7 +225,7 @@ def main() -> int:
         old = {file: file.read_text(encoding="utf-8") for file in blocks}
         new = {file: with_block(old[file], block) for file, block in blocks.items()}
         if VERDICT[0] in old.get(readme, ""):
-            new[readme] = with_block(new[readme], verdict_block(rows), VERDICT)
+            new[readme] = with_block(new[readme], verdict_block(args.results_dir), VERDICT)
         changed = [file for file in new if new[file] != old[file]]
         if args.check:
             stale = out_of_date(charts, args.format) + changed

@@ -74,7 +74,7 @@ def list_of(parse: Callable) -> Callable[[str], list]:
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """Returns which of some names was probably meant; None if none is like it."""
     known = {other.lower(): other for other in names}
-    return next((known[like] for like in get_close_matches(name.lower(), known, n=1, cutoff=0.75)), None)
+    return next((known[like] for like in get_close_matches(name.lower(), known, n=1, cutoff=0.85)), None)
 
 
 def say(line: str = "") -> None:

@@ -12,7 +12,7 @@ from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.naming import markdown
 from bench.report import figures
 from bench.report.figures import baseline, batching_words, device_name, device_title
-from bench.report.rows import COLUMNS, PUBLISHED, fastest_per
+from bench.report.rows import PUBLISHED, fastest_per, latest_per_cell, read_results
 from bench.report.table import shown, speed
 from bench.report.verdict import flips_words, verdict
 from utils import UserError
@@ -109,15 +109,16 @@ def headline_block(rows, charts: list, folder: Path) -> str:
     return "\n".join([*lines, "", WRITTEN])
 
 
-def verdict_block(rows) -> str:
+def verdict_block(results_dirs: list[Path]) -> str:
     """Returns what run_benchmark.py says at the end of random-roberta-base, on the CPU that was measured last."""
+    rows, _, _ = read_results([file for folder in results_dirs for file in sorted(folder.rglob("*.tsv"))])
     is_own = (rows["model"] == RANDOM_MODEL) & rows["dataset"].str.endswith("normal")
     own = rows[is_own & rows["device"].str.endswith("-cores")]
     if own.empty:
         return ""
-    last = own.sort_values("date").iloc[-1]
-    newest = own[(own[["device", "dataset"]] == last[["device", "dataset"]]).all(axis=1)]
-    lines = verdict(newest[list(COLUMNS)], settle="", following="")
+    same = ["device", "dataset", "texts_id", "weights_id"]
+    newest = own[(own[same] == own.sort_values("date").iloc[-1][same]).all(axis=1)]
+    lines = verdict(latest_per_cell(newest), settle="", following="")
     end = next(i for i, line in enumerate(lines) if line.startswith(("To check", "Next:", "None of them")))
     words = f"({device_title(newest.iloc[0])}, {newest['date'].max()[:10]}; written by `python plot_results.py`)"
     return "\n".join(["```", *lines[1:end], "```", "", words])

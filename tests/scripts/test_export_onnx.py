@@ -375,7 +375,7 @@ def test_what_is_not_proven_says_how_many_texts_would_tell(tiny_model, tiny_expo
     code, out, err = export(tiny_model, *options)
     assert code == 0 and "not proven yet" in out.splitlines()[-1] and "changed: 0.00% to " in out
     more = f"more texts: python export_onnx.py {tiny_model} --check-only --limit 599 --device cpu"
-    assert f"{more} --dataset some.csv --column text\n" in err
+    assert f"{more} --dataset some.csv --column text --batch-size 8\n" in err
     pd.DataFrame({"text": texts[:50]}).to_csv("some.csv")
     assert "more texts: about 599 would tell, some.csv has 50; " in export(tiny_model, *options)[2]
 

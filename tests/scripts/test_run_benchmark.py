@@ -25,7 +25,6 @@ from bench.parity import DecisionRule
 from bench.report import readmes
 from bench.report import rows as results
 from bench.report.rows import read_results
-from plot_results import load_rows
 
 SCRIPT = ROOT / "run_benchmark.py"
 RUN_VARIANTS = ["torch", "onnx-fp16"]
@@ -99,9 +98,8 @@ def test_a_run_measures_and_saves_every_cell(sweep):
 
 def test_the_readme_says_what_a_run_says_at_its_end(sweep, monkeypatch):
     folder, done = sweep
-    rows = load_rows([folder / "results"])
-    monkeypatch.setattr(readmes, "RANDOM_MODEL", rows["model"].iloc[0])
-    block = readmes.verdict_block(rows).split("```")[1]
+    monkeypatch.setattr(readmes, "RANDOM_MODEL", saved_rows(folder)["model"].iloc[0])
+    block = readmes.verdict_block([folder / "results"]).split("```")[1]
     assert block.startswith("\nEnd to end, each variant at its best") and block in done.stderr
 
 
