@@ -21,7 +21,6 @@ from bench.label.stretches import Stretch
 from bench.machine import BUSY, DeviceInfo, cpu_cores, describe_device
 from bench.measure.cells import batching_of
 from bench.naming import slug
-from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
 from bench.report.rows import latest_per_cell, read_results
 from bench.report.verdict import rank
@@ -129,18 +128,29 @@ def budget_of(measured: dict) -> Batching:
     return Batching("token-budget", batch_tokens=math.ceil(batching.batch_size * of_a_text))
 
 
-def find_device(device: str | None, gpus: list[int] | None, ray: str | None) -> tuple[str, DeviceInfo]:
-    """Returns `gpu` or `cpu`, and what describes the device; on Ray those of one of its machines."""
-    if gpus and (ray or device == "cpu"):
+def find_device(args: Namespace, call: Callable) -> tuple[str, DeviceInfo]:
+    """Returns `gpu` or `cpu`, and what describes the device; on Ray those of one of its machines.
+
+    `call` runs a function in a helper process.
+    """
+    if args.gpu and (args.ray or args.device == "cpu"):
         raise UserError("--gpu goes with neither --ray nor --device cpu")
-    call = on_ray.on_a_node if ray else run_in_subprocess
-    if device != "cpu":
-        try:
-            return "gpu", call(describe_device, gpus[0] if gpus else 0)
-        except UserError:
-            if device == "gpu" or gpus:
-                raise
+    call = on_ray.on_a_node if args.ray else call
+    if args.device != "cpu":
+        found = call(device_or_reason, args.gpu[0] if args.gpu else 0)
+        if isinstance(found, DeviceInfo):
+            return "gpu", found
+        if args.device == "gpu" or args.gpu:
+            raise found
     return "cpu", call(describe_device, None)
+
+
+def device_or_reason(gpu: int) -> DeviceInfo | UserError:
+    """Returns what describes a GPU, or why it can't be used: an error that is raised would end a helper process."""
+    try:
+        return describe_device(gpu)
+    except UserError as error:
+        return error
 
 
 def find_plan(args: Namespace, model: Model, stretches: list[Stretch], call: Callable) -> LabelPlan:
@@ -152,7 +162,7 @@ def find_plan(args: Namespace, model: Model, stretches: list[Stretch], call: Cal
     same = (before.get("options"), before.get("model")) == (plan_options(args), model.weights_id)
     if same and not args.overwrite and (plan := read_plan(before)):
         return plan  # though by now another may be the fastest in results/
-    kind, info = find_device(args.device, args.gpu, args.ray)
+    kind, info = find_device(args, call)
     texts = head_texts(list({stretch.file: stretch.table for stretch in stretches}.values()), args.column)
     tokens = call(mean_tokens, model, texts)
     measured = fastest_valid_row(args.results_dir, slug(info.name), model, tokens, args.variant)
