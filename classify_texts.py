@@ -62,8 +62,9 @@ from bench.machine import describe_device, process_count
 from bench.processes import helper_process
 from bench.provenance import project_commit, versions
 from bench.storage import CONCURRENT_FILES, locate
+from bench.timing import time_words
 from runtimes import VARIANTS
-from utils import CACHE, Parser, RunError, UserError, int_from, list_of, run, say, time_words
+from utils import CACHE, Parser, RunError, UserError, int_from, list_of, run, say
 
 LONG_PART = 1800  # seconds
 # what a receipt says of the run that labelled, not of the rows
@@ -176,10 +177,8 @@ def prepare(
     workers = min(on_ray.count_actors(specs[0].device, args.workers), len(own)) if args.ray else len(specs)
     variant, gpu = VARIANTS[plan.variant], specs[0].device.gpu
     job = {"input": digest_input(stretches), "model": model.weights_id, "options": plan_options(args)}
-    job |= {"csv": [args.delimiter, args.encoding], "export": specs[0].export_id}
+    job |= asked_of_output(args, spec) | {"schema": str(spec.schema), "export": specs[0].export_id}
     job["plan"] = asdict(replace(plan, speed=0.0))  # two shards that plan alike may have measured otherwise
-    job |= asdict(spec) | {"schema": str(spec.schema)}
-    del job["job"]
     job["versions"] = versions("tokenizers", "transformers", *variant.packages)
     prepare_output(args.output, job, args.overwrite, alone=not args.shard)
     receipt = read_receipt(args.output, shard_name(args))
@@ -204,7 +203,8 @@ def label_all(args: Namespace, pool: LabelPool, checker: Checker) -> None:
     """Labels what is missing, says how fast, and has the whole checked. Raises as label_missing."""
     made, seconds = label_missing(pool, checker, checker.about["workers"] if args.ray else 0)
     stretches, spec, folder = checker.stretches, checker.comparison.output, pool.folder
-    in_all = sum(footer.rows for footer in checker.check_complete().values())
+    own = checker.check_complete()
+    in_all = sum(footer.rows for footer in own.values())
     if made.rows:
         checker.about |= say_speed(made, seconds, in_all, pool.busy)
     else:
@@ -212,7 +212,7 @@ def label_all(args: Namespace, pool: LabelPool, checker: Checker) -> None:
     receipt, model = read_receipt(folder, checker.shard), checker.comparison.model
     of_these_rows = (receipt.get("rows"), receipt.get("decisions_are")) == (in_all, checker.comparison.rule.words)
     if made.rows and (args.shard or made.rows == in_all):
-        checker.finish(checker.later)
+        checker.finish(checker.later, own)
     elif not args.shard and (made.rows or not of_these_rows):  # it is an earlier run's, or there is none
         check_folder(args, model, stretches, spec, run=checker.about)
     if args.shard:
@@ -246,8 +246,7 @@ def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: 
         raise UserError(f"--check-only: {args.output} was labelled with other weights than those of {model.id}")
     if not run and job.get("input") != digest_input(stretches):
         raise UserError(f"--check-only: {args.output} holds no parts of {args.input}")
-    asked = asdict(spec) | {"csv": [args.delimiter, args.encoding]}
-    del asked["schema"], asked["job"]
+    asked = asked_of_output(args, spec)
     if not run and (other := what_differs({key: job.get(key) for key in asked}, asked)):
         raise UserError(f"--check-only: {args.output} was made otherwise ({other}): give the same options")
     plan = read_plan(job)
@@ -259,7 +258,15 @@ def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: 
     precision = VARIANTS[plan.variant].precision if plan else ""
     comparison = Comparison(model, precision, replace(spec, job=job_digest(job)), args.output, gpu)
     checker = Checker(comparison, before | made | about_now(args, model, stretches), stretches, stops=not args.no_check)
-    checker.finish(read_samples(stretches, checker.check_complete(), spec, model))
+    own = checker.check_complete()
+    checker.finish(read_samples(stretches, own, spec, model), own)
+
+
+def asked_of_output(args: Namespace, spec: OutputSpec) -> dict:
+    """Returns what the command line asks of the output, as a job keeps it."""
+    derived = "schema", "job"
+    asked = {name: value for name, value in asdict(spec).items() if name not in derived}
+    return asked | {"csv": [args.delimiter, args.encoding]}
 
 
 def about_now(args: Namespace, model: Model, stretches: list[Stretch]) -> dict:

@@ -50,10 +50,13 @@ from bench.variants import REPORT, Device
 from runtimes import VARIANTS
 from utils import CACHE, Parser, UserError, clean, int_from, run, say
 
+# options that a check of the same folder needs again
+OF_THE_CHECK = "precision", "save_dir", "device", "dataset", "column", "threshold", "tolerance", "label_column"
+OF_THE_CHECK += "delimiter", "encoding", "batching", "batch_size", "batch_tokens", "gpu"
 RUNTIMES = "torch", "transformers", "optimum-onnx", "onnxruntime-gpu", "onnxruntime"  # whose versions a report has
 
 
-def parse_arguments() -> Namespace:
+def argument_parser() -> Parser:
     parser = Parser(__doc__)
     add, whole = parser.add_argument, int_from(1)
     add("model_id", metavar="MODEL_ID", help=f"Hub id, local folder, or {RANDOM_MODEL}")
@@ -88,7 +91,7 @@ def parse_arguments() -> Namespace:
     add("--create-pr", action="store_true", help="upload as a pull request")
     token_help = "access token; prefer HF_TOKEN or `hf auth login`, since other users can see command lines"
     add("--hf-token", help=token_help)
-    return parser.parse_args()
+    return parser
 
 
 def share(text: str) -> float:
@@ -240,17 +243,15 @@ def say_larger_check(args: Namespace, report: dict, texts: int) -> None:
         say(f"more texts: about {limit:,} would tell, {report['dataset']} has {texts:,}; --dataset names another file")
         return
     words = ["python", "export_onnx.py", args.model_id, "--check-only", "--limit", limit]
-    usual = {"precision": "fp16", "save_dir": None, "device": None, "dataset": "normal", "column": "body"}
-    usual |= {"threshold": None, "tolerance": TOLERANCE, "label_column": None, "delimiter": None, "encoding": "utf-8"}
-    usual |= {"batching": None, "batch_size": 1, "batch_tokens": 1024, "gpu": 0}
-    for name, value in usual.items():
-        if getattr(args, name) != value:
-            words += [f"--{name.replace('_', '-')}", getattr(args, name)]
+    usual = argument_parser()
+    for name in OF_THE_CHECK:
+        if (value := getattr(args, name)) != usual.get_default(name):
+            words += [f"--{name.replace('_', '-')}", value]
     say(f"more texts: {shlex.join(map(str, words))}")
 
 
 def main() -> int:
-    args = parse_arguments()
+    args = argument_parser().parse_args()
     check_writable(CACHE)
     source, target = resolve_model(args.model_id), args.save_dir or export_folder(args.model_id, args.precision)
     if args.check_only:

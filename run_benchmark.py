@@ -55,9 +55,10 @@ from bench.processes import helper_process, run_in_subprocess
 from bench.report import rows
 from bench.report.table import HEADER, table_line
 from bench.report.verdict import verdict
+from bench.timing import step, time_words
 from bench.variants import Device
 from runtimes import VARIANTS
-from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say, step, time_words
+from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 QUICK = {"min_time": 0.0, "check_time": 15.0}  # and what the device asks for, see LOOK

@@ -9,9 +9,8 @@ import os
 import re
 import signal
 import sys
-import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from itertools import accumulate
 from pathlib import Path
@@ -80,22 +79,6 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 def say(line: str = "") -> None:
     """Prints a line on standard error."""
     print(line, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def step(what: str) -> Iterator[None]:
-    """Says what the block does, and at its end how long it took."""
-    start = time.monotonic()
-    say(what)
-    yield
-    say(f"           {time.monotonic() - start:.0f} s")
-
-
-def time_words(seconds: float) -> str:
-    """Says how long something takes, in seconds, minutes or hours."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
 
 
 def clean(text: str) -> str:

@@ -11,8 +11,9 @@ from bench.inputs.resolve import DEFAULT_MODEL
 from bench.judge import FAILED
 from bench.processes import run_in_subprocess
 from bench.provenance import versions
+from bench.timing import step
 from bench.variants import CARD, REPORT
-from utils import UserError, say, step
+from utils import UserError, say
 
 # (model, precision) -> the Hub's repository of an export, and the folder in it
 PUBLISHED = {

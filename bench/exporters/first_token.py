@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.exporters.graph import cpu_session, select_inputs
+from bench.exporters.graph import replace_nodes, select_inputs, session_with
 
 FIRST = "first_token"  # the constant [0]
 ELEMENTWISE = {"Abs", "Add", "BiasGelu", "Cast", "Div", "Erf", "FastGelu", "Gelu", "Identity", "Max", "Min", "Mul"}
@@ -31,22 +31,23 @@ def first_token_only(file: Path, batch: dict[str, np.ndarray]) -> bool:
     """
     import onnx
 
-    onnx_model = onnx.load(file, load_external_data=False)
-    graph, tokens = onnx_model.graph, batch["input_ids"].shape[1]
-    alone = nodes_for_first(graph, set())
-    if not any(node.op_type == "MatMul" for node in alone):
+    graph = (onnx_model := onnx.load(file, load_external_data=False)).graph
+    constants, tokens = constants_of(graph), batch["input_ids"].shape[1]
+    alone = nodes_for_first(graph, constants, set())
+    if not alone:
         return False
-    logits, arrays = run(file, batch, {name for node in alone for name in tokens_of(node, constants_of(graph))})
-    alone = nodes_for_first(graph, {name for name, array in arrays.items() if array.shape[1:-1] != (tokens,)})
-    if not any(node.op_type == "MatMul" for node in alone):
+    logits, arrays = run(file, batch, sorted({name for node in alone for name in tokens_of(node, constants)}))
+    unfit = {name for name, array in arrays.items() if array.shape[1:-1] != (tokens,)}
+    alone = nodes_for_first(graph, constants, unfit)
+    if not alone:
         return False
-    pick_above(graph, alone)
+    pick_above(graph, constants, alone)
     del graph.value_info[:]  # shapes that are no longer true
     half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
     rewritten = file.with_name("first_token.onnx")
     onnx.save(onnx_model, rewritten)
     try:
-        off = np.abs(run(rewritten, batch, set())[0] - logits).max()
+        off = np.abs(run(rewritten, batch, [])[0] - logits).max()
         if off <= TOLERANCES[half] * np.abs(logits).max():
             rewritten.replace(file)
             return True
@@ -57,14 +58,15 @@ def first_token_only(file: Path, batch: dict[str, np.ndarray]) -> bool:
     return False
 
 
-def nodes_for_first(graph, unfit: set[str]) -> list:
+def nodes_for_first(graph, constants: dict, unfit: set[str]) -> list:
     """Finds the nodes above the choice of the first token that treat each token alone, and serve nothing else.
 
-    `unfit`: what has no token axis, though its place in the graph asks for one.
+    `unfit`: what has no token axis, though its place in the graph asks for one. Without a product there are none: the
+    others cost next to nothing.
     """
     if any(attribute.type in INNER for node in graph.node for attribute in node.attribute):
         return []  # a graph in the graph may read whatever is outside
-    constants, readers, found = constants_of(graph), defaultdict(list), {}
+    readers, found = defaultdict(list), {}
     for node in graph.node:
         for name in node.input:
             readers[name].append(node)
@@ -80,7 +82,7 @@ def nodes_for_first(graph, unfit: set[str]) -> list:
         names = tokens_of(node, constants)
         if names and not unfit & set(names) and all(map(serves_first, filter(None, node.output))):
             found[node.output[0]] = node
-    return list(found.values())
+    return list(found.values()) if any(node.op_type == "MatMul" for node in found.values()) else []
 
 
 def tokens_of(node, constants: dict) -> list[str]:
@@ -148,11 +150,11 @@ def value_of(name: str, constants: dict) -> int | None:
     return onnx.numpy_helper.to_array(constants[name]).item()
 
 
-def pick_above(graph, alone: list) -> None:
+def pick_above(graph, constants: dict, alone: list) -> None:
     """Gives nodes, of what comes from others, the first token alone."""
     import onnx
 
-    constants, inside = constants_of(graph), {name for node in alone for name in node.output}
+    inside = {name for node in alone for name in node.output}
     above = {name for node in alone for name in tokens_of(node, constants)} - inside
     for node in alone:
         own = above & set(tokens_of(node, constants))
@@ -164,22 +166,13 @@ def pick_above(graph, alone: list) -> None:
         nodes.append(node)
         for name in above & set(node.output):
             nodes.append(onnx.helper.make_node("Gather", [name, FIRST], [f"{name}_{FIRST}"], axis=1))
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    replace_nodes(graph, nodes)
     graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), FIRST))
 
 
-def run(file: Path, batch: dict[str, np.ndarray], names: set[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def run(file: Path, batch: dict[str, np.ndarray], names: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Returns a file's logits for a batch, and what it computes under `names`."""
-    import onnx
-
-    onnx_model = onnx.load(file, load_external_data=False)
-    onnx_model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in sorted(names))
-    probe = file.with_name("probe.onnx")
-    onnx.save(onnx_model, probe)
-    session = cpu_session(str(probe))
-    wanted = [session.get_outputs()[0].name, *sorted(names)]
+    session = session_with(file, names)
+    wanted = [session.get_outputs()[0].name, *names]
     logits, *others = session.run(wanted, select_inputs([node.name for node in session.get_inputs()], batch))
-    probe.unlink()
-    return logits, dict(zip(sorted(names), others, strict=True))
+    return logits, dict(zip(names, others, strict=True))

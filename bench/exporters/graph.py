@@ -62,6 +62,26 @@ def cpu_session(graph: str | bytes):
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
+def session_with(file: Path, names: list[str]):
+    """Starts a session on a file that also gives what the file computes under `names`."""
+    import onnx
+
+    onnx_model = onnx.load(file, load_external_data=False)
+    onnx_model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    probe = file.with_name("probe.onnx")  # beside it, where weights outside are found
+    onnx.save(onnx_model, probe)
+    session = cpu_session(str(probe))
+    probe.unlink()
+    return session
+
+
+def replace_nodes(graph, nodes: list) -> None:
+    """Gives a graph these nodes, some of which it may have already."""
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
 def select_inputs(names: list[str], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Picks a graph's inputs; token types that the model did not ask for are zeros. Raises UserError for others."""
     if unknown := set(names) - {*inputs, "token_type_ids"}:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.exporters.graph import INSIDE_BYTES, cpu_session, select_inputs
+from bench.exporters.graph import INSIDE_BYTES, replace_nodes, select_inputs, session_with
 from bench.inputs.datasets import bundled_texts, evenly_spaced
 from bench.inputs.model import Model
 from bench.machine import cpu_features
@@ -64,14 +64,7 @@ def quantize(model: Model, plain: Path, folder: Path, words: str) -> tuple[str, 
 
 def find_outliers(model: Model, plain: Path, tensors: set[str]) -> dict[str, np.ndarray]:
     """Finds, for each tensor [texts, tokens, channels] of the plain export, the channels that are largest on texts."""
-    import onnx
-    from onnx import helper
-
-    probe = onnx.load(plain, load_external_data=False)
-    probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in sorted(tensors))
-    file = plain.with_name("probe.onnx")
-    onnx.save(probe, file)
-    session = cpu_session(str(file))
+    session = session_with(plain, sorted(tensors))
     texts, names = bundled_texts("normal"), [node.name for node in session.get_inputs()]
     rows = model.tokenize([texts[i] for i in evenly_spaced(len(texts), N_TEXTS)])
     largest = dict.fromkeys(sorted(tensors), 0.0)
@@ -116,7 +109,5 @@ def split_outliers(onnx_model, products: list, outliers: dict[str, np.ndarray]) 
         after = helper.make_node("Add", [f"{small}_rest", f"{small}_part"], [output], f"{small}_sum")
         split[node.name] = [*before, node, after]
     nodes = [new for node in onnx_model.graph.node for new in split.get(node.name, [node])]
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del onnx_model.graph.node[:]
-    onnx_model.graph.node.extend(copies)
+    replace_nodes(onnx_model.graph, nodes)
     return [f"{node.name}_outliers" for node in products]

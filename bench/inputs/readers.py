@@ -173,8 +173,8 @@ def common_schema(tables: list[Table], columns: list[str], text_column: str) -> 
         if missing := [name for name in columns if name in first and name not in table.schema.names]:
             words = f"{table.file} has no column {missing[0]!r}, which {tables[0].file.name} has"
             raise UserError(words if missing[0] == text_column else f"{words}: --keep-columns names those to copy")
-        options = {text_column: "--column"}
-        schemas.append(pa.schema([decoded(table.field(name, options.get(name, ""))) for name in columns]))
+        found = [table.field(name, "--column" if name == text_column else "") for name in columns]
+        schemas.append(pa.schema(map(decoded, found)))
     common = schemas[0]
     for table, own in zip(tables, schemas, strict=True):
         try:

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from bench.label.output import write_rows
+from bench.label.output import first_bad, write_rows
 from bench.label.plan import LabelPlan
 from bench.label.rows import BAD_ROWS, Answers, Counts, OutputSpec, label_table, texts_of
 from bench.label.stretches import Stretch
-from utils import UserError, say, time_words
+from bench.timing import time_words
+from utils import UserError, say
 
 SAMPLE_ROWS = 10_000  # the first of the job, that stand for all
 
@@ -57,6 +58,5 @@ def label_sample(stretches: list[Stretch], output: OutputSpec) -> tuple[Counts, 
     answers = Answers(scores, np.array([len(text) for text in texts], int))
     labelled, counts = label_table(table, answers, output)
     write_rows(labelled, file)
-    places = json.loads((labelled.schema.metadata or {}).get(BAD_ROWS, b"[]"))
-    bad = next((f"{one['file']}, line {one['line']}: {one['reason']}" for one in places if "file" in one), "")
-    return counts, file.tell(), bad
+    bad = json.loads((labelled.schema.metadata or {}).get(BAD_ROWS, b"[]"))
+    return counts, file.tell(), first_bad({"": bad})

@@ -51,10 +51,9 @@ def write_object(file: Location, content: dict) -> None:
 def refuse_foreign_files(folder: Location) -> None:
     """Makes a folder if need be; raises UserError if it holds other things than parts and what belongs to them."""
     folder.check_writable()
-    if foreign := [
-        file.name for file in folder.files() if not (OURS.fullmatch(file.name) or OF_THE_SYSTEM.fullmatch(file.name))
-    ]:
-        raise UserError(f"{folder} holds {foreign[0]}, which is not a part: name another folder")
+    for file in folder.files():
+        if not (OURS.fullmatch(file.name) or OF_THE_SYSTEM.fullmatch(file.name)):
+            raise UserError(f"{folder} holds {file.name}, which is not a part: name another folder")
 
 
 def prepare_output(folder: Location, job: dict, overwrite: bool, alone: bool = True) -> None:

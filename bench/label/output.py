@@ -141,10 +141,13 @@ def with_shard(name: str, shard: str) -> str:
     return stem + shard + dot + suffix
 
 
-def first_bad(footers: dict[str, Footer]) -> str:
-    """Says where the first bad row of some parts is, and why it is bad; nothing without one."""
-    for name in sorted(footers):
-        for one in footers[name].bad[:1]:
+def first_bad(bad: dict[str, list[dict]]) -> str:
+    """Says where the first bad row of some parts is, and why it is bad; nothing without one.
+
+    `bad`: name of a part -> what is known of its bad rows, see Footer.
+    """
+    for name in sorted(bad):
+        for one in bad[name][:1]:
             place = f"{one['file']}, line {one['line']}" if "file" in one else f"{name}, row {one['row']}"
             return f"{place}: {one['reason']}"
     return ""

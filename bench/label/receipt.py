@@ -65,7 +65,7 @@ class Checker:
             return
         why, own = "--strict" if self.strict else "so is more than half of a part", self.own_parts()
         write_bad_rows(self.comparison.folder, own, self.shard)
-        guilty = {name: footer for name, footer in own.items() if self.has_too_many(footer.counts)}
+        guilty = {name: footer.bad for name, footer in own.items() if self.has_too_many(footer.counts)}
         raise RunError(f"{first_bad(guilty)} ({why}); {with_shard(BAD_FILE, self.shard)} names all")
 
     def has_too_many(self, part: Counts) -> bool:
@@ -88,12 +88,11 @@ class Checker:
             self.write(self.own_parts())
             self.stop()
 
-    def finish(self, samples: list[Sample] | None) -> None:
-        """Compares what is left, writes the receipt, and says it. Raises RunError if rows are wrong."""
+    def finish(self, samples: list[Sample] | None, own: dict[str, Footer]) -> None:
+        """Compares what is left, writes the receipt of the parts, and says it. Raises RunError if rows are wrong."""
         self.comparison.look(samples or [])
-        own = self.own_parts()
         receipt = self.write(own)
-        say_receipt(receipt, first_bad(own), self.shard)
+        say_receipt(receipt, first_bad({name: footer.bad for name, footer in own.items()}), self.shard)
         if receipt["verdict"] == NOT_WITHIN:
             self.stop()
 

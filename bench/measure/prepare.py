@@ -12,9 +12,10 @@ from bench.measure.conditions import note
 from bench.measure.peak import measure_peaks
 from bench.measure.token_cache import TokenizedTexts
 from bench.processes import run_in_subprocess
+from bench.timing import step
 from bench.variants import Device
 from runtimes import VARIANTS
-from utils import UserError, clean, say, step
+from utils import UserError, clean, say
 
 
 def find_exports(model: Model, variants: list[str], device: Device) -> dict[str, Path | UserError | None]:

@@ -112,7 +112,8 @@ def test_a_receipt_says_what_was_labelled_and_how_right_it_is(model, table, answ
     found = compare(model, table, answers, tmp_path)
     footers = read_footers(locate(tmp_path), "", [Stretch(0, table=None)])
     assert [footer.counts for footer in footers.values()] == [Counts(rows=104, texts=102, removed=1)]
-    Checker(found, {"variant": "torch-bf16"}, [Stretch(0, table=None)]).finish([])
+    checker = Checker(found, {"variant": "torch-bf16"}, [Stretch(0, table=None)])
+    checker.finish([], checker.check_complete())
     receipt = read_receipt(locate(tmp_path))
     assert receipt["rows"] == 104 and receipt["rows_without_text"] == 2 and receipt["variant"] == "torch-bf16"
     assert (receipt["rows_compared"], receipt["flips"], receipt["verdict"]) == (FIRST_ROWS, 0, UNPROVEN)
