@@ -1,4 +1,4 @@
-"""Runs work in processes that may die, hang or be interrupted: the only process protocol in the project.
+"""Runs work in processes that may die, hang or be interrupted: the only protocol of workers in the project.
 
 A worker makes one object and then answers requests: call this method of it with these arguments. Requests are pickled
 and must be small; large data goes through files. A worker is in a process group of its own, so that Ctrl-C reaches the
@@ -7,24 +7,18 @@ parent alone. The end of its pipe means that it died. No heartbeat for too long 
 """
 
 import contextlib
-import ctypes
-import logging
 import os
 import signal
-import subprocess
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from types import SimpleNamespace
 
-from bench.machine import cpu_cores
+from bench.fork_server import CAN_FORK, be_a_worker, fork_python, start_python
 from utils import RunError, UserError, first_line
 
 POLL_SECONDS = 1.0  # between two heartbeats, and between two looks at the clock
-PR_SET_PDEATHSIG = 1  # prctl(2)
 OUT_OF_MEMORY = "out of memory"  # what error_summary says of these:
 MEMORY_SIGNS = "OutOfMemory", "out of memory", "can't allocate memory", "Failed to allocate memory", "ALLOC_FAILED"
 parent = SimpleNamespace(connection=None, last_heartbeat=0.0)  # in a worker: its pipe to the parent
@@ -38,11 +32,12 @@ class ProcessPool:
     """Starts a process for each tuple of arguments, calls methods in all of them, and kills them at the end.
 
     A context manager. Each process makes its object with `make(*arguments)`. `stall_timeout`: seconds without a
-    heartbeat after which a worker counts as hung, 0 for never.
+    heartbeat after which a worker counts as hung, 0 for never; forked: whether the processes start with torch and
+    transformers imported, see fork_server, or with nothing.
     """
 
-    def __init__(self, make: Callable, arguments: list[tuple], stall_timeout: float = 0):
-        self.stall_timeout, self.connections, self.processes = stall_timeout, [], []
+    def __init__(self, make: Callable, arguments: list[tuple], stall_timeout: float = 0, forked: bool = False):
+        self.stall_timeout, self.forked, self.connections, self.processes = stall_timeout, forked, [], []
         try:
             for _ in arguments:
                 self.start()
@@ -60,15 +55,8 @@ class ProcessPool:
         mine, theirs = Pipe()
         self.connections.append(mine)
         with theirs:
-            # -P: the working directory is no place to import from
-            command = [sys.executable, "-P", "-c", f"from bench.processes import serve; serve({theirs.fileno()})"]
-            limits = "OMP_NUM_THREADS", "RAYON_NUM_THREADS"  # of most libraries: they don't see a container's quota
-            threads = dict.fromkeys(limits, str(cpu_cores()))
-            environment = threads | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            streams = {"stdin": subprocess.DEVNULL, "stdout": 2}  # standard output is for rows
-            self.processes.append(
-                subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], process_group=0, **streams)
-            )
+            start = fork_python if self.forked and CAN_FORK else start_python
+            self.processes.append(start(serve, theirs))
 
     def send(self, connection: Connection, request: tuple) -> None:
         with contextlib.suppress(OSError):  # it died: collect() says how
@@ -139,7 +127,7 @@ def helper_process() -> Iterator[Callable]:
     Its imports, memory and GPU context stay out of this process, and several calls share them. What it prints goes to
     standard error. A UserError is raised here as it is, any other error as a RunError; either ends the process.
     """
-    with ProcessPool(Helper, [()]) as pool:
+    with ProcessPool(Helper, [()], forked=True) as pool:
 
         def call(function: Callable, *arguments):
             try:
@@ -177,10 +165,7 @@ def heartbeat(value=None) -> None:
 def serve(descriptor: int) -> None:
     """Runs a worker over the pipe's descriptor, until the parent closes it or dies, or a request fails."""
     connection = parent.connection = Connection(descriptor)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # else it would finish its work for nobody
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
+    be_a_worker()
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
         make, arguments = connection.recv()
         kind, target = attempt(make, *arguments)

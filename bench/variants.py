@@ -97,7 +97,7 @@ class Variant:
     `export` that it asks for, if it does;
     precision: in which it multiplies large matrices; cpu_precision: the same on a CPU, if different;
     packages: the one of these that is installed is the runtime; its version is in the rows;
-    environment: variables that must be set before its process imports anything;
+    environment: variables that must be set before its process imports anything: it is measured in a fresh one;
     default_on: the devices whose `--model all` includes it, where the CPU has the `required_cpu_feature` (see
     machine.CPU_FEATURES) to be fast; unsupported, caveats: device -> the reason, a plain line;
     check_device(gpu): raises UserError if the runtime can't use this GPU, or with None this CPU. For a GPU, call it in

@@ -84,7 +84,7 @@ def tiny_exports(tmp_path_factory, tiny_model) -> Path:
 class PoolHere:
     """Stands in for bench.processes.ProcessPool, in this process: torch is imported once."""
 
-    def __init__(self, make, arguments, stall_timeout=0):
+    def __init__(self, make, arguments, stall_timeout=0, forked=False):
         self.objects = [self.attempt(make, *own) for own in arguments]
 
     def call(self, step, *arguments, on_heartbeat=None):

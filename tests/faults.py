@@ -55,8 +55,8 @@ def fail(how: str) -> None:
         raise UserError("no such thing")
 
 
-def parent() -> None:
+def parent(forked: bool) -> None:
     """Has two workers, of which the second loops for ever; prints their pids."""
-    with ProcessPool(Echo, [("a",), ("b",)]) as pool:
+    with ProcessPool(Echo, [("a",), ("b",)], forked=forked) as pool:
         print(*pool.call(Echo.own_pid), flush=True)
         pool.call(Echo.fail_in, "b", "loop")

@@ -1,6 +1,7 @@
 """Workers that work, die, hang, raise and are interrupted."""
 
 import contextlib
+import functools
 import operator
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from faults import Echo, fail
 
+from bench import fork_server
 from bench.processes import ProcessPool, WorkerFailed, error_summary, heartbeat, helper_process, run_in_subprocess
 from utils import ROOT, RunError, UserError
 
@@ -39,27 +41,35 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def children() -> list[str]:
-    return Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+def children() -> list[int]:
+    """Returns the processes that this one has started, but for the one that forks."""
+    pids = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return [pid for pid in map(int, pids) if pid != fork_server.current.server.process.pid]
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left():
-    """No test leaves a process or a descriptor behind."""
+    """No test leaves a process or a descriptor behind, but the process that forks."""
+    run_in_subprocess(int)
     before = children(), len(os.listdir("/proc/self/fd"))
     yield
     assert (children(), len(os.listdir("/proc/self/fd"))) == before
 
 
-def test_values_come_in_the_workers_order():
-    with ProcessPool(Echo, [("a",), ("b",), ("c",)]) as three:
+@pytest.fixture(params=[False, True], ids=["fresh", "forked"])
+def pool(request):
+    return functools.partial(ProcessPool, forked=request.param)
+
+
+def test_values_come_in_the_workers_order(pool):
+    with pool(Echo, [("a",), ("b",), ("c",)]) as three:
         assert three.call(Echo.tell, 1, 2) == [("a", 1, 2), ("b", 1, 2), ("c", 1, 2)]
         assert len(set(three.call(Echo.own_pid)) | {os.getpid()}) == 4
 
 
-def test_heartbeats_tell_how_far_the_work_is_and_keep_a_long_step_from_timing_out(monkeypatch):
+def test_heartbeats_tell_how_far_the_work_is_and_keep_a_long_step_from_timing_out(pool):
     heard = []
-    with ProcessPool(Echo, [("a",)], stall_timeout=2) as one:
+    with pool(Echo, [("a",)], stall_timeout=2) as one:
         [done] = one.call(Echo.count, 3.5, 0.1, on_heartbeat=lambda beats: heard.append(beats[0]))
     assert 2 <= len(heard) <= 5, "one a second"
     assert heard == sorted(heard) and heard[-1] < done
@@ -78,19 +88,19 @@ def test_heartbeats_tell_how_far_the_work_is_and_keep_a_long_step_from_timing_ou
         ("end of file", "EOFError: half a file"),
     ],
 )
-def test_a_fault_is_one_clear_failure(how, message):
-    with time_limit(20), ProcessPool(Echo, [("a",), ("b",)], stall_timeout=2) as two:
+def test_a_fault_is_one_clear_failure(pool, how, message):
+    with time_limit(20), pool(Echo, [("a",), ("b",)], stall_timeout=2) as two:
         with pytest.raises(WorkerFailed, match=re.escape(message)) as caught:
             two.call(Echo.fail_in, "b", how)
         assert str(caught.value) == message
 
 
-def test_a_fault_while_loading(capfd):
+def test_a_fault_while_loading(pool):
     for how, message in (("die", "worker 1 of 1 died (SIGKILL) in step load"), ("memory", "out of memory")):
         with time_limit(20), pytest.raises(WorkerFailed, match=re.escape(message)):
-            ProcessPool(Echo, [("a", how)])
+            pool(Echo, [("a", how)])
     with pytest.raises(UserError, match=r"^no such thing$") as caught:
-        ProcessPool(Echo, [("a", "user")])
+        pool(Echo, [("a", "user")])
     assert caught.value.code == 2, "a user's error stays one"
 
 
@@ -120,20 +130,58 @@ def test_a_worker_that_dies_before_it_reads_does_not_hang_the_run(monkeypatch):
         ProcessPool(Echo, [("x" * 10**6,)])
 
 
-def test_more_workers_than_the_machine_can_start_is_a_failure():
+def test_more_workers_than_the_machine_can_start_is_a_failure(pool):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))
         with pytest.raises(WorkerFailed, match=r"worker \d can't be started: .*Too many open files"):
-            ProcessPool(Echo, [("a",)] * 50)
+            pool(Echo, [("a",)] * 50)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_a_fork_has_what_its_parent_has_now(monkeypatch, tmp_path):
+    before = run_in_subprocess(os.getppid)
+    monkeypatch.setenv("A_NEW_ONE", "1")
+    monkeypatch.chdir(tmp_path)
+    assert run_in_subprocess(os.getenv, "A_NEW_ONE") == "1" and run_in_subprocess(os.getcwd) == str(tmp_path)
+    assert run_in_subprocess(os.getppid) == before
+
+
+def test_a_fork_is_there_at_once_and_alone():
+    with helper_process() as call:
+        assert call(eval, "'transformers' in __import__('sys').modules")
+        assert len(call(os.listdir, "/proc/self/task")) == 1, "no thread of the process that forks is lost"
+        assert call(os.getpgrp) == call(os.getpid)
+
+
+def test_workers_end_with_the_process_that_forks_and_the_next_ones_have_another():
+    with time_limit(30), helper_process() as call:
+        worker = call(os.getpid)
+        os.kill(call(os.getppid), signal.SIGKILL)
+        while is_running(worker):
+            time.sleep(0.01)
+        with pytest.raises(RunError, match=r"^getpid: worker 1 of 1 died \(SIGKILL\)"):
+            call(os.getpid)
+    assert run_in_subprocess(operator.add, 2, 3) == 5
+
+
+def test_the_process_that_forks_asks_for_no_gpu():
+    """CUDA can't be used in a fork of a process that has looked for a device."""
+    code = """
+import importlib, torch
+from bench.fork_server import IMPORTED
+def fail(*_): raise AssertionError
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = torch.cuda._lazy_init = fail
+[importlib.import_module(name) for name in IMPORTED]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 @pytest.fixture
-def parent():
+def parent(forked):
     """A process with two workers, of which the second loops for ever, and their pids."""
-    command = [sys.executable, "-c", "import faults; faults.parent()"]
+    command = [sys.executable, "-c", f"import faults; faults.parent({forked})"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -146,8 +194,8 @@ def parent():
     process.communicate()
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_workers_die_with_their_parent(parent, stopped):
+@pytest.mark.parametrize(("stopped", "forked"), [(False, False), (True, False), (True, True)])
+def test_workers_die_with_their_parent(parent, stopped, forked):
     process, pids = parent
     for pid in pids if stopped else []:
         os.kill(pid, signal.SIGSTOP)
@@ -159,8 +207,8 @@ def test_workers_die_with_their_parent(parent, stopped):
     assert not any(map(is_running, pids))
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_ctrl_c_reaches_the_parent_alone_and_ends_the_workers(parent, stopped):
+@pytest.mark.parametrize(("stopped", "forked"), [(False, False), (True, False), (True, True)])
+def test_ctrl_c_reaches_the_parent_alone_and_ends_the_workers(parent, stopped, forked):
     """As a terminal sends it: to the whole process group."""
     process, pids = parent
     for pid in pids if stopped else []:

@@ -59,7 +59,7 @@ def run_over(texts: list[str], name: str, make: Callable, arguments: tuple, meth
     """Calls method(made object, file of the texts, *more) in a process of its own, with a progress bar."""
     with (
         tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file,
-        ProcessPool(make, [arguments]) as pool,
+        ProcessPool(make, [arguments], forked=True) as pool,
         tqdm(desc=name, total=len(texts), unit="text", file=sys.stderr) as progress,
     ):
         json.dump(texts, file)

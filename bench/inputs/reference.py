@@ -127,7 +127,9 @@ class Original:
         with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as handed_over:
             json.dump(texts, handed_over)
             handed_over.flush()
-            self.pool = self.pool or self.stack.enter_context(ProcessPool(Reference.load, [self.arguments]))
+            self.pool = self.pool or self.stack.enter_context(
+                ProcessPool(Reference.load, [self.arguments], forked=True)
+            )
             request = Reference.of_file, Path(handed_over.name)
             [(probs, seconds)] = self.pool.call(*request, on_heartbeat=on_heartbeat)
         self.seconds, self.texts = self.seconds + seconds, self.texts + len(texts)

@@ -137,7 +137,7 @@ class LabelPool:
             start = time.monotonic()
             workers = [(spec, number, len(self.specs)) for number, spec in enumerate(self.specs)]
             try:
-                self.workers = self.stack.enter_context(ProcessPool(Classifier, workers, STALL_TIMEOUT))
+                self.workers = self.stack.enter_context(ProcessPool(Classifier, workers, STALL_TIMEOUT, forked=True))
                 self.loading += time.monotonic() - start
                 return
             except WorkerFailed as error:

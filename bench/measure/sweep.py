@@ -133,7 +133,8 @@ def start_workers(sweep: Sweep, cell: Cell) -> ProcessPool:
         raise exported
     spec = ClassifierSpec(sweep.model, cell.variant, exported, replace(sweep.device, exclusive=cell.workers == 1))
     arguments = [(number, spec, sweep.tokens.folder, cell.workers) for number in range(cell.workers)]
-    return ProcessPool(Worker, arguments, sweep.stall_timeout)
+    forked = not VARIANTS[cell.variant].environment  # else it would show the memory of what it does not need
+    return ProcessPool(Worker, arguments, sweep.stall_timeout, forked)
 
 
 def measure(sweep: Sweep, workers: ProcessPool, cell: Cell) -> dict[str, str]:

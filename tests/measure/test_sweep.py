@@ -41,7 +41,7 @@ class FakePool:
     started = 0
     now = 0.0
 
-    def __init__(self, make, arguments, stall_timeout):
+    def __init__(self, make, arguments, stall_timeout=0, forked=False):
         FakePool.started += 1
         self.cell, self.count = None, len(arguments)
         self.fault("load", arguments[0][1].variant)

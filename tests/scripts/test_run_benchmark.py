@@ -221,7 +221,8 @@ def running(tiny_model, tiny_exports, tmp_path):
         text=True,
     )
     _header, _row = process.stdout.readline(), process.stdout.readline()
-    workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    _that_forks, *workers = map(int, children)
     assert len(workers) == 2
     yield process, workers
     with contextlib.suppress(ProcessLookupError):
