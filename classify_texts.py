@@ -11,7 +11,8 @@ credentials that pyarrow and huggingface_hub find. DIR gets part-000000-00000000
 number of its file and of its first row there: for every row, in the input's order, its other columns and one float32
 column for each label: the probabilities that transformers gives for that text alone. Nulls where a row has no text,
 says only that a comment is gone ([removed] and the like), can't be read, or has a token that the model doesn't know;
-_bad_rows.jsonl names the last two kinds. Columns of a CSV file stay text. Of a text that is longer than the model takes
+_bad_rows.jsonl names the last two kinds. Columns of a CSV file stay text, those of JSON are the keys of a file's first
+1,000 lines; where a file lacks a column that another has, it is null. Of a text that is longer than the model takes
 the beginning counts; with --long windows it is read in windows that overlap by a quarter, and the maximum of each
 label counts, with --long windows-mean the mean.
 
@@ -35,16 +36,16 @@ Exit code: 0, 1 if something failed on the way or rows are wrong, 2 for wrong us
 import contextlib
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.files import check_writable
 from bench.inputs import format_csv
+from bench.inputs.folders import common_schema, find_files, left_out, open_tables
 from bench.inputs.model import Model
 from bench.inputs.random_model import RANDOM_MODEL
-from bench.inputs.readers import Table, common_schema, find_files, open_table, say_left_out
+from bench.inputs.readers import Table
 from bench.inputs.resolve import open_model
 from bench.judge import NOT_WITHIN
 from bench.label import on_ray
@@ -61,7 +62,7 @@ from bench.label.stretches import Stretch, cut_stretches, digest_input
 from bench.machine import describe_device, process_count
 from bench.processes import helper_process
 from bench.provenance import project_commit, versions
-from bench.storage import CONCURRENT_FILES, locate
+from bench.storage import locate
 from bench.timing import time_words
 from runtimes import VARIANTS
 from utils import CACHE, Parser, RunError, UserError, int_from, list_of, run, say
@@ -120,19 +121,17 @@ def shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def choose_columns(table: Table, text_column: str, keep: list[str] | None, keep_text: bool) -> list[str]:
+def choose_columns(tables: list[Table], text_column: str, keep: list[str] | None, keep_text: bool) -> list[str]:
     """Returns the columns to copy: those to `keep`, or all but the text, and the text if asked for."""
-    all_but_text = [name for name in table.schema.names if name != text_column]
+    others = {text_column, *left_out(tables)}
+    all_but_text = [name for table in tables for name in table.schema.names if name not in others]
     keep = all_but_text if keep is None else [name for name in keep if name]
     return list(dict.fromkeys([*keep, *[text_column] * keep_text]))
 
 
 def output_spec(args: Namespace, model: Model, tables: list[Table]) -> OutputSpec:
     """Returns what is to be written. Raises UserError if columns are missing, or two would have the same name."""
-    columns = choose_columns(tables[0], args.column, args.keep_columns, args.keep_text)
-    everywhere = {name for table in tables for name in table.schema.names}
-    if args.keep_columns is None and (more := everywhere - {*columns, args.column}):
-        say(f"columns that the first file lacks are left out: {', '.join(sorted(more))}")
+    columns = choose_columns(tables, args.column, args.keep_columns, args.keep_text)
     spec = OutputSpec(
         schema=common_schema(tables, list(dict.fromkeys([*columns, args.column])), args.column),
         columns=columns,
@@ -156,6 +155,8 @@ def output_spec(args: Namespace, model: Model, tables: list[Table]) -> OutputSpe
     if clash := [name for i, name in enumerate(names) if name in names[:i]]:
         way_out = "--prefix renames the new columns, --keep-columns leaves out others"
         raise UserError(f"two columns would be called {clash[0]!r}: {way_out}")
+    if some := [name for name in columns if any(name not in table.schema.names for table in tables)]:
+        say(f"columns that not every file has are null in the others: {', '.join(some)}")
     return spec
 
 
@@ -290,9 +291,9 @@ def open_job(args: Namespace, call: Callable) -> tuple[Model, list[Stretch], Out
         raise UserError(f"{args.output} and the input lie in each other: name another folder")
     model = open_model(args.model_id, call).with_thresholds(args.threshold)
     csv = format_csv.Csv(args.delimiter, args.encoding)
-    with ThreadPoolExecutor(1 if place.local else CONCURRENT_FILES) as pool:  # in a bucket each takes some 100 ms
-        tables = list(pool.map(lambda file: open_table(file, csv, place), files))
-    say_left_out(tables)
+    tables = open_tables(files, csv, place)
+    if names := left_out(tables):
+        say(f"columns that hold lists or objects are left out: {', '.join(names)}")
     spec = output_spec(args, model, tables)
     if args.check_only:
         if not (job := read_job(args.output)):

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from bench.files import digest
+from bench.inputs.folders import common_schema
 from bench.inputs.format_csv import Csv
-from bench.inputs.readers import COMMAS, FORMAT_WORDS, common_schema, open_table, read_all, reading
+from bench.inputs.readers import COMMAS, FORMAT_WORDS, open_table, read_all, reading
 from bench.storage import locate
 from utils import ROOT, UserError
 

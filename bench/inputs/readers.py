@@ -14,9 +14,8 @@ import pyarrow as pa
 from bench.inputs import format_json_lines, format_parquet
 from bench.inputs.blocks import Rows
 from bench.inputs.format_csv import Csv
-from bench.inputs.format_json_lines import LEFT_OUT
 from bench.storage import Location, check_no_pointer, locate
-from utils import UserError, clean, first_line, nearest, say
+from utils import UserError, first_line, nearest
 
 # how a file's name ends: what reads it, which has
 # read_schema(file) -> names and types of the columns;
@@ -30,11 +29,14 @@ FORMAT_WORDS = "CSV or TSV (.csv, .tsv), JSON Lines (.jsonl, .ndjson), both also
 COMMAS = Csv()
 SEPARATORS = {";": "';'", "|": "'|'", "\t": "tab"}  # of files that call themselves CSV -> how --delimiter names them
 BAD = "classify_texts: bad row"  # the column that says why a row can't be read, see read_all
-TEXT_TYPES = ("string", "large_string", "string_view", "null")
 
 
 class UnreadableFile(UserError):
     """A file that can't be read to its end; the message names it and says why."""
+
+
+class EmptyFile(UserError):
+    """A file that has not even columns."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,20 @@ class Table:
     of_folders: dict[str, str] = field(default_factory=dict)
 
     def rows(self, schema: pa.Schema, skip: int = 0) -> Iterator[Rows]:
-        """Yields the rows, cast to the schema; the first `skip` may be passed over. Raises UnreadableFile."""
-        own = pa.schema([decoded(self.field(name)) for name in schema.names if name not in self.of_folders])
+        """Yields the rows, cast to the schema; the first `skip` may be passed over. Raises UnreadableFile.
+
+        A column that the file lacks is null. JSON may have any column further on than where its schema was found.
+        """
+        there = schema.names if self.format is format_json_lines else self.schema.names
+        own = [name for name in schema.names if name in there and name not in self.of_folders]
+        known = [decoded(self.field(name)) if name in self.schema.names else schema.field(name) for name in own]
         with reading(self.file):
-            for rows in self.format.read_rows(self.file, own, skip):
+            for rows in self.format.read_rows(self.file, pa.schema(known), skip):
                 table = rows.table
-                for name in set(schema.names) & set(self.of_folders):
-                    table = table.append_column(name, pa.array([self.of_folders[name]] * len(table), pa.string()))
+                for name in schema.names:
+                    if name not in own:
+                        same = pa.repeat(pa.scalar(self.of_folders.get(name), schema.field(name).type), len(table))
+                        table = table.append_column(name, same)
                 yield replace(rows, table=table.select(schema.names).cast(schema))
 
     @property
@@ -93,16 +102,16 @@ class Table:
 def open_table(file: Path | Location, csv: Csv = COMMAS, root: Location | None = None) -> Table:
     """Opens a file. Folders below the `root` of names like `year=2024` give columns of text, as Hive and Spark do it.
 
-    Raises UserError if it can't be read, has no column, or two of one name.
+    Raises UserError if it can't be read or has two columns of one name, EmptyFile if it has none.
     """
     file = locate(file)
     if not format_of(file.name):
         raise UserError(f"{file} can't be read: what can is {FORMAT_WORDS}")
     with reading(file):
         check_no_pointer(file)
-        schema = format_of(file.name, csv).read_schema(file)
+        schema = format_of(file.name, csv).read_schema(file) if file.size() else pa.schema([])
     if not schema.names:
-        raise UserError(f"{file} is empty: it has no columns")
+        raise EmptyFile(f"{file} is empty: it has no columns")
     if twice := [name for name in schema.names if schema.names.count(name) > 1]:
         columns = ", ".join(schema.names)
         raise UserError(f"{file} has {len(twice)} columns {twice[0]!r}; its columns: {columns}")
@@ -130,82 +139,6 @@ def reading(file: Location) -> Iterator[None]:
         raise UnreadableFile(f"{file} can't be read: out of memory for {error or 'its rows'}") from error
     except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
         raise UnreadableFile(f"{file} can't be read: {first_line(error)}") from error
-
-
-# -------------------------------------------------------------------------------------------------- several files
-
-
-def find_files(path: Path | Location) -> list[Location]:
-    """Returns the file, or those files of a folder and its sub-folders that can be read, in the order of their paths.
-
-    Passes over what begins with a dot or an underscore; says what else is there. Raises UserError if there is none.
-    """
-    place = locate(path)
-    with reading(place):
-        if not place.is_folder():
-            if not place.exists():
-                raise UserError(f"there is no {place}")
-            if not place.is_file() or not format_of(place.name):
-                raise UserError(f"{place} is no file that can be read: what can is {FORMAT_WORDS}")
-            return [place]
-        hidden = ".", "_"
-        seen = [
-            file
-            for file in place.files(recursive=True)
-            if not any(name.startswith(hidden) for name in file.parts_below(place))
-        ]
-    files = [file for file in seen if format_of(file.name) and (not file.local or file.is_file())]
-    if not files:
-        raise UserError(f"{place} holds no file that can be read: what can is {FORMAT_WORDS}")
-    readable = {file.path for file in files}
-    if others := [file.name for file in seen if file.path not in readable]:
-        say(f"{place}: {len(others)} other files in it are passed over, such as {clean(others[0])}")
-    return files
-
-
-def common_schema(tables: list[Table], columns: list[str], text_column: str) -> pa.Schema:
-    """Returns the types that these columns have in all files, wide enough for each of them.
-
-    Raises UserError if a file lacks one, if two files don't go together, or if the texts' column is not text.
-    """
-    schemas, first = [], set(tables[0].schema.names)
-    for table in tables:
-        if missing := [name for name in columns if name in first and name not in table.schema.names]:
-            words = f"{table.file} has no column {missing[0]!r}, which {tables[0].file.name} has"
-            raise UserError(words if missing[0] == text_column else f"{words}: --keep-columns names those to copy")
-        found = [table.field(name, "--column" if name == text_column else "") for name in columns]
-        schemas.append(pa.schema(map(decoded, found)))
-    common = schemas[0]
-    for table, own in zip(tables, schemas, strict=True):
-        try:
-            common = pa.unify_schemas([common, own], promote_options="permissive")
-        except pa.ArrowException as error:
-            raise UserError(f"{table.file}: a column is of another type than in the files before: {error}") from error
-    common = pa.schema([exact(column, schemas) for column in common])
-    kind = common.field(text_column).type
-    if str(kind) not in TEXT_TYPES:
-        raise UserError(f"column {text_column!r} is not text, it is {kind}")
-    return common
-
-
-def exact(column: pa.Field, schemas: list[pa.Schema]) -> pa.Field:
-    """Returns a column that is to hold the values of several files: as text where its type can't hold each of them.
-
-    A double holds no whole number of 64 bits, and an int64 not all that are unsigned.
-    """
-    kinds = {schema.field(column.name).type for schema in schemas}
-    changed = [kind for kind in kinds if pa.types.is_integer(kind) and kind.bit_width == 64 and kind != column.type]
-    if changed and not pa.types.is_decimal(column.type):
-        say(f"column {column.name} has the types {', '.join(sorted(map(str, kinds)))}: it is copied as text")
-        return pa.field(column.name, pa.string())
-    return column
-
-
-def say_left_out(tables: list[Table]) -> None:
-    """Says which columns are not copied since they hold lists or objects in JSON."""
-    names = [name for table in tables for name in json.loads((table.schema.metadata or {}).get(LEFT_OUT, b"[]"))]
-    if names := list(dict.fromkeys(names)):
-        say(f"columns that hold lists or objects are left out: {', '.join(names)}")
 
 
 def decoded(field: pa.Field) -> pa.Field:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from bench.inputs.datasets import Dataset, evenly_spaced, has_text
+from bench.inputs.folders import common_schema
 from bench.inputs.model import Model
-from bench.inputs.readers import Table, UnreadableFile, common_schema
+from bench.inputs.readers import Table, UnreadableFile
 from bench.judge import WITHIN
 from bench.machine import DeviceInfo
 from bench.measure.cells import plan_cells

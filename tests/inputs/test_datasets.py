@@ -79,7 +79,7 @@ PACKED = gzip.compress(b"id,body\n" + b"".join(b"%d,word %d\n" % (i, i * 7919) f
         ("a.csv", b'body\n"one"two\n', "can't be read: line 2: ',' expected after '\"'"),
         ("A.CSV.GZ", b"body\nnot packed\n", "can't be read"),
         ("a.PARQUET", b"body\none\n", "can't be read"),
-        ("a.parquet", b"", "can't be read"),
+        ("a.parquet", b"", "is empty: it has no columns"),
         ("a.parquet", b"PAR1" + bytes(20) + b"PAR1", "can't be read"),
     ],
 )

@@ -14,8 +14,9 @@ from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.inputs.folders import common_schema, find_files, left_out, open_tables
 from bench.inputs.format_csv import Csv
-from bench.inputs.readers import BAD, common_schema, find_files, open_table, read_all, say_left_out
+from bench.inputs.readers import BAD, open_table, read_all
 from bench.storage import locate
 
 ROWS = 23
@@ -73,7 +74,11 @@ def test_the_types_of_all_files_are_made_one_before_anything_is_read(tmp_path):
     assert schema.types == [pa.string(), pa.string()]  # a double holds no whole number above 2**53
     found = list(read_all(tables[:2], schema))
     assert [rows.schema for rows in found] == [schema] * 2 and found[0]["id"].to_pylist() == ["1", "2"]
-    assert "c.parquet: a column is of another type" in refused(common_schema, tables, ["id", "body"], "body")
+    assert common_schema(tables, ["id", "body"], "body").types == [pa.string(), pa.string()]
+    pq.write_table(pa.table({"id": [["a"]], "body": ["x"]}), tmp_path / "d.parquet")
+    tables.append(open_table(tmp_path / "d.parquet"))
+    words = "column 'id' is int64 and double and string and list<element: string>: --keep-columns"
+    assert words in refused(common_schema, tables, ["id", "body"], "body")
     assert "column 'id' is not text, it is int64" in refused(common_schema, tables[:1], ["id", "body"], "id")
 
 
@@ -123,6 +128,28 @@ def test_blank_lines_of_one_column_are_rows_as_pandas_writes_them(tmp_path):
         table = open_table(tmp_path / name)
         [found] = read_all([table], table.schema)
         assert found["body"].to_pylist() == ["one", "", "two"]
+
+
+def test_columns_that_some_files_lack_are_null_there_and_empty_files_are_passed_over(tmp_path, capfd):
+    (tmp_path / "a.csv").write_text("id,body\n1,x\n")
+    (tmp_path / "b.csv").write_text("body,flair\ny,z\n")
+    late = [{"body": "w"}] * 1500 + [{"body": "w", "flair": True}]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, late)))
+    pq.write_table(pa.table({"body": ["v"], "score": [3]}), tmp_path / "d.parquet")
+    for name in ("e.csv", "e.parquet", "e.zst"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress(b""))
+    tables = open_tables(find_files(tmp_path))
+    assert [table.file.name for table in tables] == ["a.csv", "b.csv", "c.jsonl", "d.parquet"]
+    assert capfd.readouterr().err == "4 empty files are passed over, such as e.csv\n"
+    schema = common_schema(tables, ["id", "body", "flair", "score"], "body")
+    found = pa.concat_tables(read_all(tables, schema)).to_pylist()
+    nothing = {"id": None, "body": "w", "flair": None, "score": None}
+    assert found[:3] == [nothing | {"id": "1", "body": "x"}, nothing | {"body": "y", "flair": "z"}, nothing]
+    assert found[-2:] == [nothing | {"flair": "true"}, nothing | {"body": "v", "score": 3}]
+    assert "has no column 'text' (--column names another)" in refused(common_schema, tables, ["text"], "text")
+    for empty in (["e.csv"], ["e.csv", "e.zst"]):
+        assert "empty" in refused(open_tables, [locate(tmp_path / name) for name in empty])
 
 
 def test_sub_folders_come_in_order_of_path_and_give_columns(tmp_path):
@@ -177,8 +204,7 @@ def test_scalars_of_json_lines_are_columns_of_their_type(tmp_path, capfd):
         {"id": "a", "score": 1, "gilded": True, "ratio": 1.0, "flair": None, "edited": "false"},
         {"id": "b", "score": None, "gilded": None, "ratio": 0.5, "flair": None, "edited": "1.5"},
     ]
-    say_left_out([table, table])
-    assert capfd.readouterr().err == "columns that hold lists or objects are left out: awards\n"
+    assert left_out([table, table]) == ["awards"]
 
 
 def test_numbers_and_texts_in_one_column_are_texts_and_of_a_later_misfit_the_rest_is_kept(tmp_path):
