@@ -187,8 +187,9 @@ def prepare(
         words = f"{args.output}: its rows are {NOT_WITHIN}: {receipt['reason']}"
         raise RunError(f"{words}; --no-check goes on, --overwrite starts anew")
     say(f"labelling by {plan}; {origin}")
-    if plan.speed and spec.rows / plan.speed > LONG_PART and not receipt:
-        part = f"a part of {spec.rows:,} rows takes about {time_words(spec.rows / plan.speed)}"
+    rows = min(spec.rows, sum(stretch.estimate_rows() for stretch in own)) if plan.speed and not receipt else 0
+    if rows and rows / plan.speed > LONG_PART:
+        part = f"a part of {rows:,} rows takes about {time_words(rows / plan.speed)}"
         say(f"{part}, which is lost where a run is interrupted: --rows-per-file makes smaller ones")
     about = {"variant": plan.variant, "workers": workers, "threads": plan.threads, "batches": str(plan.batching)}
     about |= {"export": origin, "export_id": specs[0].export_id, "versions": job["versions"]}

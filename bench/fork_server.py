@@ -75,7 +75,7 @@ class ForkServer:
             for descriptor in (connection.fileno(), STANDARD_ERROR):
                 send_handle(self.connection, descriptor, self.process.pid)
             return ForkedProcess(self, self.answer())
-        except KeyboardInterrupt:  # the answer that comes later would be taken for another one
+        except (KeyboardInterrupt, SystemExit):  # the answer that comes later would be taken for another one
             self.stop()
             raise
 

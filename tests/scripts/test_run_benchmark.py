@@ -211,7 +211,7 @@ def test_transformers_pipeline_in_a_process_of_its_own(tmp_path, tiny_model):
 @pytest.fixture
 def running(tiny_model, tiny_exports, tmp_path):
     """A benchmark in two workers after its first row; its rows go to tmp_path."""
-    options = ["--model", "onnx", "--workers", 2, "--batches", "1,2,4", "--batching", "sorted", "--stall-timeout", 12]
+    options = ["--model", "onnx", "--workers", 2, "--batches", "1,2,4", "--batching", "sorted", "--stall-timeout", 8]
     process = subprocess.Popen(
         command(tiny_model, *options, "--min-time", 1, "--results-dir", tmp_path),
         start_new_session=True,
@@ -250,7 +250,7 @@ def test_a_worker_that_hangs_is_given_up(running, tmp_path):
     os.kill(workers[1], signal.SIGSTOP)
     process.communicate(timeout=60)
     assert process.returncode == 1
-    assert [status for _, status in statuses(tmp_path)][1].startswith("stalled: no heartbeat for 12 s (step ")
+    assert [status for _, status in statuses(tmp_path)][1].startswith("stalled: no heartbeat for 8 s (step ")
 
 
 @pytest.mark.parametrize("times", [1, 30])
