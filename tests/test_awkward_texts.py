@@ -34,7 +34,7 @@ NOT_HERE = {
     **dict.fromkeys(("gemma3", "t5gemma", "deepseek_v2", "deepseek_v3", "lilt", "transfo-xl"), "has no small config"),
     # of transformers 5
     **dict.fromkeys(("axk1", "axk2", "cohere_compass_text", "esmc", "minicpm3", "mistral4"), "has no small config"),
-    **dict.fromkeys(("qwen3_5", "t5gemma2", "ultravbert"), "has no small config"),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_text", "t5gemma2", "ultravbert"), "has no small config"),
     "qwen2": "has a tokenizer of its own in transformers 5, whose words can't be chosen",
     **{"tapas": "reads tables, not texts", "canine": "takes no texts of a few letters"},
     "funnel": "takes no texts of one token",
