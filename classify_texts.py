@@ -122,8 +122,13 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def choose_columns(tables: list[Table], text_column: str, keep: list[str] | None, keep_text: bool) -> list[str]:
-    """Returns the columns to copy: those to `keep`, or all but the text, and the text if asked for."""
-    others = {text_column, *left_out(tables)}
+    """Returns the columns to copy: those to `keep`, or all but the text, and the text if asked for.
+
+    Raises UserError if one to `keep` can't be copied.
+    """
+    others = {text_column, *(lists := left_out(tables))}
+    if never := [name for name in keep or () if name in lists]:
+        raise UserError(f"--keep-columns: {never[0]!r} holds lists or objects in JSON, which can't be copied")
     all_but_text = [name for table in tables for name in table.schema.names if name not in others]
     keep = all_but_text if keep is None else [name for name in keep if name]
     return list(dict.fromkeys([*keep, *[text_column] * keep_text]))
@@ -293,7 +298,7 @@ def open_job(args: Namespace, call: Callable) -> tuple[Model, list[Stretch], Out
     model = open_model(args.model_id, call).with_thresholds(args.threshold)
     csv = format_csv.Csv(args.delimiter, args.encoding)
     tables = open_tables(files, csv, place)
-    if names := left_out(tables):
+    if (names := left_out(tables)) and args.keep_columns is None:
         say(f"columns that hold lists or objects are left out: {', '.join(names)}")
     spec = output_spec(args, model, tables)
     if args.check_only:

@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that every `--help` is instant.
 """
 
+import atexit
 import contextlib
 import math
 import os
@@ -97,11 +98,15 @@ def first_line(error: BaseException) -> str:
 
 def stop(number: int, _) -> NoReturn:
     """Handles a signal: ends the script so that everything half-made is cleaned up; a second signal does nothing."""
-    for other in SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
+    ignore_signals()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(128 + number)
+
+
+def ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def open_standard_streams() -> None:
@@ -137,6 +142,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     except OSError as error:  # a full disk, a terminal or a reader that is gone
         code, message = (141, "") if isinstance(error, BrokenPipeError) else (1, first_line(error))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest when it ends
+    atexit.register(ignore_signals)  # called first of all that is registered: what ends now ends in order
     with contextlib.suppress(OSError):
         if message:
             say(f"{script}: {message}")

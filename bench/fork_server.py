@@ -89,7 +89,7 @@ class ForkServer:
     def answer(self) -> int:
         try:
             answer = self.connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise OSError("the process that forks has died") from None
         if isinstance(answer, OSError):
             raise answer

@@ -1,11 +1,13 @@
 """A folder of files -> tables that go together: which files there are, and which types their columns have."""
 
+import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 
+from bench.inputs import format_json_lines
 from bench.inputs.format_csv import Csv
 from bench.inputs.format_json_lines import LEFT_OUT
 from bench.inputs.readers import COMMAS, FORMAT_WORDS, EmptyFile, Table, decoded, format_of, open_table, reading
@@ -13,6 +15,7 @@ from bench.storage import CONCURRENT_FILES, Location, locate
 from utils import UserError, clean, say
 
 TEXT_TYPES = ("string", "large_string", "string_view", "null")
+WHOLE_BITS = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}  # of the whole numbers that each holds exactly
 
 
 def find_files(path: Path | Location) -> list[Location]:
@@ -75,7 +78,10 @@ def common_schema(tables: list[Table], columns: list[str], text_column: str) -> 
         if name == text_column or not having:
             having = tables
         kinds = [decoded(table.field(name, "--column" if name == text_column else "")).type for table in having]
-        fields.append(pa.field(name, common_type(name, list(dict.fromkeys(kinds)))))
+        kind = common_type(name, list(dict.fromkeys(kinds)))
+        if pa.types.is_null(kind) and any(table.format is format_json_lines for table in having):
+            kind = pa.string()  # for what comes further on
+        fields.append(pa.field(name, kind))
     common = pa.schema(fields)
     kind = common.field(text_column).type
     if str(kind) not in TEXT_TYPES:
@@ -86,21 +92,68 @@ def common_schema(tables: list[Table], columns: list[str], text_column: str) -> 
 def common_type(name: str, kinds: list[pa.DataType]) -> pa.DataType:
     """Returns a type that holds each value that a column has in several files: text where there is no other.
 
-    A double holds no whole number of 64 bits, and an int64 not all that are unsigned. Raises UserError if a list or an
-    object is to be text.
+    Raises UserError if not even text holds them, such as lists, objects and bytes.
     """
     words = " and ".join(map(str, kinds))
-    try:
+    with contextlib.suppress(pa.ArrowException):
         found = pa.unify_schemas([pa.schema([(name, kind)]) for kind in kinds], promote_options="permissive")
         kind = found.field(name).type
-        rounded = [own for own in kinds if pa.types.is_integer(own) and own.bit_width == 64 and own != kind]
-        if not rounded or pa.types.is_decimal(kind):
+        if all(fits(own, kind) for own in kinds):
             return kind
-    except pa.ArrowException:
-        if any(map(pa.types.is_nested, kinds)):
-            raise UserError(f"column {name!r} is {words}: --keep-columns names those to copy") from None
+    if not all(map(has_words, kinds)):
+        raise UserError(f"column {name!r} is {words}: --keep-columns names those to copy")
     say(f"column {name} is {words}: it is copied as text")
     return pa.string()
+
+
+def fits(own: pa.DataType, kind: pa.DataType) -> bool:
+    """Says whether a type holds each value of another to the last digit: what pyarrow makes of two does not always."""
+    is_a = pa.types
+    if own == kind or is_a.is_null(own):
+        return True
+    if is_a.is_nested(own):
+        return nested_fit(own, kind)
+    if is_a.is_integer(own) or is_a.is_floating(own) or is_a.is_decimal(own):
+        return numbers_fit(own, kind)
+    if is_a.is_timestamp(own) or is_a.is_duration(own):
+        return own.id == kind.id and kind.unit != "ns"  # nanoseconds end in 2262
+    wider = (is_a.is_string, is_a.is_large_string), (is_a.is_time32, is_a.is_time64), (is_a.is_date32, is_a.is_date64)
+    wider += ((is_a.is_binary, is_a.is_large_binary),)
+    return any(narrow(own) and wide(kind) for narrow, wide in wider)
+
+
+def nested_fit(own: pa.DataType, kind: pa.DataType) -> bool:
+    is_a = pa.types
+    if is_a.is_struct(own):
+        return is_a.is_struct(kind) and all(fits(child.type, kind.field(child.name).type) for child in own)
+    if is_a.is_map(own):
+        return is_a.is_map(kind) and fits(own.key_type, kind.key_type) and fits(own.item_type, kind.item_type)
+    return hasattr(own, "value_type") and hasattr(kind, "value_type") and fits(own.value_type, kind.value_type)
+
+
+def numbers_fit(own: pa.DataType, kind: pa.DataType) -> bool:
+    is_a = pa.types
+    if is_a.is_decimal(own):
+        whole_digits = own.precision - own.scale
+        return is_a.is_decimal(kind) and kind.scale >= own.scale and kind.precision - kind.scale >= whole_digits
+    if is_a.is_floating(own):
+        return is_a.is_floating(kind) and kind.bit_width > own.bit_width
+    if is_a.is_floating(kind):
+        return own.bit_width <= WHOLE_BITS[kind]
+    if not is_a.is_integer(kind):
+        return False
+    signs = is_a.is_signed_integer(own), is_a.is_signed_integer(kind)
+    wide_enough = own.bit_width < kind.bit_width if signs == (False, True) else own.bit_width <= kind.bit_width
+    return wide_enough and signs != (True, False)
+
+
+def has_words(kind: pa.DataType) -> bool:
+    """Says whether values of a type can be written as text: not lists, objects, bytes, and numbers without a unit."""
+    try:
+        pa.array([], kind).cast(pa.string())
+    except pa.ArrowException:
+        return False
+    return not pa.types.is_duration(kind) and "binary" not in str(kind)
 
 
 def left_out(tables: list[Table]) -> list[str]:

@@ -20,7 +20,7 @@ NOT_JSON, NO_OBJECT = "not JSON", "no object"
 
 
 def read_schema(file: Location) -> pa.Schema:
-    """Returns the columns of the first lines: those that are texts, numbers or booleans, or always null.
+    """Returns the columns of the first lines: those that are texts, numbers or booleans, or always null (pa.null()).
 
     The names of the others are in the metadata, under LEFT_OUT.
     """
@@ -47,8 +47,10 @@ def column_type(found: set) -> pa.DataType | None:
     """Returns the type of a column whose values are of these kinds: text for a mixture; None for lists and objects."""
     if found & {list, dict}:
         return None
+    if not found:
+        return pa.null()
     for kind, held in ((pa.int64(), {Exact, Int64}), (pa.float64(), {Exact, float}), (pa.bool_(), {bool})):
-        if found and found <= held:
+        if found <= held:
             return kind
     return pa.string()
 
@@ -60,7 +62,8 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     object all values are null; of another one those that are of another type.
     """
     names = [f"column_{i}" for i in range(len(schema))]  # any text can be a name in JSON, but not in Python
-    fields = [(name, TYPES[kind] | None, None) for name, kind in zip(names, schema.types, strict=True)]
+    types = [TYPES.get(kind, TYPES[pa.string()]) for kind in schema.types]
+    fields = [(name, kind | None, None) for name, kind in zip(names, types, strict=True)]
     row_type = msgspec.defstruct("Row", fields, rename=dict(zip(names, schema.names, strict=True)), gc=False)
     decoder = msgspec.json.Decoder(row_type, strict=False)
     found, bad, line = [], {}, 0

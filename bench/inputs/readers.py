@@ -55,16 +55,23 @@ class Table:
     def rows(self, schema: pa.Schema, skip: int = 0) -> Iterator[Rows]:
         """Yields the rows, cast to the schema; the first `skip` may be passed over. Raises UnreadableFile.
 
-        A column that the file lacks is null. JSON may have any column further on than where its schema was found.
+        A column that the file lacks is null. JSON is read as the schema's types at once: what becomes text is no number
+        before, and a column may come further on than where the file's own schema was found.
         """
-        there = schema.names if self.format is format_json_lines else self.schema.names
-        own = [name for name in schema.names if name in there and name not in self.of_folders]
-        known = [decoded(self.field(name)) if name in self.schema.names else schema.field(name) for name in own]
+        own = []
+        for column in schema:
+            if column.name in self.of_folders:
+                continue
+            if self.format is format_json_lines and column.type in format_json_lines.TYPES:
+                own.append(column)
+            elif column.name in self.schema.names:
+                own.append(decoded(self.field(column.name)))
+        read = pa.schema(own)
         with reading(self.file):
-            for rows in self.format.read_rows(self.file, pa.schema(known), skip):
+            for rows in self.format.read_rows(self.file, read, skip):
                 table = rows.table
                 for name in schema.names:
-                    if name not in own:
+                    if name not in read.names:
                         same = pa.repeat(pa.scalar(self.of_folders.get(name), schema.field(name).type), len(table))
                         table = table.append_column(name, same)
                 yield replace(rows, table=table.select(schema.names).cast(schema))

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from bench.inputs.datasets import Dataset, evenly_spaced, has_text
-from bench.inputs.folders import common_schema
 from bench.inputs.model import Model
 from bench.inputs.readers import Table, UnreadableFile
 from bench.judge import WITHIN
@@ -50,7 +50,7 @@ def head_texts(tables: list[Table], column: str) -> list[str]:
     for table in some:
         own = []
         with contextlib.suppress(UnreadableFile):  # the labelling says so when it comes there
-            for part in table.rows(common_schema([table], [column], column)):
+            for part in table.rows(pa.schema([(column, pa.string())])):
                 own += [text for text in part.table[column].to_pylist() if has_text(text)]
                 if len(own) >= HEAD_TEXTS // len(some):
                     break

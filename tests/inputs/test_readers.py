@@ -152,6 +152,56 @@ def test_columns_that_some_files_lack_are_null_there_and_empty_files_are_passed_
         assert "empty" in refused(open_tables, [locate(tmp_path / name) for name in empty])
 
 
+@pytest.mark.parametrize(
+    ("kinds", "common"),
+    [
+        ((pa.int32(), pa.float32()), "double"),
+        ((pa.uint32(), pa.int32()), "int64"),
+        ((pa.null(), pa.list_(pa.int8())), "list<element: int8>"),
+        ((pa.timestamp("s"), pa.timestamp("us")), "timestamp[us]"),
+        ((pa.decimal128(5, 2), pa.decimal128(8, 4)), "decimal128(8, 4)"),
+        *(((pa.int64(), other), "string") for other in (pa.float64(), pa.uint64(), pa.bool_(), pa.decimal128(5, 2))),
+        *(((pa.decimal128(25, 2), other), "string") for other in (pa.float64(), pa.float32(), pa.string())),
+        ((pa.timestamp("us"), pa.timestamp("ns")), "string"),
+        ((pa.date32(), pa.timestamp("us")), "string"),
+        ((pa.list_(pa.int64()), pa.list_(pa.float64())), None),
+        ((pa.list_(pa.uint64()), pa.list_(pa.int64())), None),
+        ((pa.struct([("a", pa.int64())]), pa.struct([("a", pa.float64())])), None),
+        ((pa.binary(), pa.string()), None),
+        ((pa.binary(), pa.int64()), None),
+        ((pa.duration("s"), pa.duration("ns")), None),
+    ],
+)
+def test_a_column_of_several_types_has_one_that_holds_each_value(kinds, common, tmp_path):
+    """Or it is refused before anything is read: no value is rounded, and none ends the job in the middle."""
+    for name, kind in zip("ab", kinds, strict=True):
+        pq.write_table(
+            pa.table({"x": pa.array([], kind), "body": pa.array([], pa.string())}), tmp_path / f"{name}.parquet"
+        )
+    tables = open_tables(find_files(tmp_path))
+    if common:
+        assert str(common_schema(tables, ["x", "body"], "body").field("x").type) == common
+    else:
+        assert "--keep-columns names those to copy" in refused(common_schema, tables, ["x", "body"], "body")
+
+
+def test_json_is_read_as_the_type_that_the_column_has_in_all_files(tmp_path):
+    late = [{"body": "w", "x": 1, "y": None}] * 1000 + [{"body": "w", "x": "007", "y": 5}, {"body": "w", "x": "1.0"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, late)))
+    (tmp_path / "b.csv").write_text("x,body\n1e3,v\n")
+    pq.write_table(pa.table({"body": ["u"], "when": [pd.Timestamp("2024-01-02")], "y": [2.5]}), tmp_path / "c.parquet")
+    tables = open_tables(find_files(tmp_path))
+    schema = common_schema(tables, ["body", "x", "y", "when"], "body")
+    found = pa.concat_tables(read_all(tables, schema)).to_pylist()
+    nothing = {"x": None, "y": None, "when": None}
+    assert found[999] == nothing | {"body": "w", "x": "1"}
+    assert found[1000:1002] == [nothing | {"body": "w", "x": "007", "y": 5.0}, nothing | {"body": "w", "x": "1.0"}]
+    assert found[1002:] == [
+        nothing | {"body": "v", "x": "1e3"},
+        nothing | {"body": "u", "y": 2.5, "when": pd.Timestamp("2024-01-02")},
+    ]
+
+
 def test_sub_folders_come_in_order_of_path_and_give_columns(tmp_path):
     """As pyarrow's own partitioning reads them."""
     for month in ("12", "03"):
@@ -195,7 +245,7 @@ def test_scalars_of_json_lines_are_columns_of_their_type(tmp_path, capfd):
         "score": "int64",
         "gilded": "bool",
         "ratio": "double",
-        "flair": "string",
+        "flair": "null",
         "edited": "string",
     }
     assert dict(zip(table.schema.names, map(str, table.schema.types), strict=True)) == kinds
