@@ -71,7 +71,7 @@ class ForkServer:
 
     def fork(self, serve: Callable[[int], None], connection: Connection) -> "ForkedProcess":
         try:
-            self.connection.send((serve, environment(), sys.path, os.getcwd()))
+            self.connection.send((serve, environment(), [*filter(None, sys.path)], os.getcwd()))
             for descriptor in (connection.fileno(), STANDARD_ERROR):
                 send_handle(self.connection, descriptor, self.process.pid)
             return ForkedProcess(self, self.answer())
@@ -117,6 +117,7 @@ def serve_forks(descriptor: int) -> None:
     """Imports IMPORTED, then forks, or waits for the end of a fork, as the parent asks, until it closes the pipe."""
     requests = Connection(descriptor)
     be_a_worker()
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # who asks for a GPU does not start CUDA, which outlives no fork
     for module in IMPORTED:
         with contextlib.suppress(Exception):  # who needs it imports it again, and says why it can't
             importlib.import_module(module)

@@ -123,6 +123,7 @@ def fits(own: pa.DataType, kind: pa.DataType) -> bool:
 
 
 def nested_fit(own: pa.DataType, kind: pa.DataType) -> bool:
+    """Says what fits() says, of lists, objects and maps."""
     is_a = pa.types
     if is_a.is_struct(own):
         return is_a.is_struct(kind) and all(fits(child.type, kind.field(child.name).type) for child in own)
@@ -132,6 +133,7 @@ def nested_fit(own: pa.DataType, kind: pa.DataType) -> bool:
 
 
 def numbers_fit(own: pa.DataType, kind: pa.DataType) -> bool:
+    """Says what fits() says, of numbers."""
     is_a = pa.types
     if is_a.is_decimal(own):
         whole_digits = own.precision - own.scale
