@@ -20,9 +20,9 @@ from bench.measure import sweep
 from bench.measure.cells import Cell
 from bench.measure.sweep import compare_sample, estimate, run_cells, run_in_turn
 from bench.measure.token_cache import TokenizedTexts, load_or_tokenize
-from bench.measure.worker import Report
+from bench.measure.worker import Report, used_memory_mib
 from bench.parity import DecisionRule
-from bench.processes import ProcessPool, WorkerFailed
+from bench.processes import ProcessPool, WorkerFailed, run_in_subprocess
 from bench.report.rows import COLUMNS, append_row
 from utils import UserError
 
@@ -269,3 +269,14 @@ def test_200_cells_in_real_workers_need_no_more_than_20(tiny_model, tiny_exports
     assert len(started) == 1 and len(used[200]) == 3
     assert (used[200][:, 0] < used[20][:, 0] + 5).all(), used
     assert (used[200][:, 1] <= used[20][:, 1]).all(), used
+
+
+def memory_of_an_array() -> float:
+    Path("/proc/self/clear_refs").write_text("5")  # importing may have taken more for a moment
+    before = used_memory_mib(None)
+    held = np.ones(2**24)
+    return used_memory_mib(None) - before + held[0] - 1
+
+
+def test_memory_is_that_of_its_own_process():
+    assert 100 < run_in_subprocess(memory_of_an_array) < 150

@@ -1,7 +1,5 @@
 """What a worker does for a cell, in this process: every variant is right, and what is warmed up and timed."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -9,12 +7,10 @@ from bench.classifier import ClassifierSpec
 from bench.inputs import stream
 from bench.inputs.batches import Batching, make_batches
 from bench.inputs.model import Model
-from bench.measure import worker as room
 from bench.measure.cells import Cell
 from bench.measure.token_cache import load_or_tokenize
 from bench.measure.worker import Report, Worker
 from bench.parity import probabilities
-from bench.processes import run_in_subprocess
 from bench.variants import Device, TokenRunner, Variant
 from runtimes import VARIANTS
 from runtimes.onnx import io_bound_runner
@@ -194,14 +190,3 @@ def test_a_pipeline_is_timed_end_to_end_and_agrees(name, start, model, tokens):
         assert end > begin and reports[-1].padded_tokens > tokens.lengths.sum() / 2 and not reports[-1].latencies
     max_diff, flips = compare(model, tokens, reports)
     assert max_diff < 1e-5 and flips == 0
-
-
-def memory_of_an_array() -> float:
-    Path("/proc/self/clear_refs").write_text("5")  # importing may have taken more for a moment
-    before = room.used_memory_mib(None)
-    held = np.ones(2**24)
-    return room.used_memory_mib(None) - before + held[0] - 1
-
-
-def test_memory_is_that_of_its_own_process():
-    assert 100 < run_in_subprocess(memory_of_an_array) < 150
