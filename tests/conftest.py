@@ -3,8 +3,10 @@
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,7 @@ from bench.label import pool  # noqa: E402
 from bench.machine import cpu_features  # noqa: E402
 from bench.measure import peak, sweep  # noqa: E402
 from bench.measure.sweep import Sweep  # noqa: E402
+from bench.storage import locate  # noqa: E402
 from bench.variants import Device  # noqa: E402
 
 
@@ -53,6 +56,16 @@ def refused(function, *arguments) -> str:
         function(*arguments)
     assert "\n" not in str(caught.value) and caught.value.code == 2
     return str(caught.value)
+
+
+def kill_after_a_part(process: subprocess.Popen, folder: str | Path) -> None:
+    """Kills a run that labels when there is a part in its folder, here or in a bucket."""
+    limit = time.monotonic() + 60
+    while not any("part-" in file.name for file in locate(folder).files()) and time.monotonic() < limit:
+        time.sleep(0.02)  # not more often: it may be on the same core
+    process.kill()
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
 
 
 def make_sweep(**given) -> Sweep:

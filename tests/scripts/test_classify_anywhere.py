@@ -1,17 +1,14 @@
 """classify_texts.py: months of Reddit's dumps, by shards, into a bucket, and killed on the way."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from conftest import ROOT
+from conftest import ROOT, kill_after_a_part
 from huggingface_hub import HfFileSystem
 from moto.server import ThreadedMotoServer
 
@@ -98,16 +95,6 @@ def whole(label, tmp_path) -> pd.DataFrame:
 def read_parts(folder: str) -> pd.DataFrame:
     parts = [file for file in locate(folder).files() if file.name.startswith("part-")]
     return pd.concat([pq.read_table(part.path, filesystem=part.filesystem).to_pandas() for part in parts])
-
-
-def kill_after_a_part(process: subprocess.Popen, folder: str) -> None:
-    """Kills a run when there is a part in its folder."""
-    limit = time.monotonic() + 60
-    while not any("part-" in file.name for file in locate(folder).files()) and time.monotonic() < limit:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    _, err = process.communicate()
-    assert process.returncode == -signal.SIGKILL, err
 
 
 def test_months_are_labelled_as_they_lie(whole):
