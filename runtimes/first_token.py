@@ -8,7 +8,7 @@ import inspect
 
 import torch
 
-TEXTS, TOKENS = 3, 12  # of the padded batch on which a model is tried
+TEXTS, TOKENS = 3, 12  # of the batches on which a model is tried
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest logit: rounding
 OTHERS = "encoder_hidden_states", "query_states"  # what attention may be given beside the tokens themselves
 
@@ -115,7 +115,10 @@ def ways(layer: torch.nn.Module) -> list[list[tuple]]:
 
 @torch.inference_mode()
 def run(network, layer: torch.nn.Module, others_nan: bool = False) -> torch.Tensor:
-    """Returns the logits of a small padded batch; with `others_nan` a layer gives nan behind the first token."""
+    """Returns the logits of a small batch, padded and then as if nothing in it were padding.
+
+    Attention takes another way where there is no padding. With `others_nan` a layer gives nan behind the first token.
+    """
     place = next(network.parameters()).device
 
     def spoil(_, __, output):
@@ -125,10 +128,12 @@ def run(network, layer: torch.nn.Module, others_nan: bool = False) -> torch.Tens
 
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(min(network.config.vocab_size, 10_000), (TEXTS, TOKENS), generator=random)
-    mask = (torch.arange(TOKENS) < torch.tensor([[TOKENS], [TOKENS // 2], [1]])).long()
+    padded = (torch.arange(TOKENS) < torch.tensor([[TOKENS], [TOKENS // 2], [1]])).long()
+    masks = [mask.to(place) for mask in (padded, torch.ones_like(padded))]
     handle = layer.register_forward_hook(spoil) if others_nan else None
     try:
-        return network(input_ids=ids.to(place), attention_mask=mask.to(place), return_dict=True).logits
+        answers = [network(input_ids=ids.to(place), attention_mask=mask, return_dict=True) for mask in masks]
+        return torch.cat([answer.logits for answer in answers])
     finally:
         if handle:
             handle.remove()

@@ -47,6 +47,14 @@ def saved_by(folder: Path) -> str:
     return f" (transformers {saved} saved it, {installed} is installed: install {which})"
 
 
+def resolve_labels(config) -> list[str]:
+    """Returns the labels' names in the order of the logits. Raises UserError if id2label doesn't name each of them."""
+    if missing := [i for i in range(config.num_labels) if i not in config.id2label]:
+        words = f"id2label in config.json names {config.num_labels} labels, but none with the number {missing[0]}"
+        raise UserError(f"{words}: they go from 0 to {config.num_labels - 1}")
+    return [clean(str(config.id2label[i])) for i in range(config.num_labels)]
+
+
 def sparse_attention(config) -> bool:
     """Says whether a model has BigBird's attention, which the first short text switches to full attention for good."""
     return getattr(config, "attention_type", None) == "block_sparse"

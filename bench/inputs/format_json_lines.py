@@ -58,14 +58,14 @@ def column_type(found: set) -> pa.DataType | None:
 def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     """Yields the rows, blank lines left out.
 
-    A number that stands in quotes is a number, if the schema says so, and any scalar is a text. Of a line that is no
-    object all values are null; of another one those that are of another type.
+    In quotes a number or boolean is one, if the schema says so and JSON would write it like that; any scalar is a text.
+    Of a line that is no object all values are null; of another one those that are of another type.
     """
     names = [f"column_{i}" for i in range(len(schema))]  # any text can be a name in JSON, but not in Python
     types = [TYPES.get(kind, TYPES[pa.string()]) for kind in schema.types]
     fields = [(name, kind | None, None) for name, kind in zip(names, types, strict=True)]
     row_type = msgspec.defstruct("Row", fields, rename=dict(zip(names, schema.names, strict=True)), gc=False)
-    decoder = msgspec.json.Decoder(row_type, strict=False)
+    decoder = msgspec.json.Decoder(row_type)
     found, bad, line = [], {}, 0
 
     def rows(bytes_read: int) -> Rows:
@@ -113,10 +113,20 @@ def parse_line(line: bytes, decoder: msgspec.json.Decoder) -> tuple[msgspec.Stru
         if isinstance(value, str):
             value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         try:
-            setattr(row, field.name, msgspec.convert(value, field.type, strict=False))
+            setattr(row, field.name, to_type(value, field.type))
         except ValueError:
             wrong.append(f"{field.encode_name} is {json.dumps(value)[:40]}, unlike before")
     return row, "; ".join(wrong)
+
+
+def to_type(value: object, kind: object) -> object:
+    """Returns a value that is of a type, or what of that type stands in quotes. Raises ValueError."""
+    try:
+        return msgspec.convert(value, kind)
+    except ValueError:
+        if not isinstance(value, str) or value != value.strip() or value == "null":
+            raise
+        return msgspec.json.decode(value.encode(), type=kind)
 
 
 def parse_json(line: bytes) -> object:

@@ -13,6 +13,7 @@ from bench.inputs.config import (
     SPOILT_BY_PADDING,
     find_unusable_tokens,
     load_config,
+    resolve_labels,
     resolve_pad_values,
     resolve_padding_side,
     saved_by,
@@ -27,7 +28,7 @@ from bench.inputs.tokenizing import (
     tokenize_windows,
 )
 from bench.parity import DecisionRule, read_thresholds, resolve_problem_type
-from utils import RunError, UserError, clean, first_line, say
+from utils import RunError, UserError, first_line, say
 
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHTS = (".safetensors", ".bin")  # files of a model that hold its weights
@@ -71,7 +72,7 @@ class Model:
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
         max_length, pad_values = resolve_max_length(config, tokenizer), resolve_pad_values(config, tokenizer)
-        labels = [clean(str(config.id2label.get(i, f"LABEL_{i}"))) for i in range(config.num_labels)]
+        labels = resolve_labels(config)
         model = cls(
             id=model_id,
             folder=folder,

@@ -257,6 +257,25 @@ def test_scalars_of_json_lines_are_columns_of_their_type(tmp_path, capfd):
     assert left_out([table, table]) == ["awards"]
 
 
+def test_what_stands_in_quotes_is_a_number_only_as_json_writes_it(tmp_path):
+    """As Python's own reader takes it without the quotes; what would come out as something else is a misfit."""
+    first = {"body": "x", "id": 1, "flag": True, "score": 0.5}
+    late = {
+        "id": ["2", "1e3", "1.0", "007", " 8 ", "1_0", "0x1", "null", "true", True],
+        "flag": ["true", "false", 1, "0", "no", "null", "True"],
+        "score": ["2.5", "1e3", "3", "nan", "inf", "-Infinity", "1e400", "00.50", "null", True],
+    }
+    lines = [json.dumps(first)] * 1000
+    lines += [json.dumps(first | {name: value}) for name, values in late.items() for value in values]
+    table = write_json_lines(tmp_path / "a.zst", [line.encode() for line in lines])
+    rows = pa.concat_tables(read_all([table], table.schema, set_aside=True)).to_pylist()[1000:]
+    misfits = [line for line, row in zip(lines[1000:], rows, strict=True) if row[BAD]]
+    assert [row["body"] for row in rows] == ["x"] * len(rows)
+    kept = {name: [row[name] for row in rows if not row[BAD] and row[name] != first[name]] for name in late}
+    assert kept == {"id": [2], "flag": [False], "score": [2.5, 1000.0, 3.0]}
+    assert len(misfits) == 9 + 5 + 7
+
+
 def test_numbers_and_texts_in_one_column_are_texts_and_of_a_later_misfit_the_rest_is_kept(tmp_path):
     """created_utc of Pushshift is a number in some lines and a text in others; pyarrow.json refuses such a file."""
     lines = [b'{"id": 1700000000, "score": 1}', b'{"id": "1700000001", "score": 2}', b'{"id": 2.5, "score": "3"}']

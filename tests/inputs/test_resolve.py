@@ -126,6 +126,11 @@ BROKEN_MODELS = {
     "unknown type": (set_config(model_type="newest"), "config.json can't be used: "),
     "a type that is no encoder": (set_config(model_type="t5"), "can't be loaded: "),
     "unknown kind of problem": (set_config(problem_type="ranking"), "config.json can't be used: "),
+    "labels that skip a number": (
+        set_config(id2label={i: f"L{i}" for i in (0, 1, 2, 3, 5)}),
+        "id2label in config.json names 5 labels, but none with the number 4: they go from 0 to 4",
+    ),
+    "labels that begin with 1": (set_config(id2label={i: f"L{i}" for i in range(1, 6)}), "none with the number 0"),
     "labels without numbers": (set_config(id2label={"x": "a"}), "config.json can't be used: "),
     "attention from the Hub": (set_config(_attn_implementation="ann/kernel"), "asks for the attention 'ann/kernel'"),
     "CVE-2026-4372": (set_config(_attn_implementation_internal="ann/kernel"), "asks for the attention 'ann/kernel'"),

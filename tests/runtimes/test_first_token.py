@@ -15,13 +15,14 @@ WHOLE = "albert", "flaubert", "squeezebert", "xlnet"
 
 @pytest.fixture
 def ask():
-    """What a network says of padded texts."""
+    """What a network says of padded texts, of texts of one length, and of a single one."""
     ids = torch.randint(10, 90, (4, 30), generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(30) < torch.tensor([[30], [9], [3], [1]])).long()
 
     @torch.inference_mode()
     def ask(network):
-        return network(input_ids=ids, attention_mask=mask).logits
+        batches = (ids, mask), (ids, torch.ones_like(mask)), (ids[:1], mask[:1])
+        return torch.cat([network(input_ids=texts, attention_mask=own).logits for texts, own in batches])
 
     return ask
 
@@ -39,6 +40,17 @@ def test_the_answers_stay_the_same(kind, implementation, ask):
     assert (ask(network) - before).abs().max() < 1e-5 and before.std() > 1e-3
     if implementation == "eager":  # of two layers one runs nearly for nothing, or without its feed-forward part
         assert count(ask, network) < 0.9 * work
+
+
+@pytest.mark.parametrize("kind", ["bert", "camembert", "electra", "ernie", "megatron-bert", "roberta", "xlm-roberta"])
+def test_a_decoders_first_token_still_sees_nothing_behind_it(kind, ask):
+    """Where nothing is padding, attention goes by the number of queries alone, and one query would see all tokens."""
+    config = tiny_config(kind)
+    config.is_decoder = True
+    network = AutoModelForSequenceClassification.from_config(config).eval()
+    before = ask(network)
+    first_token_only(network)
+    assert (ask(network) - before).abs().max() < 1e-5
 
 
 def count(ask, network) -> int:

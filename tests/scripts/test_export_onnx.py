@@ -380,16 +380,6 @@ def test_what_is_not_proven_says_how_many_texts_would_tell(tiny_model, tiny_expo
     assert "more texts: about 599 would tell, some.csv has 50; " in export(tiny_model, *options)[2]
 
 
-def test_labels_without_names_are_numbered(tiny_model, here, export):
-    model = shutil.copytree(tiny_model, here / "odd")
-    config = json.loads((model / "config.json").read_text())
-    config["id2label"] = {str(i): f"L{i}" for i in (0, 1, 2, 3, 9)}
-    (model / "config.json").write_text(json.dumps(config))
-    assert export(model, "--no-upload", "--precision", "fp32", "--excerpts")[0] == 0
-    report = json.loads(Path("odd-onnx/parity.json").read_text())
-    assert {row["label"] for row in report["worst"][0]["labels"]} == {"L0", "L1", "L2", "L3", "LABEL_4"}
-
-
 def test_an_export_of_the_benchmark_is_checked_with_gold_labels(tiny_model, tiny_exports, here, export, texts):
     """--check-only makes nothing anew: the report and the card alone."""
     shutil.copytree(tiny_exports / "tiny-onnx", here / "tiny-onnx")
