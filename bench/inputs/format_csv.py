@@ -16,6 +16,10 @@ from bench.storage import Location
 
 TABBED = re.compile(r"\.tsv(\.gz|\.zst)?$", re.IGNORECASE)  # the names of files with tabs
 UNDECODED = re.compile(r"[\udc80-\udcff]")  # what a byte that can't be decoded becomes, see PEP 383
+FAULTS = {  # what the csv module says, in words that help here
+    "end of data": "a quote that is not closed: it swallows the lines before",
+    "new-line character": "a carriage return alone, outside quotes: lines end in \\n or \\r\\n",
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Csv:
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    open_quote = "a quote that is not closed: it swallows the lines before"
-                    yield reader.line_num, [], open_quote if "end of data" in str(error) else str(error)
+                    said = [words for part, words in FAULTS.items() if part in str(error)]
+                    yield reader.line_num, [], (said or [str(error)])[0]
                     continue
                 if not fields and most != 1:
                     continue
