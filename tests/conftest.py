@@ -58,6 +58,11 @@ def refused(function, *arguments) -> str:
     return str(caught.value)
 
 
+def children_of(pid: int) -> list[int]:
+    """Returns the processes that a process has started itself, the oldest first."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def kill_after_a_part(process: subprocess.Popen, folder: str | Path) -> None:
     """Kills a run that labels when there is a part in its folder, here or in a bucket."""
     limit = time.monotonic() + 60

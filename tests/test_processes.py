@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import children_of
 from faults import Echo, fail
 
 from bench import fork_server
@@ -43,8 +44,7 @@ def is_running(pid: int) -> bool:
 
 def children() -> list[int]:
     """Returns the processes that this one has started, but for the one that forks."""
-    pids = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    return [pid for pid in map(int, pids) if pid != fork_server.current.server.process.pid]
+    return [pid for pid in children_of(os.getpid()) if pid != fork_server.current.server.process.pid]
 
 
 @pytest.fixture(autouse=True)

@@ -69,8 +69,8 @@ class Csv:
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    said = [words for part, words in FAULTS.items() if part in str(error)]
-                    yield reader.line_num, [], (said or [str(error)])[0]
+                    why = next((words for part, words in FAULTS.items() if part in str(error)), str(error))
+                    yield reader.line_num, [], why
                     continue
                 if not fields and most != 1:
                     continue

@@ -42,7 +42,7 @@ def test_the_answers_stay_the_same(kind, implementation, ask):
         assert count(ask, network) < 0.9 * work
 
 
-@pytest.mark.parametrize("kind", ["bert", "camembert", "electra", "ernie", "megatron-bert", "roberta", "xlm-roberta"])
+@pytest.mark.parametrize("kind", DONE)
 def test_a_decoders_first_token_still_sees_nothing_behind_it(kind, ask):
     """Where nothing is padding, attention goes by the number of queries alone, and one query would see all tokens."""
     config = tiny_config(kind)

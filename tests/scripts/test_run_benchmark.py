@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from conftest import ROOT, make_sweep
+from conftest import ROOT, children_of, make_sweep
 
 import run_benchmark
 from bench.inputs.model import Model
@@ -34,8 +34,7 @@ BF16 = {"torch-bf16", "torch-compile-bf16"}
 
 def command(model: Path, *arguments) -> list[str]:
     options = ["--device", "cpu", "--model-id", model, "--limit", 60, "--min-time", 0, "--check-time", 2]
-    options += arguments
-    return [sys.executable, str(SCRIPT), *map(str, options)]
+    return [sys.executable, str(SCRIPT), *map(str, [*options, *arguments])]
 
 
 def benchmark(folder: Path, model: Path, *arguments) -> subprocess.CompletedProcess:
@@ -229,10 +228,6 @@ def running(tiny_model, tiny_exports, tmp_path):
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def statuses(folder: Path) -> list[tuple[str, str]]:
