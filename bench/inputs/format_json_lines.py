@@ -63,9 +63,9 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     """
     names = [f"column_{i}" for i in range(len(schema))]  # any text can be a name in JSON, but not in Python
     types = [TYPES.get(kind, TYPES[pa.string()]) for kind in schema.types]
-    fields = [(name, kind | None, None) for name, kind in zip(names, types, strict=True)]
-    row_type = msgspec.defstruct("Row", fields, rename=dict(zip(names, schema.names, strict=True)), gc=False)
-    decoder = msgspec.json.Decoder(row_type)
+    nullable = [(name, kind | None, None) for name, kind in zip(names, types, strict=True)]
+    row_type = msgspec.defstruct("Row", nullable, rename=dict(zip(names, schema.names, strict=True)), gc=False)
+    decoder, fields = msgspec.json.Decoder(row_type), msgspec.structs.fields(row_type)
     found, bad, line = [], {}, 0
 
     def rows(bytes_read: int) -> Rows:
@@ -79,7 +79,7 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
         except (ValueError, RecursionError):
             for number, text in enumerate(block.split(b"\n"), line + 1):
                 if text.strip():
-                    row, why = parse_line(text, decoder)
+                    row, why = parse_line(text, decoder, fields)
                     if why:
                         bad[len(found)] = number, why
                     found.append(row)
@@ -99,8 +99,11 @@ def to_array(values: Iterable, kind: pa.DataType) -> pa.Array:
         return pa.array(texts, kind)
 
 
-def parse_line(line: bytes, decoder: msgspec.json.Decoder) -> tuple[msgspec.Struct, str]:
-    """Decodes a line that may be at fault; returns (the row, what is wrong). Half surrogate pairs are replaced."""
+def parse_line(line: bytes, decoder: msgspec.json.Decoder, fields: tuple) -> tuple[msgspec.Struct, str]:
+    """Decodes a line that may be at fault; returns (the row, what is wrong). Half surrogate pairs are replaced.
+
+    fields: of the decoder's type, as msgspec.structs.fields gives them: too slow for each line.
+    """
     try:
         return decoder.decode(line), ""
     except (ValueError, RecursionError):
@@ -108,7 +111,7 @@ def parse_line(line: bytes, decoder: msgspec.json.Decoder) -> tuple[msgspec.Stru
     record, row, wrong = parse_json(line), decoder.type(), []
     if not isinstance(record, dict):
         return row, NOT_JSON if record is NOT_JSON else NO_OBJECT
-    for field in msgspec.structs.fields(decoder.type):
+    for field in fields:
         value = record.get(field.encode_name)
         if isinstance(value, str):
             value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
