@@ -41,28 +41,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.files import check_writable
-from bench.inputs import format_csv
-from bench.inputs.folders import common_schema, find_files, left_out, open_tables
-from bench.inputs.model import Model
-from bench.inputs.random_model import RANDOM_MODEL
-from bench.inputs.readers import Table
-from bench.inputs.resolve import open_model
 from bench.judge import NOT_WITHIN
 from bench.label import on_ray
 from bench.label.comparison import Comparison
 from bench.label.estimate import say_estimate
 from bench.label.job import job_digest, locked, prepare_output, read_job, refuse_foreign_files, what_differs
-from bench.label.missing import label_missing
 from bench.label.plan import LabelPlan, find_plan, measuring_command, plan_options, read_plan, worker_specs
 from bench.label.pool import LabelPool
 from bench.label.receipt import Checker, read_receipt
 from bench.label.rows import LONG, Counts, OutputSpec
+from bench.label.run import label_missing
 from bench.label.sample import read_samples
-from bench.label.stretches import Stretch, cut_stretches, digest_input
+from bench.label.splits import InputSplit, cut_splits, digest_input
 from bench.machine import describe_device, process_count
+from bench.model.model import Model
+from bench.model.random_model import RANDOM_MODEL
+from bench.model.resolve import open_model
 from bench.processes import helper_process
 from bench.provenance import project_commit, versions
-from bench.storage import locate
+from bench.tables import format_csv
+from bench.tables.folders import common_schema, find_files, left_out, open_tables
+from bench.tables.readers import Table
+from bench.tables.storage import locate
 from bench.timing import time_words
 from runtimes import VARIANTS
 from utils import CACHE, Parser, RunError, UserError, int_from, list_of, run, say
@@ -169,7 +169,7 @@ def output_spec(args: Namespace, model: Model, tables: list[Table]) -> OutputSpe
 
 
 def prepare(
-    args: Namespace, model: Model, stretches: list[Stretch], spec: OutputSpec, plan: LabelPlan
+    args: Namespace, model: Model, splits: list[InputSplit], spec: OutputSpec, plan: LabelPlan
 ) -> tuple[LabelPool, Checker]:
     """Makes the output folder ready, and what labels and checks as a plan says; exports the model if need be.
 
@@ -179,10 +179,10 @@ def prepare(
         raise UserError(f"--token-count: {plan.variant} takes the texts themselves and counts no tokens")
     specs, origin = worker_specs(model, plan, args.gpu or [0])
     number, count = args.shard or (1, 1)
-    own = stretches[number - 1 :: count]
+    own = splits[number - 1 :: count]
     workers = min(on_ray.count_actors(specs[0].device, args.workers), len(own)) if args.ray else len(specs)
     variant, gpu = VARIANTS[plan.variant], specs[0].device.gpu
-    job = {"input": digest_input(stretches), "model": model.weights_id, "options": plan_options(args)}
+    job = {"input": digest_input(splits), "model": model.weights_id, "options": plan_options(args)}
     job |= asked_of_output(args, spec) | {"schema": str(spec.schema), "export": specs[0].export_id}
     job["plan"] = asdict(replace(plan, speed=0.0))  # two shards that plan alike may have measured otherwise
     job["versions"] = versions("tokenizers", "transformers", *variant.packages)
@@ -192,7 +192,7 @@ def prepare(
         words = f"{args.output}: its rows are {NOT_WITHIN}: {receipt['reason']}"
         raise RunError(f"{words}; --no-check goes on, --overwrite starts anew")
     say(f"labelling by {plan}; {origin}")
-    rows = min(spec.rows, sum(stretch.estimate_rows() for stretch in own)) if plan.speed and not receipt else 0
+    rows = min(spec.rows, sum(split.estimate_rows() for split in own)) if plan.speed and not receipt else 0
     if rows and rows / plan.speed > LONG_PART:
         part = f"a part of {rows:,} rows takes about {time_words(rows / plan.speed)}"
         say(f"{part}, which is lost where a run is interrupted: --rows-per-file makes smaller ones")
@@ -209,19 +209,19 @@ def prepare(
 def label_all(args: Namespace, pool: LabelPool, checker: Checker) -> None:
     """Labels what is missing, says how fast, and has the whole checked. Raises as label_missing."""
     made, seconds = label_missing(pool, checker, checker.about["workers"] if args.ray else 0)
-    stretches, spec, folder = checker.stretches, checker.comparison.output, pool.folder
+    splits, spec, folder = checker.splits, checker.comparison.output, pool.folder
     own = checker.check_complete()
     in_all = sum(footer.rows for footer in own.values())
     if made.rows:
         checker.about |= say_speed(made, seconds, in_all, pool.busy)
     else:
-        say(f"all {in_all:,} rows are labelled already" if stretches else "there are more shards than files to share")
+        say(f"all {in_all:,} rows are labelled already" if splits else "there are more shards than files to share")
     receipt, model = read_receipt(folder, checker.shard), checker.comparison.model
     of_these_rows = (receipt.get("rows"), receipt.get("decisions_are")) == (in_all, checker.comparison.rule.words)
     if made.rows and (args.shard or made.rows == in_all):
         checker.finish(checker.later, own)
     elif not args.shard and (made.rows or not of_these_rows):  # it is an earlier run's, or there is none
-        check_folder(args, model, stretches, spec, run=checker.about)
+        check_folder(args, model, splits, spec, run=checker.about)
     if args.shard:
         say(f"shard      {shard_name(args)[1:]} is done; once all are, the same command without --shard checks them")
 
@@ -242,7 +242,7 @@ def say_speed(made: Counts, seconds: float, in_all: int, busy: float) -> dict:
     return said
 
 
-def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: OutputSpec, run: dict) -> None:
+def check_folder(args: Namespace, model: Model, splits: list[InputSplit], spec: OutputSpec, run: dict) -> None:
     """Compares rows of an output folder as it is with the original, and writes its receipt.
 
     `run`: what the receipt says of a run, if there was one now. Raises UserError where the folder's parts are not those
@@ -251,7 +251,7 @@ def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: 
     job = read_job(args.output)
     if not run and job.get("model") != model.weights_id:
         raise UserError(f"--check-only: {args.output} was labelled with other weights than those of {model.id}")
-    if not run and job.get("input") != digest_input(stretches):
+    if not run and job.get("input") != digest_input(splits):
         raise UserError(f"--check-only: {args.output} holds no parts of {args.input}")
     asked = asked_of_output(args, spec)
     if not run and (other := what_differs({key: job.get(key) for key in asked}, asked)):
@@ -264,9 +264,9 @@ def check_folder(args: Namespace, model: Model, stretches: list[Stretch], spec: 
     before = {name: value for name, value in (read_receipt(args.output) | run).items() if name in RUN_FIELDS}
     precision = VARIANTS[plan.variant].precision if plan else ""
     comparison = Comparison(model, precision, replace(spec, job=job_digest(job)), args.output, gpu)
-    checker = Checker(comparison, before | made | about_now(args, model, stretches), stretches, stops=not args.no_check)
+    checker = Checker(comparison, before | made | about_now(args, model, splits), splits, stops=not args.no_check)
     own = checker.check_complete()
-    checker.finish(read_samples(stretches, own, spec, model), own)
+    checker.finish(read_samples(splits, own, spec, model), own)
 
 
 def asked_of_output(args: Namespace, spec: OutputSpec) -> dict:
@@ -276,10 +276,10 @@ def asked_of_output(args: Namespace, spec: OutputSpec) -> dict:
     return asked | {"csv": [args.delimiter, args.encoding]}
 
 
-def about_now(args: Namespace, model: Model, stretches: list[Stretch]) -> dict:
+def about_now(args: Namespace, model: Model, splits: list[InputSplit]) -> dict:
     """Returns what a receipt says of the model and the input, and of where and when rows are compared."""
     about = {"model": model.id, "weights_id": model.weights_id, "input": str(locate(args.input)), "column": args.column}
-    about["files"] = {f"{one.file:06}": str(one.table.file) for one in stretches}  # by the number in a part's name
+    about["files"] = {f"{one.file:06}": str(one.table.file) for one in splits}  # by the number in a part's name
     about |= {"commit": project_commit(), "machine": describe_device(None).name}
     return about | {"date": datetime.now(UTC).strftime("%Y-%m-%d")}
 
@@ -289,7 +289,7 @@ def shard_name(args: Namespace) -> str:
     return "-{}-of-{}".format(*args.shard) if args.shard else ""
 
 
-def open_job(args: Namespace, call: Callable) -> tuple[Model, list[Stretch], OutputSpec]:
+def open_job(args: Namespace, call: Callable) -> tuple[Model, list[InputSplit], OutputSpec]:
     """Opens the model and the input, and says what is to be written. Raises UserError if one of them can't be used."""
     place, args.output = locate(args.input), locate(args.output)
     files = find_files(place)
@@ -305,7 +305,7 @@ def open_job(args: Namespace, call: Callable) -> tuple[Model, list[Stretch], Out
         if not (job := read_job(args.output)):
             raise UserError(f"--check-only: {args.output} holds no parts")
         spec = replace(spec, rows=job.get("rows", spec.rows), limit=job.get("limit"))
-    return model, cut_stretches(tables, spec), spec
+    return model, cut_splits(tables, spec), spec
 
 
 def main() -> int:
@@ -315,10 +315,10 @@ def main() -> int:
     check_writable(CACHE)
     with on_ray.cluster(args.ray) if args.ray else contextlib.nullcontext(), contextlib.ExitStack() as helper:
         call = helper.enter_context(helper_process())
-        model, stretches, spec = open_job(args, call)
+        model, splits, spec = open_job(args, call)
         if args.dry_run:
-            plan = find_plan(args, model, stretches, call)
-            say_estimate(stretches, spec, plan, measuring_command(args, plan, stretches[0].table.file))
+            plan = find_plan(args, model, splits, call)
+            say_estimate(splits, spec, plan, measuring_command(args, plan, splits[0].table.file))
             return 0
         if not args.check_only:
             refuse_foreign_files(args.output)
@@ -328,12 +328,12 @@ def main() -> int:
                 held.enter_context(locked(args.output, f"_lock{shard_name(args)}"))
             if args.check_only:
                 helper.close()
-                check_folder(args, model, stretches, spec, run={})
+                check_folder(args, model, splits, spec, run={})
                 return 0
             with locked(args.output, "_lock-plan", wait=True):  # all shards plan as the first
-                plan = find_plan(args, model, stretches, call)
+                plan = find_plan(args, model, splits, call)
                 helper.close()
-                pool, checker = prepare(args, model, stretches, spec, plan)
+                pool, checker = prepare(args, model, splits, spec, plan)
             label_all(args, pool, checker)
     return 0
 

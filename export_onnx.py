@@ -28,7 +28,6 @@ from argparse import ArgumentTypeError, Namespace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.classifier import ClassifierSpec
 from bench.export.card import score_lines, write_card
 from bench.export.check import check_export, without_nan
 from bench.export.ensure import export_folder, foreign_files, stale_reason
@@ -36,18 +35,19 @@ from bench.export.gold import check_gold
 from bench.export.publish import hub_client, upload, wants_upload
 from bench.export.select import EXPORT_KINDS, MANIFEST, describe_export, export_model
 from bench.files import LONGEST_NAME, check_writable, new_file, new_folder, read_json
-from bench.inputs import format_csv
-from bench.inputs.batches import BATCHINGS, Batching
-from bench.inputs.datasets import Dataset, load_dataset
-from bench.inputs.model import WEIGHTS, Model
-from bench.inputs.random_model import RANDOM_MODEL
-from bench.inputs.resolve import resolve_model
 from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, decisions_needed
 from bench.machine import cpu_cores, describe_device, process_count
+from bench.model.batches import BATCHINGS, Batching
+from bench.model.model import WEIGHTS, Model
+from bench.model.random_model import RANDOM_MODEL
+from bench.model.resolve import resolve_model
 from bench.processes import run_in_subprocess
 from bench.provenance import project_commit, versions
+from bench.tables import format_csv
+from bench.tables.datasets import Dataset, load_dataset
 from bench.variants import REPORT, Device
 from runtimes import VARIANTS
+from runtimes.classifier import ClassifierSpec
 from utils import CACHE, Parser, UserError, clean, int_from, run, say
 
 # options that a check of the same folder needs again

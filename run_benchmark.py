@@ -27,17 +27,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bench.files import check_writable
-from bench.inputs import format_csv
-from bench.inputs.batches import BATCHINGS
-from bench.inputs.datasets import Dataset, load_dataset
-from bench.inputs.model import Model
-from bench.inputs.random_model import RANDOM_MODEL
-from bench.inputs.resolve import DEFAULT_MODEL, open_model
 from bench.machine import cpu_cores, describe_device, process_count
 from bench.measure.cells import Cell, cell_of, cells_to_run, measured_before, plan_cells
 from bench.measure.check import more_texts
-from bench.measure.conditions import measure_busy, note, note_what_slows
-from bench.measure.look import (
+from bench.measure.leaders import (
     LOOK,
     MAX_LEADERS,
     ROUNDS,
@@ -50,11 +43,18 @@ from bench.measure.prepare import find_exports, find_peaks, say_what_is_measured
 from bench.measure.recorder import Recorder, columns_of, columns_of_run
 from bench.measure.sweep import Sweep, estimate
 from bench.measure.token_cache import load_or_tokenize
+from bench.measure.warnings import measure_busy, note, note_what_slows
+from bench.model.batches import BATCHINGS
+from bench.model.model import Model
+from bench.model.random_model import RANDOM_MODEL
+from bench.model.resolve import DEFAULT_MODEL, open_model
 from bench.naming import slug
 from bench.processes import helper_process, run_in_subprocess
 from bench.report import rows
 from bench.report.table import HEADER, table_line
 from bench.report.verdict import verdict
+from bench.tables import format_csv
+from bench.tables.datasets import Dataset, load_dataset
 from bench.timing import step, time_words
 from bench.variants import Device
 from runtimes import VARIANTS

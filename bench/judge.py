@@ -44,7 +44,7 @@ def is_rounded(precision: str, max_diff: float) -> bool:
     return precision == "fp32" and max_diff <= ROUNDING
 
 
-def alpha_of(look: int, last: bool = False) -> float:
+def alpha_for_look(look: int, last: bool = False) -> float:
     """Returns how likely the verdict of look 1, 2, ... may be wrong; for the last one that is all of what is left."""
     return ALPHA / 2 ** (look - last)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.files import check_writable
-from bench.inputs.datasets import DATASETS
+from bench.tables.datasets import DATASETS
 from utils import Parser, RunError, UserError, first_line, run, say
 
 PUBLISHED = "https://github.com/joaopn/gpu_benchmark_goemotions/raw/main/data"

@@ -36,11 +36,11 @@ from xxhash import xxh3_64_intdigest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.files import LONGEST_NAME, check_writable, new_file
-from bench.inputs.datasets import DATASETS, has_text, removal
-from bench.inputs.format_json_lines import NOT_JSON
-from bench.inputs.readers import Table, UnreadableFile
 from bench.processes import ProcessPool, heartbeat
-from bench.storage import locate
+from bench.tables.datasets import DATASETS, has_text, removal
+from bench.tables.format_json_lines import NOT_JSON
+from bench.tables.readers import Table, UnreadableFile
+from bench.tables.storage import locate
 from utils import Parser, RunError, first_line, int_from, run, say
 
 # what is read of a comment; `created_utc`, in seconds since 1970, stands in quotes in some early dumps

@@ -71,7 +71,7 @@ def first_token_only(network) -> bool:
             return False
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
         return False  # it wants other inputs, or its layer gives something else
-    for way in ways(layer):
+    for way in candidate_patches(layer):
         old = [(owner, name, getattr(owner, name)) for owner, name, _ in way]
         try:
             for owner, name, new in way:
@@ -92,7 +92,7 @@ def last_layer(network) -> torch.nn.Module | None:
     return stacks[0][-1] if len(stacks) == 1 else None
 
 
-def ways(layer: torch.nn.Module) -> list[list[tuple]]:
+def candidate_patches(layer: torch.nn.Module) -> list[list[tuple]]:
     """Returns what may take another's place in a layer: ways of (owner, name, new module), the most thorough first.
 
     From the query on, or where that can't be told to the attention, from what stands behind it on.

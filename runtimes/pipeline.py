@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.inputs.model import Model
+from bench.model.model import Model
 from bench.variants import Device, TextRunner, Variant
 from runtimes.onnx import FP32, PACKAGES
 from utils import UserError
 
-N_AT_ONCE = 256  # texts that are given to it, at least: seconds of work, after which it tells how far it is
+CHUNK_TEXTS = 256  # texts that are given to it, at least: seconds of work, after which it tells how far it is
 
 
 def load(model: Model, _, device: Device) -> TextRunner:
@@ -49,8 +49,8 @@ def pipeline_runner(model: Model, network, device: Device) -> TextRunner:
 
     def classify(texts: list[str], batch_size: int, max_length: int, on_progress) -> np.ndarray:
         logits = np.empty((len(texts), network.config.num_labels), dtype=np.float32)
-        batch_size = batch_size if model.pads else 1
-        step = -(-N_AT_ONCE // batch_size) * batch_size
+        batch_size = batch_size if model.can_pad else 1
+        step = -(-CHUNK_TEXTS // batch_size) * batch_size
         for start in range(0, len(texts), step):
             scores = pipe(texts[start : start + step], batch_size=batch_size, max_length=max_length, **options)
             for i, labels in enumerate(scores, start):

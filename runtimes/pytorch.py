@@ -8,7 +8,7 @@ import sysconfig
 from functools import partial
 from pathlib import Path
 
-from bench.inputs.model import Model
+from bench.model.model import Model
 from bench.variants import Device, TokenRunner, Variant, no_check
 from utils import UserError
 

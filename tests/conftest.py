@@ -39,14 +39,14 @@ import bench.processes  # noqa: E402
 import utils  # noqa: E402
 from bench.export import check as export_check  # noqa: E402
 from bench.export.select import EXPORT_KINDS, export_model  # noqa: E402
-from bench.inputs import reference  # noqa: E402
-from bench.inputs.datasets import load_dataset  # noqa: E402
-from bench.inputs.model import Model  # noqa: E402
 from bench.label import pool  # noqa: E402
 from bench.machine import cpu_features  # noqa: E402
 from bench.measure import peak, sweep  # noqa: E402
 from bench.measure.sweep import Sweep  # noqa: E402
-from bench.storage import locate  # noqa: E402
+from bench.model import reference  # noqa: E402
+from bench.model.model import Model  # noqa: E402
+from bench.tables.datasets import load_dataset  # noqa: E402
+from bench.tables.storage import locate  # noqa: E402
 from bench.variants import Device  # noqa: E402
 
 

@@ -20,7 +20,7 @@ import pandas as pd  # noqa: E402
 from tiny import make_tiny, tiny_config, word_level_tokenizer  # noqa: E402
 
 from bench.export.select import EXPORT_KINDS, export_model  # noqa: E402
-from bench.inputs.model import Model  # noqa: E402
+from bench.model.model import Model  # noqa: E402
 from bench.variants import Device  # noqa: E402
 from runtimes import VARIANTS  # noqa: E402
 from utils import UserError  # noqa: E402

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tiny import make_tiny, make_tiny_bert, make_tiny_roberta, make_tiny_xlm_roberta, tiny_config, word_level_tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from bench.classifier import Classifier, ClassifierSpec
 from bench.export.select import export_model
-from bench.inputs.batches import Batching
-from bench.inputs.model import Model
+from bench.model.batches import Batching
+from bench.model.model import Model
 from bench.variants import Device
+from runtimes.classifier import Classifier, ClassifierSpec
 
 TOLERANCE = 4e-4  # of a logit, which is 1e-4 of a probability at most
 BATCHINGS = [Batching("in-order", 4), Batching("sorted", 4), Batching("token-budget", batch_tokens=128)]

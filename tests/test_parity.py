@@ -16,7 +16,7 @@ from bench.judge import (
     NOT_WITHIN,
     UNPROVEN,
     WITHIN,
-    alpha_of,
+    alpha_for_look,
     binomial_cdf,
     decisions_needed,
     interval,
@@ -142,7 +142,7 @@ def test_rows_from_before_decisions_were_counted_are_judged_by_their_share():
 
 def test_several_looks_together_are_wrong_no_more_often_than_one():
     """A variant that changes exactly as much as tolerated, looked at as often as a check may: 3,000 of them."""
-    assert sum(alpha_of(look) for look in range(1, 60)) <= ALPHA
+    assert sum(alpha_for_look(look) for look in range(1, 60)) <= ALPHA
     numbers, proven, refuted = np.random.default_rng(0), 0, 0
     for _ in range(3000):
         changed, decisions, look, said = 0, 0, 0, None
@@ -150,7 +150,7 @@ def test_several_looks_together_are_wrong_no_more_often_than_one():
             look += 1
             more = 1000 * 2 ** (look - 1)
             changed, decisions = changed + numbers.binomial(more, 0.001), decisions + more
-            said = within_tolerance(changed, decisions, alpha=alpha_of(look))
+            said = within_tolerance(changed, decisions, alpha=alpha_for_look(look))
         proven, refuted = proven + (said is True), refuted + (said is False)
     assert 0 < proven < 3000 * ALPHA and 0 < refuted < 3000 * ALPHA
     assert (

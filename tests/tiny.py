@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from bench.inputs.random_model import train_tokenizer
+from bench.model.random_model import train_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 

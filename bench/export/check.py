@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from bench.classifier import Classifier, ClassifierSpec
 from bench.export.gold import score
-from bench.inputs.batches import Batching
-from bench.inputs.datasets import Dataset
-from bench.inputs.reference import Reference
 from bench.judge import judge_export
+from bench.model.batches import Batching
+from bench.model.reference import Reference
 from bench.parity import probabilities, statistics, worst_texts
 from bench.processes import ProcessPool
+from bench.tables.datasets import Dataset
 from runtimes import VARIANTS
+from runtimes.classifier import Classifier, ClassifierSpec
 from utils import UserError
 
 

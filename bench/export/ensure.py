@@ -5,10 +5,10 @@ from pathlib import Path
 
 from bench.export.select import EXPORT_KINDS, MANIFEST, export_model
 from bench.files import check_writable, new_folder, read_json
-from bench.inputs.hub import download
-from bench.inputs.model import Model
-from bench.inputs.resolve import DEFAULT_MODEL
 from bench.judge import FAILED
+from bench.model.hub import download
+from bench.model.model import Model
+from bench.model.resolve import DEFAULT_MODEL
 from bench.processes import run_in_subprocess
 from bench.provenance import versions
 from bench.timing import step

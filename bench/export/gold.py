@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from bench.inputs.model import Model
+from bench.model.model import Model
 from utils import UserError
 
 

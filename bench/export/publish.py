@@ -4,7 +4,7 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
-from bench.inputs.hub import with_timeout
+from bench.model.hub import with_timeout
 from utils import RunError, UserError, first_line, say
 
 

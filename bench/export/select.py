@@ -12,10 +12,10 @@ from bench.exporters.backends import example_batches, example_texts
 from bench.exporters.first_token import first_token_only
 from bench.exporters.graph import count_attention, describe_graph, store_weights
 from bench.files import read_json
-from bench.inputs.model import Model
-from bench.inputs.reference import N_PADDED_TEXTS, Reference, padding_note
-from bench.inputs.tokenizing import load_tokenizer
 from bench.machine import cpu_cores
+from bench.model.model import Model
+from bench.model.reference import N_PADDED_TEXTS, Reference, padding_note
+from bench.model.tokenizing import load_tokenizer
 from bench.parity import probabilities
 from bench.provenance import versions
 from bench.variants import Device, ExportKind, TokenRunner

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from bench.exporters.graph import cpu_session
-from bench.inputs.datasets import bundled_texts, evenly_spaced
-from bench.inputs.model import Model
-from bench.inputs.reference import N_PADDED_TEXTS
+from bench.model.model import Model
+from bench.model.reference import N_PADDED_TEXTS
+from bench.tables.datasets import bundled_texts, evenly_spaced
 from utils import UserError
 
 OPSET = 18  # torch's exporter writes the standard Attention operator from 23 on, which CUDA has no fused kernel for

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from bench.exporters.graph import INSIDE_BYTES, replace_nodes, select_inputs, session_with
-from bench.inputs.datasets import bundled_texts, evenly_spaced
-from bench.inputs.model import Model
 from bench.machine import cpu_features
+from bench.model.model import Model
+from bench.tables.datasets import bundled_texts, evenly_spaced
 
 N_OUTLIERS = 8  # channels: more change nothing on trained weights
 N_TEXTS = 64  # to find them with: bundled ones, so always the same

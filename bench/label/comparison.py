@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.inputs.model import Model
-from bench.inputs.reference import PADDING_TOLERANCE, Original
-from bench.judge import NOT_WITHIN, UNPROVEN, alpha_of, is_rounded, judge
+from bench.judge import NOT_WITHIN, UNPROVEN, alpha_for_look, is_rounded, judge
 from bench.label.output import read_footer
 from bench.label.rows import DEAD, OutputSpec
 from bench.label.sample import Sample
+from bench.model.model import Model
+from bench.model.reference import PADDING_TOLERANCE, CachedReference
 from bench.parity import DecisionRule
-from bench.storage import Location
+from bench.tables.storage import Location
 from utils import RunError
 
 HALF_ROUNDING = 2**-11  # of a score: float16 has 11 bits
@@ -62,7 +62,7 @@ class Comparison:
         texts = [text for sample in samples for text in sample.texts]
         if not texts:
             return
-        with Original(self.model, self.gpu, long=self.output.long) as original:
+        with CachedReference(self.model, self.gpu, long=self.output.long) as original:
             reference = original.probabilities(texts)
         written = [read_answers(self.folder, sample, self.output) for sample in samples]
         if self.output.written != self.output.labels:
@@ -107,7 +107,7 @@ class Comparison:
             return NOT_WITHIN, f"{words}, where rounding in FP32 gives less than 0.0001"
         of_label_chosen_before = half * self.output.top_label  # while a threshold sees the score as it is written
         rounded = is_rounded(self.precision, self.largest - of_label_chosen_before)
-        verdict = judge(self.changed, self.decisions, alpha=alpha_of(self.looks), rounded=rounded)
+        verdict = judge(self.changed, self.decisions, alpha=alpha_for_look(self.looks), rounded=rounded)
         return verdict, words + ", which is rounding in FP32" * (rounded and not self.changed)
 
 

@@ -9,22 +9,22 @@ import numpy as np
 from bench.label.output import first_bad, write_rows
 from bench.label.plan import LabelPlan
 from bench.label.rows import BAD_ROWS, Answers, Counts, OutputSpec, label_table, texts_of
-from bench.label.stretches import Stretch
+from bench.label.splits import InputSplit
 from bench.timing import time_words
 from utils import UserError, say
 
 SAMPLE_ROWS = 10_000  # the first of the job, that stand for all
 
 
-def say_estimate(stretches: list[Stretch], output: OutputSpec, plan: LabelPlan, measuring: str) -> None:
+def say_estimate(splits: list[InputSplit], output: OutputSpec, plan: LabelPlan, measuring: str) -> None:
     """Says how many rows and texts there are, how long they take as planned, and how large the output will be.
 
     Numbers of rows are exact for Parquet, and estimated from the heads of other files. Sizes are those of the first
     rows with scores drawn evenly from 0 to 1: real ones take as much, but where --min-score leaves many out.
     `measuring`: the command that would tell how long it takes, if there is one.
     """
-    rows, files = sum(stretch.estimate_rows() for stretch in stretches), len({one.file for one in stretches})
-    counts, bytes_of_sample, bad = label_sample(stretches, output)
+    rows, files = sum(split.estimate_rows() for split in splits), len({one.file for one in splits})
+    counts, bytes_of_sample, bad = label_sample(splits, output)
     if not counts.rows:
         raise UserError("the input has no rows")
     texts, size = rows * counts.texts / counts.rows, rows * bytes_of_sample / counts.rows
@@ -48,9 +48,9 @@ def size_words(size: float) -> str:
     return f"{size / unit:,.3g} {name}"
 
 
-def label_sample(stretches: list[Stretch], output: OutputSpec) -> tuple[Counts, int, str]:
+def label_sample(splits: list[InputSplit], output: OutputSpec) -> tuple[Counts, int, str]:
     """Returns (what is counted of the first rows, the bytes of a part with made-up scores of them, a bad row)."""
-    parts = (next(stretch.read(replace(output, rows=SAMPLE_ROWS))) for stretch in stretches)
+    parts = (next(split.read(replace(output, rows=SAMPLE_ROWS))) for split in splits)
     table = next((part.table for part in parts if len(part.table)), output.schema.empty_table())
     random, file = np.random.default_rng(0), io.BytesIO()
     texts = texts_of(table, output)

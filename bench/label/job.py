@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from xxhash import xxh3_64
 
 from bench.label.output import PART
-from bench.storage import Location, saving
+from bench.tables.storage import Location, saving
 from utils import UserError, first_line, say
 
 JOB_FILE = "_job.json"  # what the parts are made of; pandas and Spark pass over names with an underscore

@@ -1,4 +1,4 @@
-"""Labelling on a Ray cluster: each actor reads a stretch of the input, labels it and writes its parts by itself."""
+"""Labelling on a Ray cluster: each actor reads a split of the input, labels it and writes its parts by itself."""
 
 import contextlib
 import logging
@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.classifier import ClassifierSpec
-from bench.inputs.batches import Batching
-from bench.inputs.model import WEIGHTS
 from bench.label.output import Footer, parts_there
-from bench.label.pool import N_TRIES, LabelPool, Part
+from bench.label.pool import N_TRIES, LabelPool, WrittenPart
 from bench.label.rows import OutputSpec
-from bench.label.stretches import Stretch
+from bench.label.splits import InputSplit
 from bench.machine import cpu_cores
+from bench.model.batches import Batching
+from bench.model.model import WEIGHTS
 from bench.processes import error_summary
-from bench.storage import Location
+from bench.tables.storage import Location
 from bench.variants import Device
+from runtimes.classifier import ClassifierSpec
 from utils import ROOT, RunError, UserError, clean, first_line
 
 CODE = "bench", "runtimes", "utils.py"  # that the other machines need
@@ -39,7 +39,7 @@ class RayJob:
 
 
 class Actor:
-    """Labels stretches part by part. `files`: name -> content of all that the variant loads."""
+    """Labels splits part by part. `files`: name -> content of all that the variant loads."""
 
     def __init__(self, job: RayJob, files: dict[str, bytes]):
         self.job, self.place = job, tempfile.TemporaryDirectory()
@@ -53,14 +53,14 @@ class Actor:
         self.pool = LabelPool([spec], job.batching, job.folder)
         self.next, self.parts = None, iter(())
 
-    def make(self, stretch: Stretch, done: int) -> Part | None:
-        """Makes the next part that is missing behind `done` rows of a stretch; None if none is. Raises RunError.
+    def make(self, split: InputSplit, done: int) -> WrittenPart | None:
+        """Makes the next part that is missing behind `done` rows of a split; None if none is. Raises RunError.
 
-        An actor that was started again, or gets another stretch, begins to read; else it reads on.
+        An actor that was started again, or gets another split, begins to read; else it reads on.
         """
         try:
-            if self.next != (stretch.file, stretch.first + done):
-                rows = stretch.read(self.job.output, done, self.job.there)
+            if self.next != (split.file, split.first + done):
+                rows = split.read(self.job.output, done, self.job.there)
                 self.parts = self.pool.label_parts(rows, self.job.output)
             part = next(self.parts, None)
         except UserError:
@@ -119,8 +119,8 @@ def count_actors(device: Device, workers: int | None) -> int:
     return workers or room
 
 
-def label_on_ray(stretches: list[Stretch], job: RayJob, actors: int) -> Iterator[Part]:
-    """Labels what is missing of stretches, of which each actor reads one at a time; yields each part.
+def label_on_ray(splits: list[InputSplit], job: RayJob, actors: int) -> Iterator[WrittenPart]:
+    """Labels what is missing of splits, of which each actor reads one at a time; yields each part.
 
     Raises RunError if something fails on the way.
     """
@@ -129,27 +129,27 @@ def label_on_ray(stretches: list[Stretch], job: RayJob, actors: int) -> Iterator
     gpu, threads = job.spec.device.gpu is not None, job.spec.device.threads
     again = {"max_restarts": N_TRIES - 1, "max_task_retries": N_TRIES - 1}
     actor = ray.remote(Actor).options(**again, **({"num_gpus": 1} if gpu else {"num_cpus": threads}))
-    files, waiting, running = ray.put(read_files(job.spec)), deque(stretches), {}
+    files, waiting, running = ray.put(read_files(job.spec)), deque(splits), {}
 
-    def go_on(actor, stretch: Stretch, done: int) -> None:
-        running[actor.make.remote(stretch, done)] = actor, stretch
+    def go_on(actor, split: InputSplit, done: int) -> None:
+        running[actor.make.remote(split, done)] = actor, split
 
     def begin(actor) -> None:
         if waiting:
-            stretch = waiting.popleft()
-            go_on(actor, stretch, parts_there(stretch, job.there)[1])
+            split = waiting.popleft()
+            go_on(actor, split, parts_there(split, job.there)[1])
 
     try:
-        for _ in range(min(actors, len(stretches))):
+        for _ in range(min(actors, len(splits))):
             begin(actor.remote(job, files))
         while running:
             [ready], _ = ray.wait([*running])
-            one, stretch = running.pop(ready)
+            one, split = running.pop(ready)
             part = ray.get(ready)
             if part is None or part.last:
                 begin(one)
             else:
-                go_on(one, stretch, part.first + part.counts.rows - stretch.first)
+                go_on(one, split, part.first + part.counts.rows - split.first)
             if part:
                 yield part
     except ray.exceptions.RayTaskError as error:

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.label.rows import BAD_ROWS, Counts, OutputSpec
-from bench.label.stretches import PartRows, Stretch, part_name
-from bench.storage import CONCURRENT_FILES, Location, saving
+from bench.label.splits import InputPart, InputSplit, part_name
+from bench.tables.storage import CONCURRENT_FILES, Location, saving
 from utils import RunError, UserError, first_line
 
 PART = re.compile(r"part-[\d-]+\.parquet")
-COUNTS, LAST, JOB = b"classify_texts", b"last of its stretch", b"job"  # keys in a part's metadata
+COUNTS, LAST, JOB = b"classify_texts", b"last of its split", b"job"  # keys in a part's metadata
 BAD_FILE = "_bad_rows.jsonl"
 RECEIPT_FILE = "_receipt.json"
 END_BYTES = 2**16  # of a Parquet file, in which its metadata mostly fits
@@ -24,7 +24,7 @@ END_BYTES = 2**16  # of a Parquet file, in which its metadata mostly fits
 
 @dataclass(frozen=True)
 class Footer:
-    """What a part says of itself: its rows, its Counts, whether it ends its stretch, and the digest of its job.
+    """What a part says of itself: its rows, its Counts, whether it ends its split, and the digest of its job.
 
     bad: what is known of its bad rows: `row`, `reason`, and perhaps `file` and `line`.
     """
@@ -61,14 +61,14 @@ def read_footer(part: Location) -> Footer | None:
         return None
 
 
-def read_footers(folder: Location, job: str, stretches: list[Stretch]) -> dict[str, Footer]:
-    """Reads what the parts of the stretches' files say of themselves, by name; damaged ones are left out.
+def read_footers(folder: Location, job: str, splits: list[InputSplit]) -> dict[str, Footer]:
+    """Reads what the parts of the splits' files say of themselves, by name; damaged ones are left out.
 
     Raises UserError for parts of another job than the one of this digest: two runs that began together in a bucket,
     which has no locks, may have planned otherwise. Raises RunError where they can't be read.
     """
     try:
-        starts = tuple({part_name(stretch.file, 0).rpartition("-")[0] for stretch in stretches})
+        starts = tuple({part_name(split.file, 0).rpartition("-")[0] for split in splits})
         parts = [part for part in part_files(folder) if part.name.startswith(starts)]
         with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
             footers = list(pool.map(read_footer, parts))
@@ -81,14 +81,14 @@ def read_footers(folder: Location, job: str, stretches: list[Stretch]) -> dict[s
 
 
 def whole_parts(footers: dict[str, Footer], output: OutputSpec) -> dict[str, Footer]:
-    """Returns the parts that need not be made again: those of as many rows as asked for, and ends of stretches."""
+    """Returns the parts that need not be made again: those of as many rows as asked for, and ends of splits."""
     return {name: one for name, one in footers.items() if one.rows == output.rows or one.last}
 
 
-def parts_there(stretch: Stretch, footers: dict[str, Footer]) -> tuple[list[str], int, bool]:
-    """Returns (the parts of a stretch from its first on without a gap, their rows, whether these are all)."""
+def parts_there(split: InputSplit, footers: dict[str, Footer]) -> tuple[list[str], int, bool]:
+    """Returns (the parts of a split from its first on without a gap, their rows, whether these are all)."""
     names, done = [], 0
-    while footer := footers.get(name := part_name(stretch.file, stretch.first + done)):
+    while footer := footers.get(name := part_name(split.file, split.first + done)):
         names.append(name)
         done += footer.rows
         if footer.last or not footer.rows:
@@ -96,17 +96,17 @@ def parts_there(stretch: Stretch, footers: dict[str, Footer]) -> tuple[list[str]
     return names, done, False
 
 
-def parts_of(stretches: list[Stretch], footers: dict[str, Footer]) -> dict[str, Footer]:
-    """Returns the parts of some stretches alone, as far as each is there without a gap."""
-    return {name: footers[name] for stretch in stretches for name in parts_there(stretch, footers)[0]}
+def parts_of(splits: list[InputSplit], footers: dict[str, Footer]) -> dict[str, Footer]:
+    """Returns the parts of some splits alone, as far as each is there without a gap."""
+    return {name: footers[name] for split in splits for name in parts_there(split, footers)[0]}
 
 
-def check_complete(folder: Location, stretches: list[Stretch], footers: dict[str, Footer]) -> None:
-    """Raises UserError where a part of the stretches is missing, or not whole."""
-    for stretch in stretches:
-        _, done, complete = parts_there(stretch, footers)
+def check_complete(folder: Location, splits: list[InputSplit], footers: dict[str, Footer]) -> None:
+    """Raises UserError where a part of the splits is missing, or not whole."""
+    for split in splits:
+        _, done, complete = parts_there(split, footers)
         if not complete:
-            missing = folder / part_name(stretch.file, stretch.first + done)
+            missing = folder / part_name(split.file, split.first + done)
             raise UserError(f"{missing} is not there, or not whole: the same command, without --shard, makes it")
 
 
@@ -118,8 +118,8 @@ def check_nothing_else(folder: Location, own: dict[str, Footer]) -> None:
         raise UserError("the input has no rows")
 
 
-def write_part(folder: Location, part: PartRows, labelled: pa.Table, counts: Counts, job: str) -> None:
-    """Writes a part; in the file's metadata are its counts, its job, and whether it is the last of its stretch."""
+def write_part(folder: Location, part: InputPart, labelled: pa.Table, counts: Counts, job: str) -> None:
+    """Writes a part; in the file's metadata are its counts, its job, and whether it is the last of its split."""
     metadata = {COUNTS: json.dumps(asdict(counts)), LAST: json.dumps(part.last), JOB: json.dumps(job)}
     metadata |= labelled.schema.metadata or {}
     with saving(folder), (folder / part.name).new_file() as file:

@@ -8,25 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench.classifier import ClassifierSpec
 from bench.export.ensure import ensure_export
-from bench.inputs.batches import Batching
-from bench.inputs.model import Model
 from bench.judge import WITHIN
 from bench.label import on_ray
-from bench.label.first_look import Job, head_texts, look, mean_tokens
 from bench.label.job import read_job
 from bench.label.rows import LONG
-from bench.label.stretches import Stretch
+from bench.label.splits import InputSplit
 from bench.machine import BUSY, DeviceInfo, cpu_cores, describe_device
 from bench.measure.cells import batching_of
+from bench.measure.quick import Job, head_texts, mean_tokens, quick_benchmark
+from bench.model.batches import Batching
+from bench.model.model import Model
 from bench.naming import slug
 from bench.provenance import package_versions
 from bench.report.rows import latest_per_cell, read_results
 from bench.report.verdict import rank
-from bench.storage import Location, locate
+from bench.tables.storage import Location, locate
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
+from runtimes.classifier import ClassifierSpec
 from utils import UserError, say
 
 # where nothing was measured: what was best or close to it in all our sweeps of a CPU; for a GPU a guess
@@ -153,7 +153,7 @@ def device_or_reason(gpu: int) -> DeviceInfo | UserError:
         return error
 
 
-def find_plan(args: Namespace, model: Model, stretches: list[Stretch], call: Callable) -> LabelPlan:
+def find_plan(args: Namespace, model: Model, splits: list[InputSplit], call: Callable) -> LabelPlan:
     """Returns how to label: as an interrupted run with the same options and weights, or as choose_plan says.
 
     `call` runs a function in a helper process.
@@ -163,13 +163,13 @@ def find_plan(args: Namespace, model: Model, stretches: list[Stretch], call: Cal
     if same and not args.overwrite and (plan := read_plan(before)):
         return plan  # though by now another may be the fastest in results/
     kind, info = find_device(args, call)
-    texts = head_texts(list({stretch.file: stretch.table for stretch in stretches}.values()), args.column)
+    texts = head_texts(list({split.file: split.table for split in splits}.values()), args.column)
     tokens = call(mean_tokens, model, texts)
     measured = fastest_valid_row(args.results_dir, slug(info.name), model, tokens, args.variant)
     if not measured and not args.variant and not args.ray:
-        job = Job(locate(args.input).name, model, texts, sum(stretch.estimate_rows() for stretch in stretches))
+        job = Job(locate(args.input).name, model, texts, sum(split.estimate_rows() for split in splits))
         device = Device((args.gpu or [0])[0] if kind == "gpu" else None, args.threads or cpu_cores())
-        measured = look(job, info, device, args.results_dir, call)
+        measured = quick_benchmark(job, info, device, args.results_dir, call)
     if not measured and not args.variant and args.ray:
         say("           run_benchmark.py on a machine of the cluster finds a faster way, --variant names one")
     return choose_plan(kind, measured, plan_options(args))

@@ -12,26 +12,26 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.classifier import Classifier, ClassifierSpec, Predictions
-from bench.inputs.batches import Batching
-from bench.inputs.stream import prefetch
 from bench.label.output import write_part
 from bench.label.rows import DEAD, Answers, Counts, OutputSpec, label_table, texts_of
 from bench.label.sample import Sample, pick_sample
-from bench.label.stretches import PartRows
+from bench.label.splits import InputPart
+from bench.model.batches import Batching
+from bench.model.stream import prefetch
 from bench.parity import combine_windows, probabilities
 from bench.processes import ProcessPool, WorkerFailed
-from bench.storage import Location
+from bench.tables.storage import Location
+from runtimes.classifier import Classifier, ClassifierSpec, Predictions
 from utils import RunError, say
 
 N_TRIES = 2  # of a part, then its halves; and of what a Ray actor does
-MOST_DEAD = 3  # texts of a part on which workers die: with more it is not the texts
+MAX_FAILED_TEXTS = 3  # texts of a part on which workers die: with more it is not the texts
 STALL_TIMEOUT = 600  # seconds without a heartbeat of a worker: a batch takes seconds at most
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part that was made: the number of its file and of its first row, whether it is the last of its stretch.
+class WrittenPart:
+    """A part that was made: the number of its file and of its first row, whether it is the last of its split.
 
     counts: what was counted; sample: which of its rows may be compared.
     """
@@ -56,8 +56,8 @@ class LabelPool:
         self.loading, self.busy, self.answered = 0.0, 0.0, 0
 
     def label_parts(
-        self, parts: Iterator[PartRows], output: OutputSpec, on_progress: Callable | None = None
-    ) -> Iterator[Part]:
+        self, parts: Iterator[InputPart], output: OutputSpec, on_progress: Callable | None = None
+    ) -> Iterator[WrittenPart]:
         """Labels and writes parts; yields each. The next is read, and the one before written, while the model runs.
 
         `on_progress` gets how many texts of the part each worker has done. The first is yielded before the second runs:
@@ -75,18 +75,18 @@ class LabelPool:
             for written in waiting:
                 yield written.result()
 
-    def write(self, part: PartRows, answers: Answers, output: OutputSpec) -> Part:
+    def write(self, part: InputPart, answers: Answers, output: OutputSpec) -> WrittenPart:
         """Writes a labelled part."""
         labelled, counts = label_table(part.table, answers, output)
         write_part(self.folder, part, labelled, counts, output.job)
         sample = pick_sample(part.name, part.table, output.text_column, self.specs[0].model)
-        return Part(part.file, part.first, part.last, counts, sample)
+        return WrittenPart(part.file, part.first, part.last, counts, sample)
 
     def classify(self, texts: list[str], rows: str, long: str, on_progress: Callable | None) -> Answers:
         """Returns what the model says of texts. Where workers die on them again and again, halves find the text.
 
         `long`: what becomes of texts that are longer than the model takes, see OutputSpec. Raises RunError, which names
-        the rows, if there are more than MOST_DEAD such texts, or no worker starts.
+        the rows, if there are more than MAX_FAILED_TEXTS such texts, or no worker starts.
         """
         model, dead, found = self.specs[0].model, {}, []
         probs = np.full((len(texts), len(model.labels)), np.nan, dtype=np.float32)
@@ -108,8 +108,8 @@ class LabelPool:
                     waiting += [(some[half:], 1), (some[:half], 1)]
                 else:
                     dead[int(some[0])] = f"{DEAD}: {error}"
-                if len(dead) > MOST_DEAD:
-                    words = f"{rows}: workers fail on more than {MOST_DEAD} texts"
+                if len(dead) > MAX_FAILED_TEXTS:
+                    words = f"{rows}: workers fail on more than {MAX_FAILED_TEXTS} texts"
                     raise RunError(f"{words}: {error}; the parts before stay") from error
                 continue
             for indices, predictions in shares:

@@ -19,16 +19,16 @@ from bench.label.output import (
 )
 from bench.label.rows import Counts
 from bench.label.sample import Sample, add_sample
-from bench.label.stretches import Stretch
-from bench.storage import Location
+from bench.label.splits import InputSplit
+from bench.tables.storage import Location
 from utils import RunError, say
 
-FEW_BAD = 3  # bad rows of a part, which stop no run even where the part has hardly any others
+TOLERATED_BAD_ROWS = 3  # bad rows of a part, which stop no run even where the part has hardly any others
 
 
 @dataclass
 class Checker:
-    """Sees to it that the parts of `stretches` are right: none has many bad rows, and some rows are as the original's.
+    """Sees to it that the parts of `splits` are right: none has many bad rows, and some rows are as the original's.
 
     about: what the receipt says of the run; stops: whether rows that are wrong end the run; strict: whether any bad row
     does; shard: what the name of the receipt ends in, if it is of a shard; later: rows of the parts behind the first
@@ -37,21 +37,21 @@ class Checker:
 
     comparison: Comparison
     about: dict
-    stretches: list[Stretch]
+    splits: list[InputSplit]
     stops: bool = True
     strict: bool = False
     shard: str = ""
     later: list[Sample] | None = None
 
     def own_parts(self) -> dict[str, Footer]:
-        """Reads what the parts of the stretches say of themselves, as far as they are there without a gap."""
+        """Reads what the parts of the splits say of themselves, as far as they are there without a gap."""
         found = self.comparison
-        return parts_of(self.stretches, read_footers(found.folder, found.output.job, self.stretches))
+        return parts_of(self.splits, read_footers(found.folder, found.output.job, self.splits))
 
     def check_complete(self) -> dict[str, Footer]:
-        """Returns the parts of the stretches; raises UserError if they are not all there, or not alone."""
+        """Returns the parts of the splits; raises UserError if they are not all there, or not alone."""
         folder, own = self.comparison.folder, self.own_parts()
-        check_complete(folder, self.stretches, own)
+        check_complete(folder, self.splits, own)
         if not self.shard:
             check_nothing_else(folder, own)
         return own
@@ -59,7 +59,7 @@ class Checker:
     def stop_at_bad_rows(self, parts: list[Counts]) -> None:
         """Raises RunError, with the first bad row, where one of the parts has too many.
 
-        That is any if `strict`, else more than half of the rows and more than FEW_BAD.
+        That is any if `strict`, else more than half of the rows and more than TOLERATED_BAD_ROWS.
         """
         if not any(map(self.has_too_many, parts)):
             return
@@ -70,7 +70,7 @@ class Checker:
 
     def has_too_many(self, part: Counts) -> bool:
         """Says whether a part has more bad rows than a run goes on with."""
-        return part.bad > (0 if self.strict else max(FEW_BAD, part.rows / 2))
+        return part.bad > (0 if self.strict else max(TOLERATED_BAD_ROWS, part.rows / 2))
 
     def add(self, counts: Counts, sample: Sample) -> None:
         """Compares rows of the first part that has texts at once, and keeps those of others for the end.

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from bench.inputs.datasets import has_text, removal
-from bench.inputs.readers import BAD
+from bench.tables.datasets import has_text, removal
+from bench.tables.readers import BAD
 
 BAD_ROWS = b"bad_rows"  # the key, in a schema's metadata, of what is known of the bad rows
 # long texts: only their beginning counts, or they are read in windows, of which each label's maximum or mean counts

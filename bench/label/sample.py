@@ -7,11 +7,11 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from bench.inputs.datasets import evenly_spaced, has_text
-from bench.inputs.model import Model
 from bench.label.output import Footer, parts_there
 from bench.label.rows import OutputSpec
-from bench.label.stretches import Stretch
+from bench.label.splits import InputSplit
+from bench.model.model import Model
+from bench.tables.datasets import evenly_spaced, has_text
 
 FIRST_ROWS = 64  # of the first part that a run makes
 LATER_ROWS = 8  # of each part behind it
@@ -59,14 +59,14 @@ def add_sample(samples: list[Sample], sample: Sample) -> list[Sample]:
 
 
 def read_samples(
-    stretches: list[Stretch], footers: dict[str, Footer], output: OutputSpec, model: Model
+    splits: list[InputSplit], footers: dict[str, Footer], output: OutputSpec, model: Model
 ) -> list[Sample]:
     """Picks rows of some parts, evenly spaced over all, and reads them again from the input."""
     names, samples = sorted(footers), []
     chosen = {names[i] for i in evenly_spaced(len(names), 1 + (MOST_ROWS - FIRST_ROWS) // LATER_ROWS)}
-    for stretch in stretches:
-        wanted = chosen & {*parts_there(stretch, footers)[0]}
-        for part in islice(stretch.read(output, there=footers.keys() - wanted), len(wanted)):
+    for split in splits:
+        wanted = chosen & {*parts_there(split, footers)[0]}
+        for part in islice(split.read(output, there=footers.keys() - wanted), len(wanted)):
             sample = pick_sample(part.name, part.table, output.text_column, model)
             samples.append(sample.first(LATER_ROWS) if samples else sample)
     return samples

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.inputs.batches import Batching
 from bench.machine import BUSY
+from bench.model.batches import Batching
 from bench.report.rows import latest_per_cell, read_results, results_path
 from bench.report.verdict import ONE_PASS_ERROR
 from runtimes import VARIANTS

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.inputs.reference import Original
-from bench.judge import UNPROVEN, WITHIN, alpha_of, decisions_needed
+from bench.judge import UNPROVEN, WITHIN, alpha_for_look, decisions_needed
 from bench.measure.cells import Cell, cell_of
-from bench.measure.sweep import Sweep, in_words, parity_columns
+from bench.measure.sweep import Sweep, format_figures, parity_columns
 from bench.measure.token_cache import TokenizedTexts
 from bench.measure.worker import Worker
+from bench.model.reference import CachedReference
 from bench.parity import probabilities
 from bench.processes import ProcessPool
 from bench.report.judged import VERDICTS, changed_of
@@ -30,10 +30,10 @@ BLOCK_TEXTS = 64  # that all variants and the original run in turn, between two 
 
 
 @dataclass
-class Tally:
+class ParityCounter:
     """What was found of a variant so far, with the texts of the sweep.
 
-    `cell`: the batching that changed most there, of stage check; look, last: see judge.alpha_of; texts, seconds,
+    `cell`: the batching that changed most there, of stage check; look, last: see judge.alpha_for_look; texts, seconds,
     tokens, padded_tokens: of the further texts that it ran.
     """
 
@@ -77,53 +77,53 @@ class Tally:
         figures = {"messages/s": speed, "min": speed, "max": speed, "passes": 1, "tokens/s": self.tokens / self.seconds}
         figures["padding"] = self.padded_tokens / self.tokens if self.tokens else 1.0
         precision = VARIANTS[self.cell.variant].computes_in(sweep.device.gpu)
-        alpha = alpha_of(self.look, self.last)
+        alpha = alpha_for_look(self.look, self.last)
         figures |= parity_columns(precision, (self.changed, self.decisions), self.max_diff, alpha)
         figures |= {"within": "no"} if self.not_finite else {}
-        return in_words(figures) | {"status": "ok"}
+        return format_figures(figures) | {"status": "ok"}
 
     def verdict(self, sweep: Sweep) -> str:
         return VERDICTS[self.columns(sweep)["within"]]
 
 
-def tally_of(rows) -> Tally:
+def counter_of(rows) -> ParityCounter:
     """Starts the count of a variant with that of the batching that changed most. `rows`: of its cells."""
     worst = rows.sort_values(["flips", "messages/s"]).iloc[-1]
     cell = replace(cell_of(worst), stage="check")
-    return Tally(cell, changed_of(worst), int(worst["decisions"]), float(rows["max_diff"].max()))
+    return ParityCounter(cell, changed_of(worst), int(worst["decisions"]), float(rows["max_diff"].max()))
 
 
 def check_more(
-    sweep: Sweep, workers: dict[Cell, ProcessPool], tallies: dict[Cell, Tally]
+    sweep: Sweep, workers: dict[Cell, ProcessPool], counters: dict[Cell, ParityCounter]
 ) -> Iterator[tuple[Cell, dict]]:
     """Runs variants over more texts until it can be told whether each is within tolerance; yields as run_cells.
 
-    `tallies`: of the cells whose variants are not proven, the fastest first; `workers`: of each cell. It ends when the
+    `counters`: of the cells whose variants are not proven, the fastest first; `workers`: of each cell. It ends when the
     fastest that is left is proven, when there are no more texts, or when the sweep's check_time is over.
     """
-    texts, left, at, deadline = sweep.more_texts, dict(tallies), 0, time.monotonic() + sweep.check_time
+    texts, left, at, deadline = sweep.more_texts, dict(counters), 0, time.monotonic() + sweep.check_time
     done = len(sweep.tokens.sample)
-    per_text = max(1, next(iter(tallies.values())).decisions // done)
-    with Original(sweep.model, sweep.device.gpu) as original:
+    per_text = max(1, next(iter(counters.values())).decisions // done)
+    with CachedReference(sweep.model, sweep.device.gpu) as original:
         for look in range(2, 99):
-            enough = math.ceil(decisions_needed(0, 1, alpha=alpha_of(look)) / per_text)
+            enough = math.ceil(decisions_needed(0, 1, alpha=alpha_for_look(look)) / per_text)
             end = max(2 * (done + at), enough) - done
             while at < min(end, len(texts)) and time.monotonic() < deadline:
                 block = texts[at : min(at + BLOCK_TEXTS, end)]
                 reference = original.probabilities(block)
-                for cell, tally in left.items():
-                    tally.run(sweep, workers[cell], block, reference)
+                for cell, counter in left.items():
+                    counter.run(sweep, workers[cell], block, reference)
                 at += len(block)
             if not at:
                 return
             proven = False
-            for cell, tally in [*left.items()]:
-                tally.look, tally.last = look, at < end
-                verdict = tally.verdict(sweep)
+            for cell, counter in [*left.items()]:
+                counter.look, counter.last = look, at < end
+                verdict = counter.verdict(sweep)
                 if verdict != UNPROVEN or proven or at < end:  # what is slower than a proven one need not be proven
                     proven = proven or verdict == WITHIN
                     del left[cell]
-                    yield tally.cell, tally.columns(sweep)
+                    yield counter.cell, counter.columns(sweep)
             if not left:
                 return
 

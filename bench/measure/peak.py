@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.inputs.model import TORCH_DTYPES, Model
 from bench.machine import cpu_cores
+from bench.model.model import TORCH_DTYPES, Model
 from bench.variants import Device
 from runtimes.onnx import start_session
 

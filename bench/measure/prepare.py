@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from bench.export.ensure import ensure_export
-from bench.inputs.model import Model
-from bench.inputs.reference import padding_note
-from bench.measure.conditions import note
 from bench.measure.peak import measure_peaks
 from bench.measure.token_cache import TokenizedTexts
+from bench.measure.warnings import note
+from bench.model.model import Model
+from bench.model.reference import padding_note
 from bench.processes import run_in_subprocess
 from bench.timing import step
 from bench.variants import Device

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.inputs.datasets import Dataset, digest_texts
-from bench.inputs.model import Model
 from bench.machine import DeviceInfo
 from bench.measure.cells import Cell, cell_of
+from bench.model.model import Model
 from bench.naming import slug
 from bench.provenance import package_versions, project_commit
 from bench.report import rows
+from bench.tables.datasets import Dataset, digest_texts
 from runtimes import VARIANTS
 from utils import say
 

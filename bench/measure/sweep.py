@@ -8,19 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.classifier import ClassifierSpec
-from bench.inputs.batches import make_batches, padded_tokens
-from bench.inputs.model import Model
-from bench.judge import alpha_of, is_rounded, judge
+from bench.judge import alpha_for_look, is_rounded, judge
 from bench.machine import cpu_busy, cpu_cores, watch_throttling
 from bench.measure.cells import Cell, fastest_of
 from bench.measure.token_cache import TokenizedTexts
 from bench.measure.worker import Report, Worker
+from bench.model.batches import make_batches, padded_tokens
+from bench.model.model import Model
 from bench.parity import probabilities
 from bench.processes import ProcessPool
 from bench.report.judged import VERDICTS
 from bench.variants import Device
 from runtimes import VARIANTS
+from runtimes.classifier import ClassifierSpec
 from utils import UserError
 
 ASSUMED_MFU = 0.5  # share of the peak that estimates assume: between what FP32 and BF16 reach on a CPU
@@ -164,13 +164,13 @@ def measure(sweep: Sweep, workers: ProcessPool, cell: Cell) -> dict[str, str]:
         latencies = np.concatenate([report.latencies for report in reports])
         figures["p50_ms"], figures["p99_ms"] = np.percentile(latencies, [50, 99]) * 1000
     figures |= compare_sample(sweep, cell.variant, reports)
-    row = in_words(figures)
+    row = format_figures(figures)
     row |= {name: "" for name in ("tflops", "mfu") if np.isnan(figures[name])}
     row["throttled"] = (", ".join(sorted(throttled)) or "no") if sweep.uuid else ""
     return row | {"status": "ok" if np.isfinite(figures["max_diff"]) else "outputs are not finite"}
 
 
-def in_words(figures: dict) -> dict[str, str]:
+def format_figures(figures: dict) -> dict[str, str]:
     return {name: value if isinstance(value, str) else f"{value:.6g}" for name, value in figures.items()}
 
 
@@ -182,7 +182,7 @@ def compare_sample(sweep: Sweep, variant: str, reports: list[Report]) -> dict:
     probs, reference = probabilities(logits[sweep.tokens.sample], sweep.model.problem_type), sweep.tokens.reference
     counts = sweep.model.rule.count_flips(probs, reference)
     precision = VARIANTS[variant].computes_in(sweep.device.gpu)
-    return parity_columns(precision, counts, float(np.abs(probs - reference).max()), alpha_of(1))
+    return parity_columns(precision, counts, float(np.abs(probs - reference).max()), alpha_for_look(1))
 
 
 def parity_columns(precision: str, counts: tuple[int, int], max_diff: float, alpha: float) -> dict:

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from bench.files import digest, make_once
-from bench.inputs.datasets import digest_texts, evenly_spaced
-from bench.inputs.model import Model
-from bench.inputs.reference import N_PADDED_TEXTS, Reference
 from bench.judge import N_SAMPLE
 from bench.measure.peak import count_flops
+from bench.model.model import Model
+from bench.model.reference import N_PADDED_TEXTS, Reference
 from bench.processes import run_in_subprocess
 from bench.provenance import versions
+from bench.tables.datasets import digest_texts, evenly_spaced
 from utils import CACHE, UserError
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.classifier import Classifier, ClassifierSpec
-from bench.inputs.batches import Batching, balance_shards, make_batches, padded_tokens
-from bench.inputs.datasets import evenly_spaced
-from bench.inputs.stream import share_of
 from bench.measure.cells import Cell
 from bench.measure.token_cache import load_tokens
+from bench.model.batches import Batching, balance_shards, make_batches, padded_tokens
+from bench.model.stream import share_of
 from bench.processes import heartbeat
+from bench.tables.datasets import evenly_spaced
+from runtimes.classifier import Classifier, ClassifierSpec
 
 N_LATENCIES = 200  # on a GPU, where a pass need not wait for each batch, so many are timed one by one
 

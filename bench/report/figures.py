@@ -4,15 +4,15 @@ import math
 import re
 from pathlib import Path
 
-from bench.inputs.datasets import DATASETS
 from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN
 from bench.report.rows import PUBLISHED
 from bench.report.table import speed
+from bench.tables.datasets import DATASETS
 
-WINNER, OTHERS, WRONG = "#0072B2", "#8FB6CE", "#DDDDDD"  # Okabe and Ito's blue, and paler
+BLUE, PALE_BLUE, LIGHT_GREY = "#0072B2", "#8FB6CE", "#DDDDDD"  # Okabe and Ito's blue, and paler
 BATCHING_STYLES = {
     "in-order": {"color": "#777777", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
-    "sorted": {"color": WINNER, "linestyle": "-", "marker": "s"},
+    "sorted": {"color": BLUE, "linestyle": "-", "marker": "s"},
     "token-budget": {"color": "#D55E00", "linestyle": "-", "marker": "^"},
 }
 STYLE = {
@@ -43,7 +43,7 @@ def batching_words(row) -> str:
 
 
 # what people use: a variant, and what it is called
-RIVALS = {
+BASELINES = {
     "pipeline": "transformers' own pipeline",
     "optimum-pipeline": "transformers' pipeline on optimum's ONNX model",
 }
@@ -58,7 +58,7 @@ def baseline(row) -> str:
     """Says over what a row of readme.headlines has its factor."""
     if row["stage"] == "forward":
         return "eager FP32 torch in the file's order"
-    return f"{RIVALS[row['base_variant']]} in batches of {row['base_size']:.0f}"
+    return f"{BASELINES[row['base_variant']]} in batches of {row['base_size']:.0f}"
 
 
 # ---------------------------------------------------------------------------------------------------- the figures
@@ -79,7 +79,7 @@ def draw_comparison(rows, figsize: tuple | None):
         within = list(bars["verdict"] == WITHIN)
         for i, (_, row) in enumerate(bars.iterrows()):
             winner, wrong = any(within) and i == within.index(True), row["verdict"] == NOT_WITHIN
-            fill = {"color": WRONG, "hatch": "///"} if wrong else {"color": WINNER if winner else OTHERS}
+            fill = {"color": LIGHT_GREY, "hatch": "///"} if wrong else {"color": BLUE if winner else PALE_BLUE}
             ax.barh(i, row["messages/s"], 0.7, edgecolor="white", **fill)
             if row["passes"] > 1:
                 spread = [[row["messages/s"] - row["min"]], [row["max"] - row["messages/s"]]]
@@ -109,7 +109,7 @@ def draw_overview(rows, figsize: tuple | None):
     """
     figure, [ax] = panels(1, 1, (8.5, 0.55 * len(rows) + 0.3), figsize)
     for i, row in enumerate(rows.to_dict("records")):
-        ax.barh(i, row["factor"], 0.62, color=WINNER)
+        ax.barh(i, row["factor"], 0.62, color=BLUE)
         text = f"{row['variant']}: {speed(row['messages/s'])} messages/s\n{baseline(row)}: {speed(row['base'])}"
         at, same = (row["factor"], i), {"textcoords": "offset points", "va": "center"}
         ax.annotate(f"{row['factor']:.1f}x", at, (5, 0), fontsize=10, weight="bold", **same)
@@ -183,7 +183,7 @@ def draw_parity(rows, figsize: tuple | None):
         for _, row in points.sort_values("messages/s").iterrows():
             x, y = max(row["flips"], least), row["messages/s"]
             fill = "none" if row["verdict"] == UNPROVEN else "full"
-            color = "#D55E00" if row["verdict"] == NOT_WITHIN else WINNER
+            color = "#D55E00" if row["verdict"] == NOT_WITHIN else BLUE
             ax.plot(x, y, "o", color=color, markersize=5, fillstyle=fill)
             label = max(y, label + 0.05 * top)  # names are kept apart, from below up
             text = f"{row['variant']} ({row['max_diff']:.0e})"

@@ -6,15 +6,15 @@ import shlex
 from pathlib import Path
 from urllib.parse import quote
 
-from bench.inputs.datasets import DATASETS
-from bench.inputs.random_model import RANDOM_MODEL
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
+from bench.model.random_model import RANDOM_MODEL
 from bench.naming import markdown
 from bench.report import figures
 from bench.report.figures import baseline, batching_words, device_name, device_title
 from bench.report.rows import PUBLISHED, fastest_per, latest_per_cell, read_results
 from bench.report.table import shown, speed
 from bench.report.verdict import flips_words, verdict
+from bench.tables.datasets import DATASETS
 from utils import UserError
 
 RESULTS = "<!-- results:begin -->", "<!-- results:end -->"  # the lines around a block of a README
@@ -77,7 +77,7 @@ def headlines(rows):
     rows = rows[rows["dataset"] == "normal"] if "normal" in set(rows["dataset"]) else rows
     found = []
     for _, group in rows.groupby(["model", "device", "dataset"]):
-        is_rival = group["variant"].isin(figures.RIVALS)
+        is_rival = group["variant"].isin(figures.BASELINES)
         rivals = group[is_rival]
         best = fastest_per(rivals, "model").iloc[0].to_dict() if len(rivals) else {}
         base = {"base": best.get("messages/s", group["base"].iloc[0]), "base_variant": best.get("variant")}

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from bench.files import LONGEST_NAME
-from bench.inputs.batches import BATCHINGS
+from bench.model.batches import BATCHINGS
 from bench.naming import file_name
 from utils import UserError, clean
 

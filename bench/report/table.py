@@ -3,8 +3,8 @@
 import math
 import textwrap
 
-from bench.inputs.batches import Batching
 from bench.machine import BUSY
+from bench.model.batches import Batching
 
 WIDTH = 100
 HEADER = f"{'variant':<18} {'w x t':>5} {'batches':<16} {'messages/s':>20} {'padding':>7} {'peak':>5} {'max_diff':>8} "

@@ -12,7 +12,7 @@ from bench.judge import (
     TOLERANCE,
     UNPROVEN,
     WITHIN,
-    alpha_of,
+    alpha_for_look,
     decisions_needed,
     share_words,
 )
@@ -122,7 +122,7 @@ def needed_for(row) -> int | None:
     if not np.isfinite(row["decisions"]):
         return N_SAMPLE
     changed, decisions = changed_of(row), int(row["decisions"])
-    return decisions_needed(changed, decisions, alpha=alpha_of(2))  # as the next run would look at them
+    return decisions_needed(changed, decisions, alpha=alpha_for_look(2))  # as the next run would look at them
 
 
 def flips_words(row) -> str:

@@ -8,8 +8,8 @@ import pytest
 from conftest import refused
 
 from bench.export.ensure import ensure_export
-from bench.inputs.model import Model
-from bench.inputs.resolve import DEFAULT_MODEL
+from bench.model.model import Model
+from bench.model.resolve import DEFAULT_MODEL
 
 
 def test_an_export_of_other_weights_is_made_anew_and_what_is_not_ours_is_refused(

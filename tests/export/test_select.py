@@ -8,14 +8,14 @@ import pytest
 from conftest import refused
 from tiny import make_tiny, tiny_config, with_a_wrong_head, word_level_tokenizer
 
-from bench.classifier import ClassifierSpec
 from bench.export.ensure import stale_reason
 from bench.export.select import EXPORT_KINDS, MANIFEST, export_model
 from bench.exporters import graph
-from bench.inputs.batches import pad
-from bench.inputs.model import Model
 from bench.label.on_ray import read_files
+from bench.model.batches import pad
+from bench.model.model import Model
 from bench.variants import Device
+from runtimes.classifier import ClassifierSpec
 from runtimes.onnx import load
 
 CPU = Device(gpu=None, threads=1)

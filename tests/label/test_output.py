@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.inputs.readers import open_table
 from bench.label.progress import Progress
 from bench.label.rows import Answers, Counts, OutputSpec, label_table
-from bench.label.stretches import cut_stretches
+from bench.label.splits import cut_splits
+from bench.tables.readers import open_table
 
 ROWS = 23
 
@@ -34,16 +34,16 @@ def tables(tmp_path):
 @given(rows=st.integers(1, 80), limit=st.none() | st.integers(1, 80), there=st.sets(st.integers(0, 30)))
 def test_stretches_are_all_rows_in_their_order_and_give_the_parts_that_are_missing(tables, rows, limit, there):
     spec = output(rows=rows, limit=limit)
-    stretches = cut_stretches(tables, spec)
-    made = [part for stretch in stretches for part in stretch.read(spec)]
+    splits = cut_splits(tables, spec)
+    made = [part for split in splits for part in split.read(spec)]
     wanted = min(limit or 3 * ROWS, 3 * ROWS)
     assert [int(name) for part in made for name in part.table["id"].to_pylist()] == list(range(wanted))
     assert all(len(part.table) == rows for part in made if not part.last)
-    assert sum(part.last for part in made) == len(stretches)
+    assert sum(part.last for part in made) == len(splits)
     assert sorted(part.name for part in made) == [part.name for part in made]
-    assert sum(stretch.estimate_rows() for stretch in stretches) == pytest.approx(wanted, abs=1)
+    assert sum(split.estimate_rows() for split in splits) == pytest.approx(wanted, abs=1)
     names = {made[i].name for i in there if i < len(made)}
-    again = [part for stretch in stretches for part in stretch.read(spec, there=names)]
+    again = [part for split in splits for part in split.read(spec, there=names)]
     assert [(part.name, part.table) for part in again] == [
         (part.name, part.table) for part in made if part.name not in names
     ]
@@ -52,14 +52,14 @@ def test_stretches_are_all_rows_in_their_order_and_give_the_parts_that_are_missi
 def test_a_stretch_of_parquet_is_some_row_groups_and_reads_no_others(tables):
     """Groups of 5 rows, of which two make a part of 7."""
     spec = output(rows=7)
-    stretches = cut_stretches(tables, spec)
-    assert [(one.file, one.first, one.rows) for one in stretches] == [
+    splits = cut_splits(tables, spec)
+    assert [(one.file, one.first, one.rows) for one in splits] == [
         (0, 0, None),
         *[(1, first, 10) for first in range(0, 40, 10)],
         (1, 40, 6),
     ]
     assert [rows.passed_over for rows in tables[1].rows(spec.schema, skip=12)][:2] == [10, 0]
-    sizes = [[len(part.table) for part in stretch.read(spec)] for stretch in stretches]
+    sizes = [[len(part.table) for part in split.read(spec)] for split in splits]
     assert sizes == [[7, 7, 7, 2], *[[7, 3]] * 4, [6]]
 
 

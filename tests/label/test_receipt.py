@@ -4,16 +4,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bench.inputs.model import Model
-from bench.inputs.reference import Reference
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.label.comparison import Comparison
 from bench.label.output import read_footers, write_part
 from bench.label.receipt import Checker, read_receipt
 from bench.label.rows import Answers, Counts, OutputSpec, label_table
 from bench.label.sample import FIRST_ROWS, LATER_ROWS, MOST_ROWS, Sample, add_sample, pick_sample
-from bench.label.stretches import PartRows, Stretch
-from bench.storage import locate
+from bench.label.splits import InputPart, InputSplit
+from bench.model.model import Model
+from bench.model.reference import Reference
+from bench.tables.storage import locate
 from utils import RunError
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -47,7 +47,7 @@ def spec(model: Model, top_label: bool = False) -> OutputSpec:
 def compare(model, table, answers, folder, top_label=False, precision="bf16") -> Comparison:
     output = spec(model, top_label)
     labelled, counts = label_table(table, Answers(answers, np.ones(len(answers), int)), output)
-    part = PartRows(0, 0, table, last=True)
+    part = InputPart(0, 0, table, last=True)
     write_part(locate(folder), part, labelled, counts, job="")
     comparison = Comparison(model, precision, output, locate(folder), gpu=None)
     comparison.look([pick_sample(part.name, table, "body", model)])
@@ -110,9 +110,9 @@ def test_fp32_that_is_further_off_than_rounding_is_wrong_whatever_it_decides(mod
 
 def test_a_receipt_says_what_was_labelled_and_how_right_it_is(model, table, answers, tmp_path, capsys):
     found = compare(model, table, answers, tmp_path)
-    footers = read_footers(locate(tmp_path), "", [Stretch(0, table=None)])
+    footers = read_footers(locate(tmp_path), "", [InputSplit(0, table=None)])
     assert [footer.counts for footer in footers.values()] == [Counts(rows=104, texts=102, removed=1)]
-    checker = Checker(found, {"variant": "torch-bf16"}, [Stretch(0, table=None)])
+    checker = Checker(found, {"variant": "torch-bf16"}, [InputSplit(0, table=None)])
     checker.finish([], checker.check_complete())
     receipt = read_receipt(locate(tmp_path))
     assert receipt["rows"] == 104 and receipt["rows_without_text"] == 2 and receipt["variant"] == "torch-bf16"
@@ -123,7 +123,7 @@ def test_a_receipt_says_what_was_labelled_and_how_right_it_is(model, table, answ
 
 def test_the_first_part_that_is_wrong_stops_the_run_with_its_receipt(model, table, answers, tmp_path):
     found = compare(model, table, np.ascontiguousarray(1 - answers), tmp_path)
-    sample = pick_sample(PartRows(0, 0, table, last=True).name, table, "body", model)
+    sample = pick_sample(InputPart(0, 0, table, last=True).name, table, "body", model)
     with pytest.raises(RunError, match=r"NOT WITHIN TOLERANCE.*--no-check goes on"):
         Checker(found, {}, []).add(Counts(rows=104), sample)
     assert read_receipt(locate(tmp_path))["verdict"] == NOT_WITHIN

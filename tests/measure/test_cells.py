@@ -1,7 +1,7 @@
 """Which cells there are, and which are left to measure."""
 
-from bench.inputs.batches import Batching
 from bench.measure.cells import Cell, cells_to_run
+from bench.model.batches import Batching
 
 
 def test_resume_makes_up_what_was_never_timed_end_to_end():

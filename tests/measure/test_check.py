@@ -8,18 +8,18 @@ import pandas as pd
 import pytest
 from conftest import make_sweep
 
-from bench.inputs.batches import Batching
 from bench.judge import within_tolerance
 from bench.measure import check
 from bench.measure.cells import Cell
-from bench.measure.check import Tally, check_more, more_texts, tally_of
+from bench.measure.check import ParityCounter, check_more, counter_of, more_texts
+from bench.model.batches import Batching
 from bench.parity import DecisionRule
 
 LABELS = 8
 MULTI = DecisionRule("multi_label_classification", (0.5,) * LABELS)
 
 
-class FakeOriginal:
+class FakeReference:
     """Says of every text that no label holds."""
 
     def __init__(self, *_):
@@ -54,7 +54,7 @@ class FakeWorkers:
 @pytest.fixture
 def run(monkeypatch):
     """Checks variants, the fastest first, none of whose 256 texts changed: {variant: (within, texts, decisions)}."""
-    monkeypatch.setattr(check, "Original", FakeOriginal)
+    monkeypatch.setattr(check, "CachedReference", FakeReference)
 
     def run(n_texts: int = 100_000, check_time: float = 60.0, **variants: FakeWorkers) -> dict:
         cells = {name: Cell(name.replace("_", "-"), 1, Batching("sorted", 8), "check") for name in variants}
@@ -66,8 +66,8 @@ def run(monkeypatch):
             check_time=check_time,
         )
         workers = {cells[name]: fake for name, fake in variants.items()}
-        tallies = {cell: Tally(cell, changed=0, decisions=256 * LABELS, max_diff=0.01) for cell in workers}
-        found = dict(check_more(sweep, workers, tallies))
+        counters = {cell: ParityCounter(cell, changed=0, decisions=256 * LABELS, max_diff=0.01) for cell in workers}
+        found = dict(check_more(sweep, workers, counters))
         return {
             name: (found[cell]["within"], workers[cell].texts, found[cell]["decisions"])
             for name, cell in cells.items()
@@ -127,9 +127,9 @@ def test_a_check_goes_on_from_the_batching_that_changed_most():
         }
         for size, changed in ((1, 1), (2, 2), (4, 0))
     ]
-    tally = tally_of(pd.DataFrame(rows))
-    assert (tally.cell.batching, tally.cell.stage) == (Batching("sorted", 2), "check")
-    assert (tally.changed, tally.decisions, tally.max_diff) == (2, 512, 0.04)
+    counter = counter_of(pd.DataFrame(rows))
+    assert (counter.cell.batching, counter.cell.stage) == (Batching("sorted", 2), "check")
+    assert (counter.changed, counter.decisions, counter.max_diff) == (2, 512, 0.04)
 
 
 def test_more_texts_are_those_that_were_not_compared_each_once():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tiny import make_tiny_bert
 
-from bench.inputs.model import Model
 from bench.measure import peak as room
 from bench.measure.peak import count_flops, measure_peaks
+from bench.model.model import Model
 from bench.variants import Device
 
 

@@ -14,13 +14,13 @@ import pytest
 from conftest import make_sweep
 
 from bench import machine
-from bench.inputs.batches import Batching
-from bench.inputs.model import Model
 from bench.measure import sweep
 from bench.measure.cells import Cell
 from bench.measure.sweep import compare_sample, estimate, run_cells, run_in_turn
 from bench.measure.token_cache import TokenizedTexts, load_or_tokenize
 from bench.measure.worker import Report, used_memory_mib
+from bench.model.batches import Batching
+from bench.model.model import Model
 from bench.parity import DecisionRule
 from bench.processes import ProcessPool, WorkerFailed, run_in_subprocess
 from bench.report.rows import COLUMNS, append_row

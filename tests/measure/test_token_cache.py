@@ -10,11 +10,11 @@ from conftest import refused
 from tiny import make_tiny, make_tiny_distilbert, tiny_config, word_level_tokenizer
 from tokenizers import normalizers
 
-from bench.inputs.model import Model
-from bench.inputs.reference import Reference
 from bench.measure import token_cache as room
 from bench.measure.peak import count_flops
 from bench.measure.token_cache import load_or_tokenize
+from bench.model.model import Model
+from bench.model.reference import Reference
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 

@@ -3,24 +3,24 @@
 import numpy as np
 import pytest
 
-from bench.classifier import ClassifierSpec
-from bench.inputs import stream
-from bench.inputs.batches import Batching, make_batches
-from bench.inputs.model import Model
 from bench.measure.cells import Cell
 from bench.measure.token_cache import load_or_tokenize
 from bench.measure.worker import Report, Worker
+from bench.model import stream
+from bench.model.batches import Batching, make_batches
+from bench.model.model import Model
 from bench.parity import probabilities
 from bench.variants import Device, TokenRunner, Variant
 from runtimes import VARIANTS
+from runtimes.classifier import ClassifierSpec
 from runtimes.onnx import io_bound_runner
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
 CPU = Device(gpu=None, threads=1)
 CPU_VARIANTS = [name for name, variant in VARIANTS.items() if "cpu" not in variant.unsupported]
-RIVALS = [name for name in CPU_VARIANTS if VARIANTS[name].takes_texts]
-CPU_VARIANTS = [name for name in CPU_VARIANTS if name not in RIVALS]
+BASELINES = [name for name in CPU_VARIANTS if VARIANTS[name].takes_texts]
+CPU_VARIANTS = [name for name in CPU_VARIANTS if name not in BASELINES]
 CPU_VARIANTS.remove("torch-compile-fp16")  # compiles for seconds, and nobody wants it on a CPU
 # where the CPU has no BF16, compiling for it is as slow and as useless, and OpenVINO computes in another precision
 for name, package in (("torch-compile-bf16", "torch"), ("openvino-bf16", "openvino")):
@@ -179,7 +179,7 @@ def test_a_cpu_gets_fewer_lengths_only_in_bf16(name, fewer, start, model, tokens
     assert (worker.widths >= tokens.lengths).all() and worker.widths.max() <= model.max_length
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_pipeline_is_timed_end_to_end_and_agrees(name, start, model, tokens):
     reports = []
     for number in range(2):

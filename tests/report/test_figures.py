@@ -115,7 +115,7 @@ def test_comparison_is_sorted_marks_the_winner_and_shows_the_spread_of_several_p
     assert [label.get_text() for label in ax.get_yticklabels()] == ["onnx-int8", "onnx", "torch", "torch-bf16"]
     assert [bar.get_width() for bar in ax.patches] == [400, 250, 100, 60]
     colors = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in ax.patches]
-    assert colors == [figures.WRONG, figures.WINNER, figures.OTHERS, figures.OTHERS]
+    assert colors == [figures.LIGHT_GREY, figures.BLUE, figures.PALE_BLUE, figures.PALE_BLUE]
     assert [text.get_text() for text in ax.texts] == [
         "400 = 4.0x  in-order, 8 texts, 1 x 1; flips 2.00%",
         "250 = 2.5x  sorted, 32 texts, 3 x 1",

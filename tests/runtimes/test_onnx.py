@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import refused
 
-from bench.classifier import Classifier, ClassifierSpec
-from bench.inputs.model import Model
+from bench.model.model import Model
 from bench.variants import Device
 from runtimes import VARIANTS
+from runtimes.classifier import Classifier, ClassifierSpec
 from runtimes.onnx import check_device, io_bound_runner, load, write_probe
 from utils import UserError
 

@@ -7,8 +7,8 @@ import pytest
 from conftest import refused
 from tiny import make_tiny_roberta
 
-from bench.inputs.batches import pad
-from bench.inputs.model import Model
+from bench.model.batches import pad
+from bench.model.model import Model
 from bench.processes import error_summary
 from bench.variants import Device
 from runtimes import VARIANTS

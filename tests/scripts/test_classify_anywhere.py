@@ -14,7 +14,7 @@ from moto.server import ThreadedMotoServer
 
 import classify_texts
 from bench.label.job import locked
-from bench.storage import locate
+from bench.tables.storage import locate
 
 MONTHS = ("2023", "11"), ("2023", "12"), ("2024", "01")
 ROWS = 50  # of a month

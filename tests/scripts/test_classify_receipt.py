@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import classify_texts
-from bench.classifier import Classifier
-from bench.inputs.model import Model
-from bench.inputs.readers import open_table
-from bench.label import first_look
-from bench.label.first_look import head_texts
+from bench.label import quick
+from bench.measure.quick import head_texts
+from bench.model.model import Model
 from bench.report.rows import read_results
+from bench.tables.readers import open_table
+from runtimes.classifier import Classifier
 
 
 @pytest.fixture
@@ -154,10 +154,10 @@ def test_a_small_job_takes_fp32_at_once(label):
 
 def test_a_long_job_measures_its_own_texts_first(label, monkeypatch, tmp_path):
     """One command looks, says what it found, exports, labels, and leaves rows from which the next one knows."""
-    monkeypatch.setattr(first_look, "SMALL_JOB", 100)
-    monkeypatch.setattr(first_look, "LOOK_SHARE", 1e9)
-    monkeypatch.setattr(first_look, "MOST_SECONDS", 21.0)
-    monkeypatch.setattr(first_look, "default_variants", lambda _: ["torch", "onnx"])
+    monkeypatch.setattr(quick, "SMALL_JOB", 100)
+    monkeypatch.setattr(quick, "LOOK_SHARE", 1e9)
+    monkeypatch.setattr(quick, "MOST_SECONDS", 21.0)
+    monkeypatch.setattr(quick, "default_variants", lambda _: ["torch", "onnx"])
     code, err, receipt = label(variant=())
     assert code == 0, err
     assert "look       nothing measured fits" in err and receipt["variant"] in ("torch", "onnx")
@@ -169,7 +169,7 @@ def test_a_long_job_measures_its_own_texts_first(label, monkeypatch, tmp_path):
 
 
 def test_texts_from_the_beginnings_of_all_files_stand_for_the_job(tmp_path, monkeypatch):
-    monkeypatch.setattr(first_look, "HEAD_TEXTS", 6)
+    monkeypatch.setattr(quick, "HEAD_TEXTS", 6)
     for name in "ab":
         pd.DataFrame({"body": [f"{name}{i}" if i else None for i in range(9)]}).to_csv(tmp_path / f"{name}.csv")
     tables = [open_table(tmp_path / f"{name}.csv") for name in "ab"]

@@ -15,20 +15,20 @@ import pytest
 from conftest import ROOT, kill_after_a_part, refused
 
 import classify_texts
-from bench.classifier import Classifier
-from bench.inputs.batches import Batching
-from bench.inputs.model import Model
 from bench.label import output as parts
 from bench.label import plan, pool
 from bench.label.job import locked
 from bench.label.plan import LabelPlan, choose_plan, fastest_valid_row
 from bench.machine import cpu_cores, cpu_name
+from bench.model.batches import Batching
+from bench.model.model import Model
 from bench.naming import slug
 from bench.processes import WorkerFailed
 from bench.provenance import package_versions
 from bench.report.rows import COLUMNS, append_row, results_path
-from bench.storage import locate
+from bench.tables.storage import locate
 from runtimes import VARIANTS
+from runtimes.classifier import Classifier
 
 SCRIPT = ROOT / "classify_texts.py"
 LABELS = [f"LABEL_{i}" for i in range(5)]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from bench.inputs.batches import Batching, make_batches, padded_tokens
-from bench.inputs.datasets import DATASETS, bundled_texts
-from bench.inputs.random_model import train_tokenizer
+from bench.model.batches import Batching, make_batches, padded_tokens
+from bench.model.random_model import train_tokenizer
+from bench.tables.datasets import DATASETS, bundled_texts
 
 
 @pytest.fixture

@@ -30,10 +30,10 @@ from tiny import (
 
 import export_onnx
 from bench.export.select import EXPORT_KINDS
-from bench.inputs import model
-from bench.inputs.model import Model
-from bench.inputs.reference import Reference
 from bench.machine import cpu_features
+from bench.model import model
+from bench.model.model import Model
+from bench.model.reference import Reference
 from bench.parity import EXCERPT
 from export_onnx import upload
 from utils import RunError, UserError

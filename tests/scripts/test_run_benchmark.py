@@ -18,9 +18,9 @@ import pytest
 from conftest import ROOT, children_of, make_sweep
 
 import run_benchmark
-from bench.inputs.model import Model
 from bench.machine import DeviceInfo
-from bench.measure import conditions, look, recorder
+from bench.measure import leaders, recorder, warnings
+from bench.model.model import Model
 from bench.parity import DecisionRule
 from bench.report import readmes
 from bench.report import rows as results
@@ -273,7 +273,7 @@ def run_fake(call, monkeypatch, tmp_path):
     tokens = SimpleNamespace(texts=list, sample=[])
     sweep = make_sweep(model=None, tokens=tokens, exports={}, peaks={})
     monkeypatch.setattr(run_benchmark, "estimate", lambda *_: {})
-    monkeypatch.setattr(conditions, "cpu_busy", lambda: 0.0)
+    monkeypatch.setattr(warnings, "cpu_busy", lambda: 0.0)
 
     def open_model(name: str, _):
         if "/model" in name:
@@ -285,7 +285,7 @@ def run_fake(call, monkeypatch, tmp_path):
     monkeypatch.setattr(run_benchmark, "open_model", open_model)
     monkeypatch.setattr(run_benchmark, "prepare", lambda *_: sweep)
     monkeypatch.setattr(run_benchmark, "find_peaks", lambda *_: {})
-    monkeypatch.setattr(look, "run_cells", lambda _, cells, *__: ((cell, dict(figures)) for cell in cells))
+    monkeypatch.setattr(leaders, "run_cells", lambda _, cells, *__: ((cell, dict(figures)) for cell in cells))
 
     def run(*arguments) -> tuple[int, str, str]:
         options = ["--model", "onnx", "--device", "cpu", "--batching", "sorted", "--batches", "1,2,4"]
@@ -332,8 +332,8 @@ def test_ctrl_c_while_a_row_is_saved_does_not_lose_it(run_fake, monkeypatch):
 
 
 def test_more_than_the_machine_has_is_noted(run_fake, monkeypatch):
-    monkeypatch.setattr(conditions, "cpu_busy", lambda: 0.5)
-    monkeypatch.setattr(conditions, "versions", lambda *names: dict.fromkeys(names, "1"))
+    monkeypatch.setattr(warnings, "cpu_busy", lambda: 0.5)
+    monkeypatch.setattr(warnings, "versions", lambda *names: dict.fromkeys(names, "1"))
     _, _, errors = run_fake("--workers", f"1,{os.cpu_count()}", "--threads", 2)
     assert "onnxruntime and onnxruntime-gpu are both installed" in errors
     assert "note       more workers x threads than the " in errors
@@ -341,8 +341,8 @@ def test_more_than_the_machine_has_is_noted(run_fake, monkeypatch):
 
 
 def test_a_machine_in_order_has_no_notes(run_fake, monkeypatch, tmp_path):
-    monkeypatch.setattr(conditions, "cpu_busy", lambda: 0.04)
-    monkeypatch.setattr(conditions, "versions", lambda *names: {names[-1]: "1"})
+    monkeypatch.setattr(warnings, "cpu_busy", lambda: 0.04)
+    monkeypatch.setattr(warnings, "versions", lambda *names: {names[-1]: "1"})
     Path(tmp_path / "one.csv").write_text("body\n" + "hello\n" * 9)
     assert "note" not in run_fake("--dataset", tmp_path / "one.csv")[2]
 
@@ -358,7 +358,7 @@ def test_a_machine_in_order_has_no_notes(run_fake, monkeypatch, tmp_path):
 )
 def test_others_on_the_gpu_are_noted(run_fake, monkeypatch, busy, note, tmp_path):
     monkeypatch.setattr(run_benchmark, "describe_device", lambda _: DeviceInfo("NVIDIA H200", "580.95", "GPU-1"))
-    monkeypatch.setattr(conditions, "gpu_busy", lambda uuid: busy)
+    monkeypatch.setattr(warnings, "gpu_busy", lambda uuid: busy)
     (tmp_path / "one.csv").write_text("body\n" + "hello\n" * 9)
     code, _, errors = run_fake("--device", "gpu", "--dataset", tmp_path / "one.csv")
     assert code == 0 and "machine    NVIDIA H200, driver 580.95" in errors

@@ -19,8 +19,8 @@ import sample_reddit
 import zstandard
 from conftest import ROOT
 
-from bench.inputs import blocks
-from bench.inputs.datasets import load_dataset
+from bench.tables import blocks
+from bench.tables.datasets import load_dataset
 from utils import RunError
 
 

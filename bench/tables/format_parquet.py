@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.inputs.blocks import N_ROWS, Rows
-from bench.storage import Location
+from bench.tables.blocks import N_ROWS, Rows
+from bench.tables.storage import Location
 
 
 def read_schema(file: Location) -> pa.Schema:

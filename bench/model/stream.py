@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.inputs.batches import Batching, make_batches
-from bench.inputs.model import Model
+from bench.model.batches import Batching, make_batches
+from bench.model.model import Model
 
 CHUNK_TEXTS = 2048  # tokenized at once, at most: enough to keep all cores of a fast tokenizer busy
 FIRST_TEXTS = 64  # tokenized first, and twice as many each time: the model need not wait long for its first batch

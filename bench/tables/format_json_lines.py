@@ -8,8 +8,8 @@ from typing import Annotated
 import msgspec
 import pyarrow as pa
 
-from bench.inputs.blocks import N_ROWS, Rows, read_head, read_lines
-from bench.storage import Location
+from bench.tables.blocks import N_ROWS, Rows, read_head, read_lines
+from bench.tables.storage import Location
 
 N_LINES = 1000  # that say which columns there are
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from bench.storage import Location
+from bench.tables.storage import Location
 
 N_ROWS = 10_000  # that are handed on at once: a few MB of text
 HEAD_BYTES = 2**20  # of text at the beginning of a file, from which its rows are estimated

@@ -8,11 +8,11 @@ import pytest
 import classify_texts
 import export_onnx
 import run_benchmark
-from bench.classifier import Classifier, ClassifierSpec
-from bench.inputs.batches import Batching
-from bench.inputs.model import Model
-from bench.inputs.stream import prefetch
+from bench.model.batches import Batching
+from bench.model.model import Model
+from bench.model.stream import prefetch
 from bench.variants import Device
+from runtimes.classifier import Classifier, ClassifierSpec
 from utils import UserError
 
 
@@ -57,7 +57,7 @@ def test_outputs_are_fetched_as_they_come_and_another_number_of_labels_is_no_exp
         to_host=lambda outputs: fetched.append(len(waiting) - len(fetched)) or to_host(outputs),
     )
     monkeypatch.setattr(classifier, "runner", watched)
-    monkeypatch.setattr("bench.classifier.FETCH_EVERY", 5)
+    monkeypatch.setattr("runtimes.classifier.FETCH_EVERY", 5)
     predictions = classifier.predict(texts[:33], Batching("in-order", 1))
     assert len(fetched) == 33 and max(fetched) == 5 and np.isfinite(predictions.logits).all()
     monkeypatch.setattr(classifier, "runner", replace(watched, to_host=lambda outputs: to_host(outputs)[:, :4]))

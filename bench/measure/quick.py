@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bench.inputs.datasets import Dataset, evenly_spaced, has_text
-from bench.inputs.model import Model
-from bench.inputs.readers import Table, UnreadableFile
 from bench.judge import WITHIN
 from bench.machine import DeviceInfo
 from bench.measure.cells import plan_cells
 from bench.measure.check import more_texts
-from bench.measure.look import LOOK, default_variants, flops_of_a_text, look_size, measure_all
+from bench.measure.leaders import LOOK, default_variants, flops_of_a_text, look_size, measure_all
 from bench.measure.prepare import find_exports, find_peaks
 from bench.measure.recorder import Recorder, columns_of_run
 from bench.measure.sweep import ASSUMED_MFU, Sweep
 from bench.measure.token_cache import load_or_tokenize
+from bench.model.model import Model
 from bench.report import rows
 from bench.report.table import HEADER, table_line
 from bench.report.verdict import rank
+from bench.tables.datasets import Dataset, evenly_spaced, has_text
+from bench.tables.readers import Table, UnreadableFile
 from bench.variants import Device
 from utils import say
 
@@ -64,7 +64,7 @@ def mean_tokens(model: Model, texts: list[str]) -> float:
     return float(np.mean(lengths)) if lengths else np.nan
 
 
-def look(job: Job, info: DeviceInfo, device: Device, results_dir: Path, call: Callable) -> dict | None:
+def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Path, call: Callable) -> dict | None:
     """Measures what is fast on the device, over texts of the job, and says what it finds.
 
     Returns the row of the fastest variant that is within tolerance; None where the job is too small for a look, and

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from bench.files import digest, new_file
-from bench.inputs.datasets import digest_texts
-from bench.inputs.model import Model
-from bench.inputs.tokenizing import is_unicode, overlap
 from bench.machine import cpu_cores
+from bench.model.model import Model
+from bench.model.tokenizing import is_unicode, overlap
 from bench.parity import probabilities
 from bench.processes import ProcessPool, heartbeat
 from bench.provenance import versions
+from bench.tables.datasets import digest_texts
 from utils import CACHE
 
 N_PADDED_TEXTS = 5  # that show what padding does: enough for several lengths, and quick
@@ -65,7 +65,7 @@ class Reference:
         for text in texts:
             inputs = self.model.tokenizer([text], **options) if is_unicode(text) else {"input_ids": [[]]}
             windows, given = len(inputs["input_ids"]), [name for name in inputs if name in accepted]
-            if all(map(self.model.can_answer, inputs["input_ids"])):
+            if all(map(self.model.is_valid_input, inputs["input_ids"])):
                 alone = [{name: np.array(inputs[name][i : i + 1]) for name in given} for i in range(windows)]
                 rows.append(combine(np.concatenate(list(map(self.of_batch, alone))), axis=0))
             else:
@@ -97,14 +97,14 @@ class Reference:
 
         0 where nothing is padded.
         """
-        if not self.model.pads:
+        if not self.model.can_pad:
             return 0.0
         rows, pad = self.model.tokenize(texts, max_length), self.model.pad
         alone = [pad({name: values[i : i + 1] for name, values in rows.items()}) for i in range(len(texts))]
         return float(np.abs(self.of_batch(pad(rows)) - np.concatenate(list(map(self.of_batch, alone)))).max())
 
 
-class Original:
+class CachedReference:
     """The original model in a process of its own, which starts when it is first needed: a context manager.
 
     What it says of texts is kept in the cache, so that nobody waits twice. `seconds`: how long it took over the `texts`
@@ -138,7 +138,7 @@ class Original:
             np.save(whole, probs)
         return probs
 
-    def __enter__(self) -> "Original":
+    def __enter__(self) -> "CachedReference":
         return self
 
     def __exit__(self, *_) -> None:
@@ -147,7 +147,7 @@ class Original:
 
 def padding_note(model: Model, effect: float) -> str:
     """Says that padding changes a model's answers; nothing where it doesn't."""
-    if not model.pads:
+    if not model.can_pad:
         return f"padding changes the answers of a {model.model_type}: only texts of one length share a batch"
     if effect <= PADDING_TOLERANCE:
         return ""

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.files import digest
-from bench.inputs.folders import common_schema
-from bench.inputs.format_csv import Csv
-from bench.inputs.readers import COMMAS, FORMAT_WORDS, open_table, read_all, reading
-from bench.storage import locate
+from bench.tables.folders import common_schema
+from bench.tables.format_csv import Csv
+from bench.tables.readers import COMMAS, FORMAT_WORDS, open_table, read_all, reading
+from bench.tables.storage import locate
 from utils import ROOT, UserError
 
 # name: the published file, and the bundled one that takes its place until it is downloaded

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from bench.inputs import format_json_lines
-from bench.inputs.format_csv import Csv
-from bench.inputs.format_json_lines import LEFT_OUT
-from bench.inputs.readers import COMMAS, FORMAT_WORDS, EmptyFile, Table, decoded, format_of, open_table, reading
-from bench.storage import CONCURRENT_FILES, Location, locate
+from bench.tables import format_json_lines
+from bench.tables.format_csv import Csv
+from bench.tables.format_json_lines import LEFT_OUT
+from bench.tables.readers import COMMAS, FORMAT_WORDS, EmptyFile, Table, decoded, format_of, open_table, reading
+from bench.tables.storage import CONCURRENT_FILES, Location, locate
 from utils import UserError, clean, say
 
 TEXT_TYPES = ("string", "large_string", "string_view", "null")
@@ -98,23 +98,23 @@ def common_type(name: str, kinds: list[pa.DataType]) -> pa.DataType:
     with contextlib.suppress(pa.ArrowException):
         found = pa.unify_schemas([pa.schema([(name, kind)]) for kind in kinds], promote_options="permissive")
         kind = found.field(name).type
-        if all(fits(own, kind) for own in kinds):
+        if all(can_hold(own, kind) for own in kinds):
             return kind
-    if not all(map(has_words, kinds)):
+    if not all(map(castable_to_text, kinds)):
         raise UserError(f"column {name!r} is {words}: --keep-columns names those to copy")
     say(f"column {name} is {words}: it is copied as text")
     return pa.string()
 
 
-def fits(own: pa.DataType, kind: pa.DataType) -> bool:
+def can_hold(own: pa.DataType, kind: pa.DataType) -> bool:
     """Says whether a type holds each value of another to the last digit: what pyarrow makes of two does not always."""
     is_a = pa.types
     if own == kind or is_a.is_null(own):
         return True
     if is_a.is_nested(own):
-        return nested_fit(own, kind)
+        return can_hold_nested(own, kind)
     if is_a.is_integer(own) or is_a.is_floating(own) or is_a.is_decimal(own):
-        return numbers_fit(own, kind)
+        return can_hold_number(own, kind)
     if is_a.is_timestamp(own) or is_a.is_duration(own):
         return own.id == kind.id and kind.unit != "ns"  # nanoseconds end in 2262
     wider = (is_a.is_string, is_a.is_large_string), (is_a.is_time32, is_a.is_time64), (is_a.is_date32, is_a.is_date64)
@@ -122,18 +122,18 @@ def fits(own: pa.DataType, kind: pa.DataType) -> bool:
     return any(narrow(own) and wide(kind) for narrow, wide in wider)
 
 
-def nested_fit(own: pa.DataType, kind: pa.DataType) -> bool:
-    """Says what fits() says, of lists, objects and maps."""
+def can_hold_nested(own: pa.DataType, kind: pa.DataType) -> bool:
+    """Says what can_hold() says, of lists, objects and maps."""
     is_a = pa.types
     if is_a.is_struct(own):
-        return is_a.is_struct(kind) and all(fits(child.type, kind.field(child.name).type) for child in own)
+        return is_a.is_struct(kind) and all(can_hold(child.type, kind.field(child.name).type) for child in own)
     if is_a.is_map(own):
-        return is_a.is_map(kind) and fits(own.key_type, kind.key_type) and fits(own.item_type, kind.item_type)
-    return hasattr(own, "value_type") and hasattr(kind, "value_type") and fits(own.value_type, kind.value_type)
+        return is_a.is_map(kind) and can_hold(own.key_type, kind.key_type) and can_hold(own.item_type, kind.item_type)
+    return hasattr(own, "value_type") and hasattr(kind, "value_type") and can_hold(own.value_type, kind.value_type)
 
 
-def numbers_fit(own: pa.DataType, kind: pa.DataType) -> bool:
-    """Says what fits() says, of numbers."""
+def can_hold_number(own: pa.DataType, kind: pa.DataType) -> bool:
+    """Says what can_hold() says, of numbers."""
     is_a = pa.types
     if is_a.is_decimal(own):
         whole_digits = own.precision - own.scale
@@ -149,7 +149,7 @@ def numbers_fit(own: pa.DataType, kind: pa.DataType) -> bool:
     return wide_enough and signs != (True, False)
 
 
-def has_words(kind: pa.DataType) -> bool:
+def castable_to_text(kind: pa.DataType) -> bool:
     """Says whether values of a type can be written as text: not lists, objects, bytes, and numbers without a unit."""
     try:
         pa.array([], kind).cast(pa.string())

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.inputs.batches import Batching, round_lengths_up
-from bench.inputs.model import Model
-from bench.inputs.stream import Batch, prefetch, share_of, text_batches
+from bench.model.batches import Batching, round_lengths_up
+from bench.model.model import Model
+from bench.model.stream import Batch, prefetch, share_of, text_batches
 from bench.processes import OUT_OF_MEMORY, error_summary, heartbeat
 from bench.variants import Device, TextRunner, digest_export
 from runtimes import VARIANTS
@@ -85,7 +85,7 @@ class Classifier:
             self.runner = variant.load(spec.model, spec.exported, spec.device)
         finally:
             spec.check_unchanged()  # after loading: what is replaced meanwhile is seen, too
-        self.rounds_lengths_up = variant.new_shapes_are_costly(gpu) and spec.model.pads
+        self.rounds_lengths_up = variant.new_shapes_are_costly(gpu) and spec.model.can_pad
 
     @property
     def takes_texts(self) -> bool:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import STRANGE
 
-from bench.inputs import datasets as room
-from bench.inputs.datasets import DATASETS, Dataset, evenly_spaced, load_dataset
+from bench.tables import datasets as room
+from bench.tables.datasets import DATASETS, Dataset, evenly_spaced, load_dataset
 
 
 def test_dataset_says_what_it_really_is(tmp_path, monkeypatch):

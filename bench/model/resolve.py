@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.files import read_json
-from bench.inputs.hub import download
-from bench.inputs.model import SMALL_FILES, WEIGHTS, Model
-from bench.inputs.random_model import RANDOM_MODEL, random_roberta_base
+from bench.model.hub import download
+from bench.model.model import SMALL_FILES, WEIGHTS, Model
+from bench.model.random_model import RANDOM_MODEL, random_roberta_base
 from bench.processes import run_in_subprocess
-from bench.storage import check_no_pointer, locate
+from bench.tables.storage import check_no_pointer, locate
 from utils import UserError
 
 DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.files import digest
-from bench.inputs.batches import pad
-from bench.inputs.config import (
+from bench.model.batches import pad
+from bench.model.config import (
     SPOILT_BY_PADDING,
-    find_unusable_tokens,
+    find_unknown_token_ids,
     load_config,
     resolve_labels,
     resolve_pad_values,
@@ -19,7 +19,7 @@ from bench.inputs.config import (
     saved_by,
     sparse_attention,
 )
-from bench.inputs.tokenizing import (
+from bench.model.tokenizing import (
     check_tokenizer_file,
     empty,
     load_tokenizer,
@@ -44,8 +44,8 @@ class Model:
     id: what the user called it; folder: where its files are; weights_id: 16 hexadecimal digits for all that makes its
     answers; rule: how its probabilities become decisions; labels: their names; max_length: tokens of a text, the rest
     is cut off; special_tokens: as they may stand in a text; pad_values, padding_side: what the model gets, and what
-    stands where padding is, see batches.pad; pads: whether it may be padded at all, else only texts of one length share
-    a batch; unusable: ids of tokens that the tokenizer can give and the model has no embedding of.
+    stands where padding is, see batches.pad; can_pad: if not, only texts of one length share a
+    batch; unknown_token_ids: ids of tokens that the tokenizer can give and the model has no embedding of.
 
     A pickled Model has these fields alone: each process loads config and tokenizer once, if it needs them.
     """
@@ -60,8 +60,8 @@ class Model:
     special_tokens: list[str]
     pad_values: dict[str, int]
     padding_side: str
-    pads: bool
-    unusable: frozenset[int]
+    can_pad: bool
+    unknown_token_ids: frozenset[int]
 
     @classmethod
     def from_folder(cls, folder: Path, model_id: str) -> "Model":
@@ -84,8 +84,8 @@ class Model:
             special_tokens=list(map(str, tokenizer.all_special_tokens)),
             pad_values=pad_values,
             padding_side=resolve_padding_side(config),
-            pads="attention_mask" in pad_values and config.model_type not in SPOILT_BY_PADDING,
-            unusable=find_unusable_tokens(config, tokenizer),
+            can_pad="attention_mask" in pad_values and config.model_type not in SPOILT_BY_PADDING,
+            unknown_token_ids=find_unknown_token_ids(config, tokenizer),
         )
         if sparse_attention(config):
             say(f"{model_id} runs with full attention: with the sparse one answers depend on the texts before")
@@ -121,23 +121,25 @@ class Model:
         longest = min(max_length or self.max_length, self.max_length)
         rows = (tokenize_windows if windows else tokenize)(self.tokenizer, texts, longest, names)
         owners = rows.get("text", range(len(texts)))
-        check = self.unusable or self.ends
-        refused = {i for i, ids in zip(owners, rows["input_ids"], strict=True) if check and not self.can_answer(ids)}
+        check = self.unknown_token_ids or self.eos_ids
+        refused = {
+            i for i, ids in zip(owners, rows["input_ids"], strict=True) if check and not self.is_valid_input(ids)
+        }
         for row, i in enumerate(owners if refused else ()):
             if i in refused:
                 empty(rows, row)
         return rows
 
-    def can_answer(self, ids: list[int]) -> bool:
-        """Says whether the model answers a text of these tokens: none is unusable, and BART's relatives find an end."""
-        ends = self.ends
-        return bool(len(ids)) and self.unusable.isdisjoint(ids) and not (ends and ends.isdisjoint(ids))
+    def is_valid_input(self, ids: list[int]) -> bool:
+        """True if the model has an embedding for each token and, for BART's relatives, an end of sequence."""
+        eos_ids = self.eos_ids
+        return bool(len(ids)) and self.unknown_token_ids.isdisjoint(ids) and not (eos_ids and eos_ids.isdisjoint(ids))
 
     @cached_property
-    def ends(self) -> set[int]:
+    def eos_ids(self) -> set[int]:
         """The tokens at the last of which an encoder-decoder's classifier reads its answer; none for other models."""
-        ends = self.config.eos_token_id if self.config.is_encoder_decoder else None
-        return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+        eos_ids = self.config.eos_token_id if self.config.is_encoder_decoder else None
+        return set() if eos_ids is None else {eos_ids} if isinstance(eos_ids, int) else set(eos_ids)
 
     def groups(self, token_ids: list[list[int]]) -> np.ndarray:
         """Returns a number for each text, int [texts]; those of different numbers can't be in one batch.
@@ -145,10 +147,10 @@ class Model:
         That is the length where nothing may be padded. BART's relatives want the same number of ends in all texts of a
         batch; a text with a literal `</s>` has one more.
         """
-        if not self.pads:
+        if not self.can_pad:
             return np.array([len(ids) for ids in token_ids], int)
-        ends = self.ends
-        return np.array([sum(id in ends for id in ids) if ends else 0 for ids in token_ids], int)
+        eos_ids = self.eos_ids
+        return np.array([sum(id in eos_ids for id in ids) if eos_ids else 0 for ids in token_ids], int)
 
     def pad(self, rows: dict[str, list], to_length: int = 0) -> dict[str, np.ndarray]:
         """Pads a batch of what tokenize() gives: what the model gets, name -> int64 [texts, tokens]."""

@@ -11,10 +11,10 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from bench.inputs import format_json_lines, format_parquet
-from bench.inputs.blocks import Rows
-from bench.inputs.format_csv import Csv
-from bench.storage import Location, check_no_pointer, locate
+from bench.tables import format_json_lines, format_parquet
+from bench.tables.blocks import Rows
+from bench.tables.format_csv import Csv
+from bench.tables.storage import Location, check_no_pointer, locate
 from utils import UserError, first_line, nearest
 
 # how a file's name ends: what reads it, which has

@@ -5,8 +5,8 @@ import time
 
 from conftest import refused
 
-from bench.inputs import hub as room
-from bench.inputs.hub import download
+from bench.model import hub as room
+from bench.model.hub import download
 
 
 def test_a_model_that_is_not_on_the_hub_is_one_line(hub):

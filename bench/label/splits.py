@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from bench.files import digest
-from bench.inputs.readers import Table, read_all, reading
 from bench.label.rows import OutputSpec
-from bench.storage import CONCURRENT_FILES
+from bench.tables.readers import Table, read_all, reading
+from bench.tables.storage import CONCURRENT_FILES
 
 
 @dataclass(frozen=True)
-class PartRows:
-    """The rows of a part: those of file number `file` from number `first` on; whether it is the `last` of its stretch.
+class InputPart:
+    """The rows of a part: those of file number `file` from number `first` on; whether it is the `last` of its split.
 
     table: the columns of OutputSpec.schema, and BAD.
     """
@@ -40,7 +40,7 @@ def part_name(file: int, first: int) -> str:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class InputSplit:
     """Rows of the table of file number `file`, from number `first` on: at most so many `rows`, or all that are left.
 
     counted: whether there are exactly so many.
@@ -52,8 +52,8 @@ class Stretch:
     rows: int | None = None
     counted: bool = False
 
-    def read(self, output: OutputSpec, done: int = 0, there: Collection[str] = ()) -> Iterator[PartRows]:
-        """Yields the parts behind the first `done` rows, but for those that are `there`. A stretch has at least one.
+    def read(self, output: OutputSpec, done: int = 0, there: Collection[str] = ()) -> Iterator[InputPart]:
+        """Yields the parts behind the first `done` rows, but for those that are `there`. A split has at least one.
 
         Raises UserError as read_all.
         """
@@ -69,9 +69,9 @@ class Stretch:
                 break
         yield from self.part(first, waiting, True, there)
 
-    def part(self, first: int, table: pa.Table, last: bool, there: Collection[str]) -> Iterator[PartRows]:
+    def part(self, first: int, table: pa.Table, last: bool, there: Collection[str]) -> Iterator[InputPart]:
         if part_name(self.file, first) not in there:
-            yield PartRows(self.file, first, table.combine_chunks(), last)
+            yield InputPart(self.file, first, table.combine_chunks(), last)
 
     def estimate_rows(self) -> int:
         """Returns how many rows there are, exactly or about."""
@@ -81,12 +81,12 @@ class Stretch:
         return left if self.rows is None else min(self.rows, left)
 
 
-def cut_stretches(tables: list[Table], output: OutputSpec) -> list[Stretch]:
-    """Cuts the input into stretches, in its order: as many row groups as a part has rows, or a whole file.
+def cut_splits(tables: list[Table], output: OutputSpec) -> list[InputSplit]:
+    """Cuts the input into splits, in its order: as many row groups as a part has rows, or a whole file.
 
     With a limit of rows, files are counted until it is reached, but for the last.
     """
-    stretches, left = [], math.inf if output.limit is None else output.limit
+    splits, left = [], math.inf if output.limit is None else output.limit
     with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
         groups_of_all = list(pool.map(Table.row_groups, tables))
     for number, (table, groups) in enumerate(zip(tables, groups_of_all, strict=True)):
@@ -94,7 +94,7 @@ def cut_stretches(tables: list[Table], output: OutputSpec) -> list[Stretch]:
             break
         if groups is None:
             rows = None if left == math.inf else left
-            stretches.append(Stretch(number, table, 0, rows))
+            splits.append(InputSplit(number, table, 0, rows))
             if left < math.inf and number + 1 < len(tables):
                 left -= count_rows(table, output, left)
             continue
@@ -102,11 +102,11 @@ def cut_stretches(tables: list[Table], output: OutputSpec) -> list[Stretch]:
         for place, size in enumerate(groups or [0]):
             rows += size
             if rows >= min(output.rows, left) or place + 1 >= len(groups):
-                stretches.append(Stretch(number, table, first, min(rows, left), counted=True))
+                splits.append(InputSplit(number, table, first, min(rows, left), counted=True))
                 first, left, rows = first + rows, left - rows, 0
                 if left <= 0:
                     break
-    return stretches
+    return splits
 
 
 def count_rows(table: Table, output: OutputSpec, most: int) -> int:
@@ -119,9 +119,9 @@ def count_rows(table: Table, output: OutputSpec, most: int) -> int:
     return min(counted, most)
 
 
-def digest_input(stretches: list[Stretch]) -> str:
+def digest_input(splits: list[InputSplit]) -> str:
     """Returns 16 hexadecimal digits for the files' names, sizes, beginnings and ends, and what their folders say."""
-    tables = list({stretch.file: stretch.table for stretch in stretches}.values())
+    tables = list({split.file: split.table for split in splits}.values())
 
     def ends(table: Table) -> list[bytes]:
         with reading(table.file):

@@ -74,7 +74,7 @@ class Location:
             return file.read()
 
     def open_anywhere(self) -> BinaryIO:
-        """Opens a file of which some stretches are read. Raises OSError."""
+        """Opens a file of which some splits are read. Raises OSError."""
         return self.local.open("rb") if self.local else self.filesystem.open_input_file(self.path)
 
     def ends(self) -> list[bytes]:

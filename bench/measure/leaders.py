@@ -5,17 +5,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bench.inputs.datasets import evenly_spaced
-from bench.inputs.model import Model
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.measure.cells import Cell, cell_of
-from bench.measure.check import check_more, tally_of
+from bench.measure.check import check_more, counter_of
 from bench.measure.peak import count_flops
 from bench.measure.recorder import Recorder
 from bench.measure.sweep import ASSUMED_MFU, Sweep, run_cells, run_in_turn, start_workers
+from bench.model.model import Model
 from bench.processes import ProcessPool
 from bench.provenance import versions
 from bench.report.verdict import rank
+from bench.tables.datasets import evenly_spaced
 from runtimes import VARIANTS
 from utils import UserError, say
 
@@ -78,13 +78,13 @@ def measure_all(sweep: Sweep, cells: list[Cell], recorder: Recorder, repeats: in
             recorder.add(cell, figures)
         rows = recorder.completed()
         rows = rows[rows["stage"] != "check"]
-        tallies = {cell: tally_of(rows[rows["variant"] == cell.variant]) for cell in undecided(recorder) if checks}
-        tallies = {cell: tally for cell, tally in tallies.items() if cell in workers}
-        if tallies:
-            names = ", ".join(cell.variant for cell in tallies)
+        counters = {cell: counter_of(rows[rows["variant"] == cell.variant]) for cell in undecided(recorder) if checks}
+        counters = {cell: counter for cell, counter in counters.items() if cell in workers}
+        if counters:
+            names = ", ".join(cell.variant for cell in counters)
             say(f"check      {names}: more texts, {sweep.check_time:.0f} s at most")
             try:
-                for cell, figures in check_more(sweep, workers, tallies):
+                for cell, figures in check_more(sweep, workers, counters):
                     recorder.add(cell, figures)
             except UserError as error:  # such as memory: the rows that there are stand
                 say(f"the check ended: {error}")

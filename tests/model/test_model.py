@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from test_awkward_texts import AWKWARD, BATCHINGS, Truth, assert_the_truth, classifiers
 from tiny import make_tiny, make_tiny_bert, tiny_config, word_level_tokenizer
 
-from bench.inputs.batches import Batching
-from bench.inputs.config import load_config
-from bench.inputs.model import Model
-from bench.inputs.resolve import resolve_model
+from bench.model.batches import Batching
+from bench.model.config import load_config
+from bench.model.model import Model
+from bench.model.resolve import resolve_model
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 

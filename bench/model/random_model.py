@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from bench.files import make_once
-from bench.inputs.datasets import bundled_texts
 from bench.processes import run_in_subprocess
 from bench.provenance import versions
+from bench.tables.datasets import bundled_texts
 from utils import CACHE, say
 
 RANDOM_MODEL = "random-roberta-base"

@@ -14,10 +14,10 @@ from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.inputs.folders import common_schema, find_files, left_out, open_tables
-from bench.inputs.format_csv import Csv
-from bench.inputs.readers import BAD, open_table, read_all
-from bench.storage import locate
+from bench.tables.folders import common_schema, find_files, left_out, open_tables
+from bench.tables.format_csv import Csv
+from bench.tables.readers import BAD, open_table, read_all
+from bench.tables.storage import locate
 
 ROWS = 23
 SCHEMA = pa.schema([("id", pa.string()), ("body", pa.string())])

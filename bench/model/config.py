@@ -97,7 +97,7 @@ def text_config(config):
     return getattr(config, "text_config", config)
 
 
-def find_unusable_tokens(config, tokenizer) -> frozenset[int]:
+def find_unknown_token_ids(config, tokenizer) -> frozenset[int]:
     """Returns the ids of added tokens that the model has no embedding of, and says which they are.
 
     Raises UserError if the tokenizer's own vocabulary is larger than the model's.

@@ -11,8 +11,8 @@ from itertools import islice
 
 import pyarrow as pa
 
-from bench.inputs.blocks import MAX_LINE, N_ROWS, Rows, open_text, read_head
-from bench.storage import Location
+from bench.tables.blocks import MAX_LINE, N_ROWS, Rows, open_text, read_head
+from bench.tables.storage import Location
 
 TABBED = re.compile(r"\.tsv(\.gz|\.zst)?$", re.IGNORECASE)  # the names of files with tabs
 UNDECODED = re.compile(r"[\udc80-\udcff]")  # what a byte that can't be decoded becomes, see PEP 383

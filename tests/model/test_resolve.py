@@ -13,12 +13,12 @@ from conftest import refused
 from tiny import make_tiny_bert
 
 from bench.export.select import export_model
-from bench.inputs.batches import pad
-from bench.inputs.model import Model
-from bench.inputs.random_model import RANDOM_MODEL
-from bench.inputs.resolve import open_model, resolve_model
-from bench.inputs.tokenizing import load_tokenizer
 from bench.measure.token_cache import load_or_tokenize
+from bench.model.batches import pad
+from bench.model.model import Model
+from bench.model.random_model import RANDOM_MODEL
+from bench.model.resolve import open_model, resolve_model
+from bench.model.tokenizing import load_tokenizer
 from bench.variants import Device
 from runtimes.pytorch import load
 
@@ -238,8 +238,8 @@ def test_a_model_comes_from_the_hub_without_pickles_and_then_from_the_cache(hub,
 
 
 def test_random_roberta_base_is_built_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bench.inputs.random_model.CACHE", tmp_path)
-    build = "bench.inputs.random_model.build_random_roberta_base"
+    monkeypatch.setattr("bench.model.random_model.CACHE", tmp_path)
+    build = "bench.model.random_model.build_random_roberta_base"
     monkeypatch.setattr(build, lambda folder: (folder / "config.json").touch())
     assert resolve_model(RANDOM_MODEL) == resolve_model(RANDOM_MODEL)
     assert resolve_model(RANDOM_MODEL) == tmp_path / f"transformers-{transformers.__version__}" / RANDOM_MODEL

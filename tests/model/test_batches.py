@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.inputs.batches import Batching, balance_shards, make_batches, pad, padded_tokens, round_lengths_up
+from bench.model.batches import Batching, balance_shards, make_batches, pad, padded_tokens, round_lengths_up
 
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=200).map(np.array)
 SIZES = st.integers(1, 300)

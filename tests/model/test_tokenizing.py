@@ -7,8 +7,8 @@ import pytest
 from conftest import refused
 from tiny import STRANGE, make_tiny_bert, make_tiny_xlm_roberta
 
-from bench.inputs import tokenizing as room
-from bench.inputs.tokenizing import load_tokenizer, resolve_max_length, tokenize
+from bench.model import tokenizing as room
+from bench.model.tokenizing import load_tokenizer, resolve_max_length, tokenize
 
 
 def max_length(positions="none", model_max_length=10**30, **config) -> int:
