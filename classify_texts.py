@@ -49,11 +49,12 @@ from bench.label.job import job_digest, locked, prepare_output, read_job, refuse
 from bench.label.plan import LabelPlan, find_plan, measuring_command, plan_options, read_plan, worker_specs
 from bench.label.pool import LabelPool
 from bench.label.receipt import Checker, read_receipt
-from bench.label.rows import LONG, Counts, OutputSpec
+from bench.label.rows import Counts, OutputSpec
 from bench.label.run import label_missing
 from bench.label.sample import read_samples
 from bench.label.splits import InputSplit, cut_splits, digest_input
 from bench.machine import describe_device, process_count
+from bench.model.batches import LONG_TEXTS
 from bench.model.model import Model
 from bench.model.random_model import RANDOM_MODEL
 from bench.model.resolve import open_model
@@ -86,7 +87,9 @@ def parse_arguments() -> Namespace:
     add("--labels", type=list_of(str.strip), metavar="LIST", help="only these labels (default: all)")
     add("--min-score", type=float, metavar="SCORE", help="write no score below this one, but null")
     add("--float16", action="store_true", help="scores of 2 bytes, right to 0.0005, rather than 4")
-    add("--long", choices=LONG, default=LONG[0], help="what becomes of texts longer than the model takes: see above")
+    add(
+        "--long", choices=LONG_TEXTS, default="cut", help="what becomes of texts longer than the model takes: see above"
+    )
     add("--token-count", action="store_true", help="add a column of token counts, estimated for very long texts")
     add("--prefix", default="", help="what the names of the new columns begin with (default: nothing)")
     add("--limit", type=whole, help="only so many rows, the first ones (default: all)")
@@ -217,7 +220,8 @@ def label_all(args: Namespace, pool: LabelPool, checker: Checker) -> None:
     else:
         say(f"all {in_all:,} rows are labelled already" if splits else "there are more shards than files to share")
     receipt, model = read_receipt(folder, checker.shard), checker.comparison.model
-    of_these_rows = (receipt.get("rows"), receipt.get("decisions_are")) == (in_all, checker.comparison.rule.words)
+    decisions = checker.comparison.task.decision_words
+    of_these_rows = (receipt.get("rows"), receipt.get("decisions_are")) == (in_all, decisions)
     if made.rows and (args.shard or made.rows == in_all):
         checker.finish(checker.later, own)
     elif not args.shard and (made.rows or not of_these_rows):  # it is an earlier run's, or there is none

@@ -14,7 +14,7 @@ N_SAMPLE = 256  # texts, at most, that every cell of a sweep is compared on: sec
 MAX_FACTOR = 5  # times as many decisions, above which nobody would check: the answer is the interval then
 ROUNDING = 1e-4  # of a probability: as far as FP32 is off that multiplies the same numbers in another order
 WITHIN, UNPROVEN, NOT_WITHIN = "within tolerance", "not proven yet", "NOT WITHIN TOLERANCE"
-FAILED = {NOT_WITHIN, "NOT GOOD"}  # the second is how reports of before November 26, 2026 put it
+VERDICTS = {"yes": WITHIN, "not proven": UNPROVEN, "no": NOT_WITHIN}  # how the column `within` of a row puts it
 
 
 def within_tolerance(changed: int, decisions: int, tolerance: float = TOLERANCE, alpha: float = ALPHA) -> bool | None:

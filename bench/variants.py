@@ -45,11 +45,11 @@ class TokenRunner:
 class TextRunner:
     """A loaded variant that takes the texts themselves.
 
-    classify(texts, batch_size, max_length, on_progress) -> logits, float32 [texts, labels]; it calls on_progress(number
-    of texts done) now and then.
+    answer(texts, batch_size, max_length, on_progress) -> answers, float64 [texts, labels], see Task.answers; it calls
+    on_progress(number of texts done) now and then.
     """
 
-    classify: Callable
+    answer: Callable
 
 
 @dataclass(frozen=True)

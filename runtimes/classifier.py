@@ -17,6 +17,7 @@ from bench.model.batches import Batching, round_lengths_up
 from bench.model.model import Model
 from bench.model.stream import Batch, prefetch, share_of, text_batches
 from bench.processes import OUT_OF_MEMORY, error_summary, heartbeat
+from bench.tables.items import Item, count_characters
 from bench.variants import Device, TextRunner, digest_export
 from runtimes import VARIANTS
 from utils import RunError, UserError, say
@@ -47,19 +48,17 @@ class ClassifierSpec:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model says of some texts.
+    """The answers for some items.
 
-    logits: float32 [texts, labels], nan where a text has no token; has_tokens: bool [texts]; start, end: seconds of the
-    monotonic clock; waited: seconds in between in which no batch was ready for the model.
+    answers: float64 [items, labels], nan for items without a token; has_tokens: bool [items]; start, end: seconds of
+    the monotonic clock; waited: seconds in between in which no batch was ready for the model.
 
     These are 0 where the variant takes the texts themselves: tokens, padded_tokens: how many it was given, without and
     with padding; lengths: int [texts], tokens of each text, those that were cut off too; truncated, lost: how many
     texts were cut, and how many of their tokens.
-
-    windows: where long texts are in windows, the text of each row of `logits`, which has one for each window.
     """
 
-    logits: np.ndarray
+    answers: np.ndarray
     has_tokens: np.ndarray
     start: float
     end: float
@@ -69,7 +68,6 @@ class Predictions:
     truncated: int = 0
     lost: int = 0
     lengths: np.ndarray | None = None
-    windows: np.ndarray | None = None
 
 
 class Classifier:
@@ -95,11 +93,11 @@ class Classifier:
         """Returns to how many tokens texts of these lengths are padded, at least: few shapes where they are costly."""
         return round_lengths_up(lengths, self.model.max_length) if self.rounds_lengths_up else lengths
 
-    def batches(self, texts: list[str], batching: Batching) -> Iterator[Batch]:
+    def batches(self, texts: list[Item], batching: Batching) -> Iterator[Batch]:
         return text_batches(self.model, texts, batching, self.padded_lengths)
 
     def predict(
-        self, texts: list[str], batching: Batching, on_progress: Callable = heartbeat, halve: bool = False
+        self, texts: list[Item], batching: Batching, on_progress: Callable = heartbeat, halve: bool = False
     ) -> Predictions:
         """Runs the model over texts: tokenizing, sorting, padding and moving go on in a thread meanwhile.
 
@@ -110,16 +108,16 @@ class Classifier:
         start, counts = time.monotonic(), Counter()
         has_tokens = np.full(len(texts), self.takes_texts)
         if not texts:
-            return Predictions(np.empty((0, len(self.model.labels)), np.float32), has_tokens, start, time.monotonic())
+            return Predictions(np.empty((0, len(self.model.labels))), has_tokens, start, time.monotonic())
         if self.takes_texts:
-            logits = self.runner.classify(texts, batching.batch_size, self.model.max_length, on_progress)
-            return Predictions(logits, has_tokens, start, time.monotonic())
-        characters, lengths = np.array([len(text) for text in texts]), np.zeros(len(texts), int)
-        answers, waiting = [], []  # waiting with the inputs, which a GPU may still read
+            answers = self.runner.answer(texts, batching.batch_size, self.model.max_length, on_progress)
+            return Predictions(answers, has_tokens, start, time.monotonic())
+        characters, lengths = np.array([count_characters(text) for text in texts]), np.zeros(len(texts), int)
+        fetched, waiting = [], []  # waiting with the inputs, which a GPU may still read
 
         def fetch() -> None:
             self.runner.synchronize()
-            answers.extend((batch.indices, self.to_host(outputs)) for batch, _, outputs in waiting)
+            fetched.extend((batch.indices, self.to_host(outputs)) for batch, _, outputs in waiting)
             waiting.clear()
 
         prepared = ((batch, self.runner.prepare(batch.inputs)) for batch in self.batches(texts, batching))
@@ -138,19 +136,18 @@ class Classifier:
             counts["tokens"] += int(batch.lengths.sum())
             counts["padded_tokens"] += batch.inputs["input_ids"].size
             counts["truncated"] += int((batch.lost > 0).sum())
-            counts["lost"] += 0 if batching.windows else int(batch.lost.sum())
+            counts["lost"] += 0 if batching.long != "cut" else int(batch.lost.sum())
             counts["characters"] += int(characters[np.unique(batch.indices[~has_tokens[batch.indices]])].sum())
             has_tokens[batch.indices] = True
             np.maximum.at(lengths, batch.indices, batch.lengths + batch.lost)
             on_progress(round(counts["characters"] / max(characters.sum(), 1) * len(texts)))
         fetch()
-        indices = np.concatenate([np.empty(0, int), *(own for own, _ in answers)])
-        logits = np.concatenate([np.empty((0, len(self.model.labels)), np.float32), *(found for _, found in answers)])
-        if not batching.windows:
-            in_order = np.full((len(texts), len(self.model.labels)), np.nan, dtype=np.float32)
-            in_order[indices], indices, logits = logits, None, in_order
+        indices = np.concatenate([np.empty(0, int), *(own for own, _ in fetched)])
+        outputs = np.concatenate([np.empty((0, len(self.model.labels)), np.float32), *(found for _, found in fetched)])
+        end = time.monotonic()
+        answers = self.model.task.answers(outputs, indices, len(texts), batching.long)
         del counts["characters"]
-        return Predictions(logits, has_tokens, start, time.monotonic(), lengths=lengths, windows=indices, **counts)
+        return Predictions(answers, has_tokens, start, end, lengths=lengths, **counts)
 
     def forward(self, batch: Batch, inputs: object, halve: bool) -> object | None:
         """Returns what the runner makes of a batch; None for one to `halve`, since the memory does not hold it."""

@@ -56,7 +56,7 @@ def of_first_query(value):
     return value[..., :1, :] if is_square else value
 
 
-def first_token_only(network) -> bool:
+def first_token_only(network, output: str = "logits") -> bool:
     """Has a classifier's last layer computed for the first token alone; says whether that could be done.
 
     It is done if the head reads no other token, so that the logits are the same, bit for bit, when the others are nan;
@@ -66,8 +66,8 @@ def first_token_only(network) -> bool:
     if not layer:
         return False
     try:
-        logits = run(network, layer)
-        if not torch.equal(run(network, layer, others_nan=True), logits):
+        logits = run(network, layer, output)
+        if not torch.equal(run(network, layer, output, others_nan=True), logits):
             return False
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
         return False  # it wants other inputs, or its layer gives something else
@@ -76,7 +76,7 @@ def first_token_only(network) -> bool:
         try:
             for owner, name, new in way:
                 setattr(owner, name, new)
-            if (run(network, layer) - logits).abs().max() <= TOLERANCE[logits.dtype] * logits.abs().max():
+            if (run(network, layer, output) - logits).abs().max() <= TOLERANCE[logits.dtype] * logits.abs().max():
                 return True
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
             pass  # this type, or this version of transformers, does it otherwise
@@ -114,17 +114,17 @@ def candidate_patches(layer: torch.nn.Module) -> list[list[tuple]]:
 
 
 @torch.inference_mode()
-def run(network, layer: torch.nn.Module, others_nan: bool = False) -> torch.Tensor:
+def run(network, layer: torch.nn.Module, output: str, others_nan: bool = False) -> torch.Tensor:
     """Returns the logits of a small batch, padded and then as if nothing in it were padding.
 
     Attention takes another way where there is no padding. With `others_nan` a layer gives nan behind the first token.
     """
     place = next(network.parameters()).device
 
-    def spoil(_, __, output):
-        hidden = output[0] if isinstance(output, tuple) else output
+    def spoil(_, __, states):
+        hidden = states[0] if isinstance(states, tuple) else states
         hidden = torch.cat([hidden[:, :1], torch.full_like(hidden[:, 1:], torch.nan)], dim=1)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return (hidden, *states[1:]) if isinstance(states, tuple) else hidden
 
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(min(network.config.vocab_size, 10_000), (TEXTS, TOKENS), generator=random)
@@ -133,7 +133,7 @@ def run(network, layer: torch.nn.Module, others_nan: bool = False) -> torch.Tens
     handle = layer.register_forward_hook(spoil) if others_nan else None
     try:
         answers = [network(input_ids=ids.to(place), attention_mask=mask, return_dict=True) for mask in masks]
-        return torch.cat([answer.logits for answer in answers])
+        return torch.cat([getattr(answer, output) for answer in answers])
     finally:
         if handle:
             handle.remove()

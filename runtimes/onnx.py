@@ -10,6 +10,7 @@ import numpy as np
 from bench.exporters import int8
 from bench.exporters.backends import with_optimum, with_torch
 from bench.exporters.graph import select_inputs
+from bench.model.model import Model
 from bench.variants import Device, ExportKind, TokenRunner, Variant
 from utils import UserError, first_line
 
@@ -51,7 +52,7 @@ INT8 = replace(
 )
 
 
-def load(_, exported: Path, device: Device) -> TokenRunner:
+def load(model: Model, exported: Path, device: Device) -> TokenRunner:
     """Starts an onnxruntime session on `exported`/model.onnx, see start_session.
 
     Inputs and outputs stay in a GPU's memory, and a run only queues its work there.
@@ -61,9 +62,9 @@ def load(_, exported: Path, device: Device) -> TokenRunner:
         import torch
 
         torch.cuda.set_device(device.gpu)
-        return io_bound_runner(session, torch.device(f"cuda:{device.gpu}"))
+        return io_bound_runner(session, model.task.output, torch.device(f"cuda:{device.gpu}"))
     names = [node.name for node in session.get_inputs()]
-    [output] = session.get_outputs()
+    output = select_output(session, model.task.output)
     largest = 0  # tokens, of the runs so far
 
     def warm_up(inputs):
@@ -105,13 +106,19 @@ def start_session(file: Path, device: Device):
     return session
 
 
-def io_bound_runner(session, device) -> TokenRunner:
+def select_output(session, name: str):
+    """Return the output that counts: the one of this name, or the only one."""
+    outputs = session.get_outputs()
+    return next((output for output in outputs if output.name == name), outputs[0])
+
+
+def io_bound_runner(session, output_name: str, device) -> TokenRunner:
     """Runs a session on inputs and outputs that stay in the memory of a torch device, without waiting for them."""
     import onnxruntime
     import torch
 
     names = [node.name for node in session.get_inputs()]
-    [output] = session.get_outputs()
+    output = select_output(session, output_name)
     dtypes = {"tensor(float)": (torch.float32, np.float32), "tensor(float16)": (torch.float16, np.float16)}
     dtype, numpy_dtype = dtypes[output.type]
     only_queue = onnxruntime.RunOptions()

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from bench.exporters.graph import select_inputs
+from bench.model.model import Model
 from bench.variants import Device, TokenRunner, Variant
 from runtimes.onnx import FP32
 from utils import UserError
 
 
-def load(_, exported: Path, device: Device) -> TokenRunner:
+def load(model: Model, exported: Path, device: Device) -> TokenRunner:
     """Compiles the export for the CPU plugin in BF16 on `device.threads`.
 
     Raises UserError if OpenVINO is missing, or if it would compute in another precision on this CPU.
@@ -26,9 +27,11 @@ def load(_, exported: Path, device: Device) -> TokenRunner:
         raise UserError(f"OpenVINO computes in {precision} on this CPU, which has no BF16")
     request = compiled.create_infer_request()
     names = [node.any_name for node in compiled.inputs]
+    outputs = compiled.outputs
+    output = next((node for node in outputs if model.task.output in node.names), outputs[0])
 
     def forward(inputs):
-        return request.infer(inputs, share_inputs=True)[0].copy()
+        return request.infer(inputs, share_inputs=True)[output].copy()
 
     return TokenRunner(prepare=lambda inputs: select_inputs(names, inputs), forward=forward, warm_up=forward)
 

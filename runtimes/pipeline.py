@@ -23,7 +23,7 @@ def load(model: Model, _, device: Device) -> TextRunner:
 def load_optimum(model: Model, exported: Path, device: Device) -> TextRunner:
     """Loads the pipeline with optimum's ORTModelForSequenceClassification. Raises UserError without optimum-onnx."""
     try:
-        from optimum.onnxruntime import ORTModelForSequenceClassification
+        optimum_class = model.task.optimum_class()
     except ImportError as error:
         raise UserError("optimum-onnx is not installed") from error
     from onnxruntime import SessionOptions
@@ -31,7 +31,7 @@ def load_optimum(model: Model, exported: Path, device: Device) -> TextRunner:
     options = SessionOptions()
     options.intra_op_num_threads = device.threads
     provider = "CPUExecutionProvider" if device.gpu is None else "CUDAExecutionProvider"
-    network = ORTModelForSequenceClassification.from_pretrained(
+    network = optimum_class.from_pretrained(
         exported, provider=provider, session_options=options, local_files_only=True, trust_remote_code=False
     )
     return pipeline_runner(model, network, device)
@@ -44,10 +44,10 @@ def pipeline_runner(model: Model, network, device: Device) -> TextRunner:
     network.config.id2label = {i: str(i) for i in range(network.config.num_labels)}  # names need not be unique
     place = -1 if device.gpu is None else device.gpu
     model.tokenizer.padding_side = model.padding_side
-    pipe = pipeline("text-classification", model=network, tokenizer=model.tokenizer, device=place)
+    pipe = pipeline(model.task.name, model=network, tokenizer=model.tokenizer, device=place)
     options = {"top_k": None, "function_to_apply": "none", "truncation": True}
 
-    def classify(texts: list[str], batch_size: int, max_length: int, on_progress) -> np.ndarray:
+    def answer(texts: list[str], batch_size: int, max_length: int, on_progress) -> np.ndarray:
         logits = np.empty((len(texts), network.config.num_labels), dtype=np.float32)
         batch_size = batch_size if model.can_pad else 1
         step = -(-CHUNK_TEXTS // batch_size) * batch_size
@@ -57,9 +57,9 @@ def pipeline_runner(model: Model, network, device: Device) -> TextRunner:
                 for label in labels:
                     logits[i, int(label["label"])] = label["score"]
             on_progress(min(start + step, len(texts)))
-        return logits
+        return model.task.answers(logits, np.arange(len(texts)), len(texts), "cut")
 
-    return TextRunner(classify)
+    return TextRunner(answer)
 
 
 VARIANTS = {

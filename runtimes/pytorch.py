@@ -36,14 +36,14 @@ def load(model: Model, _, device: Device, precision: str = "fp32", compiled: boo
         torch.cuda.set_device(place)
     network = model.load_torch(precision).to(place)
     if model.padding_side == "right":
-        first_token_only(network)
+        first_token_only(network, model.task.output)
     if compiled:
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         network.compile(dynamic=True, fullgraph=True)
 
     @torch.inference_mode()
     def forward(inputs):
-        return network(**inputs, return_dict=True).logits
+        return getattr(network(**inputs, return_dict=True), model.task.output)
 
     return TokenRunner(
         prepare=lambda inputs: {name: torch.from_numpy(array).to(place) for name, array in inputs.items()},

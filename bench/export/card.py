@@ -9,12 +9,6 @@ from bench.naming import markdown
 from bench.provenance import project_url
 from utils import ROOT, first_line, say
 
-ACTIVATIONS = {
-    "multi_label_classification": "1 / (1 + np.exp(-logits))",
-    "single_label_classification": "softmax(logits)",
-    "regression": "logits",
-}
-
 
 def write_card(folder: Path, source: Path, report: dict) -> None:
     """Writes README.md into `folder`, with the licence, language and tags of the source's card."""
@@ -28,8 +22,8 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     known = {key: getattr(inherited, key, None) for key in ("license", "language", "datasets")}
     data = ModelCardData(
         library_name="optimum",
-        pipeline_tag="text-classification",
-        tags=list(dict.fromkeys([*map(str, inherited.tags or []), "onnx", "text-classification", report["precision"]])),
+        pipeline_tag=report["task"],
+        tags=list(dict.fromkeys([*map(str, inherited.tags or []), "onnx", report["task"], report["precision"]])),
         **{key: value for key, value in known.items() if value},
     )
     model, link = report["model"], markdown(report["model"])
@@ -37,7 +31,6 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         data.base_model = model
         data.base_model_relation = None if report["precision"] == "fp32" else "quantized"
         link = f"[{model}](https://huggingface.co/{model})"
-    problem_type = report["problem_type"]
     shown = {name: markdown(report[name]) for name in ("dataset", "column", "machine", "verdict", "reason")}
     shown["findings"] = [markdown(finding) for finding in report["findings"]]
     shown["worst"] = [
@@ -50,15 +43,13 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     text = ModelCard.from_template(
         data,
         template_path=str(ROOT / "model_card.md"),
-        **report | shown,
+        **report | report["card"] | shown,
         failed=report["verdict"] == NOT_WITHIN,
         title=markdown(Path(report["repo"]).name),
         source=link,
         precision_words=EXPORT_KINDS[report["precision"]].description,
         scores=score_lines(report["gold"]),
-        output_word="value" if problem_type == "regression" else "probability",
         stats=report["largest_difference"],
-        activation=ACTIVATIONS[problem_type],
         runtime='"onnxruntime-gpu[cuda,cudnn]"' if report["provider"] == "CUDAExecutionProvider" else "onnxruntime",
         project=f"[the project]({url})" if (url := project_url()) else "the project",
         real_texts=not report["dataset"].startswith("synthetic-"),

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from bench.export.gold import score
 from bench.judge import judge_export
 from bench.model.batches import Batching
+from bench.model.parity import ParityCounter, worst_texts
 from bench.model.reference import Reference
-from bench.parity import probabilities, statistics, worst_texts
 from bench.processes import ProcessPool
 from bench.tables.datasets import Dataset
 from runtimes import VARIANTS
@@ -36,15 +36,18 @@ def check_export(exported: ClassifierSpec, dataset: Dataset, batching: Batching,
     full_texts = [texts[i] for i in full]
     arguments = full_texts, "original", Reference.load, (model, device.gpu, device.threads), Reference.of_file
     reference, seconds = run_over(*arguments)
-    probs = probabilities(predictions.logits, model.problem_type)[full]
+    probs = predictions.answers[full]
     speed = {"original": len(full) / seconds, "export": len(texts) / (predictions.end - predictions.start)}
-    stats = statistics(probs, reference, model.rule)
-    verdict, reason = judge_export(stats, tolerance, VARIANTS[exported.variant].computes_in(device.gpu))
+    parity = ParityCounter(model.task, VARIANTS[exported.variant].computes_in(device.gpu), tolerance)
+    parity.add(probs, reference)
+    stats = parity.statistics()
+    verdict, reason = judge_export(stats, tolerance, parity.precision)
     gold = [dataset.gold[i] for i in full] if dataset.gold else []
     return {
         "max_length": model.max_length,
-        "problem_type": model.problem_type,
-        "decision_words": model.rule.words,
+        "task": model.task.name,
+        "card": model.task.card,
+        "decision_words": model.task.decision_words,
         **stats,
         "gold": {"original": score(gold, reference, model), "export": score(gold, probs, model)} if gold else {},
         "speed": speed,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.export.select import EXPORT_KINDS, MANIFEST, export_model
 from bench.files import check_writable, new_folder, read_json
-from bench.judge import FAILED
+from bench.judge import NOT_WITHIN
 from bench.model.hub import download
 from bench.model.model import Model
 from bench.model.resolve import DEFAULT_MODEL
@@ -81,7 +81,7 @@ def stale_reason(folder: Path, weights_id: str) -> str:
 def say_caveats(folder: Path, precision: str) -> None:
     """Says what speaks against a local export."""
     report, manifest = (read_json(path) if path.is_file() else {} for path in (folder / REPORT, folder / MANIFEST))
-    if report.get("verdict") in FAILED:
+    if report.get("verdict") == NOT_WITHIN:
         say(f"./{folder} failed its check: {report.get('reason')}")
     if caveat := EXPORT_KINDS[precision].caveat(manifest):
         say(f"./{folder} {caveat}")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from bench.model.classification import REGRESSION, SINGLE
 from bench.model.model import Model
 from utils import UserError
 
@@ -19,8 +20,8 @@ def score(gold: list, probs: np.ndarray, model: Model) -> dict[str, float]:
 
     given = [i for i, value in enumerate(gold) if not is_missing(value, model)]
     truth = check_gold(gold, model)
-    decided = model.rule.decide(probs)[given] & np.isfinite(probs[given])
-    if model.problem_type == "single_label_classification":
+    decided = model.task.decide(probs)[given] & np.isfinite(probs[given])
+    if model.task.problem_type == SINGLE:
         return {"texts": len(given), "accuracy": float(accuracy_score(truth, decided))}
     if len(model.labels) == 1:
         return {"texts": len(given), "F1": float(f1_score(truth[:, 0], decided[:, 0], zero_division=0.0))}
@@ -39,12 +40,12 @@ def check_gold(gold: list, model: Model) -> np.ndarray:
     which one label holds no gold label, as null is. Raises UserError where one can't be read, where no text has any,
     and for a regression.
     """
-    if model.problem_type == "regression":
+    if model.task.problem_type == REGRESSION:
         raise UserError("--label-column: a regression has no labels")
     values = [names_of(value, model.labels) for value in gold if not is_missing(value, model)]
     if not values:
         raise UserError("--label-column: no text has a gold label")
-    one_holds = model.problem_type == "single_label_classification"
+    one_holds = model.task.problem_type == SINGLE
     if odd := [names for names in values if one_holds and len(names) != 1]:
         raise UserError(f"the gold label {','.join(odd[0])!r} is not one label, and of this model one holds")
     places = {name: i for i, name in enumerate(model.labels)}
@@ -62,7 +63,7 @@ def check_gold(gold: list, model: Model) -> np.ndarray:
 
 def is_missing(value, model: Model) -> bool:
     """Says whether a value of the gold column is none: null, not a number, or an empty string where one label holds."""
-    empty = isinstance(value, str) and not value.strip() and model.problem_type == "single_label_classification"
+    empty = isinstance(value, str) and not value.strip() and model.task.problem_type == SINGLE
     return value is None or empty or (isinstance(value, float) and np.isnan(value))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.exporters.backends import example_batches, example_texts
+from bench.exporters.backends import example_batches, example_items
 from bench.exporters.first_token import first_token_only
 from bench.exporters.graph import count_attention, describe_graph, store_weights
 from bench.files import read_json
@@ -16,7 +16,6 @@ from bench.machine import cpu_cores
 from bench.model.model import Model
 from bench.model.reference import N_PADDED_TEXTS, Reference, padding_note
 from bench.model.tokenizing import load_tokenizer
-from bench.parity import probabilities
 from bench.provenance import versions
 from bench.variants import Device, ExportKind, TokenRunner
 from runtimes import VARIANTS
@@ -137,12 +136,13 @@ def choose_candidate(
         except Exception as error:  # each exporter fails in many ways for what it doesn't know
             failed.append(f"{backend}: {first_line(error.__cause__ or error)[:LONGEST_REASON]}")
     if not found:
-        what = f"a classifier of type {model.model_type} can't be exported to ONNX {kind.precision}"
+        what = f"a {model.model_type} model can't be exported to ONNX {kind.precision}"
         raise UserError(f"{what} ({'; '.join(failed + wrong)})")
-    padding = padding_note(model, reference.padding_effect(example_texts()))
+    padding = padding_note(model, reference.padding_effect(example_items(model)))
     return max(found, key=lambda candidate: candidate.attention), [*wrong, *[padding] * bool(padding)]
 
 
 def run_batch(runner: TokenRunner, model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns the probabilities [texts, labels] of a padded batch."""
-    return probabilities(runner.to_host(runner.forward(runner.prepare(batch))), model.problem_type)
+    """Return the answers [texts, labels] of a padded batch."""
+    outputs = runner.to_host(runner.forward(runner.prepare(batch)))
+    return model.task.answers(outputs, np.arange(len(outputs)), len(outputs), "cut")

@@ -12,6 +12,7 @@ from bench.exporters.graph import cpu_session
 from bench.model.model import Model
 from bench.model.reference import N_PADDED_TEXTS
 from bench.tables.datasets import bundled_texts, evenly_spaced
+from bench.tables.items import Item
 from utils import UserError
 
 OPSET = 18  # torch's exporter writes the standard Attention operator from 23 on, which CUDA has no fused kernel for
@@ -21,10 +22,10 @@ MASKED = -1e4  # and below: what a bias adds to a score that a softmax is to ign
 BIAS, LENGTHS = 5, {"Attention": 3, "MultiHeadAttention": 4}
 
 
-def example_texts() -> list[str]:
-    """Returns a few bundled texts of different lengths."""
+def example_items(model: Model) -> list[Item]:
+    """Return items made of a few bundled texts of different lengths."""
     texts = bundled_texts("normal")
-    return [texts[i] for i in evenly_spaced(len(texts), N_PADDED_TEXTS)]
+    return model.task.examples([texts[i] for i in evenly_spaced(len(texts), N_PADDED_TEXTS)])
 
 
 def example_batches(model: Model) -> list[dict[str, np.ndarray]]:
@@ -33,7 +34,8 @@ def example_batches(model: Model) -> list[dict[str, np.ndarray]]:
     A window of attention, such as ModernBERT's, shows in long texts only.
     """
     long = " ".join(bundled_texts("normal")[: LONG // 10])
-    return [model.pad(model.tokenize(*texts)) for texts in ((example_texts(), SHORT), ([long], LONG))]
+    batches = (example_items(model), SHORT), (model.task.examples([long]), LONG)
+    return [model.pad(model.tokenize(items, tokens)) for items, tokens in batches]
 
 
 # ------------------------------------------------------------------------------------------------------------ optimum
@@ -47,23 +49,25 @@ def with_optimum(model: Model, target: Path, shape_inference: bool, optimized: b
     try:
         import optimum.exporters.onnx.model_configs  # noqa: F401  registers the model types
         from optimum.exporters.tasks import TasksManager
-        from optimum.onnxruntime import AutoOptimizationConfig, ORTModelForSequenceClassification, ORTOptimizer
+        from optimum.onnxruntime import AutoOptimizationConfig, ORTOptimizer
         from optimum.onnxruntime.utils import ORTConfigManager
+
+        optimum_class = model.task.optimum_class()
     except ImportError as error:
         raise UserError("optimum-onnx is not installed") from error
     try:
         tasks = TasksManager.get_supported_tasks_for_model_type(model.model_type, "onnx", library_name="transformers")
-        if "text-classification" not in tasks:
+        if model.task.name not in tasks:
             raise KeyError(model.model_type)
         if optimized:
             ORTConfigManager.get_model_ort_type(model.model_type)
     except KeyError as error:
         done = "optimized" if optimized else "exported"
-        raise UserError(f"a classifier of type {model.model_type} can't be {done} by it") from error
+        raise UserError(f"a {model.model_type} model for {model.task.name} can't be {done} by it") from error
     with tempfile.TemporaryDirectory(dir=target) as plain:
         tempfile.tempdir = plain  # where optimum exports to: nothing is left elsewhere by an interruption
         try:
-            exported = ORTModelForSequenceClassification.from_pretrained(
+            exported = optimum_class.from_pretrained(
                 model.folder, export=True, trust_remote_code=False, local_files_only=True
             )
             if not optimized:
@@ -95,7 +99,7 @@ def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: b
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
     network, file = model.load_torch(), target / "model.onnx"
-    config, example = network.config, model.pad(model.tokenize(example_texts(), SHORT))
+    config, example = network.config, model.pad(model.tokenize(example_items(model), SHORT))
     inputs = {name: array[1:, :16].copy() for name, array in example.items()}
     if config.eos_token_id is not None and config.is_encoder_decoder:
         inputs["input_ids"][:, -1] = config.eos_token_id  # BART's head is at the last of these
@@ -103,21 +107,22 @@ def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: b
         inputs["attention_mask"][1:, -3:] = 0  # an example must have padding in it
     names = list(inputs)
 
-    class Logits(torch.nn.Module):
+    class Wrapper(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.network = network
 
         def forward(self, *arrays):
-            return self.network(**dict(zip(names, arrays, strict=True)), return_dict=True).logits
+            outputs = self.network(**dict(zip(names, arrays, strict=True)), return_dict=True)
+            return getattr(outputs, model.task.output)
 
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(
-            Logits().eval(),
+            Wrapper().eval(),
             tuple(torch.from_numpy(array) for array in inputs.values()),
             dynamo=True,
             input_names=names,
-            output_names=["logits"],
+            output_names=[model.task.output],
             dynamic_shapes={"arrays": tuple({0: "texts", 1: "tokens"} for _ in names)},
             opset_version=OPSET,
             verbose=False,

@@ -66,7 +66,7 @@ def find_outliers(model: Model, plain: Path, tensors: set[str]) -> dict[str, np.
     """Finds, for each tensor [texts, tokens, channels] of the plain export, the channels that are largest on texts."""
     session = session_with(plain, sorted(tensors))
     texts, names = bundled_texts("normal"), [node.name for node in session.get_inputs()]
-    rows = model.tokenize([texts[i] for i in evenly_spaced(len(texts), N_TEXTS)])
+    rows = model.tokenize(model.task.examples([texts[i] for i in evenly_spaced(len(texts), N_TEXTS)]))
     largest = dict.fromkeys(sorted(tensors), 0.0)
     for i, ids in enumerate(rows["input_ids"]):
         if not ids:

@@ -13,7 +13,7 @@ from bench.label.rows import DEAD, OutputSpec
 from bench.label.sample import Sample
 from bench.model.model import Model
 from bench.model.reference import PADDING_TOLERANCE, CachedReference
-from bench.parity import DecisionRule
+from bench.model.task import Task
 from bench.tables.storage import Location
 from utils import RunError
 
@@ -43,15 +43,11 @@ class Comparison:
     seconds: float = 0.0
 
     @property
-    def rule(self) -> DecisionRule:
-        """What counts as a changed decision in the columns that are written."""
-        rule, kind = self.model.rule, self.model.rule.problem_type
-        if self.output.written == self.output.labels:
-            best = self.output.top_label and len(self.output.labels) > 1
-            return DecisionRule("single_label_classification", rule.thresholds) if best else rule
-        if kind == "single_label_classification":
-            kind = "multi_label_classification"  # the best of all labels is not known
-        return DecisionRule(kind, tuple(rule.thresholds[i] for i in self.output.places))
+    def task(self) -> Task:
+        """The task of the columns that are written."""
+        if self.output.top_label:
+            return self.model.task.top_label()
+        return self.model.task.of_labels(self.output.written)
 
     def look(self, samples: list[Sample]) -> None:
         """Compares what is written in the parts with what the original says of the texts, and counts it.
@@ -63,7 +59,7 @@ class Comparison:
         if not texts:
             return
         with CachedReference(self.model, self.gpu, long=self.output.long) as original:
-            reference = original.probabilities(texts)
+            reference = original.answers(texts)
         written = [read_answers(self.folder, sample, self.output) for sample in samples]
         if self.output.written != self.output.labels:
             reference = reference[:, self.output.places]
@@ -80,7 +76,7 @@ class Comparison:
         if self.output.top_label and len(self.output.labels) > 1:
             changed, decisions = int((labels != reference.argmax(axis=1)).sum()), len(reference)
         else:
-            changed, decisions = self.rule.count_flips(probs, reference)
+            changed, decisions = self.task.count_flips(probs, reference)
         self.changed, self.decisions = self.changed + changed, self.decisions + decisions
         self.no_answer += 0 if self.output.min_score is not None else int((labels < 0).sum())
         differences = np.abs(probs - reference)[np.isfinite(probs)]

@@ -12,7 +12,6 @@ from bench.export.ensure import ensure_export
 from bench.judge import WITHIN
 from bench.label import on_ray
 from bench.label.job import read_job
-from bench.label.rows import LONG
 from bench.label.splits import InputSplit
 from bench.machine import BUSY, DeviceInfo, cpu_cores, describe_device
 from bench.measure.cells import batching_of
@@ -63,7 +62,7 @@ def fastest_valid_row(
     the row is of that, proven or not.
     """
     rows, _, _ = read_results(sorted(results_dir.rglob("*.tsv")))
-    same = {"device": device_name, "weights_id": model.weights_id, "threshold": model.rule.name}
+    same = {"device": device_name, "weights_id": model.weights_id, "threshold": model.task.rule_id}
     rows = rows[(rows[[*same]] == list(same.values())).all(axis=1)]
     rows = rows[rows["variant"].isin([variant] if variant else VARIANTS)]
     rows = rows[rows["versions"] == rows["variant"].map(lambda name: package_versions(VARIANTS[name]))]
@@ -105,14 +104,16 @@ def choose_plan(device: str, measured: dict | None, asked: dict) -> LabelPlan:
     variant = VARIANTS[plan.variant]
     if device in variant.unsupported:
         raise UserError(f"{plan.variant} can't run on a {device}: {variant.unsupported[device]}")
-    windows = asked["long"] in LONG[1:]
+    windows = asked["long"] != "cut"
     if variant.takes_texts and (asked["batch_tokens"] or windows):
         option = "--long windows" if windows else "--batch-tokens"
         raise UserError(f"{option}: {plan.variant} takes the texts themselves and makes its own batches")
     if variant.takes_texts and not plan.batching.batch_size:
         return replace(plan, batching=Batching("in-order", batch_size=1))
     tokens = asked["batch_tokens"] or plan.batching.batch_tokens
-    return plan if variant.takes_texts else replace(plan, batching=Batching("token-budget", 0, tokens, windows))
+    if variant.takes_texts:
+        return plan
+    return replace(plan, batching=Batching("token-budget", 0, tokens, asked["long"]))
 
 
 def budget_of(measured: dict) -> Batching:

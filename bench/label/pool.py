@@ -18,8 +18,8 @@ from bench.label.sample import Sample, pick_sample
 from bench.label.splits import InputPart
 from bench.model.batches import Batching
 from bench.model.stream import prefetch
-from bench.parity import combine_windows, probabilities
 from bench.processes import ProcessPool, WorkerFailed
+from bench.tables.items import Item
 from bench.tables.storage import Location
 from runtimes.classifier import Classifier, ClassifierSpec, Predictions
 from utils import RunError, say
@@ -67,7 +67,7 @@ class LabelPool:
         with ThreadPoolExecutor(1) as writer:
             waiting = deque()
             for number, (part, own) in enumerate(prefetch(texts, queued=1)):
-                answers = self.classify(own, part.words, output.long, on_progress)
+                answers = self.classify(own, part.words, on_progress)
                 self.answered += len(part.table)
                 waiting.append(writer.submit(self.write, part, answers, output))
                 while len(waiting) > (number > 0):
@@ -82,11 +82,10 @@ class LabelPool:
         sample = pick_sample(part.name, part.table, output.text_column, self.specs[0].model)
         return WrittenPart(part.file, part.first, part.last, counts, sample)
 
-    def classify(self, texts: list[str], rows: str, long: str, on_progress: Callable | None) -> Answers:
+    def classify(self, texts: list[Item], rows: str, on_progress: Callable | None) -> Answers:
         """Returns what the model says of texts. Where workers die on them again and again, halves find the text.
 
-        `long`: what becomes of texts that are longer than the model takes, see OutputSpec. Raises RunError, which names
-        the rows, if there are more than MAX_FAILED_TEXTS such texts, or no worker starts.
+        Raises RunError, which names the rows, if there are more than MAX_FAILED_TEXTS such texts, or no worker starts.
         """
         model, dead, found = self.specs[0].model, {}, []
         probs = np.full((len(texts), len(model.labels)), np.nan, dtype=np.float32)
@@ -113,10 +112,7 @@ class LabelPool:
                     raise RunError(f"{words}: {error}; the parts before stay") from error
                 continue
             for indices, predictions in shares:
-                own = probabilities(predictions.logits, model.problem_type)
-                if predictions.windows is not None:
-                    own = combine_windows(own, predictions.windows, len(indices), mean=long == "windows-mean")
-                probs[some[indices]] = own
+                probs[some[indices]] = predictions.answers
                 if predictions.lengths is not None:
                     lengths[some[indices]] = predictions.lengths
                 found.append(predictions)

@@ -103,7 +103,7 @@ class Checker:
         verdict, reason = found.verdict()
         compared = {
             "max_length": found.model.max_length,
-            "decisions_are": found.rule.words,
+            "decisions_are": found.task.decision_words,
             "rows_compared": found.rows,
             "decisions": found.decisions,
             "flips": found.changed,

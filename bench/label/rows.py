@@ -10,8 +10,6 @@ from bench.tables.datasets import has_text, removal
 from bench.tables.readers import BAD
 
 BAD_ROWS = b"bad_rows"  # the key, in a schema's metadata, of what is known of the bad rows
-# long texts: only their beginning counts, or they are read in windows, of which each label's maximum or mean counts
-LONG = "cut", "windows", "windows-mean"
 DEAD = "a worker failed on it"  # how the reason of such a text begins
 
 
@@ -23,8 +21,8 @@ class OutputSpec:
     written: those that get a column; top_label: whether the best of all is written instead; half: whether scores are
     float16; min_score: below which a score is null, None for never; prefix: what the names of the new columns begin
     with; rows: of a part; limit: of the rows in all, None for no limit; long: what becomes of texts that are longer
-    than the model takes, one of LONG; token_count: whether each text's number of tokens is written, too; job: the
-    digest of the job that they are of.
+    than the model takes, see LONG_TEXTS; token_count: whether each text's number of tokens is written, too;
+    job: the digest of the job that they are of.
     """
 
     schema: pa.Schema

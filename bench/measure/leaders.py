@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.measure.cells import Cell, cell_of
-from bench.measure.check import check_more, counter_of
+from bench.measure.check import check_more, continue_check
 from bench.measure.peak import count_flops
 from bench.measure.recorder import Recorder
 from bench.measure.sweep import ASSUMED_MFU, Sweep, run_cells, run_in_turn, start_workers
@@ -78,13 +78,13 @@ def measure_all(sweep: Sweep, cells: list[Cell], recorder: Recorder, repeats: in
             recorder.add(cell, figures)
         rows = recorder.completed()
         rows = rows[rows["stage"] != "check"]
-        counters = {cell: counter_of(rows[rows["variant"] == cell.variant]) for cell in undecided(recorder) if checks}
-        counters = {cell: counter for cell, counter in counters.items() if cell in workers}
-        if counters:
-            names = ", ".join(cell.variant for cell in counters)
+        unsettled = [cell for cell in undecided(recorder) if checks and cell in workers]
+        if unsettled:
+            names = ", ".join(cell.variant for cell in unsettled)
             say(f"check      {names}: more texts, {sweep.check_time:.0f} s at most")
+            begun = {cell: continue_check(sweep, rows[rows["variant"] == cell.variant]) for cell in unsettled}
             try:
-                for cell, figures in check_more(sweep, workers, counters):
+                for cell, figures in check_more(sweep, workers, begun):
                     recorder.add(cell, figures)
             except UserError as error:  # such as memory: the rows that there are stand
                 say(f"the check ended: {error}")

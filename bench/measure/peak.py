@@ -107,7 +107,7 @@ def count_flops(model: Model, lengths: np.ndarray, example: list[int]) -> float:
 
     network = model.load_torch(attn_implementation="eager")
     if model.padding_side == "right":
-        first_token_only(network)
+        first_token_only(network, model.task.output)
     counted = np.unique(np.clip(COUNTED_LENGTHS, lengths.min(), lengths.max()))
     per_token = []
     for length in counted:

@@ -49,7 +49,7 @@ def find_peaks(variants: list[str], device: Device, call: Callable) -> dict[str,
 def say_what_is_measured(model: Model, dataset_name: str, tokens: TokenizedTexts) -> None:
     lengths = tokens.lengths
     p5, p50, p95, p99 = np.percentile(lengths, [5, 50, 95, 99])
-    about = f"{model.model_type}, {len(model.labels)} labels, {model.problem_type}, at most {model.max_length} tokens"
+    about = f"{model.model_type}, {model.task.summary}, at most {model.max_length} tokens"
     say(f"model      {model.id}: {about}")
     say(f"dataset    {clean(dataset_name)}: {len(lengths)} texts; tokens: mean {lengths.mean():.1f},")
     say(f"           p5 {p5:.0f}, p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f}, most {lengths.max()}")

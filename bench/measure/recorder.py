@@ -9,7 +9,8 @@ from bench.model.model import Model
 from bench.naming import slug
 from bench.provenance import package_versions, project_commit
 from bench.report import rows
-from bench.tables.datasets import Dataset, digest_texts
+from bench.tables.datasets import Dataset
+from bench.tables.items import digest_items
 from runtimes import VARIANTS
 from utils import say
 
@@ -22,8 +23,8 @@ def columns_of(variant: str) -> dict[str, str]:
 def columns_of_run(model: Model, dataset: Dataset, info: DeviceInfo, threads: int) -> dict:
     """Returns the columns that are the same in all rows of a run, but for how `busy` it is and its `date`."""
     same = {"model": model.id, "dataset": dataset.name, "device": slug(info.name), "threads": threads}
-    same |= {"texts": len(dataset.texts), "texts_id": digest_texts(dataset.texts)}
-    same |= {"weights_id": model.weights_id, "threshold": model.rule.name}
+    same |= {"texts": len(dataset.texts), "texts_id": digest_items(dataset.texts)}
+    same |= {"weights_id": model.weights_id, "threshold": model.task.rule_id}
     return same | {"commit": project_commit(), "driver": info.driver}
 
 

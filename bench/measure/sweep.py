@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.judge import alpha_for_look, is_rounded, judge
+from bench.judge import alpha_for_look
 from bench.machine import cpu_busy, cpu_cores, watch_throttling
 from bench.measure.cells import Cell, fastest_of
 from bench.measure.token_cache import TokenizedTexts
 from bench.measure.worker import Report, Worker
 from bench.model.batches import make_batches, padded_tokens
 from bench.model.model import Model
-from bench.parity import probabilities
+from bench.model.parity import ParityCounter
 from bench.processes import ProcessPool
-from bench.report.judged import VERDICTS
 from bench.variants import Device
 from runtimes import VARIANTS
 from runtimes.classifier import ClassifierSpec
@@ -147,7 +146,7 @@ def measure(sweep: Sweep, workers: ProcessPool, cell: Cell) -> dict[str, str]:
             seconds.append(max(ends) - min(starts))
     reports = workers.call(Worker.report)
 
-    texts, tokens, median = len(sweep.tokens.lengths), int(sweep.tokens.lengths.sum()), float(np.median(seconds))
+    texts, tokens, median = sweep.tokens.n_items, int(sweep.tokens.lengths.sum()), float(np.median(seconds))
     share = sweep.tokens.flops / median / (sweep.peak_of(cell.variant) or np.nan)
     figures = {
         "messages/s": texts / median,
@@ -163,7 +162,7 @@ def measure(sweep: Sweep, workers: ProcessPool, cell: Cell) -> dict[str, str]:
     if cell.stage == "forward":
         latencies = np.concatenate([report.latencies for report in reports])
         figures["p50_ms"], figures["p99_ms"] = np.percentile(latencies, [50, 99]) * 1000
-    figures |= compare_sample(sweep, cell.variant, reports)
+    figures |= compare_sample(sweep, cell, reports)
     row = format_figures(figures)
     row |= {name: "" for name in ("tflops", "mfu") if np.isnan(figures[name])}
     row["throttled"] = (", ".join(sorted(throttled)) or "no") if sweep.uuid else ""
@@ -174,23 +173,21 @@ def format_figures(figures: dict) -> dict[str, str]:
     return {name: value if isinstance(value, str) else f"{value:.6g}" for name, value in figures.items()}
 
 
-def compare_sample(sweep: Sweep, variant: str, reports: list[Report]) -> dict:
-    """Compares the workers' logits of the sample with the reference: see parity_columns."""
-    logits = np.full((len(sweep.tokens.lengths), len(sweep.model.labels)), np.nan)
-    for report in reports:
-        logits[report.indices] = report.logits
-    probs, reference = probabilities(logits[sweep.tokens.sample], sweep.model.problem_type), sweep.tokens.reference
-    counts = sweep.model.rule.count_flips(probs, reference)
+def compare_sample(sweep: Sweep, cell: Cell, reports: list[Report]) -> dict:
+    """Compare what the workers answer for the sample with the reference; return the columns of ParityCounter."""
+    tokens, task = sweep.tokens, sweep.model.task
+    items = np.concatenate([report.items for report in reports])
+    values = np.concatenate([report.values for report in reports])
+    if cell.stage == "forward":
+        answers = task.answers(values, items, tokens.n_items, "cut")
+    else:
+        answers = np.full((tokens.n_items, len(task.labels)), np.nan)
+        answers[items] = values
+    parity = new_counter(sweep, cell.variant)
+    parity.add(answers[tokens.sample], tokens.reference)
+    return parity.columns(alpha_for_look(1))
+
+
+def new_counter(sweep: Sweep, variant: str) -> ParityCounter:
     precision = VARIANTS[variant].computes_in(sweep.device.gpu)
-    return parity_columns(precision, counts, float(np.abs(probs - reference).max()), alpha_for_look(1))
-
-
-def parity_columns(precision: str, counts: tuple[int, int], max_diff: float, alpha: float) -> dict:
-    """Returns the columns `max_diff`, `flips`, `decisions` and `within`.
-
-    `counts`: changed decisions, and all; `alpha`: how likely `within` may be wrong.
-    """
-    (changed, decisions), rounded = counts, is_rounded(precision, max_diff)
-    verdict = judge(changed, decisions, alpha=alpha, rounded=rounded)
-    within = next(word for word, meaning in VERDICTS.items() if meaning == verdict)
-    return {"max_diff": max_diff, "flips": changed / decisions, "decisions": decisions, "within": within}
+    return ParityCounter(sweep.model.task, precision, spread=sweep.tokens.reference.std(axis=0))

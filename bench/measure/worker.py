@@ -22,17 +22,13 @@ N_LATENCIES = 200  # on a GPU, where a pass need not wait for each batch, so man
 
 @dataclass(frozen=True)
 class Report:
-    """What the last pass of a cell leaves.
+    """What the last pass of a cell leaves."""
 
-    indices, logits: of the texts of the sample that this worker had; latencies: seconds of single batches;
-    memory_mib; padded_tokens: tokens with the padding.
-    """
-
-    indices: np.ndarray
-    logits: np.ndarray
-    latencies: list[float]
+    items: np.ndarray  # the item of each value: of those items of the sample that this worker had
+    values: np.ndarray  # of the stage forward outputs [rows, n], else answers [items, labels]
+    latencies: list[float]  # seconds of single batches
     memory_mib: float
-    padded_tokens: int
+    padded_tokens: int  # tokens with padding
 
 
 class Worker:
@@ -129,16 +125,16 @@ class Worker:
         """Returns what the last pass left, and releases the cell."""
         memory, padded = used_memory_mib(self.gpu), self.padded_tokens
         if self.cell.stage == "end-to-end":
-            indices, logits = self.indices, self.outputs.logits
+            items, values = self.indices, self.outputs.answers
             padded = self.outputs.padded_tokens or self.padded_by_the_runtime()
         else:
-            indices = np.concatenate([np.empty(0, int), *self.batches])
-            logits = [self.classifier.to_host(outputs) for outputs in self.outputs]
-            logits = np.concatenate([np.empty((0, len(self.classifier.model.labels))), *logits])
-        sampled = np.isin(indices, self.tokens.sample)
+            items = self.tokens.items[np.concatenate([np.empty(0, int), *self.batches])]
+            outputs = [self.classifier.to_host(one) for one in self.outputs]
+            values = np.concatenate([np.empty((0, len(self.classifier.model.labels))), *outputs])
+        sampled = np.isin(items, self.tokens.sample)
         if self.gpu is not None:
             self.latencies = [self.time_batch(i) for i in evenly_spaced(len(self.prepared), N_LATENCIES)]
-        report = Report(indices[sampled], logits[sampled], self.latencies, memory, padded)
+        report = Report(items[sampled], values[sampled], self.latencies, memory, padded)
         self.release()
         return report
 
@@ -148,7 +144,7 @@ class Worker:
 
     def padded_by_the_runtime(self) -> int:
         """Counts the tokens that a runtime which takes texts has made of them, if it pads as transformers does."""
-        lengths = self.tokens.lengths[self.indices]
+        lengths = self.tokens.lengths[np.isin(self.tokens.items, self.indices)]
         return int(padded_tokens(lengths, make_batches(lengths, self.cell.batching)).sum())
 
     def time_batch(self, i: int) -> float:

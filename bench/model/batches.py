@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 BATCHINGS = ("in-order", "sorted", "token-budget")
+# long texts: truncated, or read in windows whose answers are combined by each label's maximum or mean
+LONG_TEXTS = "cut", "windows", "windows-mean"
 
 
 @dataclass(frozen=True)
@@ -12,18 +14,17 @@ class Batching:
     """How texts are put into batches, by one of the BATCHINGS.
 
     `in-order` and `sorted` put `batch_size` texts into each, as they come or by ascending token count. `token-budget`
-    sorts them too and puts as many into each as stay within `batch_tokens` once they are padded, but at least one. With
-    `windows` a text that is longer than the model takes is not cut, but goes into batches as several windows.
+    sorts them too and puts as many into each as stay within `batch_tokens` once they are padded, but at least one.
     """
 
     name: str
     batch_size: int = 0
     batch_tokens: int = 0
-    windows: bool = False
+    long: str = "cut"  # what becomes of texts that are longer than the model takes, one of LONG_TEXTS
 
     def __str__(self) -> str:
         size = f"{self.batch_tokens} tokens" if self.name == "token-budget" else f"{self.batch_size} {self.name}"
-        return f"{size}, long texts in windows" if self.windows else size
+        return f"{size}, long texts in windows" if self.long != "cut" else size
 
 
 def make_batches(lengths: np.ndarray, batching: Batching, groups: np.ndarray | None = None) -> list[np.ndarray]:

@@ -1,6 +1,6 @@
 """A model's config: whether this version of transformers understands it, and what follows from it for its inputs."""
 
-import inspect
+from collections.abc import Container
 from pathlib import Path
 
 from bench.files import read_json
@@ -47,33 +47,19 @@ def saved_by(folder: Path) -> str:
     return f" (transformers {saved} saved it, {installed} is installed: install {which})"
 
 
-def resolve_labels(config) -> list[str]:
-    """Returns the labels' names in the order of the logits. Raises UserError if id2label doesn't name each of them."""
-    if missing := [i for i in range(config.num_labels) if i not in config.id2label]:
-        words = f"id2label in config.json names {config.num_labels} labels, but none with the number {missing[0]}"
-        raise UserError(f"{words}: they go from 0 to {config.num_labels - 1}")
-    return [clean(str(config.id2label[i])) for i in range(config.num_labels)]
-
-
 def sparse_attention(config) -> bool:
     """Says whether a model has BigBird's attention, which the first short text switches to full attention for good."""
     return getattr(config, "attention_type", None) == "block_sparse"
 
 
-def resolve_pad_values(config, tokenizer) -> dict[str, int]:
-    """Returns what the model gets, by name, and what stands where padding is.
+def resolve_pad_values(config, tokenizer, accepted: Container[str]) -> dict[str, int]:
+    """Return the model's inputs by name, each with its padding value.
 
-    These are the names that its tokenizer gives and its forward takes, as in transformers' `model(**tokenizer(text))`.
-    Padding is the config's token, by which some models find the end of a text. Raises UserError for a model that can't
-    find it so.
+    These are the names that the tokenizer gives and the forward pass accepts, as in `model(**tokenizer(text))`. Padding
+    is the config's token, by which some models find the end of a text. Raises UserError for a model that can't find it
+    that way.
     """
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
-    kind = config.model_type
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise UserError(f"transformers has no classifier of type {kind}")
-    accepted = inspect.signature(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].forward).parameters
-    about = text_config(config)
+    kind, about = config.model_type, text_config(config)
     if about.pad_token_id is None and "past_key_values" in accepted and not config.is_encoder_decoder:
         raise UserError(f"this {kind} has no pad_token_id, which it needs to find the end of each text")
     padding = (tokenizer.pad_token_id or 0) if about.pad_token_id is None else about.pad_token_id

@@ -1,5 +1,6 @@
 """A model's folder and all that follows from its files, made once and sent along: the Model."""
 
+import inspect
 import re
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -13,21 +14,20 @@ from bench.model.config import (
     SPOILT_BY_PADDING,
     find_unknown_token_ids,
     load_config,
-    resolve_labels,
     resolve_pad_values,
     resolve_padding_side,
     saved_by,
     sparse_attention,
 )
+from bench.model.task import Task
+from bench.model.tasks import choose_task
 from bench.model.tokenizing import (
     check_tokenizer_file,
     empty,
     load_tokenizer,
     resolve_max_length,
-    tokenize,
-    tokenize_windows,
 )
-from bench.parity import DecisionRule, read_thresholds, resolve_problem_type
+from bench.tables.items import Item
 from utils import RunError, UserError, first_line, say
 
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -39,10 +39,10 @@ WRAPPER = re.compile(r"(^|\.)(_orig_mod|module)\.")
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier of transformers.
+    """A model of transformers, with all that follows from the files in its folder.
 
     id: what the user called it; folder: where its files are; weights_id: 16 hexadecimal digits for all that makes its
-    answers; rule: how its probabilities become decisions; labels: their names; max_length: tokens of a text, the rest
+    answers; task: what it is for; max_length: tokens of a text, the rest
     is cut off; special_tokens: as they may stand in a text; pad_values, padding_side: what the model gets, and what
     stands where padding is, see batches.pad; can_pad: if not, only texts of one length share a
     batch; unknown_token_ids: ids of tokens that the tokenizer can give and the model has no embedding of.
@@ -54,8 +54,7 @@ class Model:
     folder: Path
     weights_id: str
     model_type: str
-    rule: DecisionRule
-    labels: list[str]
+    task: Task
     max_length: int
     special_tokens: list[str]
     pad_values: dict[str, int]
@@ -71,15 +70,15 @@ class Model:
         """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
-        max_length, pad_values = resolve_max_length(config, tokenizer), resolve_pad_values(config, tokenizer)
-        labels = resolve_labels(config)
+        task = choose_task(config.architectures, model_id)
+        accepted = inspect.signature(task.class_of(config).forward).parameters
+        max_length, pad_values = resolve_max_length(config, tokenizer), resolve_pad_values(config, tokenizer, accepted)
         model = cls(
             id=model_id,
             folder=folder,
             weights_id=digest_weights(folder),
             model_type=config.model_type,
-            rule=read_thresholds(None, labels, resolve_problem_type(config)),
-            labels=labels,
+            task=task.from_config(config),
             max_length=max_length,
             special_tokens=list(map(str, tokenizer.all_special_tokens)),
             pad_values=pad_values,
@@ -93,12 +92,12 @@ class Model:
         return model
 
     @property
-    def problem_type(self) -> str:
-        return self.rule.problem_type
+    def labels(self) -> list[str]:
+        return list(self.task.labels)
 
     def with_thresholds(self, text: str | None) -> "Model":
-        """Returns this model with the thresholds of `--threshold`, see parity.read_thresholds. Raises UserError."""
-        return replace(self, rule=read_thresholds(text, self.labels, self.problem_type))
+        """Return this model with the thresholds of `--threshold`. Raises UserError, see Task.with_thresholds."""
+        return replace(self, task=self.task.with_thresholds(text))
 
     def __getstate__(self) -> dict:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -111,21 +110,24 @@ class Model:
     def tokenizer(self):
         return load_tokenizer(self.folder)
 
-    def tokenize(self, texts: list[str], max_length: int | None = None, windows: bool = False) -> dict[str, list]:
-        """Returns the `input_ids` of each text, its `token_type_ids` if the model takes them, and how many it `lost`.
+    @cached_property
+    def forward_names(self) -> list[str]:
+        """The names of the arguments of the model's forward pass in torch."""
+        return list(inspect.signature(self.task.class_of(self.config).forward).parameters)
 
-        See tokenizing. A text that the model can't answer has no tokens. With `windows` a long text has several rows,
-        and each row the number of its `text`.
+    def tokenize(self, items: list[Item], max_length: int | None = None, windows: bool = False) -> dict[str, list]:
+        """Return rows: `input_ids`, `token_type_ids` if the model takes them, tokens `lost`, and the row's `item`.
+
+        See Task.tokenize. An item that the model can't answer has no tokens. With `windows` a long text has several
+        rows.
         """
         names = [*(name for name in self.pad_values if name != "attention_mask"), "lost"]
         longest = min(max_length or self.max_length, self.max_length)
-        rows = (tokenize_windows if windows else tokenize)(self.tokenizer, texts, longest, names)
-        owners = rows.get("text", range(len(texts)))
+        rows = self.task.tokenize(self.tokenizer, items, longest, names, windows)
         check = self.unknown_token_ids or self.eos_ids
-        refused = {
-            i for i, ids in zip(owners, rows["input_ids"], strict=True) if check and not self.is_valid_input(ids)
-        }
-        for row, i in enumerate(owners if refused else ()):
+        numbered = zip(rows["item"], rows["input_ids"], strict=True)
+        refused = {i for i, ids in numbered if check and not self.is_valid_input(ids)}
+        for row, i in enumerate(rows["item"] if refused else ()):
             if i in refused:
                 empty(rows, row)
         return rows
@@ -168,7 +170,6 @@ class Model:
         brings is never run, and pickled weights are read as weights only. `options` are from_pretrained's.
         """
         import torch
-        from transformers import AutoModelForSequenceClassification
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
@@ -178,7 +179,7 @@ class Model:
         if sparse_attention(self.config):
             options["attention_type"] = "original_full"
         try:
-            model, loading = AutoModelForSequenceClassification.from_pretrained(self.folder, **options)
+            model, loading = self.task.auto_class().from_pretrained(self.folder, **options)
         except Exception as error:  # a wrong config and a broken file fail in as many ways as there are
             raise UserError(f"{self.folder} can't be loaded: {first_line(error)}{saved_by(self.folder)}") from error
         check_loading(self.folder, model, loading)

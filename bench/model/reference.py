@@ -1,7 +1,6 @@
 """The reference: the original model in eager FP32 PyTorch, called as transformers documents it."""
 
 import contextlib
-import inspect
 import json
 import tempfile
 import time
@@ -14,11 +13,9 @@ import numpy as np
 from bench.files import digest, new_file
 from bench.machine import cpu_cores
 from bench.model.model import Model
-from bench.model.tokenizing import is_unicode, overlap
-from bench.parity import probabilities
 from bench.processes import ProcessPool, heartbeat
 from bench.provenance import versions
-from bench.tables.datasets import digest_texts
+from bench.tables.items import Item, digest_items
 from utils import CACHE
 
 N_PADDED_TEXTS = 5  # that show what padding does: enough for several lengths, and quick
@@ -50,47 +47,35 @@ class Reference:
         device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
         return cls(model, model.load_torch().to(device), device, long)
 
-    def of_texts(self, texts: list[str]) -> np.ndarray:
-        """Returns the probabilities [texts, labels] of each text alone: `model(**tokenizer(text, truncation=True))`.
+    def of_items(self, items: list[Item]) -> np.ndarray:
+        """Return the answers [items, labels], each by the library's documented call for this item alone.
 
-        It shares neither tokenizing nor padding with what is compared with it. nan where the model can't answer. Long
-        texts in windows have the maximum or the mean of what the model says of each window alone.
+        See Task.reference; nan where the model can't answer.
         """
-        accepted = inspect.signature(self.network.forward).parameters
-        options = {"truncation": True, "max_length": self.model.max_length}
-        if self.long != "cut":
-            options |= {"return_overflowing_tokens": True, "stride": overlap(self.model.max_length)}
-        combine = np.mean if self.long == "windows-mean" else np.max
-        rows = []
-        for text in texts:
-            inputs = self.model.tokenizer([text], **options) if is_unicode(text) else {"input_ids": [[]]}
-            windows, given = len(inputs["input_ids"]), [name for name in inputs if name in accepted]
-            if all(map(self.model.is_valid_input, inputs["input_ids"])):
-                alone = [{name: np.array(inputs[name][i : i + 1]) for name in given} for i in range(windows)]
-                rows.append(combine(np.concatenate(list(map(self.of_batch, alone))), axis=0))
-            else:
-                rows.append(np.full(len(self.model.labels), np.nan))
-            heartbeat(len(rows))
-        return np.array(rows)
+        answers = np.empty((len(items), len(self.model.labels)))
+        for i, item in enumerate(items):
+            answers[i] = self.model.task.reference(self.model, self.run, item, self.long)
+            heartbeat(i + 1)
+        return answers
 
     def of_file(self, file: Path) -> tuple[np.ndarray, float]:
-        """Returns (what of_texts() gives for the texts in a JSON file, the seconds that it took)."""
-        texts, start = json.loads(file.read_text(encoding="utf-8")), time.monotonic()
-        return self.of_texts(texts), time.monotonic() - start
+        """Returns (what of_items() gives for the items in a JSON file, the seconds that it took)."""
+        items, start = json.loads(file.read_text(encoding="utf-8")), time.monotonic()
+        return self.of_items(items), time.monotonic() - start
 
     def of_batch(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """Returns the probabilities [texts, labels] of a padded batch."""
-        import torch
+        """Return the answers [rows, labels] of a padded batch, each row for itself."""
+        outputs = self.run(inputs)
+        return self.model.task.answers(outputs, np.arange(len(outputs)), len(outputs), "cut")
 
-        return self.run({name: torch.from_numpy(array) for name, array in inputs.items()})
-
-    def run(self, inputs: dict) -> np.ndarray:
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Make one forward pass: name -> int64 [rows, tokens] in, outputs [rows, n] out."""
         import torch
 
         with torch.inference_mode():
-            inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-            logits = self.network(**inputs, return_dict=True).logits
-        return probabilities(logits.float().cpu().numpy(), self.model.problem_type)
+            tensors = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
+            outputs = getattr(self.network(**tensors, return_dict=True), self.model.task.output)
+        return outputs.float().cpu().numpy()
 
     def padding_effect(self, texts: list[str], max_length: int | None = None) -> float:
         """Returns how far any probability of a padded batch of texts is from that of its text alone.
@@ -115,10 +100,10 @@ class CachedReference:
         self.arguments, self.stack, self.pool = (model, gpu, threads, long), contextlib.ExitStack(), None
         self.seconds, self.texts = 0.0, 0
 
-    def probabilities(self, texts: list[str], on_heartbeat: Callable | None = None) -> np.ndarray:
-        """Returns the probabilities [texts, labels], see Reference.of_texts."""
+    def answers(self, texts: list[Item], on_heartbeat: Callable | None = None) -> np.ndarray:
+        """Return the answers [items, labels], see Reference.of_items."""
         model, gpu, _, long = self.arguments
-        known = [digest_texts(texts), model.weights_id, long, *versions("torch", "transformers", "tokenizers").values()]
+        known = [digest_items(texts), model.weights_id, long, *versions("torch", "transformers", "tokenizers").values()]
         file = CACHE / "references" / f"{digest(str(part).encode() for part in (*known, gpu is not None))}.npy"
         with contextlib.suppress(OSError, EOFError, ValueError):  # it is not there, or damaged
             found = np.load(file)

@@ -8,6 +8,7 @@ from bench.files import read_json
 from bench.model.hub import download
 from bench.model.model import SMALL_FILES, WEIGHTS, Model
 from bench.model.random_model import RANDOM_MODEL, random_roberta_base
+from bench.model.tasks import choose_task
 from bench.processes import run_in_subprocess
 from bench.tables.storage import check_no_pointer, locate
 from utils import UserError
@@ -16,15 +17,15 @@ DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
 
 
 def open_model(model_id: str, call: Callable = run_in_subprocess) -> Model:
-    """Opens a model, see resolve_model and Model.from_folder, in the process that `call` runs functions in."""
+    """Open a model, see resolve_model and Model.from_folder, in the process that `call` runs functions in."""
     return call(Model.from_folder, resolve_model(model_id), model_id)
 
 
 def resolve_model(model_id: str) -> Path:
-    """Returns the local folder of a model: `random-roberta-base`, a local folder, or what is downloaded of a Hub id.
+    """Return the local folder of a model: `random-roberta-base`, a local folder, or the download of a Hub id.
 
-    Raises UserError if there is no such model, if it has no sequence-classification head, or if it asks for code or
-    weights from elsewhere.
+    Raises UserError if there is no such model, if its task is unknown, or if it asks for code or weights from
+    elsewhere.
     """
     if model_id == RANDOM_MODEL:
         return random_roberta_base()
@@ -51,8 +52,7 @@ def resolve_model(model_id: str) -> Path:
     if not isinstance(config.get("model_type"), str) or not isinstance(heads, list):
         # transformers would guess a missing type from the folder's name
         raise UserError(f"{folder}/config.json has no model_type, or its architectures are not a list")
-    if heads and not any(str(head).endswith("ForSequenceClassification") for head in heads):
-        raise UserError(f"{model_id} has no sequence-classification head, it is a {', '.join(map(str, heads))}")
+    choose_task(heads, model_id)
     return folder
 
 

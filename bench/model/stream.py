@@ -9,6 +9,7 @@ import numpy as np
 
 from bench.model.batches import Batching, make_batches
 from bench.model.model import Model
+from bench.tables.items import Item, count_characters
 
 CHUNK_TEXTS = 2048  # tokenized at once, at most: enough to keep all cores of a fast tokenizer busy
 FIRST_TEXTS = 64  # tokenized first, and twice as many each time: the model need not wait long for its first batch
@@ -32,7 +33,7 @@ class Batch:
 
 def text_batches(
     model: Model,
-    texts: list[str],
+    texts: list[Item],
     batching: Batching,
     padded_lengths: Callable[[np.ndarray], np.ndarray] = lambda lengths: lengths,
 ) -> Iterator[Batch]:
@@ -42,13 +43,14 @@ def text_batches(
     chunk's last batch, which may not be full, is carried over into the next chunk. Texts without any token are in no
     batch.
     """
+    characters = np.array([count_characters(text) for text in texts], int)
     indices = np.arange(len(texts))
     if batching.name != "in-order":
-        indices = np.argsort([len(text) for text in texts], kind="stable")
+        indices = np.argsort(characters, kind="stable")
     rest, rows = np.empty(0, int), {}
-    for chunk in split_chunks(indices, texts):
-        tokens = model.tokenize([texts[i] for i in chunk], windows=batching.windows)
-        owners = np.array(tokens.pop("text", range(len(chunk))), int)
+    for chunk in split_chunks(indices, characters):
+        tokens = model.tokenize([texts[i] for i in chunk], windows=batching.long != "cut")
+        owners = np.array(tokens.pop("item"), int)
         full = [i for i, ids in enumerate(tokens["input_ids"]) if len(ids)]
         rows = {name: rows.get(name, []) + pick(values, full) for name, values in tokens.items()}
         rest = np.concatenate([rest, chunk[owners[full]]])
@@ -65,14 +67,14 @@ def text_batches(
         rest, rows = rest[carried], {name: pick(values, carried) for name, values in rows.items()}
 
 
-def split_chunks(indices: np.ndarray, texts: list[str]) -> Iterator[np.ndarray]:
+def split_chunks(indices: np.ndarray, characters: np.ndarray) -> Iterator[np.ndarray]:
     """Yields the indices, in their order, of as many texts as are tokenized at once."""
-    start, characters, most = 0, 0, min(FIRST_TEXTS, CHUNK_TEXTS)
+    start, total, most = 0, 0, min(FIRST_TEXTS, CHUNK_TEXTS)
     for end, i in enumerate(indices):
-        if end - start == most or (end > start and characters + len(texts[i]) > CHUNK_CHARACTERS):
+        if end - start == most or (end > start and total + characters[i] > CHUNK_CHARACTERS):
             yield indices[start:end]
-            start, characters, most = end, 0, min(2 * most, CHUNK_TEXTS)
-        characters += len(texts[i])
+            start, total, most = end, 0, min(2 * most, CHUNK_TEXTS)
+        total += characters[i]
     if start < len(indices):
         yield indices[start:]
 
@@ -81,9 +83,9 @@ def pick(values: list, indices: Iterable[int]) -> list:
     return [values[i] for i in indices]
 
 
-def share_of(texts: list[str], number: int, workers: int) -> np.ndarray:
+def share_of(texts: list[Item], number: int, workers: int) -> np.ndarray:
     """Returns the indices of a worker's texts: all workers get about the same number of characters."""
-    return np.sort(np.argsort([len(text) for text in texts], kind="stable")[number::workers])
+    return np.sort(np.argsort([count_characters(text) for text in texts], kind="stable")[number::workers])
 
 
 def prefetch(items: Iterator, queued: int = QUEUED_BATCHES) -> Iterator:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.tables.items import is_unicode
 from utils import UserError, first_line
 
 UNLIMITED = 10**9  # and above: the model takes texts of any length
@@ -135,14 +136,14 @@ def tokenize(tokenizer, texts: list[str], max_length: int, names: Sequence[str] 
         if 0 < len(given[i]) < len(text):
             tokens = len(rows["input_ids"][i])
             rows["lost"][i] = round((tokens + rows["lost"][i]) * len(text) / len(given[i])) - tokens
-    return rows
+    return rows | {"item": list(range(len(texts)))}
 
 
 def tokenize_windows(tokenizer, texts: list[str], max_length: int, names: Sequence[str]) -> dict[str, list]:
     """Returns what tokenize() does, and a text of more than `max_length` tokens in several rows, as windows.
 
-    Two neighbours share the tokens of overlap(). Under `text` is each row's text; `lost` says of a text's first window
-    how many tokens are in the others alone. These are the windows of transformers' `return_overflowing_tokens`. Raises
+    Two neighbours share the tokens of overlap(). Under `item` is the index of each row's text; `lost` says of a text's
+    first window how many tokens are in the others alone. These are the windows of `return_overflowing_tokens`. Raises
     UserError for a slow tokenizer, which doesn't make them.
     """
     if not tokenizer.is_fast:
@@ -152,14 +153,14 @@ def tokenize_windows(tokenizer, texts: list[str], max_length: int, names: Sequen
     fast.enable_truncation(max_length, stride=shared, direction=tokenizer.truncation_side)
     special = fast.num_special_tokens_to_add(is_pair=False)
     encodings = fast.encode_batch_fast([text if is_unicode(text) else "" for text in texts])
-    rows = {name: [] for name in (*names, "text")}
+    rows = {name: [] for name in (*names, "item")}
     for i, encoding in enumerate(encodings):
         windows = [encoding, *encoding.overflowing] if is_unicode(texts[i]) else []
         found = {
             "input_ids": [window.ids for window in windows],
             "token_type_ids": [window.type_ids for window in windows],
             "lost": [0] * len(windows),
-            "text": [i] * len(windows),
+            "item": [i] * len(windows),
         }
         if windows:
             found["lost"][0] = sum(len(window.ids) - special - shared for window in windows[1:])
@@ -176,12 +177,4 @@ def overlap(max_length: int) -> int:
 def empty(rows: dict[str, list], i: int) -> None:
     """Takes a text's tokens away."""
     for name, values in rows.items():
-        values[i] = values[i] if name == "text" else 0 if name == "lost" else []
-
-
-def is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        values[i] = values[i] if name == "item" else 0 if name == "lost" else []

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from bench.judge import N_SAMPLE, NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN, is_rounded, judge
+from bench.judge import N_SAMPLE, NOT_WITHIN, TOLERANCE, UNPROVEN, VERDICTS, is_rounded, judge
 from runtimes import VARIANTS
 
-VERDICTS = {"yes": WITHIN, "not proven": UNPROVEN, "no": NOT_WITHIN}  # what the column `within` says
 ORDER = list(VERDICTS.values())  # the best first
 JUDGED = ["model", "device", "dataset", "texts", "texts_id", "weights_id", "threshold", "variant"]
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.files import digest
 from bench.tables.folders import common_schema
 from bench.tables.format_csv import Csv
 from bench.tables.readers import COMMAS, FORMAT_WORDS, open_table, read_all, reading
@@ -118,8 +117,3 @@ def evenly_spaced(total: int, count: int) -> np.ndarray:
     """Returns `count` (or `total`, if fewer) distinct indices below `total`, evenly spaced, ascending."""
     count = min(count, total)
     return np.arange(count) * total // count
-
-
-def digest_texts(texts: list[str]) -> str:
-    """Returns 16 hexadecimal digits for texts in this order."""
-    return digest(text.encode() for text in texts)

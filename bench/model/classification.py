@@ -1,0 +1,219 @@
+"""The task of a classifier: one text in, a probability for each label out, or the values of a regression."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from bench.files import digest, read_json
+from bench.model.task import Task
+from bench.model.tokenizing import overlap
+from bench.tables.items import Item, is_unicode
+from utils import UserError, clean
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+DECISIONS = {
+    MULTI: "labels that cross {threshold}",
+    SINGLE: "texts with another most probable label",
+    REGRESSION: "values that move by more than a tenth of the original's standard deviation",
+}
+CARDS = {
+    MULTI: {"activation": "1 / (1 + np.exp(-logits))", "output_word": "probability"},
+    SINGLE: {"activation": "softmax(logits)", "output_word": "probability"},
+    REGRESSION: {"activation": "logits", "output_word": "value"},
+}
+SMALLEST_SPREAD = 1e-4  # of a regression's values: a tenth of a standard deviation, at least
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """A classifier with one label that is predicted, or with several, or a regression."""
+
+    name: ClassVar[str] = "text-classification"
+    head: ClassVar[str] = "ForSequenceClassification"
+    problem_type: str  # SINGLE, MULTI or REGRESSION
+    thresholds: tuple[float, ...]  # above which each label of a MULTI model is predicted
+
+    @classmethod
+    def from_config(cls, config) -> "Classification":
+        labels = resolve_labels(config)
+        return cls(labels, resolve_problem_type(config), (0.5,) * len(labels))
+
+    def with_thresholds(self, text: str | None) -> "Classification":
+        """Return the task with `--threshold`: a number for all labels, or a JSON file of label -> number.
+
+        Labels that the file leaves out keep 0.5. Raises UserError for anything else, and if the model predicts its most
+        probable label.
+        """
+        if text is None:
+            return self
+        if self.problem_type != MULTI:
+            raise UserError(f"--threshold is for models that may predict several labels; this one: {self.problem_type}")
+        try:
+            given = dict.fromkeys(self.labels, float(text))
+        except ValueError:
+            given = read_json(Path(text))
+        if unknown := [label for label in given if label not in self.labels]:
+            raise UserError(
+                f"--threshold {text}: the model has no label {unknown[0]!r}; its labels: {', '.join(self.labels)}"
+            )
+        for label, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+                raise UserError(f"--threshold {text}: {label} is {value!r}; give a number between 0 and 1")
+        return replace(self, thresholds=tuple(float(given.get(label, 0.5)) for label in self.labels))
+
+    # ------------------------------------------------------------------------------------------------ loading
+
+    @staticmethod
+    def auto_class() -> type:
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification
+
+    @staticmethod
+    def optimum_class() -> type:
+        from optimum.onnxruntime import ORTModelForSequenceClassification
+
+        return ORTModelForSequenceClassification
+
+    # ------------------------------------------------------------------------------------------------ answers
+
+    def answers(self, outputs: np.ndarray, owners: np.ndarray, items: int, long: str) -> np.ndarray:
+        return combine_windows(self.activate(outputs), owners, items, mean=long == "windows-mean")
+
+    def activate(self, logits: np.ndarray) -> np.ndarray:
+        """Turn logits [rows, labels] into sigmoid, softmax or a regression's raw values, in float64.
+
+        An infinite logit becomes nan, not 0 or 1.
+        """
+        logits = np.where(np.isfinite(logits), logits, np.nan).astype(np.float64)
+        if self.problem_type == REGRESSION:
+            return logits
+        if self.problem_type == MULTI:
+            return 1 / (1 + np.exp(-np.maximum(logits, -700)))  # below, exp overflows
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponents / exponents.sum(axis=1, keepdims=True)
+
+    def reference(self, model, run, item: Item, long: str) -> np.ndarray:
+        """Return the answer of `model(**tokenizer(text, truncation=True))`.
+
+        With windows it is the maximum or the mean of the answers for each window alone.
+        """
+        if not is_unicode(item):
+            return np.full(len(self.labels), np.nan)
+        options = {"truncation": True, "max_length": model.max_length}
+        if long != "cut":
+            options |= {"return_overflowing_tokens": True, "stride": overlap(model.max_length)}
+        inputs = model.tokenizer([item], **options)
+        if not all(map(model.is_valid_input, inputs["input_ids"])):
+            return np.full(len(self.labels), np.nan)
+        names = [name for name in inputs if name in model.forward_names]
+        windows = range(len(inputs["input_ids"]))
+        outputs = [run({name: np.array(inputs[name][i : i + 1]) for name in names}) for i in windows]
+        combine = np.mean if long == "windows-mean" else np.max
+        return combine(self.activate(np.concatenate(outputs)), axis=0)
+
+    # ---------------------------------------------------------------------------------------------- decisions
+
+    @property
+    def rule_id(self) -> str:
+        """Empty for the default 0.5, the number if all labels share it, otherwise a digest."""
+        if len(set(self.thresholds)) > 1:
+            return f"labels {digest([str(self.thresholds).encode()])}"
+        return "" if self.thresholds[0] == 0.5 else f"{self.thresholds[0]:g}"
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self.labels)} labels, {self.problem_type}"
+
+    @property
+    def decision_words(self) -> str:
+        several = len(set(self.thresholds)) > 1
+        threshold = "the threshold of each" if several else f"{self.thresholds[0]:g}"
+        return DECISIONS[self.problem_type].format(threshold=threshold)
+
+    def top_label(self) -> "Classification":
+        """Return the task whose decision is the most probable label."""
+        return replace(self, problem_type=SINGLE) if len(self.labels) > 1 else self
+
+    def of_labels(self, labels: list[str]) -> "Classification":
+        """Return the task of some of its labels, whose decisions can be told without the others."""
+        if list(self.labels) == labels:
+            return self
+        kind = MULTI if self.problem_type == SINGLE else self.problem_type  # the best of all labels is not known
+        thresholds = tuple(self.thresholds[self.labels.index(label)] for label in labels)
+        return Classification(tuple(labels), kind, thresholds)
+
+    def decide(self, answers: np.ndarray) -> np.ndarray:
+        """Return which labels are predicted, bool [items, labels]: above their threshold, or the most probable one.
+
+        Raises UserError for a regression, which predicts no label.
+        """
+        if self.problem_type == REGRESSION:
+            raise UserError("a regression has no labels to predict")
+        if self.problem_type == MULTI:
+            return answers > np.array(self.thresholds)
+        return np.arange(answers.shape[1]) == answers.argmax(axis=1)[:, None]
+
+    def count_flips(
+        self, answers: np.ndarray, reference: np.ndarray, spread: np.ndarray | None = None
+    ) -> tuple[int, int]:
+        """Return (changed decisions, all decisions), see DECISIONS.
+
+        A value of a regression counts as changed if it moves by more than a tenth of the `spread` [labels], by default
+        the standard deviation of the reference. A number that is not finite is a change.
+        """
+        not_finite = ~np.isfinite(answers)
+        if self.problem_type == REGRESSION:
+            spread = reference.std(axis=0) if spread is None else spread
+            changed = np.abs(answers - reference) > np.maximum(spread / 10, SMALLEST_SPREAD)
+        else:
+            changed = self.decide(answers) != self.decide(reference)
+        if self.problem_type == SINGLE:
+            changed, not_finite = changed.any(axis=1), not_finite.any(axis=1)
+        return int((changed | not_finite).sum()), changed.size
+
+    # ------------------------------------------------------------------------------------------- the model card
+
+    @property
+    def card(self) -> dict:
+        return CARDS[self.problem_type]
+
+
+def resolve_labels(config) -> tuple[str, ...]:
+    """Return the labels' names in the order of the logits. Raises UserError if id2label lacks one of them."""
+    if missing := [i for i in range(config.num_labels) if i not in config.id2label]:
+        raise UserError(
+            f"id2label in config.json has {config.num_labels} labels but no number {missing[0]}; "
+            f"number them from 0 to {config.num_labels - 1}"
+        )
+    return tuple(clean(str(config.id2label[i])) for i in range(config.num_labels))
+
+
+def resolve_problem_type(config) -> str:
+    """Return SINGLE, MULTI or REGRESSION as transformers' text-classification pipeline has it.
+
+    Unless it is a regression, a single label gets a sigmoid, and several labels a softmax if the config names no
+    problem_type. Raises UserError for any other word.
+    """
+    if config.problem_type not in (None, *DECISIONS):
+        raise UserError(f"config.json has an unknown problem_type {config.problem_type!r}; use {', '.join(DECISIONS)}")
+    if config.problem_type != REGRESSION and config.num_labels == 1:
+        return MULTI
+    return config.problem_type or SINGLE
+
+
+def combine_windows(answers: np.ndarray, owners: np.ndarray, items: int, mean: bool) -> np.ndarray:
+    """Return the largest answer of each label in any row of an item, or the mean: [items, labels].
+
+    An item without rows has nan, and so has one with nan in a row.
+    """
+    counts = np.bincount(owners, minlength=items)[:, None]
+    if counts.max(initial=0) < 2:  # np.add.at takes ten times as long
+        combined = np.full((items, answers.shape[1]), np.nan)
+        combined[owners] = answers
+        return combined
+    combined = np.full((items, answers.shape[1]), 0.0 if mean else -np.inf)
+    (np.add if mean else np.maximum).at(combined, owners, answers)
+    return np.where(counts, combined / np.maximum(counts, 1) if mean else combined, np.nan)

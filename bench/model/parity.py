@@ -1,0 +1,118 @@
+"""How far answers are from the reference, and how many decisions change: counted in one place for all that compare.
+
+Changed decisions are called flips, as by Dutta et al., "Accuracy is Not All You Need", 2024.
+"""
+
+import textwrap
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bench.judge import ALPHA, NOT_WITHIN, TOLERANCE, UNPROVEN, VERDICTS, is_rounded, judge
+from bench.model.task import Task
+from bench.tables.items import Item, parts_of
+
+PERCENTILES = {"p25": 25, "median": 50, "p75": 75, "p90": 90, "p95": 95, "p99": 99}
+N_WORST_TEXTS = 3  # that a report shows
+EXCERPT = 200  # characters of each
+
+
+@dataclass
+class ParityCounter:
+    """Compares answers with the reference, in as many calls of add() as it takes, and judges what they show."""
+
+    task: Task
+    precision: str = ""  # of the variant's matrix products, empty if unknown
+    tolerance: float = TOLERANCE  # share of changed decisions
+    stored_rounding: float = 0.0  # how far answers may be off because they are stored in fewer bits
+    spread: np.ndarray | None = None  # of a regression [labels]; by default that of the reference in each call
+    items: int = 0
+    changed: int = 0
+    decisions: int = 0
+    non_finite: int = 0  # items with an answer that is not finite although the reference is
+    max_diff: float = 0.0  # of any finite number of an answer
+    scale: float = 1.0  # the largest number of the reference, which exceeds 1 only in a regression
+    largest: list[np.ndarray] = field(default_factory=list)  # the largest difference of each item, call by call
+    sum_of_differences: float = 0.0
+    numbers: int = 0  # whose differences were added up
+
+    def add(self, answers: np.ndarray, reference: np.ndarray) -> None:
+        """Compare answers [items, labels]; items that the reference can't answer (nan) are left out."""
+        known = np.isfinite(reference).all(axis=1)
+        answers, reference = answers[known], reference[known]
+        if not len(reference):
+            return
+        changed, decisions = self.task.count_flips(answers, reference, self.spread)
+        self.changed += changed
+        self.decisions += decisions
+        self.items += len(reference)
+        differences = np.abs(answers - reference)
+        finite = np.isfinite(differences).all(axis=1)
+        self.non_finite += int((~finite).sum())
+        self.max_diff = max(self.max_diff, float(differences[np.isfinite(differences)].max(initial=0.0)))
+        self.scale = max(self.scale, float(np.abs(reference).max()))
+        self.largest.append(differences[finite].max(axis=1))
+        self.sum_of_differences += float(differences[finite].sum())
+        self.numbers += differences[finite].size
+
+    @property
+    def is_rounding(self) -> bool:
+        """True if the differences are those of FP32 sums in another order."""
+        return is_rounded(self.precision, self.max_diff - self.stored_rounding)
+
+    def verdict(self, alpha: float = ALPHA) -> str:
+        """Return WITHIN, UNPROVEN or NOT_WITHIN, wrong with a chance of at most `alpha`."""
+        if not self.decisions:
+            return UNPROVEN
+        if self.non_finite:
+            return NOT_WITHIN
+        return judge(self.changed, self.decisions, self.tolerance, alpha, rounded=self.is_rounding)
+
+    def columns(self, alpha: float = ALPHA) -> dict:
+        """Return the columns `max_diff` (nan if an answer is not finite), `flips`, `decisions` and `within`."""
+        verdict = self.verdict(alpha)
+        return {
+            "max_diff": np.nan if self.non_finite else self.max_diff,
+            "flips": self.changed / self.decisions,
+            "decisions": self.decisions,
+            "within": next(word for word, meaning in VERDICTS.items() if meaning == verdict),
+        }
+
+    def statistics(self) -> dict:
+        """Return what a report says of the differences.
+
+        `largest_difference`: the distribution over the items of the largest absolute difference of any label;
+        `mean_over_labels`; `flips`, the share of `changed` among the `decisions`; `non_finite_texts`, which are left
+        out of the differences and count as changed.
+        """
+        largest = np.concatenate([np.empty(0), *self.largest])
+        largest = largest if len(largest) else np.array([np.nan])
+        summary = {"mean": largest.mean(), "std": largest.std(), "min": largest.min(), "max": largest.max()}
+        summary |= {name: np.percentile(largest, p) for name, p in PERCENTILES.items()}
+        return {
+            "largest_difference": {name: float(value) for name, value in summary.items()},
+            "mean_over_labels": self.sum_of_differences / self.numbers if self.numbers else float("nan"),
+            "flips": self.changed / self.decisions,
+            "changed": self.changed,
+            "decisions": self.decisions,
+            "non_finite_texts": self.non_finite,
+        }
+
+
+def worst_texts(answers: np.ndarray, reference: np.ndarray, texts: list[Item], labels: list[str]) -> list[dict]:
+    """Return the texts whose labels differ most, each with its labels, the most different first."""
+    differences = np.nan_to_num(np.abs(answers - reference), nan=np.inf)
+    worst = []
+    for i in np.argsort(-differences.max(axis=1), kind="stable")[:N_WORST_TEXTS]:
+        table = [
+            {
+                "label": labels[j],
+                "original": float(reference[i, j]),
+                "export": float(answers[i, j]),
+                "difference": float(answers[i, j] - reference[i, j]),
+            }
+            for j in np.argsort(-differences[i], kind="stable")
+        ]
+        excerpt = " ".join(" | ".join(parts_of(texts[i])).split())
+        worst.append({"excerpt": textwrap.shorten(excerpt, EXCERPT, placeholder="…"), "labels": table})
+    return worst

@@ -1,0 +1,113 @@
+"""What a model is for: how items become rows of token ids, what its outputs mean, and what a decision is.
+
+A task is a class in a file of its own, such as classification.py, and a line in TASKS of resolve.py. It is plain data
+that is pickled with its Model, and the only place that knows what is particular to the task.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from bench.model.tokenizing import tokenize, tokenize_windows
+from bench.tables.items import Item
+from utils import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """The interface of a task, and what most of them share."""
+
+    name: ClassVar[str]  # what transformers' pipelines, optimum and the Hub call it
+    output: ClassVar[str] = "logits"  # the output that counts, of the forward pass and of an ONNX file
+    head: ClassVar[str]  # how the names of the classes end that transformers loads for it
+    labels: tuple[str, ...]  # a name for each number of an answer
+
+    @classmethod
+    def from_config(cls, config) -> "Task":
+        """Read the task from a transformers config. Raises UserError if the config can't be used for it."""
+        raise NotImplementedError
+
+    def with_thresholds(self, text: str | None) -> "Task":
+        """Return the task with the thresholds of `--threshold`. Raises UserError if it has none."""
+        if text is not None:
+            raise UserError(f"--threshold is for models whose labels are decided one by one, not for {self.name}")
+        return self
+
+    # ------------------------------------------------------------------------------------------------ loading
+
+    @staticmethod
+    def auto_class() -> type:
+        """Return the class of transformers that loads a model of any type."""
+        raise NotImplementedError
+
+    @classmethod
+    def class_of(cls, config) -> type:
+        """Return the class of transformers for a model's type. Raises UserError if there is none."""
+        classes = cls.auto_class()._model_mapping
+        if type(config) not in classes:
+            raise UserError(f"transformers has no ...{cls.head} for models of type {config.model_type}")
+        return classes[type(config)]
+
+    @staticmethod
+    def optimum_class() -> type:
+        """Return the class of optimum.onnxruntime that exports and loads a model. Raises ImportError."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------- items, rows, answers
+
+    def examples(self, texts: list[str]) -> list[Item]:
+        """Make items of some texts, with which exports are tried."""
+        return list(texts)
+
+    def tokenize(self, tokenizer, items: list[Item], max_length: int, names: list[str], windows: bool) -> dict:
+        """Return rows of token ids: name -> list [rows], for `names` and for `item`, the index of each row's item.
+
+        An item may have several rows, which combine() takes together. See bench/model/tokenizing.py.
+        """
+        function = tokenize_windows if windows else tokenize
+        return function(tokenizer, items, max_length, names)
+
+    def answers(self, outputs: np.ndarray, owners: np.ndarray, items: int, long: str) -> np.ndarray:
+        """Turn a model's outputs [rows, n] into answers, float64 [items, labels].
+
+        `owners`: the item of each row; `long`: how the windows of a long text are combined, one of LONG_TEXTS. An item
+        without rows, or with an output that is not finite, has nan.
+        """
+        raise NotImplementedError
+
+    def reference(self, model, run, item: Item, long: str) -> np.ndarray:
+        """Return the answer [labels] for one item by the library's documented call; nan if the model can't answer it.
+
+        `run(inputs)` makes a forward pass: name -> int64 [rows, tokens] in, outputs [rows, n] out. It must share
+        neither tokenizing nor padding with tokenize().
+        """
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------------ decisions
+
+    @property
+    def rule_id(self) -> str:
+        """What the column `threshold` of a row says: empty for the task's default decisions."""
+        return ""
+
+    @property
+    def summary(self) -> str:
+        """What the model answers, in a few words."""
+        return f"{len(self.labels)} labels"
+
+    @property
+    def decision_words(self) -> str:
+        """What counts as a changed decision, in words."""
+        raise NotImplementedError
+
+    def count_flips(self, answers: np.ndarray, reference: np.ndarray, spread: np.ndarray | None) -> tuple[int, int]:
+        """Return (changed decisions, all decisions) of two [items, labels]. A number that is not finite is a change."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------- the model card
+
+    @property
+    def card(self) -> dict:
+        """What the template of the model card asks for: `activation` as NumPy code, and the `output_word`."""
+        raise NotImplementedError

@@ -1,0 +1,42 @@
+"""Items: what a model answers at once, a text or several texts that belong together."""
+
+import json
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+
+from bench.files import digest
+from bench.tables.datasets import has_text
+
+Item = str | tuple[str, ...]  # a tuple: the texts of several columns, such as a pair
+
+
+def parts_of(item: Item) -> tuple[str, ...]:
+    return (item,) if isinstance(item, str) else item
+
+
+def count_characters(item: Item) -> int:
+    return sum(map(len, parts_of(item)))
+
+
+def is_unicode(item: Item) -> bool:
+    """True if no text has half of a surrogate pair, which no tokenizer takes."""
+    try:
+        for part in parts_of(item):
+            part.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def digest_items(items: Iterable[Item]) -> str:
+    """Return 16 hexadecimal digits for items in this order."""
+    return digest((item if isinstance(item, str) else json.dumps(item)).encode() for item in items)
+
+
+def items_of(table: pa.Table, columns: Sequence[str]) -> list[Item | None]:
+    """Return the item of each row, from one text column or several; None if a row lacks one of the texts."""
+    values = [table[name].to_pylist() for name in columns]
+    rows = zip(*values, strict=True)
+    items = [row if all(map(has_text, row)) else None for row in rows]
+    return items if len(columns) > 1 else [item and item[0] for item in items]
