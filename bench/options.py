@@ -1,0 +1,50 @@
+"""Options that several scripts share, and the commands that scripts print for the user to copy."""
+
+import shlex
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+from bench.tables.format_csv import delimiter, encoding
+
+
+def add_text_options(group) -> None:
+    """Add the options that say how texts are read from a file: --column, --delimiter and --encoding."""
+    group.add_argument("--column", default="body", help="the text column (default: body)")
+    group.add_argument("--delimiter", type=delimiter, help="of CSV files: a character, or tab (default: by file name)")
+    group.add_argument("--encoding", type=encoding, default="utf-8", help="of CSV files (default: utf-8)")
+
+
+def add_threshold(group) -> None:
+    threshold_help = "probability above which a label is predicted: a number, or a JSON file {label: number}"
+    group.add_argument("--threshold", metavar="NUMBER|FILE", help=f"{threshold_help} (default: 0.5)")
+
+
+def float_from(least: float, most: float = float("inf")) -> Callable[[str], float]:
+    """Make an argparse type for finite numbers from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= most or value == float("inf"):
+            limits = f"of at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
+            raise ArgumentTypeError(f"{text!r} is not a number {limits}")
+        return value
+
+    return parse
+
+
+def command(*words: object, **options: object) -> str:
+    """Return a command line to copy, quoted for a POSIX shell.
+
+    Options that are None, False or empty are left out; True is a flag, and lists become comma lists.
+    """
+    line = list(words)
+    for name, value in options.items():
+        if value is None or value is False or value in ("", []):
+            continue
+        line.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            line.append(",".join(map(str, value)) if isinstance(value, list | tuple) else value)
+    return shlex.join(map(str, line))
