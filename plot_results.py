@@ -1,20 +1,19 @@
-"""Draws every figure from results/ and writes the README's results, so that no number there is typed by hand.
+"""Draw all figures from results/, and write the results into the READMEs.
 
     python plot_results.py
     python plot_results.py --devices RTX-4090,H200 --variants torch,onnx --format svg,pdf --output figures
-    python plot_results.py --check
 
-Into results/, or --output:
+The figures:
 
     overview                             the fastest variant of each model and device that is within tolerance,
                                          against what people use
     comparison_<model>_<dataset>         each variant at its best on each device, the fastest first
     scaling_<model>_<device>_<dataset>   messages/s over the texts in a batch
-    parity_<model>_<dataset>             messages/s against changed decisions
+    parity_<model>_<dataset>             messages/s over changed decisions
 
-README.md gets the headline, results/README.md tables and provenance, unless only a part is drawn. --check writes
-nothing: it compares both texts, and the hash of its data that each figure carries. Of a device and dataset measured on
-several sets of texts or weights, the one with most cells is used. What is left out is counted on standard error.
+README.md gets the overview, results/README.md the tables and the origin of all rows, unless only a part is drawn. If a
+model, device and dataset has results for several sets of texts or weights, the set with the most cells is used. Skipped
+rows are reported on standard error.
 
 Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or input.
 """
@@ -29,7 +28,6 @@ from bench.files import new_file
 from bench.naming import file_name, slug
 from bench.report import figures
 from bench.report.figures import device_title
-from bench.report.judged import judge_variants
 from bench.report.readmes import (
     VERDICT,
     headline_block,
@@ -41,28 +39,29 @@ from bench.report.readmes import (
     with_block,
 )
 from bench.report.rows import fastest_per, latest_per_cell, read_results
+from bench.report.verdict import judge_variants
 from utils import Parser, RunError, UserError, first_line, list_of, run, say
 
 FORMATS = ("png", "svg", "pdf")
-PLACE = ["model", "device", "dataset"]  # what factors are compared within
-SET = ["texts", "texts_id", "weights_id", "threshold"]  # of several in a place only one is shown
+COMPARED = ["model", "device", "dataset"]  # rows that agree in these are compared with each other
+SET = ["texts", "texts_id", "weights_id", "threshold"]  # one set per combination of these is shown
 FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "variant": "--variants"}
-# what a figure's digest covers
-SHOWN = [*PLACE, *SET, "variant", "workers", "threads", "batching", "batch_size", "batch_tokens", "stage"]
+# the columns that a figure's digest covers
+SHOWN = [*COMPARED, *SET, "variant", "workers", "threads", "batching", "batch_size", "batch_tokens", "stage"]
 SHOWN += ["messages/s", "min", "max", "tokens/s", "max_diff", "flips", "verdict", "factor"]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure to be: its path without suffix, the function that draws it, of which rows, and what they show."""
+    """A figure to draw."""
 
-    path: Path
+    path: Path  # without suffix
     draw: Callable
     rows: object  # a DataFrame
-    what: str
+    what: str  # is shown
 
     def digest(self) -> str:
-        """Returns the hash of the drawn data, which each figure file carries in its metadata."""
+        """Return the hash of the drawn data, which is stored in the metadata of the figure's files."""
         data = self.draw.__name__ + self.rows[SHOWN].to_csv(index=False, float_format="%.6g")
         return "data sha256 " + hashlib.sha256(data.encode()).hexdigest()
 
@@ -71,63 +70,62 @@ class Chart:
 
 
 def load_rows(results_dirs: list[Path]):
-    """Returns one row for each cell of the files below the folders, with `base` and `factor`: a DataFrame.
+    """Return one row for each cell of the files below the folders, with `base` and `factor`, as a DataFrame.
 
-    What is left out is counted on standard error. Raises UserError if nothing is left.
+    Skipped rows are reported on standard error. Raises UserError if there are no others.
     """
     rows, failed, skipped = read_results([file for folder in results_dirs for file in sorted(folder.rglob("*.tsv"))])
     for path, lines in skipped.items():
-        say(f"{path}: {lines} lines can't be read and are left out")
+        say(f"{path}: skipped {lines} unreadable lines")
     if failed:
-        say(f"{failed} failed cells are left out")
+        say(f"skipped {failed} failed cells")
     if rows.empty:
-        raise UserError(f"no results in {', '.join(map(str, results_dirs))}; run_benchmark.py makes them")
+        folders = ", ".join(map(str, results_dirs))
+        raise UserError(f"no results in {folders}: choose another --results-dir, or run run_benchmark.py first")
     rows = judge_variants(keep_fullest(latest_per_cell(rows)))
     forward = rows[rows["stage"] == "forward"]
     bases = forward[(forward["variant"] == "torch") & (forward["batching"] == "in-order")]
-    rows = rows.join(bases.groupby(PLACE)["messages/s"].max().rename("base"), on=PLACE)
+    rows = rows.join(bases.groupby(COMPARED)["messages/s"].max().rename("base"), on=COMPARED)
     return rows.assign(factor=rows["messages/s"] / rows["base"])
 
 
 def keep_fullest(rows):
-    """Keeps the rows of the texts and weights that have the most cells of their model, device and dataset."""
-    cells = rows.groupby([*PLACE, *SET]).size().reset_index(name="cells")
-    chosen = cells.sort_values(["cells", "texts"]).drop_duplicates(PLACE, keep="last")
+    """Keep, for each model, device and dataset, the rows of the texts and weights with the most cells."""
+    cells = rows.groupby([*COMPARED, *SET]).size().reset_index(name="cells")
+    chosen = cells.sort_values(["cells", "texts"]).drop_duplicates(COMPARED, keep="last")
     for _, row in cells.drop(chosen.index).iterrows():
-        place = ", ".join(row[PLACE])
         texts = f"{row['texts']} texts {row['texts_id']}".strip()
-        say(f"{place}: {row['cells']} cell(s) on {texts} are left out, since there are more on others")
-    return rows.merge(chosen[[*PLACE, *SET]])
+        say(f"{', '.join(row[COMPARED])}: skipped {row['cells']} cell(s) on {texts}; other texts have more")
+    return rows.merge(chosen[[*COMPARED, *SET]])
 
 
-def select(rows, column: str, words: list[str]):
-    """Keeps the rows whose `column` is one of the words, or contains one if no name equals it.
+def select(rows, column: str, wanted: list[str]):
+    """Keep the rows whose `column` equals one of the wanted names, or contains it if none equals it.
 
-    No words select everything. Raises UserError for a word that is nowhere.
+    An empty list selects everything. Raises UserError for a name that does not occur.
     """
     names = {name: slug(name).lower() for name in rows[column].unique()}
     chosen = set()
-    for word in words:
-        whole = {name for name, known in names.items() if word == known}
-        found = whole or {name for name, known in names.items() if word in known}
-        if not found:
-            raise UserError(f"no {column} {word!r} among {', '.join(sorted(names))}")
-        chosen |= found
-    return rows[rows[column].isin(chosen)] if words else rows
+    for part in wanted:
+        equal = {name for name, simple in names.items() if part == simple}
+        matching = equal or {name for name, simple in names.items() if part in simple}
+        if not matching:
+            raise UserError(f"{FILTERS[column]} {part}: no such {column} among {', '.join(sorted(names))}")
+        chosen |= matching
+    return rows[rows[column].isin(chosen)] if wanted else rows
 
 
 # ------------------------------------------------------------------------------------------------ rows to figures
 
 
-def plan(rows, args: Namespace) -> list[Chart]:
-    """Returns the figures that the rows give, the overview first."""
+def plan_charts(rows, results_dir: Path, output: Path | None) -> list[Chart]:
+    """Return the figures for the rows, the overview first. They go to `output`, or else to the results folder."""
     names, what = model_names(rows), "the fastest variant within tolerance, against what people use"
-    best, folder = headlines(rows), args.output or args.results_dir[0]
-    charts = [Chart(folder / "overview", figures.draw_overview, best, what)] if len(best) else []
+    charts = [Chart((output or results_dir) / "overview", figures.draw_overview, headlines(rows), what)]
     forward = rows[rows["stage"] == "forward"]
     for (model, dataset), group in forward.groupby(["model", "dataset"]):
-        folder = args.output or args.results_dir[0] / file_name(names[model])
         start, end = file_name(names[model]), file_name(dataset)
+        folder = output or results_dir / start
         bars, path = fastest_per(group, "device", "variant"), folder / f"comparison_{start}_{end}"
         charts.append(Chart(path, figures.draw_comparison, bars, "each variant at its best"))
         for device, points in group.groupby("device", sort=False):
@@ -143,50 +141,52 @@ def figure_files(chart: Chart, formats: list[str]) -> list[Path]:
     return [chart.path.with_name(f"{chart.path.name}.{suffix}") for suffix in formats]
 
 
-def save(charts: list[Chart], args: Namespace) -> None:
+def save(charts: list[Chart], formats: list[str], figsize: tuple[float, float] | None) -> None:
     import matplotlib
 
     with matplotlib.rc_context(figures.STYLE):
         for chart in charts:
             chart.path.parent.mkdir(parents=True, exist_ok=True)
-            figure = chart.draw(chart.rows, args.figsize)
+            figure = chart.draw(chart.rows, figsize)
             figures.add_title(figure, chart.rows, chart.what)
-            for file in figure_files(chart, args.format):
+            for file in figure_files(chart, formats):
                 with new_file(file) as whole:
                     figure.savefig(whole, format=file.suffix[1:], metadata={"Keywords": chart.digest()})
                 print(file)
 
 
 def out_of_date(charts: list[Chart], formats: list[str]) -> list[Path]:
-    """Returns the figures that are missing, or that were drawn from other data."""
+    """Return the figures that are missing or were drawn from other data."""
     digests = {file: chart.digest().encode() for chart in charts for file in figure_files(chart, formats)}
     return [file for file, digest in digests.items() if not file.exists() or digest not in file.read_bytes()]
 
 
-# ------------------------------------------------------------------------------------------------------------ main
+# --------------------------------------------------------------------------------------------------------- options
 
 
 def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
-    add = parser.add_argument
-    several = "comma list of folders, whose machines are compared; the first gets the figures (default: results)"
-    add("--results-dir", type=list_of(Path), default=[Path("results")], metavar="LIST", help=several)
+    add = parser.add_argument_group("what to show").add_argument
+    folders = "comma-separated folders to compare; the first one gets the figures (default: results)"
+    add("--results-dir", type=list_of(Path), default=[Path("results")], metavar="LIST", help=folders)
     for column, option in FILTERS.items():
-        add(option, dest=column, type=list_of(word), default=[], metavar="LIST", help="a part of a name is enough")
-    add("--figsize", type=inches, metavar="W,H", help="size of each figure in inches (default: what it needs)")
-    add("--output", type=Path, metavar="DIR", help="where the figures go (default: the first <results-dir>/<model>)")
-    format_help = f"of {', '.join(FORMATS)} (default: png)"
-    add("--format", type=list_of(image_format), default=["png"], metavar="LIST", help=format_help)
-    add("--check", action="store_true", help="write nothing; exit code 1 if a figure or the README is out of date")
+        parts = f"comma-separated {column}s, or parts of their names (default: all)"
+        add(option, dest=column, type=list_of(name_part), default=[], metavar="LIST", help=parts)
+    add = parser.add_argument_group("output").add_argument
+    add("--output", type=Path, metavar="DIR", help="folder of the figures (default: the first <results-dir>/<model>)")
+    formats = f"comma-separated formats: {', '.join(FORMATS)} (default: png)"
+    add("--format", type=list_of(image_format), default=["png"], metavar="LIST", help=formats)
+    add("--figsize", type=inches, metavar="W,H", help="size of each figure in inches (default: depends on the rows)")
+    add("--check", action="store_true", help="write nothing; exit with code 1 if a figure or README is out of date")
     return parser.parse_args()
 
 
-def word(text: str) -> str:
-    """Parses a part of a name, as select() compares it."""
-    found = slug(text).lower()
-    if not found:
+def name_part(text: str) -> str:
+    """Parse a part of a name for select()."""
+    part = slug(text).lower()
+    if not part:
         raise ArgumentTypeError(f"{text!r} is not a name")
-    return found
+    return part
 
 
 def image_format(text: str) -> str:
@@ -205,37 +205,49 @@ def inches(text: str) -> tuple[float, float]:
     return width, height
 
 
+# ------------------------------------------------------------------------------------------------------------ main
+
+
+def updated_readmes(rows, charts: list[Chart], results_dirs: list[Path]) -> dict[Path, str]:
+    """Return the READMEs whose generated blocks are out of date, with their new text."""
+    results_dir = results_dirs[0]
+    readme, results_readme = results_dir.absolute().parent / "README.md", results_dir / "README.md"
+    missing = [str(file) for file in (readme, results_readme) if not file.exists()]
+    if missing:
+        say(f"no {' and no '.join(missing)}: drawing the figures only")
+        return {}
+    blocks = {
+        readme: headline_block(rows, charts, readme.parent),
+        results_readme: f"{results_block(rows, charts, results_dir)}\n\n{provenance_block(rows)}",
+    }
+    old = {file: file.read_text(encoding="utf-8") for file in blocks}
+    new = {file: with_block(old[file], block) for file, block in blocks.items()}
+    if VERDICT[0] in old[readme]:
+        new[readme] = with_block(new[readme], verdict_block(results_dirs), VERDICT)
+    return {file: text for file, text in new.items() if text != old[file]}
+
+
 def main() -> int:
     args = parse_arguments()
     rows = load_rows(args.results_dir)
     for column in FILTERS:
         rows = select(rows, column, getattr(args, column))
-    charts, results_dir = plan(rows, args), args.results_dir[0]
-    readme, results_readme = (folder / "README.md" for folder in (results_dir.absolute().parent, results_dir))
-    blocks = {}
+    charts = plan_charts(rows, args.results_dir[0], args.output)
+    changed = {}
     try:
         if any(getattr(args, column) for column in FILTERS) or args.output or "png" not in args.format:
-            say("README.md is left alone, since only a part of what it shows is drawn")
-        elif not (readme.exists() and results_readme.exists()):
-            missing = results_readme if readme.exists() else readme
-            say(f"no {missing}, so the figures go without their tables")
+            say("leaving the READMEs unchanged: only a part of their figures is drawn")
         else:
-            blocks[readme] = headline_block(rows, charts, readme.parent)
-            blocks[results_readme] = f"{results_block(rows, charts, results_dir)}\n\n{provenance_block(rows)}"
-        old = {file: file.read_text(encoding="utf-8") for file in blocks}
-        new = {file: with_block(old[file], block) for file, block in blocks.items()}
-        if VERDICT[0] in old.get(readme, ""):
-            new[readme] = with_block(new[readme], verdict_block(args.results_dir), VERDICT)
-        changed = [file for file in new if new[file] != old[file]]
+            changed = updated_readmes(rows, charts, args.results_dir)
         if args.check:
-            stale = out_of_date(charts, args.format) + changed
+            stale = [*out_of_date(charts, args.format), *changed]
             for file in stale:
-                say(f"{file} is out of date")
+                say(f"{file} is out of date: run plot_results.py")
             return int(bool(stale))
-        save(charts, args)
-        for file in changed:
+        save(charts, args.format, args.figsize)
+        for file, text in changed.items():
             with new_file(file) as whole:
-                whole.write(new[file].encode())
+                whole.write(text.encode())
             print(file)
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(first_line(error)) from error

@@ -1,68 +1,56 @@
-"""Finds the fastest way to run an encoder classifier on this machine, and whether the fast way is still right.
+"""Find the fastest way to run an encoder on this machine, and check that it is still right.
 
-    python run_benchmark.py --model onnx-fp16 --device gpu
-    python run_benchmark.py --model torch,torch-bf16,onnx --device cpu --model-id random-roberta-base --limit 256
+    python run_benchmark.py --model all --quick --device cpu --model-id random-roberta-base
+    python run_benchmark.py --model onnx-fp16,torch-bf16 --device gpu --dataset my.csv --column text
 
-Every combination of variant, workers and batching is a cell. A cell is measured in messages/s and gives a
-row, printed on standard output and saved under results/. Notes, progress and the verdict go to standard error.
+Every combination of variant, workers and batching is a cell. Each cell gives a row, which is printed on standard output
+and saved under results/. Notes, progress and the verdict go to standard error.
 
-Timed are the forward passes over all batches of a cell; the fastest cell of each variant and worker count once more end
-to end, from the texts to the logits on the host, and those that lead again in turn. 256 texts are compared with the
-original model in eager FP32 PyTorch: `max_diff` is the largest difference of any label's probability, `flips` the share
-of changed decisions. What is fast and not proven yet then runs over more texts, for --check-time seconds at most. `ok`
-means that a cell ran and its outputs are finite. results/README.md says exactly how it measures.
+What is timed: the forward passes over all batches of a cell. The fastest cell per variant and worker count is then
+timed end to end, from texts to answers on the host, and the leaders once more, taking turns. 256 texts are compared
+with the original model in eager FP32 PyTorch: `max_diff` is the largest difference of any label's probability, `flips`
+the share of changed decisions. Fast variants that are not proven yet are checked on more texts, for up to --check-time
+seconds. results/README.md explains the columns and the method.
 
-Exit code: 0, 1 if a cell failed (its row says why) or a row could not be saved, 2 for wrong usage or input, 130 after
-Ctrl-C.
+Exit code: 0, 1 if a cell failed (its row has the reason) or a row could not be saved, 2 for wrong usage or input, 130
+after Ctrl-C.
 """
 
-import shlex
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
 from bench.files import check_writable
 from bench.machine import cpu_cores, describe_device, process_count
-from bench.measure.cells import Cell, cell_of, cells_to_run, measured_before, plan_cells
-from bench.measure.check import more_texts
-from bench.measure.leaders import (
-    LOOK,
-    MAX_LEADERS,
-    ROUNDS,
-    default_variants,
-    flops_of_a_text,
-    look_size,
-    measure_all,
-)
-from bench.measure.prepare import find_exports, find_peaks, say_what_is_measured
-from bench.measure.recorder import Recorder, columns_of, columns_of_run
+from bench.measure.cells import Cell, cell_of, cells_to_run, plan_cells
+from bench.measure.leaders import estimate_total, measure_all
+from bench.measure.prepare import describe_sweep, find_peaks, prepare_sweep
+from bench.measure.quick import QUICK_OPTIONS, default_variants, flops_per_text, quick_size
+from bench.measure.recorder import Recorder, columns_of_run, rows_to_reuse
 from bench.measure.sweep import Sweep, estimate
-from bench.measure.token_cache import load_or_tokenize
-from bench.measure.warnings import measure_busy, note, note_what_slows
+from bench.measure.warnings import measure_busy, note, note_slowdowns
 from bench.model.batches import BATCHINGS
-from bench.model.model import Model
 from bench.model.random_model import RANDOM_MODEL
 from bench.model.resolve import DEFAULT_MODEL, open_model
 from bench.naming import slug
+from bench.options import add_text_options, add_threshold, command, float_from
 from bench.processes import helper_process, run_in_subprocess
 from bench.report import rows
 from bench.report.table import HEADER, table_line
 from bench.report.verdict import verdict
-from bench.tables import format_csv
-from bench.tables.datasets import Dataset, load_dataset
-from bench.timing import step, time_words
+from bench.tables.datasets import load_dataset
+from bench.tables.format_csv import Csv
+from bench.timing import time_words
 from bench.variants import Device
 from runtimes import VARIANTS
 from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
-QUICK = {"min_time": 0.0, "check_time": 15.0}  # and what the device asks for, see LOOK
-LOADING_SECONDS = 4.0  # about, until a variant's workers are ready
+QUICK_TIMES = {"min_time": 0.0, "check_time": 15.0}
 
 
 # ------------------------------------------------------------------------------------------------------- options
@@ -70,43 +58,61 @@ LOADING_SECONDS = 4.0  # about, until a variant's workers are ready
 
 def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
-    add, whole = parser.add_argument, int_from(1)
-    add("--model", required=True, type=list_of(str.strip), metavar="LIST", help=f"of {', '.join(VARIANTS)}; or all")
+    seconds, positive = float_from(0), int_from(1)
+
+    add = parser.add_argument_group("what to measure").add_argument
+    names = "comma-separated variants (torch, onnx, ...), or 'all' for those that are fast on this device"
+    add("--model", required=True, type=list_of(str.strip), metavar="VARIANTS", help=names)
     add("--device", required=True, choices=("gpu", "cpu"))
-    add("--dataset", default="normal", help="normal, filtered, or a file of texts (default: normal)")
-    add("--column", default="body", help="the file's text column (default: body)")
     model_help = f"Hub id, local folder, or {RANDOM_MODEL}, which needs no network (default: %(default)s)"
-    format_csv.add_options(parser)
     add("--model-id", default=DEFAULT_MODEL, help=model_help)
     add("--gpu", type=int_from(0), default=0, help="GPU id (default: 0)")
-    add("--batches", type=list_of(whole), default=[1, 2, 4, 8, 16, 32], help="texts a batch (default: 1,2,4,8,16,32)")
-    token_help = "tokens in a batch with padding, for token-budget (default: 1024,4096,16384; GPU 16384,32768,65536)"
-    add("--batch-tokens", type=list_of(whole), help=token_help)
-    add("--workers", type=list_of(process_count), default=[1], help="comma list of worker counts (default: 1)")
-    add("--threads", type=process_count, help="CPU threads of each worker (default: all cores, shared out)")
-    batching_help = f"comma list of {', '.join(BATCHINGS)} (default: all three)"
-    add("--batching", type=list_of(batching), default=list(BATCHINGS), help=batching_help)
-    add("--limit", type=whole, help="use at most this many texts, evenly spaced through the dataset (default: all)")
-    threshold_help = "above which a label holds: a number, or a JSON file of label -> number (default: 0.5)"
-    add("--threshold", metavar="NUMBER|FILE", help=threshold_help)
-    check_help = "seconds, at most, on more texts for what is fast and not proven (default: 120; --quick: 15)"
-    add("--check-time", type=seconds, default=120.0, help=check_help)
-    add("--min-time", type=seconds, default=3.0, help="seconds of whole passes for each cell, at least (default: 3)")
-    repeats_help = "measure every cell this many times, in turn: a slow minute of a shared machine then hits all alike"
-    add("--repeats", type=whole, default=1, help=f"{repeats_help} (default: 1)")
-    stall_help = "give up on a cell after this many seconds without progress (default: 600; 0: never)"
-    add("--stall-timeout", type=seconds, default=600.0, help=stall_help)
-    saving = parser.add_mutually_exclusive_group()
-    saving.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
-    saving.add_argument("--no-save", action="store_true", help="save nothing")
-    add("--resume", action="store_true", help="skip what has an ok row of the same texts, weights, commit and versions")
-    add("--dry-run", action="store_true", help="print the cells that would run, and stop")
-    quick = "a first look of about a minute, exports not counted: as many texts as the device does in a few seconds"
+    quick = "about a minute plus exports: as many texts as the device can process in a few seconds"
     add("--quick", action="store_true", help=quick)
+    add("--dry-run", action="store_true", help="print the cells that would run, and stop")
+
+    texts = parser.add_argument_group("texts")
+    texts.add_argument("--dataset", default="normal", help="normal, filtered, or a file of texts (default: normal)")
+    add_text_options(texts)
+    limit_help = "use at most this many texts, evenly spaced through the dataset (default: all)"
+    texts.add_argument("--limit", type=positive, help=limit_help)
+    add_threshold(texts)
+
+    how = parser.add_argument_group("how to measure")
+    add = how.add_argument
+    batching_help = f"comma-separated: {', '.join(BATCHINGS)} (default: all three)"
+    add("--batching", type=list_of(batching), default=list(BATCHINGS), metavar="LIST", help=batching_help)
+    sizes = [1, 2, 4, 8, 16, 32]
+    add(
+        "--batches", type=list_of(positive), default=sizes, metavar="LIST", help="texts per batch (default: 1,2,...,32)"
+    )
+    tokens = "tokens per batch, with padding, for token-budget (default: 1024,4096,16384; GPU: 16384,32768,65536)"
+    add("--batch-tokens", type=list_of(positive), metavar="LIST", help=tokens)
+    workers = "comma-separated numbers of worker processes (default: 1)"
+    add("--workers", type=list_of(process_count), default=[1], metavar="LIST", help=workers)
+    add("--threads", type=process_count, help="CPU threads per worker (default: all cores / workers)")
+    add("--min-time", type=seconds, default=3.0, help="repeat each cell for at least this many seconds (default: 3)")
+    repeats = "measure all cells this often, in turn, so that a slow minute affects all alike (default: 1)"
+    add("--repeats", type=positive, default=1, help=repeats)
+    check = "seconds for checks of fast, unproven variants on more texts (default: 120; --quick: 15)"
+    add("--check-time", type=seconds, default=120.0, help=check)
+    stall = "seconds without progress after which a cell fails (default: 600; 0: never)"
+    add("--stall-timeout", type=seconds, default=600.0, help=stall)
+
+    output = parser.add_argument_group("output")
+    saving = output.add_mutually_exclusive_group()
+    saving.add_argument(
+        "--results-dir", type=Path, default=Path("results"), help="folder of the rows (default: results)"
+    )
+    saving.add_argument("--no-save", action="store_true", help="save nothing")
+    resume = "skip cells that have an ok row with the same texts, weights, commit and versions"
+    output.add_argument("--resume", action="store_true", help=resume)
+
     args = parser.parse_args()
-    threads = max(1, cpu_cores() // max(args.workers))
-    quick = QUICK | LOOK[args.device] if args.quick else {}
-    parser.set_defaults(**{"batch_tokens": BATCH_TOKENS[args.device], "threads": threads} | quick)
+    defaults = {"batch_tokens": BATCH_TOKENS[args.device], "threads": max(1, cpu_cores() // max(args.workers))}
+    if args.quick:
+        defaults |= QUICK_TIMES | QUICK_OPTIONS[args.device]
+    parser.set_defaults(**defaults)
     return parser.parse_args()
 
 
@@ -116,94 +122,52 @@ def batching(text: str) -> str:
     return text
 
 
-def seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
-
-
 def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
-    """Returns the variants asked for; `all` are those that are fast on the device and whose runtime is installed.
+    """Return the variants asked for. `all` are the default variants, with --quick without those that compile first.
 
-    A `quick` look leaves out of them what must be compiled first. Raises UserError for an unknown name, and for one
-    that can't run on the device, with the reason.
+    Raises UserError for a variant that does not exist or can't run on the device.
     """
     if names == ["all"]:
         return default_variants(device, compiled=not quick)
     for name in names:
         if name not in VARIANTS:
-            raise UserError(f"no variant {name!r}; there are: {', '.join(VARIANTS)}, or all of them as `all`")
+            raise UserError(f"--model {name}: no such variant. Choose from {', '.join(VARIANTS)}, or all")
         if device in VARIANTS[name].unsupported:
-            raise UserError(f"{name} can't run on a {device}: {VARIANTS[name].unsupported[device]}")
+            raise UserError(f"--model {name}: not on a {device}: {VARIANTS[name].unsupported[device]}")
     return names
 
 
 def choose_cells(args: Namespace, variants: list[str], n_texts: int) -> list[Cell]:
-    """Returns the cells asked for; batches of more texts than there are make none. Raises UserError if none is left."""
+    """Return the cells asked for, without batches of more texts than there are. Raises UserError if none is left."""
     too_large = ",".join(str(size) for size in args.batches if size > n_texts)
     sizes = [size for size in args.batches if size <= n_texts]
     cells = plan_cells(variants, args.workers, args.batching, sizes, args.batch_tokens)
     if not cells:
-        raise UserError(f"--batches {too_large}: there are only {n_texts} texts")
+        raise UserError(f"--batches {too_large}: there are only {n_texts} texts; choose smaller batches")
     if too_large:
-        note(f"batches of {too_large} are left out: there are only {n_texts} texts")
+        note(f"skipping --batches {too_large}: there are only {n_texts} texts")
     return cells
-
-
-# ------------------------------------------------------------------------------------------------ before the cells
-
-
-def find_device(args: Namespace) -> Device:
-    return Device(args.gpu if args.device == "gpu" else None, args.threads)
-
-
-def prepare(args: Namespace, model: Model, dataset: Dataset, peaks: dict[str, float], call: Callable) -> Sweep:
-    """Does all that comes before the first cell. `call` runs a function in a helper process."""
-    device = find_device(args)
-    with step("reference  token ids, and eager FP32 torch on some of the texts"):
-        tokens = load_or_tokenize(model, dataset.texts, device.gpu, call)
-    say_what_is_measured(model, dataset.name, tokens)
-    exports = find_exports(model, args.model, device)
-    return Sweep(
-        model=model,
-        tokens=tokens,
-        exports=exports,
-        device=device,
-        peaks=peaks,
-        min_time=args.min_time,
-        stall_timeout=args.stall_timeout,
-        check_time=args.check_time,
-    )
 
 
 # ------------------------------------------------------------------------------------------------------- the cells
 
 
 def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Recorder) -> None:
-    """Measures the cells and checks what leads, printing each row."""
-    costs = estimate(sweep, cells)
-    slowest = {}  # pass of each variant and worker count
-    for cell, cost in costs.items():
-        slowest[cell.variant, cell.workers] = max(cost, slowest.get((cell.variant, cell.workers), 0))
-    end_to_end = sum(LOADING_SECONDS + cost for cost in slowest.values())
-    total = args.repeats * (sum(costs.values()) + end_to_end)
-    leaders = sorted(slowest.values())[:MAX_LEADERS] if len(slowest) > 1 and args.repeats == 1 else []
-    total += sum(LOADING_SECONDS + (1 + ROUNDS) * cost for cost in leaders)
-    check = f"; then up to {args.check_time:.0f} s on more texts" if sweep.more_texts and args.check_time else ""
-    say(f"plan       {len(cells)} cells, about {time_words(total)}, compiling not counted{check}")
+    """Measure the cells and check the leaders, printing each row."""
+    seconds = estimate(sweep, cells)
+    plan = f"{len(cells)} cells, about {time_words(estimate_total(sweep, seconds, args.repeats))} without compiling"
+    if sweep.more_texts and args.check_time:
+        plan += f"; then up to {args.check_time:.0f} s of checks on more texts"
+    say(f"plan       {plan}")
     print(HEADER, flush=True)
     layout = "{percentage:3.0f}% {bar} {elapsed}, {remaining} left"
-    total = args.repeats * sum(costs.values())
+    total = args.repeats * sum(seconds.values())
     with tqdm(total=total, bar_format=layout, file=sys.stderr, disable=None) as progress:
 
         def show(cell: Cell, row: dict) -> None:
             progress.write(table_line(row), file=sys.stdout)
             sys.stdout.flush()
-            progress.update(costs.get(cell, 0))
+            progress.update(seconds.get(cell, 0))
 
         recorder.show = show
         try:
@@ -211,30 +175,48 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Re
         finally:
             if recorder.unsaved:
                 lines = rows.HEADER + "".join(map(rows.line_of, recorder.unsaved))
-                say(f"not saved in {args.results_dir}, so copy it from here:\n{lines.rstrip()}")
+                say(f"could not save these rows in {args.results_dir}; copy them from here:\n{lines.rstrip()}")
 
 
-def next_commands(args: Namespace) -> tuple[str, str]:
-    """Returns the commands that may follow a run, for verdict(): one that checks more texts, and the next step.
+def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
+    """Return functions that build the commands for verdict(): a check on more texts, and the next step.
 
-    That is a longer run after a first look, else the labelling.
+    After a quick benchmark that is a longer run, else the labelling.
     """
-    given = args.model_id, args.dataset, args.column, args.threshold or ""
-    model, dataset, column, threshold = (shlex.quote(text).replace("{", "{{").replace("}", "}}") for text in given)
-    same = f"python run_benchmark.py --model {{variants}} --device {args.device} --model-id {model}"
-    same += f" --dataset {dataset}" * (args.dataset != "normal") + f" --column {column}" * (args.column != "body")
-    same += f" --threshold {threshold}" * bool(args.threshold) + f" --threads {args.threads}"
-    settle = f"{same.replace('{variants}', 'torch,{variants}')} --quick --check-time {{seconds}}"
-    if args.quick:
-        sizes = "{batches},32 --batch-tokens {tokens},1024,2048" if args.device == "cpu" else "32,128"
-        return settle, f"{same.replace('{variants}', '{candidates}')} --limit 500 --batches {sizes}"
-    words = f"python classify_texts.py {model} FILE --output labels --device {args.device}"
-    return settle, words + f" --threshold {threshold}" * bool(args.threshold)
+
+    def benchmark(variants: list[str], **options) -> str:
+        given = {
+            "device": args.device,
+            "gpu": args.gpu or None,
+            "model_id": args.model_id,
+            "dataset": args.dataset if args.dataset != "normal" else None,
+            "column": args.column if args.column != "body" else None,
+            "delimiter": "tab" if args.delimiter == "\t" else args.delimiter,
+            "encoding": args.encoding if args.encoding != "utf-8" else None,
+            "threshold": args.threshold,
+            "threads": args.threads,
+        }
+        return command("python", "run_benchmark.py", model=variants, **given, **options)
+
+    def check(variants: list[str]) -> str:
+        return benchmark(["torch", *variants], quick=True, check_time=600)
+
+    def longer_run(winner: dict, candidates: list[str]) -> str:
+        if args.device == "gpu":
+            return benchmark(candidates, limit=500, batches=[32, 128])
+        batches, tokens = int(winner["batch_size"]) or 8, int(winner["batch_tokens"]) or 512
+        return benchmark(candidates, limit=500, batches=[batches, 32], batch_tokens=[tokens, 1024, 2048])
+
+    def label(winner: dict, candidates: list[str]) -> str:
+        options = {"output": "labels", "device": args.device, "threshold": args.threshold}
+        return command("python", "classify_texts.py", args.model_id, "FILE", **options)
+
+    return check, longer_run if args.quick else label
 
 
 def list_cells(cells: list[Cell], repeats: int) -> int:
-    """Prints the cells that would run; returns the exit code."""
-    say(f"{len(cells)} cells to run" + f", {repeats} times" * (repeats > 1))
+    """Print the cells that would run. Return the exit code."""
+    say(f"{len(cells)} cells to run, {repeats} time(s) each")
     for cell in cells:
         print(cell.variant, cell.workers, cell.batching, cell.stage, sep="\t")
     return 0
@@ -242,9 +224,9 @@ def list_cells(cells: list[Cell], repeats: int) -> int:
 
 def main() -> int:
     args = parse_arguments()
-    args.model = variants = choose_variants(args.model, args.device, args.quick)
-    csv = format_csv.Csv(args.delimiter, args.encoding)
-    device, dataset = find_device(args), load_dataset(args.dataset, args.column, args.limit, csv=csv)
+    variants = choose_variants(args.model, args.device, args.quick)
+    dataset = load_dataset(args.dataset, args.column, args.limit, csv=Csv(args.delimiter, args.encoding))
+    device = Device(args.gpu if args.device == "gpu" else None, args.threads)
     info = run_in_subprocess(describe_device, args.gpu) if args.device == "gpu" else describe_device(None)
     cells = choose_cells(args, variants, len(dataset.texts))
     if not (args.no_save or args.dry_run):
@@ -252,37 +234,39 @@ def main() -> int:
         check_writable(rows.results_path(args.results_dir, file | {"variant": max(variants, key=len)}).parent)
     if args.dry_run and not args.resume:
         return list_cells(cells, args.repeats)
-    with helper_process() as call:  # one for all, so that torch is imported once
+    with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
         model = open_model(args.model_id, call).with_thresholds(args.threshold)
         say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")
         busy = measure_busy(info, device)
-        note_what_slows(variants, device, max(args.workers), busy)
+        note_slowdowns(variants, device, max(args.workers), busy)
         for line in dataset.notes:
             note(line)
         peaks = find_peaks(variants, device, call)
         if args.quick:
-            texts = look_size(call(flops_of_a_text, model, dataset.texts), peaks["fp32"])
+            texts = quick_size(flops_per_text(model, dataset.texts, call), peaks["fp32"])
             dataset = dataset.limited(max(texts, *args.batches))
-        same, before = columns_of_run(model, dataset, info, args.threads), rows.completed_rows([])[0]
+        run_columns, earlier = columns_of_run(model, dataset, info, args.threads), None
         if args.resume:
-            before = measured_before(args.results_dir, same, columns_of, cells)
-            say(f"resume     {len(before)} rows of earlier runs count")
-            cells = cells_to_run(cells, {cell_of(row): row["messages/s"] for row in before.to_dict("records")})
+            earlier = rows_to_reuse(args.results_dir, run_columns, cells)
+            say(f"resume     reusing {len(earlier)} rows of earlier runs")
+            cells = cells_to_run(cells, {cell_of(row): row["messages/s"] for row in earlier.to_dict("records")})
         if args.dry_run:
             return list_cells(cells, args.repeats)
-        sweep = prepare(args, model, dataset, peaks, call)
-    more = more_texts(dataset.all_texts, sweep.tokens)
-    sweep = replace(sweep, uuid="" if busy is None else info.uuid, more_texts=more)
-    same |= {"busy": "" if busy is None else f"{busy:.2f}", "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
-    recorder = Recorder(same, before, None if args.no_save else args.results_dir, print)
+        limits = {name: getattr(args, name) for name in ("min_time", "stall_timeout", "check_time")}
+        sweep = prepare_sweep(model, dataset, variants, device, call, peaks=peaks, **limits)
+    describe_sweep(sweep, dataset.name)
+    if busy is not None:
+        sweep = replace(sweep, uuid=info.uuid)
+        run_columns["busy"] = f"{busy:.2f}"
+    recorder = Recorder(run_columns, None if args.no_save else args.results_dir, print, earlier)
     measure_cells(args, sweep, cells, recorder)
-    if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in recorder.found):
-        note("shares of the peak above 100% are left out: the products that measure it were slow, or are slow here")
+    if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in recorder.rows):
+        note("MFU above 100% omitted: the peak measurement was disturbed, or its kernels are slow on this machine")
     completed = recorder.completed()
-    for line in [] if completed.empty else verdict(completed, *next_commands(args)):
+    for line in [] if completed.empty else verdict(completed, *follow_up_commands(args)):
         say(clean(line))
-    return int(any(row["status"] != "ok" for row in recorder.found) or bool(recorder.unsaved))
+    return int(any(row["status"] != "ok" for row in recorder.rows) or bool(recorder.unsaved))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,27 @@
-"""Judges whether a variant or an export changes no more decisions than tolerated: the one room that does.
+"""Decides whether a variant or an export changes no more decisions than tolerated. All such judgments are made here.
 
-What is counted is tested exactly, by the binomial distribution (Clopper and Pearson, 1934), as if decisions were
-independent. "Within" and "not within" are each wrong with a chance of at most 5%. Who looks several times at a growing
-number of decisions, as the benchmark does, shares these 5% out: look k may be wrong with a chance of 5% / 2^k, and all
-looks together with less than 5%. The last look, when time or texts are over, may use what is left of them.
+The changed decisions are tested exactly, with the binomial distribution (Clopper and Pearson, 1934), as if decisions
+were independent. "Within" and "not within" are each wrong with a probability of at most 5%. The benchmark looks at a
+growing number of decisions several times, so it splits these 5%: look k may be wrong with a probability of 5% / 2^k,
+all looks together with less than 5%. The last look, when time or texts run out, may use all that is left.
 """
 
 import numpy as np
 
 TOLERANCE = 0.001  # share of changed decisions that is tolerated
-ALPHA = 0.05  # the largest chance that a verdict is wrong
-N_SAMPLE = 256  # texts, at most, that every cell of a sweep is compared on: seconds of work for the reference
-MAX_FACTOR = 5  # times as many decisions, above which nobody would check: the answer is the interval then
-ROUNDING = 1e-4  # of a probability: as far as FP32 is off that multiplies the same numbers in another order
+ALPHA = 0.05  # the largest probability of a wrong verdict
+N_SAMPLE = 256  # texts, at most, on which every cell of a sweep is compared: seconds of work for the reference
+MAX_FACTOR = 5  # give up suggesting more texts beyond this factor and report the interval instead
+ROUNDING = 1e-4  # largest difference of a probability that FP32 rounding explains (sums in another order)
 WITHIN, UNPROVEN, NOT_WITHIN = "within tolerance", "not proven yet", "NOT WITHIN TOLERANCE"
-VERDICTS = {"yes": WITHIN, "not proven": UNPROVEN, "no": NOT_WITHIN}  # how the column `within` of a row puts it
+VERDICTS = {"yes": WITHIN, "not proven": UNPROVEN, "no": NOT_WITHIN}  # values of the column `within`
 
 
 def within_tolerance(changed: int, decisions: int, tolerance: float = TOLERANCE, alpha: float = ALPHA) -> bool | None:
-    """Says whether at most a share of `tolerance` of all decisions changes, from those that were checked.
+    """Test whether at most a share of `tolerance` of all decisions changes; None if there are too few to decide.
 
-    True and False are each wrong with a chance of at most `alpha`; None where so few can't tell. A tolerance of 0 or 1
-    is judged by these alone.
+    True and False are each wrong with a probability of at most `alpha`. A tolerance of 0 or 1 is compared with the
+    observed share.
     """
     if not 0 < tolerance < 1:
         return changed / decisions <= tolerance
@@ -33,45 +33,42 @@ def within_tolerance(changed: int, decisions: int, tolerance: float = TOLERANCE,
 def judge(
     changed: int, decisions: int, tolerance: float = TOLERANCE, alpha: float = ALPHA, rounded: bool = False
 ) -> str:
-    """Returns WITHIN, UNPROVEN or NOT_WITHIN. `rounded`: the differences are rounding alone, see is_rounded."""
+    """Return WITHIN, UNPROVEN or NOT_WITHIN. `rounded`: all differences are FP32 rounding, see is_rounded."""
     if rounded and not changed:
         return WITHIN
     return {True: WITHIN, False: NOT_WITHIN, None: UNPROVEN}[within_tolerance(changed, decisions, tolerance, alpha)]
 
 
 def is_rounded(precision: str, max_diff: float) -> bool:
-    """Says whether what computes in this precision is the original but for the order of its sums: FP32, and as near."""
+    """True if the differences are FP32 rounding: same arithmetic, other summation order."""
     return precision == "fp32" and max_diff <= ROUNDING
 
 
 def alpha_for_look(look: int, last: bool = False) -> float:
-    """Returns how likely the verdict of look 1, 2, ... may be wrong; for the last one that is all of what is left."""
+    """Return the error probability of look 1, 2, ...; the last look gets all that is left."""
     return ALPHA / 2 ** (look - last)
 
 
 def binomial_cdf(k: int, n: int, p: float) -> float:
-    """Returns the chance of at most k successes in n trials that succeed with a chance of p each."""
+    """Return the probability of at most k successes in n trials with success probability p."""
     if k < 0 or p >= 1:
         return float(k >= n)
     if p <= 0:
         return 1.0
     i = np.arange(k + 1)
-    ways = np.concatenate([[0.0], np.cumsum(np.log((n - i[:-1]) / (i[:-1] + 1)))])  # log of n over i
-    return float(np.exp(ways + i * np.log(p) + (n - i) * np.log1p(-p)).sum())
+    log_choices = np.concatenate([[0.0], np.cumsum(np.log((n - i[:-1]) / (i[:-1] + 1)))])  # log of n over i
+    return float(np.exp(log_choices + i * np.log(p) + (n - i) * np.log1p(-p)).sum())
 
 
 def interval(changed: int, decisions: int, alpha: float = ALPHA) -> tuple[float, float]:
-    """Returns the confidence interval of the share of decisions that change, by Clopper and Pearson.
-
-    `alpha`: how likely the share lies outside, above and below together.
-    """
+    """Return the two-sided Clopper-Pearson interval of the share of changed decisions, with confidence 1 - alpha."""
     low = bisect(lambda p: 1 - binomial_cdf(changed - 1, decisions, p) < alpha / 2) if changed else 0.0
     high = bisect(lambda p: binomial_cdf(changed, decisions, p) > alpha / 2) if changed < decisions else 1.0
     return low, high
 
 
 def bisect(is_below) -> float:
-    """Returns the number from 0 to 1 up to which is_below(number) is true."""
+    """Return the largest number from 0 to 1 for which is_below(number) is true."""
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -80,9 +77,9 @@ def bisect(is_below) -> float:
 
 
 def decisions_needed(changed: int, decisions: int, tolerance: float = TOLERANCE, alpha: float = ALPHA) -> int | None:
-    """Returns about how many decisions would tell, if as large a share changes; None if more than anybody would check.
+    """Estimate how many decisions give a verdict if the share of changes stays; None beyond MAX_FACTOR.
 
-    Where none changed it is the exact number: 2,995 for a tolerance of 0.1% and one look.
+    The number is exact if none changed: 2,995 for a tolerance of 0.1% and a single look.
     """
     if not changed and 0 < tolerance < 1:
         return int(np.ceil(np.log(alpha) / np.log1p(-tolerance)))
@@ -95,36 +92,37 @@ def decisions_needed(changed: int, decisions: int, tolerance: float = TOLERANCE,
 
 
 def share_words(changed: int, decisions: int, tolerance: float = TOLERANCE) -> str:
-    """Says what is known where the decisions that were checked can't tell: the interval, which holds the tolerance.
+    """Describe an undecided result: the confidence interval of the share, which contains the tolerance.
 
-    After several looks it has more confidence than 95%, as the verdict needs.
+    The confidence exceeds 95% if there were several looks, as the verdict requires.
     """
     alpha, (low, high) = ALPHA, interval(changed, decisions)
     while not low <= tolerance <= high:
         alpha /= 2
         low, high = interval(changed, decisions, alpha)
     share = f"{low:.2%} to {high:.2%} of the decisions change ({100 * (1 - alpha):.3g}% confidence)"
-    return f"{share}, your tolerance is {tolerance:.2%}"
+    return f"{share}, the tolerance is {tolerance:.2%}"
 
 
 def judge_export(stats: dict, tolerance: float, precision: str = "") -> tuple[str, str]:
-    """Returns the verdict on an export with these parity.statistics (WITHIN, UNPROVEN or NOT_WITHIN), and why."""
+    """Return the verdict on an export (WITHIN, UNPROVEN or NOT_WITHIN) and the reason.
+
+    `stats`: see ParityCounter.statistics.
+    """
     if stats["non_finite_texts"]:
-        return NOT_WITHIN, f"{stats['non_finite_texts']} texts have outputs that are not finite"
+        return NOT_WITHIN, f"the outputs of {stats['non_finite_texts']} texts are not finite"
     changed, decisions = stats["changed"], stats["decisions"]
     rounded = is_rounded(precision, stats["largest_difference"]["max"])
-    verdict, words = (
-        judge(changed, decisions, tolerance, rounded=rounded),
-        f"{changed:,} of {decisions:,} decisions changed",
-    )
+    verdict = judge(changed, decisions, tolerance, rounded=rounded)
+    counts = f"{changed:,} of {decisions:,} decisions changed"
     if verdict == UNPROVEN:
         needed = decisions_needed(changed, decisions, tolerance)
-        often = (
-            f"about {needed / decisions:.1f} times as many texts would tell" if needed else "it is near the tolerance"
-        )
-        return UNPROVEN, f"{words}: {share_words(changed, decisions, tolerance)}; {often}"
+        advice = "the share is too close to the tolerance"
+        if needed:
+            advice = f"about {needed / decisions:.1f} times as many texts would decide it"
+        return UNPROVEN, f"{counts}: {share_words(changed, decisions, tolerance)}; {advice}"
     if rounded and not changed:
-        return WITHIN, f"{words}, and no probability by more than {ROUNDING:g}: that is rounding"
-    than = "at most" if verdict == WITHIN else "more than"
-    confidence = " with 95% confidence" if 0 < tolerance < 1 else ""
-    return verdict, f"{words}, {than} the tolerance of {tolerance:.3%}{confidence}"
+        return WITHIN, f"{counts}, and no probability by more than {ROUNDING:g}, which is rounding"
+    comparison = "at most" if verdict == WITHIN else "more than"
+    reason = f"{counts}, {comparison} the tolerance of {tolerance:.3%}"
+    return verdict, f"{reason} with 95% confidence" if 0 < tolerance < 1 else reason

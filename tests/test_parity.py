@@ -32,7 +32,7 @@ from bench.parity import (
     statistics,
     worst_texts,
 )
-from bench.report.judged import judge_row
+from bench.report.verdict import judge_row
 
 PROBLEMS = ("multi_label_classification", "single_label_classification", "regression")
 

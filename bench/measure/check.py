@@ -1,53 +1,46 @@
-"""Variants that are not proven yet -> more texts, until it can be told or the time is spent.
+"""Checks variants that are not proven yet on more texts, until each is decided or the time runs out.
 
-The decisions of a variant are looked at several times while their number grows, see judge: the sweep was look 1. Look 2
-comes when there are enough for a proof if none changed, and twice as many as before; each further one after as many
-again. How many texts a look has follows from nothing that was seen, so that the 5% hold.
+The decisions of a variant are tested several times while their number grows, see bench/judge.py. The sweep was look 1.
+Look 2 comes when there are enough decisions for a proof if none changed, and at least twice as many as before; every
+further look when their number has doubled again. It never depends on what was observed, so the 5% hold.
 """
 
-import json
 import math
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from bench.judge import UNPROVEN, WITHIN, alpha_for_look, decisions_needed
 from bench.measure.cells import Cell, cell_of
 from bench.measure.sweep import Sweep, format_figures, new_counter
-from bench.measure.token_cache import TokenizedTexts
 from bench.measure.worker import Worker
 from bench.model.parity import ParityCounter
 from bench.model.reference import CachedReference
 from bench.processes import ProcessPool
-from bench.report.judged import changed_of
+from bench.report.verdict import changed_of
 from bench.tables.items import Item
 
-BLOCK_TEXTS = 64  # that all variants and the original run in turn, between two looks at the clock
+BLOCK_TEXTS = 64  # texts that all variants and the original run, alternating, before the time is checked again
 
 
 @dataclass
 class FurtherCheck:
-    """A variant that is checked on more texts: its parity so far, those of the sweep included."""
+    """A variant that is checked on more texts."""
 
-    cell: Cell  # the batching that changed most in the sweep, of stage check
-    parity: ParityCounter
+    cell: Cell  # of stage check, with the batching that changed most in the sweep
+    parity: ParityCounter  # includes the counts of the sweep
     look: int = 1  # see judge.alpha_for_look
-    last: bool = False
-    texts: int = 0  # of the further texts, as are all that follow
+    last: bool = False  # whether this was the last look
+    texts: int = 0  # number of further texts; the following fields are about these
     seconds: float = 0.0
     tokens: int = 0
     padded_tokens: int = 0
 
     def run(self, workers: ProcessPool, texts: list[Item], reference: np.ndarray) -> None:
-        """Run the variant over more texts, and count. `reference`: [texts, labels], nan for texts without a token."""
-        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
-            json.dump(texts, file)
-            file.flush()
-            shares = workers.call(Worker.predict_share, Path(file.name), self.cell.batching)
+        """Run the variant over more texts. `reference`: [texts, labels], nan for texts without a token."""
+        shares = workers.call(Worker.predict_share, texts, self.cell.batching)
         answers = np.full(reference.shape, np.nan)
         for indices, predictions in shares:
             answers[indices] = predictions.answers
@@ -70,7 +63,7 @@ class FurtherCheck:
 
 
 def continue_check(sweep: Sweep, rows) -> FurtherCheck:
-    """Begin with the counts of the batching that changed most. `rows`: a DataFrame of a variant's cells."""
+    """Start from the counts of the batching that changed most. `rows`: a DataFrame of a variant's cells."""
     worst = rows.sort_values(["flips", "messages/s"]).iloc[-1]
     parity = new_counter(sweep, worst["variant"])
     parity.changed, parity.decisions = changed_of(worst), int(worst["decisions"])
@@ -81,41 +74,41 @@ def continue_check(sweep: Sweep, rows) -> FurtherCheck:
 def check_more(
     sweep: Sweep, workers: dict[Cell, ProcessPool], checks: dict[Cell, FurtherCheck]
 ) -> Iterator[tuple[Cell, dict]]:
-    """Runs variants over more texts until it can be told whether each is within tolerance; yields as run_cells.
+    """Check variants on more texts. Yields as run_cells.
 
-    `checks`: of the cells whose variants are not proven, the fastest first; `workers`: of each cell. It ends when the
-    fastest that is left is proven, when there are no more texts, or when the sweep's check_time is over.
+    `checks`: one for each cell whose variant is not proven, the fastest first; `workers`: of each cell. Ends when the
+    fastest remaining variant is proven, when there are no more texts, or after the sweep's check_time.
     """
-    texts, left, at, deadline = sweep.more_texts, dict(checks), 0, time.monotonic() + sweep.check_time
-    done = len(sweep.tokens.sample)
-    per_text = max(1, next(iter(checks.values())).parity.decisions // done)
+    texts, swept, checked = sweep.more_texts, len(sweep.tokens.sample), 0
+    remaining, deadline = dict(checks), time.monotonic() + sweep.check_time
+    per_text = max(1, next(iter(checks.values())).parity.decisions // swept)
     with CachedReference(sweep.model, sweep.device.gpu) as original:
         for look in range(2, 99):
             enough = math.ceil(decisions_needed(0, 1, alpha=alpha_for_look(look)) / per_text)
-            end = max(2 * (done + at), enough) - done
-            while at < min(end, len(texts)) and time.monotonic() < deadline:
-                block = texts[at : min(at + BLOCK_TEXTS, end)]
+            end = max(2 * (swept + checked), enough) - swept
+            while checked < min(end, len(texts)) and time.monotonic() < deadline:
+                block = texts[checked : min(checked + BLOCK_TEXTS, end)]
                 reference = original.answers(block)
-                for cell, check in left.items():
+                for cell, check in remaining.items():
                     check.run(workers[cell], block, reference)
-                at += len(block)
-            if not at:
+                checked += len(block)
+            if not checked:
                 return
+            is_last = checked < end  # the texts or the time ran out
             proven = False
-            for cell, check in [*left.items()]:
-                check.look, check.last = look, at < end
+            for cell, check in list(remaining.items()):
+                check.look, check.last = look, is_last
                 verdict = check.parity.verdict(check.alpha)
-                if verdict != UNPROVEN or proven or at < end:  # what is slower than a proven one need not be proven
+                if verdict != UNPROVEN or proven or is_last:  # a variant slower than a proven one needs no proof
                     proven = proven or verdict == WITHIN
-                    del left[cell]
+                    del remaining[cell]
                     yield check.cell, check.columns()
-            if not left:
+            if not remaining:
                 return
 
 
-def more_texts(all_texts: list[str], tokens: TokenizedTexts) -> list[str]:
-    """Returns the texts of a dataset that the sweep did not compare, each once, in an order of chance."""
-    own = tokens.texts()
-    compared = {own[i] for i in tokens.sample}
-    others = [text for text in dict.fromkeys(all_texts) if text not in compared]
+def more_texts(all_texts: list[Item], compared: list[Item]) -> list[Item]:
+    """Return the texts that the sweep did not compare, without duplicates, in random order."""
+    known = set(compared)
+    others = [text for text in dict.fromkeys(all_texts) if text not in known]
     return [others[i] for i in np.random.default_rng(0).permutation(len(others))]

@@ -1,4 +1,4 @@
-"""How much work a device can do, and how much a model has."""
+"""The peak FLOP/s of a device, and the FLOPs that a model needs."""
 
 import math
 import tempfile
@@ -10,74 +10,75 @@ import numpy as np
 
 from bench.machine import cpu_cores
 from bench.model.model import TORCH_DTYPES, Model
+from bench.model.reference import cached_array
 from bench.variants import Device
 from runtimes.onnx import start_session
 
-# rows, inner, columns. On a CPU these were the fastest, and short enough to fall between what others do; a GPU wants
-# more work at once
+# (rows, inner, columns): the fastest on the CPUs we measured, and short enough to run while other processes pause;
+# a GPU needs more work at once
 PEAK_PRODUCTS = ((1024, 1024, 1024), (2048, 2048, 2048))
 GPU_PEAK_PRODUCTS = ((8192, 8192, 8192), (8192, 1024, 4096), (4096, 4096, 4096))
-PEAK_SECONDS = 0.25  # for each of them
-# precision -> onnxruntime's operator, and the types of what it gets, of the weights and of the product
+PEAK_SECONDS = 0.25  # for each product
+# precision -> onnxruntime's operator, and the types of its input, weights and product
 ONNX_TYPES = {
     "fp32": ("MatMul", np.float32, np.float32, np.float32),
     "int8": ("MatMulInteger", np.uint8, np.int8, np.int32),
 }
-COUNTED_LENGTHS = [0, 16, 64, 256, 10**9]  # tokens, cut to those of the texts: shortest, some between, longest
+COUNTED_LENGTHS = [0, 16, 64, 256, 10**9]  # tokens; clipped to the shortest and longest text
 
 
 def measure_peaks(precisions: list[str], device: Device) -> dict[str, float]:
-    """Measures for each precision the FLOP/s that the best of a few large matrix products reaches on all of the device.
+    """Return the FLOP/s of the fastest of a few large matrix products, for each precision, on the whole device.
 
-    On a CPU each is tried in torch and in onnxruntime, on a GPU in torch, whose products both take from cuBLAS. That is
-    what a user can get of it, not what its data sheet says.
+    On a CPU both torch and onnxruntime are tried; on a GPU only torch, since both use cuBLAS. This is what software
+    reaches on the device, not the number on its data sheet.
     """
     import torch
 
     torch.set_num_threads(cpu_cores())
     torch.backends.cuda.matmul.allow_tf32 = False
-    place = torch.device("cpu" if device.gpu is None else f"cuda:{device.gpu}")
-    wait = (lambda: None) if device.gpu is None else (lambda: torch.cuda.synchronize(place))
-    repeats = 1 if device.gpu is None else 10  # products between two waits
+    torch_device = torch.device("cpu" if device.gpu is None else f"cuda:{device.gpu}")
+    synchronize = (lambda: None) if device.gpu is None else (lambda: torch.cuda.synchronize(torch_device))
+    repeats = 1 if device.gpu is None else 10  # products between two synchronizations
     peaks = {}
     for precision in precisions:
         for sizes in PEAK_PRODUCTS if device.gpu is None else GPU_PEAK_PRODUCTS:
-            products = [torch_product(precision, sizes, place)] if precision in TORCH_DTYPES else []
+            products = [torch_product(precision, sizes, torch_device)] if precision in TORCH_DTYPES else []
             products += [onnx_product(precision, sizes)] if precision in ONNX_TYPES and device.gpu is None else []
             for multiply in products:
                 multiply()
                 begin = time.monotonic()
                 while time.monotonic() - begin < PEAK_SECONDS:
-                    wait()
+                    synchronize()
                     start = time.monotonic()
                     for _ in range(repeats):
                         multiply()
-                    wait()
+                    synchronize()
                     seconds = (time.monotonic() - start) / repeats
                     peaks[precision] = max(peaks.get(precision, 0), 2 * math.prod(sizes) / seconds)
     return peaks
 
 
-def torch_product(precision: str, sizes: tuple[int, int, int], place) -> Callable:
+def torch_product(precision: str, sizes: tuple[int, int, int], torch_device) -> Callable:
     import torch
 
     rows, inner, columns = sizes
     dtype = getattr(torch, TORCH_DTYPES[precision])
-    left, right = (torch.rand(n, inner, device=place).to(dtype) for n in (rows, columns))
+    left, right = (torch.rand(n, inner, device=torch_device).to(dtype) for n in (rows, columns))
     return lambda: torch.mm(left, right.T)
 
 
 def onnx_product(precision: str, sizes: tuple[int, int, int]) -> Callable:
-    """Makes a product of onnxruntime on all cores, of numbers that it gets and constant weights, as a model's are."""
+    """Return a function that multiplies with constant weights in onnxruntime, as a model does, on all cores."""
     import onnx
     from onnx import helper, numpy_helper
 
     rows, inner, columns = sizes
-    operator, given, weights, result = ONNX_TYPES[precision]
-    right = numpy_helper.from_array(np.ones((inner, columns), weights), "right")
-    left = helper.make_tensor_value_info("left", helper.np_dtype_to_tensor_dtype(np.dtype(given)), [rows, inner])
+    operator, input_type, weight_type, product_type = ONNX_TYPES[precision]
+    right = numpy_helper.from_array(np.ones((inner, columns), weight_type), "right")
+    left = helper.make_tensor_value_info("left", helper.np_dtype_to_tensor_dtype(np.dtype(input_type)), [rows, inner])
     product = helper.make_tensor_value_info(
-        "product", helper.np_dtype_to_tensor_dtype(np.dtype(result)), [rows, columns]
+        "product", helper.np_dtype_to_tensor_dtype(np.dtype(product_type)), [rows, columns]
     )
     node = helper.make_node(operator, ["left", "right"], ["product"])
     graph = helper.make_graph([node], "product", [left], [product], [right])
@@ -86,33 +87,47 @@ def onnx_product(precision: str, sizes: tuple[int, int, int]) -> Callable:
         file = Path(folder) / "model.onnx"
         onnx.save(model, file)
         session = start_session(file, Device(None, cpu_cores()))
-    inputs = {"left": np.ones((rows, inner), given)}
+    inputs = {"left": np.ones((rows, inner), input_type)}
     return lambda: session.run(None, inputs)
 
 
-def count_flops(model: Model, lengths: np.ndarray, example: list[int]) -> float:
-    """Counts the FLOPs that a model's answers to texts of so many tokens need.
+def count_flops(model: Model, lengths: np.ndarray, example: list[int], call: Callable) -> float:
+    """Return the FLOPs of a model for texts with these token counts; nan if torch cannot count them.
 
-    Padding is not counted, and of the last layer only what the head reads, see runtimes/first_token.py. `example`: the
-    token ids of the longest text, of which beginnings and the last token are run.
+    Padding is not counted. `example`: token ids of the longest text; `call` runs a function in a helper process. Some
+    lengths are counted. Between them the FLOPs per token are interpolated, which are linear in the length except for
+    the head, the last layer and relative positions.
+    """
+    counted = np.unique(np.clip(COUNTED_LENGTHS, lengths.min(), lengths.max())).tolist()
 
-    torch's counter counts some lengths with eager attention (of others it misses the products on a CPU); between them
-    the FLOPs a token are interpolated, which are linear in the length but for the head, the last layer and relative
-    positions. A multiplication and an addition are 2 FLOPs. What is done element by element is left out.
+    def count() -> np.ndarray:
+        return call(flops_per_token, model, counted, example)
+
+    per_token = cached_array(count, (len(counted),), "flops", counted, example, model.weights_id)
+    return float((np.interp(lengths, counted, per_token) * lengths).sum())
+
+
+def flops_per_token(model: Model, lengths: list[int], example: list[int]) -> np.ndarray:
+    """Count the FLOPs per token of texts of these lengths [lengths]; nan if torch cannot count them.
+
+    A multiplication and an addition are 2 FLOPs; elementwise operations are left out. Of the last layer only what the
+    head reads counts, see runtimes/first_token.py. The texts are beginnings of the `example` with its last token.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from runtimes.first_token import first_token_only
 
-    network = model.load_torch(attn_implementation="eager")
-    if model.padding_side == "right":
-        first_token_only(network, model.task.output)
-    counted = np.unique(np.clip(COUNTED_LENGTHS, lengths.min(), lengths.max()))
     per_token = []
-    for length in counted:
-        ids = torch.tensor([[*example[: length - 1], example[-1]]])
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            network(input_ids=ids, attention_mask=torch.ones_like(ids))
-        per_token.append(counter.get_total_flops() / length)
-    return float((np.interp(lengths, counted, per_token) * lengths).sum())
+    try:
+        network = model.load_torch(attn_implementation="eager")  # on a CPU the counter misses the products of others
+        if model.padding_side == "right":
+            first_token_only(network, model.task.output)
+        for length in lengths:
+            ids = torch.tensor([[*example[: length - 1], example[-1]]])
+            with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+                network(input_ids=ids, attention_mask=torch.ones_like(ids))
+            per_token.append(counter.get_total_flops() / length)
+    except Exception:  # the counter fails for Perceiver, and CANINE takes no short texts
+        return np.full(len(lengths), np.nan)
+    return np.array(per_token)

@@ -1,10 +1,9 @@
-"""A job that nothing measured fits -> a short benchmark on its own texts."""
+"""The quick benchmark: its size and options, and how a labelling job runs it on its own texts."""
 
 import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,97 +12,134 @@ import pyarrow as pa
 from bench.judge import WITHIN
 from bench.machine import DeviceInfo
 from bench.measure.cells import plan_cells
-from bench.measure.check import more_texts
-from bench.measure.leaders import LOOK, default_variants, flops_of_a_text, look_size, measure_all
-from bench.measure.prepare import find_exports, find_peaks
+from bench.measure.leaders import measure_all
+from bench.measure.peak import count_flops
+from bench.measure.prepare import find_peaks, prepare_sweep
 from bench.measure.recorder import Recorder, columns_of_run
-from bench.measure.sweep import ASSUMED_MFU, Sweep
-from bench.measure.token_cache import load_or_tokenize
+from bench.measure.sweep import ASSUMED_MFU
 from bench.model.model import Model
-from bench.report import rows
+from bench.provenance import versions
 from bench.report.table import HEADER, table_line
 from bench.report.verdict import rank
 from bench.tables.datasets import Dataset, evenly_spaced, has_text
 from bench.tables.readers import Table, UnreadableFile
 from bench.variants import Device
+from runtimes import VARIANTS
 from utils import say
 
-SMALL_JOB = 10_000  # rows of a job that is done before a look would pay, on whatever device
-LOOK_SHARE, MOST_SECONDS, LEAST_SECONDS = 0.01, 60.0, 20.0  # a look's share of the job, and between what it stays
-HEAD_TEXTS, HEAD_FILES = 4000, 20  # texts that stand for the job, from the beginnings of so many of its files
-STALL_TIMEOUT = 600  # seconds
+# what `run_benchmark.py --quick` sets
+QUICK_OPTIONS = {
+    "cpu": {"batches": [1, 8], "batch_tokens": [512], "batching": ["sorted", "token-budget"]},
+    "gpu": {"batches": [32], "batch_tokens": [16384, 65536], "batching": ["in-order", "sorted", "token-budget"]},
+}
+PASS_SECONDS = 1.5  # of an FP32 pass over the texts of a quick benchmark, about
+MIN_TEXTS = 32  # of a quick benchmark, however slow the device
+COUNTED_TEXTS = 64  # whose FLOPs are counted for that
+SMALL_JOB = 10_000  # rows; a smaller job is done sooner than a benchmark would pay off, on any device
+JOB_SHARE = 0.01  # of a job's time in FP32 that its benchmark may take
+MIN_SECONDS, MAX_SECONDS = 20.0, 60.0  # of a job's benchmark; with less it is not run
+HEAD_TEXTS = 4000  # texts that represent a job
+HEAD_FILES = 20  # of which these are the beginnings, at most
+STALL_TIMEOUT = 600.0  # seconds
+
+
+def default_variants(device: str, compiled: bool = False) -> list[str]:
+    """Return the variants that are fast on a `gpu` or `cpu` and whose runtime is installed.
+
+    Variants that compile first are included only if `compiled`.
+    """
+    return [
+        name
+        for name, variant in VARIANTS.items()
+        if device in variant.default_on
+        and versions(*variant.packages)
+        and variant.is_native_on(device)
+        and (compiled or not variant.compiles)
+    ]
+
+
+def token_ids(model: Model, texts: list[str], count: int) -> list[list[int]]:
+    """Return the token ids of `count` evenly spaced texts, without those that have none."""
+    chosen = [texts[i] for i in evenly_spaced(len(texts), count)]
+    return [ids for ids in model.tokenize(chosen)["input_ids"] if ids]
+
+
+def mean_tokens(model: Model, texts: list[str]) -> float:
+    """Return the mean number of tokens per text; nan if there are none."""
+    lengths = [len(ids) for ids in token_ids(model, texts, 500)]
+    return float(np.mean(lengths)) if lengths else np.nan
+
+
+def flops_per_text(model: Model, texts: list[str], call: Callable) -> float:
+    """Return the mean FLOPs per text; nan if torch cannot count them. `call` runs a function in a helper process."""
+    ids = call(token_ids, model, texts, COUNTED_TEXTS)
+    if not ids:
+        return np.nan
+    return count_flops(model, np.array(list(map(len, ids))), max(ids, key=len), call) / len(ids)
+
+
+def quick_size(flops: float, peak: float) -> int:
+    """Return how many texts of `flops` each a device with this FP32 peak (FLOP/s) processes in PASS_SECONDS."""
+    texts = PASS_SECONDS * ASSUMED_MFU * peak / flops
+    return max(MIN_TEXTS, int(texts)) if np.isfinite(texts) else MIN_TEXTS
+
+
+# ------------------------------------------------------------------------------------------------- a labelling job
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be labelled: by which `model`, `texts` from its beginning, and about how many `rows` there are."""
+    """A labelling job without a matching result."""
 
     name: str
     model: Model
-    texts: list[str]
-    rows: int
+    texts: list[str]  # from its beginning
+    rows: int  # about
 
 
 def head_texts(tables: list[Table], column: str) -> list[str]:
-    """Reads texts from the beginnings of some files."""
-    found, some = [], [tables[i] for i in evenly_spaced(len(tables), HEAD_FILES)]
-    for table in some:
-        own = []
-        with contextlib.suppress(UnreadableFile):  # the labelling says so when it comes there
+    """Read texts from the beginnings of some files."""
+    chosen = [tables[i] for i in evenly_spaced(len(tables), HEAD_FILES)]
+    texts = []
+    for table in chosen:
+        head = []
+        with contextlib.suppress(UnreadableFile):  # reported when the labelling reaches it
             for part in table.rows(pa.schema([(column, pa.string())])):
-                own += [text for text in part.table[column].to_pylist() if has_text(text)]
-                if len(own) >= HEAD_TEXTS // len(some):
+                head += [text for text in part.table[column].to_pylist() if has_text(text)]
+                if len(head) >= HEAD_TEXTS // len(chosen):
                     break
-        found += own[: HEAD_TEXTS // len(some)]
-    return found
-
-
-def mean_tokens(model: Model, texts: list[str]) -> float:
-    """Returns how many tokens a text has on average; nan where there are none."""
-    lengths = [len(ids) for ids in model.tokenize([texts[i] for i in evenly_spaced(len(texts), 500)])["input_ids"]]
-    return float(np.mean(lengths)) if lengths else np.nan
+        texts += head[: HEAD_TEXTS // len(chosen)]
+    return texts
 
 
 def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Path, call: Callable) -> dict | None:
-    """Measures what is fast on the device, over texts of the job, and says what it finds.
+    """Measure the device's fast variants on texts of the job, and print what was found.
 
-    Returns the row of the fastest variant that is within tolerance; None where the job is too small for a look, and
-    where nothing is proven. `call` runs a function in a helper process. It takes LOOK_SHARE of the time that the job
-    takes in FP32, but at most MOST_SECONDS; exports are not counted, since they are made once.
+    Return the row of the fastest variant within tolerance; None if none is proven, or if the job is too small. `call`
+    runs a function in a helper process. The benchmark takes JOB_SHARE of the job's time in FP32, at most MAX_SECONDS,
+    without exports, which are created only once.
     """
     if job.rows <= SMALL_JOB or not job.texts:
         return None
     variants = default_variants(device.kind)
-    peaks, flops = find_peaks(variants, device, call), call(flops_of_a_text, job.model, job.texts)
-    in_fp32 = job.rows * flops / (ASSUMED_MFU * peaks["fp32"])
-    budget = min(LOOK_SHARE * in_fp32, MOST_SECONDS)
-    if not budget >= LEAST_SECONDS:
+    peaks, flops = find_peaks(variants, device, call), flops_per_text(job.model, job.texts, call)
+    fp32_seconds = job.rows * flops / (ASSUMED_MFU * peaks["fp32"])
+    budget = min(JOB_SHARE * fp32_seconds, MAX_SECONDS)
+    if not budget >= MIN_SECONDS:  # or nan
         return None
-    say(f"look       nothing measured fits this job of about {in_fp32 / 3600:.1f} h: {budget:.0f} s on its own texts")
+    say(f"quick      no result fits this job of about {fp32_seconds / 3600:.1f} h: measuring for {budget:.0f} s")
     dataset = Dataset(job.name, job.texts, [], job.texts)
-    dataset = dataset.limited(int(look_size(flops, peaks["fp32"]) * budget / MOST_SECONDS))
-    tokens = load_or_tokenize(job.model, dataset.texts, device.gpu, call)
-    exports, start = find_exports(job.model, variants, device), time.monotonic()
-    sweep = Sweep(
-        model=job.model,
-        tokens=tokens,
-        exports=exports,
-        device=device,
-        peaks=peaks,
-        min_time=0.0,
-        stall_timeout=STALL_TIMEOUT,
-        more_texts=more_texts(dataset.all_texts, tokens),
-        check_time=budget / 3,
-    )
-    cells = plan_cells(variants, [1], ["token-budget"], [], LOOK[device.kind]["batch_tokens"])
-    same = columns_of_run(job.model, dataset, info, device.threads)
-    same["date"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    dataset = dataset.limited(int(quick_size(flops, peaks["fp32"]) * budget / MAX_SECONDS))
+    limits = {"min_time": 0.0, "stall_timeout": STALL_TIMEOUT, "check_time": budget / 3}
+    sweep = prepare_sweep(job.model, dataset, variants, device, call, peaks=peaks, **limits)
+    cells = plan_cells(variants, [1], ["token-budget"], [], QUICK_OPTIONS[device.kind]["batch_tokens"])
     say(HEADER)
-    recorder = Recorder(same, rows.completed_rows([])[0], results_dir, lambda _, row: say(table_line(row)))
+    run_columns = columns_of_run(job.model, dataset, info, device.threads)
+    recorder, start = Recorder(run_columns, results_dir, lambda _, row: say(table_line(row))), time.monotonic()
     measure_all(sweep, cells, recorder, repeats=1)
     ranked = rank(recorder.completed())
     for row in ranked.to_dict("records"):
-        say(f"look       {row['variant']}: {row['messages/s']:.1f} messages/s, {row['verdict'].lower()}")
+        say(f"quick      {row['variant']}: {row['messages/s']:.1f} messages/s, {row['verdict'].lower()}")
     say(f"           {time.monotonic() - start:.0f} s; rows in {results_dir}")
     within = ranked[ranked["verdict"] == WITHIN].to_dict("records")
     return within[0] if within else None

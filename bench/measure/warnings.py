@@ -1,4 +1,4 @@
-"""What is said before a run starts: what makes its figures worse than they could be."""
+"""Warnings before a run starts: what makes its results worse than they could be."""
 
 import math
 
@@ -8,46 +8,46 @@ from bench.variants import Device
 from runtimes import VARIANTS
 from utils import UserError, clean, say
 
-BUSY_MIB = 1024  # in use on a GPU above which a note is printed (a desktop takes less)
+BUSY_MIB = 1024  # GPU memory in use above which a note is printed (a desktop takes less)
 MPS = "nvidia-cuda-mps-control -d  (stop it: echo quit | nvidia-cuda-mps-control)"
 
 
 def note(text: str) -> None:
-    """Prints a note about the run on standard error."""
+    """Print a note about the run on standard error."""
     say(f"note       {clean(text)}")
 
 
 def measure_busy(info: DeviceInfo, device: Device) -> float | None:
-    """Returns the share of the device that others keep busy now, and notes it; None where it is not known."""
+    """Return the share of the device that other processes use, with a note if it matters; None if unknown."""
     if device.gpu is None:
         busy = cpu_busy()
         if (busy or 0) > BUSY:
-            note(f"others keep {busy:.0%} of the cores busy: expect less messages/s, and less steady ones")
+            note(f"other processes use {busy:.0%} of the CPU: results will be lower and noisier")
         return busy
     try:
-        busy, others, used = gpu_busy(info.uuid)
+        busy, processes, used = gpu_busy(info.uuid)
     except UserError as error:
         note(str(error))
         return None
-    if others or busy > BUSY or used > BUSY_MIB:
-        note(f"others use the GPU: {others} processes seen, {used:.0f} MiB, busy {busy:.0%} of the time")
+    if processes or busy > BUSY or used > BUSY_MIB:
+        note(f"the GPU is in use: {processes} other processes, {used:.0f} MiB, busy {busy:.0%} of the time")
     return busy
 
 
-def note_what_slows(variants: list[str], device: Device, workers: int, busy: float | None) -> None:
-    """Notes what makes figures worse than they could be. `workers`: the most that run at once."""
+def note_slowdowns(variants: list[str], device: Device, workers: int, busy: float | None) -> None:
+    """Print a note for everything that makes results worse. `workers`: the largest number that run at once."""
     if len(versions("onnxruntime", "onnxruntime-gpu")) > 1:
-        note("onnxruntime and onnxruntime-gpu are both installed and overwrite each other: remove one")
+        note("onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall one")
     for name in variants:
         variant = VARIANTS[name]
         if device.kind in variant.caveats:
             note(f"{name}: {variant.caveats[device.kind]}")
         if not variant.is_native_on(device.kind):
-            note(f"{name}: this CPU has no {variant.required_cpu_feature.upper()} units, so it is slow or can't run")
+            note(f"{name}: this CPU has no {variant.required_cpu_feature.upper()} units, so it is slow or fails")
     if device.gpu is not None:
         if workers > 1:
-            note(f"several workers take turns on one GPU, unless MPS runs: {MPS}")
+            note(f"several workers take turns on one GPU unless MPS is running: {MPS}")
         return
     idle = cpu_cores() * (1 - (busy or 0))
     if workers * device.threads > math.ceil(idle):
-        note(f"more workers x threads than the {idle:.1f} idle cores: they will wait for each other and for others")
+        note(f"more workers x threads than the {idle:.1f} idle cores: they compete for the cores")

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from bench.machine import cpu_cores
 from bench.model.model import Model
 from bench.processes import ProcessPool, heartbeat
 from bench.provenance import versions
-from bench.tables.items import Item, digest_items
+from bench.tables.items import Item
 from utils import CACHE
 
 N_PADDED_TEXTS = 5  # that show what padding does: enough for several lengths, and quick
@@ -89,39 +88,49 @@ class Reference:
         return float(np.abs(self.of_batch(pad(rows)) - np.concatenate(list(map(self.of_batch, alone)))).max())
 
 
-class CachedReference:
-    """The original model in a process of its own, which starts when it is first needed: a context manager.
+def cached_array(compute: Callable, shape: tuple, *inputs: object) -> np.ndarray:
+    """Return compute(), an array of this shape, or what it returned earlier.
 
-    What it says of texts is kept in the cache, so that nobody waits twice. `seconds`: how long it took over the `texts`
-    that were not there.
+    `inputs`: all that the result depends on, serializable as JSON. Versions of torch and transformers are added.
+    """
+    inputs = [*inputs, versions("torch", "transformers", "tokenizers")]
+    file = CACHE / "references" / f"{digest([json.dumps(inputs).encode()])}.npy"
+    with contextlib.suppress(OSError, EOFError, ValueError):  # missing or damaged
+        array = np.load(file)
+        if array.shape == shape:
+            return array
+    array = compute()
+    with new_file(file) as whole:
+        np.save(whole, array)
+    return array
+
+
+class CachedReference:
+    """The original model in a process of its own, which starts when it is needed. Its results are kept in the cache.
+
+    A context manager.
     """
 
     def __init__(self, model: Model, gpu: int | None, threads: int | None = None, long: str = "cut"):
         self.arguments, self.stack, self.pool = (model, gpu, threads, long), contextlib.ExitStack(), None
-        self.seconds, self.texts = 0.0, 0
 
-    def answers(self, texts: list[Item], on_heartbeat: Callable | None = None) -> np.ndarray:
+    def answers(self, items: list[Item], on_heartbeat: Callable | None = None) -> np.ndarray:
         """Return the answers [items, labels], see Reference.of_items."""
+        shape = len(items), len(self.arguments[0].labels)
+        return self.cached(Reference.of_items, shape, items, on_heartbeat)
+
+    def padding_effect(self, items: list[Item]) -> float:
+        return float(self.cached(Reference.padding_effect, (), items))
+
+    def cached(self, step: Callable, shape: tuple, items: list[Item], on_heartbeat: Callable | None = None):
         model, gpu, _, long = self.arguments
-        known = [digest_items(texts), model.weights_id, long, *versions("torch", "transformers", "tokenizers").values()]
-        file = CACHE / "references" / f"{digest(str(part).encode() for part in (*known, gpu is not None))}.npy"
-        with contextlib.suppress(OSError, EOFError, ValueError):  # it is not there, or damaged
-            found = np.load(file)
-            if found.shape == (len(texts), len(model.labels)):
-                return found
-        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as handed_over:
-            json.dump(texts, handed_over)
-            handed_over.flush()
-            self.pool = self.pool or self.stack.enter_context(
-                ProcessPool(Reference.load, [self.arguments], forked=True)
-            )
-            request = Reference.of_file, Path(handed_over.name)
-            [(probs, seconds)] = self.pool.call(*request, on_heartbeat=on_heartbeat)
-        self.seconds, self.texts = self.seconds + seconds, self.texts + len(texts)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(file) as whole:
-            np.save(whole, probs)
-        return probs
+
+        def compute() -> np.ndarray:
+            if self.pool is None:
+                self.pool = self.stack.enter_context(ProcessPool(Reference.load, [self.arguments], forked=True))
+            return self.pool.call(step, items, on_heartbeat=on_heartbeat)[0]
+
+        return cached_array(compute, shape, step.__name__, items, model.weights_id, long, gpu is not None)
 
     def __enter__(self) -> "CachedReference":
         return self

@@ -1,4 +1,4 @@
-"""Rows -> figures: each variant at its best, speed over batch size and workers, speed against changed decisions."""
+"""Rows -> figures: each variant at its best, speed over batch size, and speed against changed decisions."""
 
 import math
 import re
@@ -9,11 +9,11 @@ from bench.report.rows import PUBLISHED
 from bench.report.table import speed
 from bench.tables.datasets import DATASETS
 
-BLUE, PALE_BLUE, LIGHT_GREY = "#0072B2", "#8FB6CE", "#DDDDDD"  # Okabe and Ito's blue, and paler
+BLUE, PALE_BLUE, LIGHT_GREY, ORANGE = "#0072B2", "#8FB6CE", "#DDDDDD", "#D55E00"  # mostly Okabe and Ito's palette
 BATCHING_STYLES = {
     "in-order": {"color": "#777777", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
     "sorted": {"color": BLUE, "linestyle": "-", "marker": "s"},
-    "token-budget": {"color": "#D55E00", "linestyle": "-", "marker": "^"},
+    "token-budget": {"color": ORANGE, "linestyle": "-", "marker": "^"},
 }
 STYLE = {
     **{"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "savefig.dpi": 150, "hatch.linewidth": 0.6},
@@ -22,11 +22,17 @@ STYLE = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------ in words
+BASELINES = {  # what people usually run: a variant and its description
+    "pipeline": "transformers' own pipeline",
+    "optimum-pipeline": "transformers' pipeline on optimum's ONNX model",
+}
+
+
+# ------------------------------------------------------------------------------------------------------- the labels
 
 
 def device_name(device: str) -> str:
-    """Returns what figures and the table call a device: `RTX 4090`, `Intel Xeon Platinum 8481C, 4 cores`."""
+    """Return a device's name for figures and tables: `RTX 4090`, `Intel Xeon Platinum 8481C, 4 cores`."""
     name = re.sub(r"^(NVIDIA )?(GeForce )?", "", device.replace("-", " "))
     return re.sub(r" (\d+ cores)$", r", \1", name)
 
@@ -37,25 +43,18 @@ def device_title(row) -> str:
 
 
 def batching_words(row) -> str:
-    """Says how a row's batches were made."""
-    by_tokens = row["batching"] == "token-budget"
-    return f"{row['batch_tokens']:,} tokens" if by_tokens else f"{row['batching']}, {row['batch_size']} texts"
-
-
-# what people use: a variant, and what it is called
-BASELINES = {
-    "pipeline": "transformers' own pipeline",
-    "optimum-pipeline": "transformers' pipeline on optimum's ONNX model",
-}
+    if row["batching"] == "token-budget":
+        return f"{row['batch_tokens']:,} tokens"
+    return f"{row['batching']}, {row['batch_size']} texts"
 
 
 def is_cpu(device):
-    """Says of a device's name, or of a column of names, whether it is a CPU's."""
+    """True for the name of a CPU; a column of names gives a column of booleans."""
     return device.endswith("-cores") if isinstance(device, str) else device.str.endswith("-cores")
 
 
 def baseline(row) -> str:
-    """Says over what a row of readme.headlines has its factor."""
+    """Return what the factor of a row of readmes.headlines compares with."""
     if row["stage"] == "forward":
         return "eager FP32 torch in the file's order"
     return f"{BASELINES[row['base_variant']]} in batches of {row['base_size']:.0f}"
@@ -65,12 +64,13 @@ def baseline(row) -> str:
 
 
 def draw_comparison(rows, figsize: tuple | None):
-    """Draws a bar for each variant at its best, the fastest first, in a panel for each device.
+    """Draw a bar for each variant at its best, the fastest first, in a panel for each device.
 
-    All GPUs share a scale, and all CPUs another: beside a GPU's, their bars could not be seen. `rows`: the best row of
-    each device and variant, with its verdict. The fastest within tolerance is marked.
+    All GPUs share a scale and all CPUs another, whose bars would be invisible on the GPUs' scale. `rows`: the best row
+    of each device and variant, with its verdict. The fastest within tolerance is highlighted.
     """
-    devices, longest = list(rows.groupby("device", sort=False)), rows.groupby(is_cpu(rows["device"]))["max"].max()
+    devices = list(rows.groupby("device", sort=False))
+    longest = rows.groupby(is_cpu(rows["device"]))["max"].max()
     heights = [len(group) for _, group in devices]
     figure, axes = panels(len(devices), 1, (8.5, 0.42 * sum(heights) / len(heights) + 0.75), figsize, heights)
     for ax, (device, group) in zip(axes, devices, strict=True):
@@ -86,11 +86,13 @@ def draw_comparison(rows, figsize: tuple | None):
                 ax.errorbar(row["messages/s"], i, xerr=spread, color="black", capsize=2, elinewidth=0.8)
             factor = "" if math.isnan(row["factor"]) else f" = {row['factor']:.1f}x"
             text = f"{speed(row['messages/s'])}{factor}  {batching_words(row)}, {row['workers']} x {row['threads']}"
-            text += f"; flips {row['flips']:.2%}" if wrong else ""
-            text += "; not proven" if row["verdict"] == UNPROVEN and row["decisions"] > 0 else ""
+            if wrong:
+                text += f"; flips {row['flips']:.2%}"
+            if row["verdict"] == UNPROVEN and row["decisions"] > 0:
+                text += "; not proven"
             weight = "bold" if winner else "normal"
-            at = (max(row["messages/s"], row["max"]), i)
-            ax.annotate(text, at, (5, 0), textcoords="offset points", va="center", fontsize=8, weight=weight)
+            bar_end = (max(row["messages/s"], row["max"]), i)
+            ax.annotate(text, bar_end, (5, 0), textcoords="offset points", va="center", fontsize=8, weight=weight)
         ax.set(xlim=(0, 2.1 * top), ylim=(len(bars) - 0.4, -0.6), title=device_title(bars.iloc[0]))
         ax.set_yticks(range(len(bars)), bars["variant"])
         ax.set_xticks([tick for tick in ax.get_xticks() if tick <= top])
@@ -103,7 +105,7 @@ def draw_comparison(rows, figsize: tuple | None):
 
 
 def draw_overview(rows, figsize: tuple | None):
-    """Draws how many times as fast as what people use the best variant is, a bar for each device and model.
+    """Draw the factor of the best variant over the usual baseline, a bar for each device and model.
 
     `rows`: see readmes.headlines.
     """
@@ -111,9 +113,9 @@ def draw_overview(rows, figsize: tuple | None):
     for i, row in enumerate(rows.to_dict("records")):
         ax.barh(i, row["factor"], 0.62, color=BLUE)
         text = f"{row['variant']}: {speed(row['messages/s'])} messages/s\n{baseline(row)}: {speed(row['base'])}"
-        at, same = (row["factor"], i), {"textcoords": "offset points", "va": "center"}
-        ax.annotate(f"{row['factor']:.1f}x", at, (5, 0), fontsize=10, weight="bold", **same)
-        ax.annotate(text, at, (42, 0), fontsize=8, **same)
+        bar_end, placement = (row["factor"], i), {"textcoords": "offset points", "va": "center"}
+        ax.annotate(f"{row['factor']:.1f}x", bar_end, (5, 0), fontsize=10, weight="bold", **placement)
+        ax.annotate(text, bar_end, (42, 0), fontsize=8, **placement)
     places = [f"{device_name(row['device'])}\n{Path(row['model']).name}" for row in rows.to_dict("records")]
     ax.set_yticks(range(len(rows)), places, fontsize=8)
     ax.set(xlim=(0, 2.3 * rows["factor"].max()), ylim=(len(rows) - 0.5, -0.5))
@@ -126,10 +128,10 @@ def draw_overview(rows, figsize: tuple | None):
 
 
 def draw_scaling(rows, figsize: tuple | None):
-    """Draws messages/s over the texts in a batch, a panel for each variant; the rows of one device.
+    """Draw messages/s over the texts in a batch, a panel for each variant. `rows`: of one device.
 
-    Each point is at its best worker count, and the fastest of a panel is named. With a token budget, the texts in a
-    batch are its tokens divided by a text's mean.
+    Each point has its best worker count, and the fastest of a panel is labelled. With a token budget, the texts in a
+    batch are its tokens divided by the mean tokens per text.
     """
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -140,15 +142,17 @@ def draw_scaling(rows, figsize: tuple | None):
     figure, axes = panels(len(fastest), columns, (3.4, 2.6), figsize, sharex=True, sharey=True)
     cell = ["variant", "batching", "batch_size", "batch_tokens"]
     best = rows.sort_values("messages/s", ascending=False).drop_duplicates(cell)
-    several = rows["workers"].nunique() > 1
+    several_counts = rows["workers"].nunique() > 1
     for ax, variant in zip(axes, fastest.index, strict=False):
-        own = best[best["variant"] == variant]
-        for batching, line in own.sort_values("per_batch").groupby("batching"):
+        points = best[best["variant"] == variant]
+        for batching, line in points.sort_values("per_batch").groupby("batching"):
             ax.plot(line["per_batch"], line["messages/s"], markersize=4, label=batching, **BATCHING_STYLES[batching])
-        top = own.iloc[0]
-        text = speed(top["messages/s"]) + f" with {top['workers']} worker{'' if top['workers'] == 1 else 's'}" * several
-        at = (top["per_batch"], top["messages/s"])
-        ax.annotate(text, at, (0, 5), textcoords="offset points", ha="center", fontsize=8)
+        top = points.iloc[0]
+        text = speed(top["messages/s"])
+        if several_counts:
+            text += f" with {top['workers']} worker{'' if top['workers'] == 1 else 's'}"
+        position = (top["per_batch"], top["messages/s"])
+        ax.annotate(text, position, (0, 5), textcoords="offset points", ha="center", fontsize=8)
         ax.set(title=variant, xscale="log", yscale="log")
         ax.xaxis.set(major_locator=LogLocator(base=2), minor_locator=NullLocator(), major_formatter="{x:g}")
         ax.margins(x=0.15)
@@ -165,40 +169,40 @@ def draw_scaling(rows, figsize: tuple | None):
 
 
 def draw_parity(rows, figsize: tuple | None):
-    """Draws messages/s over the share of changed decisions, a panel for each device; no change is at the left.
+    """Draw messages/s over the share of changed decisions, a panel for each device; 0 is at the left.
 
-    `rows`: the best checked row of each device and variant. All CPUs have one scale, and all GPUs.
+    `rows`: the best checked row of each device and variant. All CPUs share a scale, and so do all GPUs.
     """
     from matplotlib.ticker import NullLocator
 
     devices = list(rows.groupby("device", sort=False))
     fastest = rows.groupby(is_cpu(rows["device"]))["messages/s"].max()
     figure, axes = panels(len(devices), min(len(devices), 2), (5.5, 3.8), figsize)
-    least = 1e-5  # where no change at all is drawn
+    zero = 1e-5  # where a share of 0 is drawn
     for ax, (device, points) in zip(axes, devices, strict=False):
         top = fastest[is_cpu(device)]
-        ax.axvline(TOLERANCE, color="#D55E00", linewidth=1)
-        ax.annotate("tolerance", (TOLERANCE, 0), (3, 3), textcoords="offset points", color="#D55E00", fontsize=8)
-        label = -math.inf
+        ax.axvline(TOLERANCE, color=ORANGE, linewidth=1)
+        ax.annotate("tolerance", (TOLERANCE, 0), (3, 3), textcoords="offset points", color=ORANGE, fontsize=8)
+        label_y = -math.inf
         for _, row in points.sort_values("messages/s").iterrows():
-            x, y = max(row["flips"], least), row["messages/s"]
+            x, y = max(row["flips"], zero), row["messages/s"]
             fill = "none" if row["verdict"] == UNPROVEN else "full"
-            color = "#D55E00" if row["verdict"] == NOT_WITHIN else BLUE
+            color = ORANGE if row["verdict"] == NOT_WITHIN else BLUE
             ax.plot(x, y, "o", color=color, markersize=5, fillstyle=fill)
-            label = max(y, label + 0.05 * top)  # names are kept apart, from below up
+            label_y = max(y, label_y + 0.05 * top)  # from the bottom up, so that labels don't overlap
             text = f"{row['variant']} ({row['max_diff']:.0e})"
-            ax.plot([x, 1.2 * x], [y, label], color="gray", linewidth=0.6, zorder=1)
-            ax.annotate(text, (1.25 * x, label), va="center", fontsize=8)
-        ax.set(xscale="log", xlim=(least / 1.5, max(0.3, 10 * points["flips"].max())), ylim=(0, 1.15 * top))
-        words = "changed decisions (largest difference); hollow: not proven"
-        ax.set(title=device_title(points.iloc[0]), xlabel=words, ylabel="messages/s")
-        ax.set_xticks([least, 1e-4, 1e-3, 1e-2, 1e-1], ["0", "0.01%", "0.1%", "1%", "10%"])
+            ax.plot([x, 1.2 * x], [y, label_y], color="gray", linewidth=0.6, zorder=1)
+            ax.annotate(text, (1.25 * x, label_y), va="center", fontsize=8)
+        ax.set(xscale="log", xlim=(zero / 1.5, max(0.3, 10 * points["flips"].max())), ylim=(0, 1.15 * top))
+        xlabel = "changed decisions (largest difference); hollow: not proven"
+        ax.set(title=device_title(points.iloc[0]), xlabel=xlabel, ylabel="messages/s")
+        ax.set_xticks([zero, 1e-4, 1e-3, 1e-2, 1e-1], ["0", "0.01%", "0.1%", "1%", "10%"])
         ax.xaxis.set_minor_locator(NullLocator())
     return figure
 
 
 def panels(count: int, columns: int, size: tuple[float, float], figsize: tuple | None, heights=None, **options):
-    """Makes a figure with `count` panels, `columns` side by side, each of `size` in inches but for a figsize."""
+    """Make a figure with `count` panels, `columns` side by side, each of `size` inches unless `figsize` is given."""
     from matplotlib.figure import Figure
 
     lines = math.ceil(count / columns)
@@ -212,10 +216,11 @@ def panels(count: int, columns: int, size: tuple[float, float], figsize: tuple |
 
 
 def add_title(figure, rows, what: str) -> None:
-    """Writes the dataset and what is shown above the panels, and the model's name if there is one alone."""
+    """Title the figure with what is shown, the dataset, and the model if there is only one."""
     row = rows.iloc[0]
     dataset = row["dataset"].replace("$", r"\$")
-    texts = f"{dataset} comments" if dataset.removeprefix("synthetic-") in DATASETS else f"the texts of {dataset}"
+    is_bundled = dataset.removeprefix("synthetic-") in DATASETS
+    texts = f"{dataset} comments" if is_bundled else f"the texts of {dataset}"
     title = f"{what[0].upper()}{what[1:]}, {texts}"
     if rows["model"].nunique() == 1:
         name = Path(row["model"]).absolute().name.replace("$", r"\$")

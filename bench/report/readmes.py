@@ -1,39 +1,36 @@
-"""Rows -> what README.md and results/README.md say of them."""
+"""Rows -> the generated blocks of README.md and results/README.md."""
 
 import math
 import os
-import shlex
 from pathlib import Path
 from urllib.parse import quote
 
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.model.random_model import RANDOM_MODEL
 from bench.naming import markdown
+from bench.options import command
 from bench.report import figures
-from bench.report.figures import baseline, batching_words, device_name, device_title
+from bench.report.figures import baseline, batching_words, device_name, device_title, is_cpu
 from bench.report.rows import PUBLISHED, fastest_per, latest_per_cell, read_results
 from bench.report.table import shown, speed
 from bench.report.verdict import flips_words, verdict
 from bench.tables.datasets import DATASETS
 from utils import UserError
 
-RESULTS = "<!-- results:begin -->", "<!-- results:end -->"  # the lines around a block of a README
+# the lines around a generated block
+RESULTS = "<!-- results:begin -->", "<!-- results:end -->"
 VERDICT = "<!-- verdict:begin -->", "<!-- verdict:end -->"
-WORDS = (
-    "A message is one text, truncated to what the model takes. messages/s: of the forward passes alone; factor: over "
-    "eager FP32 torch at its best in the file's order; end to end: messages/s from the texts themselves, tokenized "
-    "while the model runs;\nof the peak: the real tokens' FLOP/s over those of large matrix products on the device; "
-    "max_diff: the largest difference of any label's probability from eager FP32 torch; flips: the share of changed "
-    "decisions, in the batching that changed most or over the texts that were checked behind the sweep; verdict: "
-    "whether the variant is proven to change at most 0.1% of the decisions."
-)
-SOURCE = (
-    "tables of the repository joaopn/encoder-optimization-guide, measured as this project no longer would: in the "
-    "file's order, one pass, each cell in a fresh process, without parity"
-)
+COLUMNS = """\
+- **messages/s**: texts per second in the forward passes, truncated to the model's limit.
+- **factor**: speed over the best of eager FP32 torch in the file's order.
+- **end to end**: messages/s from texts to answers, tokenizing while the model runs.
+- **of the peak**: FLOP/s without padding, over those of large matrix products on the device.
+- **max_diff**: largest difference of any label's probability from eager FP32 torch.
+- **flips**: share of changed decisions, in the batching that changed most or over all texts checked.
+- **verdict**: whether the variant is proven to change at most 0.1% of the decisions."""
+SOURCE = "tables of joaopn/encoder-optimization-guide: file order, one pass, no parity"
 WRITTEN = "Written by `python plot_results.py`, not by hand."
-SIZE_OPTIONS = {"--batches": "batch_size", "--batch-tokens": "batch_tokens"}
-COMMANDS = "The commands are put together from the rows: they lack `--min-time`, `--repeats`, `--column` and `--gpu`."
+COMMANDS = "The commands are reconstructed from the rows, without `--min-time`, `--repeats`, `--column` and `--gpu`."
 
 TABLE = {
     "device": lambda row: device_name(row["device"]),
@@ -51,80 +48,85 @@ TABLE = {
 
 
 def model_names(rows) -> dict[str, str]:
-    """Returns a name for each model: the last part of its id, or more of its parts where others share it."""
-    parts = {model: Path(model).absolute().parts for model in rows["model"].unique()}
+    """Return a unique short name for each model: the last part of its id, or as many parts as needed."""
+    paths = {model: Path(model).absolute().parts for model in rows["model"].unique()}
     names = {}
-    for model, own in parts.items():
-        length = next(n for n in range(1, 99) if [other[-n:] for other in parts.values()].count(own[-n:]) == 1)
-        names[model] = "/".join(own[-length:])
+    for model, parts in paths.items():
+        length = next(n for n in range(1, 99) if [other[-n:] for other in paths.values()].count(parts[-n:]) == 1)
+        names[model] = "/".join(parts[-length:])
     return names
 
 
-# --------------------------------------------------------------------------------------------------- the first screen
+# ------------------------------------------------------------------------------------------------------- README.md
 
 
 def headlines(rows):
-    """Returns the fastest row of each model and device, with `base` and `factor` over what people use there.
+    """Return the fastest row of each model and device, with `base` and `factor`: its baseline and the speed over it.
 
-    It is within tolerance; where nothing is proven to be, it may be not proven. People use transformers' pipeline, with
-    its own model or optimum's, end to end: the better one at its best batch size counts (`base_variant`, `base_size`);
-    where none was measured, eager FP32 torch in the file's order, its forward passes. On dataset normal, if it is
-    there. The largest factor comes first. What was published elsewhere makes no headline.
+    The row is within tolerance; if no variant is proven, one that is not proven counts. The baseline is the faster of
+    the BASELINES at its best batch size, end to end (`base_variant`, `base_size`); if none was measured, the forward
+    passes of eager FP32 torch in the file's order. Dataset normal is used if present. The largest factor comes first.
+    Published rows are left out.
     """
     import pandas as pd
 
     rows = rows[rows["commit"] != PUBLISHED]
-    rows = rows[rows["dataset"] == "normal"] if "normal" in set(rows["dataset"]) else rows
+    if "normal" in set(rows["dataset"]):
+        rows = rows[rows["dataset"] == "normal"]
     found = []
     for _, group in rows.groupby(["model", "device", "dataset"]):
-        is_rival = group["variant"].isin(figures.BASELINES)
-        rivals = group[is_rival]
-        best = fastest_per(rivals, "model").iloc[0].to_dict() if len(rivals) else {}
-        base = {"base": best.get("messages/s", group["base"].iloc[0]), "base_variant": best.get("variant")}
-        base["base_size"] = best.get("batch_size")
-        stage = "end-to-end" if len(rivals) else "forward"
-        others = group[~is_rival & (group["stage"] == stage)]
-        within = others[others["verdict"] == WITHIN]
-        within = others[others["verdict"] != NOT_WITHIN] if within.empty else within
-        if len(within) and base["base"] > 0:
-            winner = fastest_per(within, "model").iloc[0].to_dict()
+        is_baseline = group["variant"].isin(figures.BASELINES)
+        base, stage = {"base": group["base"].iloc[0], "base_variant": None, "base_size": None}, "forward"
+        if is_baseline.any():
+            fastest, stage = fastest_per(group[is_baseline], "model").iloc[0], "end-to-end"
+            base = {
+                "base": fastest["messages/s"],
+                "base_variant": fastest["variant"],
+                "base_size": fastest["batch_size"],
+            }
+        candidates = group[~is_baseline & (group["stage"] == stage)]
+        usable = candidates[candidates["verdict"] == WITHIN]
+        if usable.empty:
+            usable = candidates[candidates["verdict"] != NOT_WITHIN]
+        if len(usable) and base["base"] > 0:
+            winner = fastest_per(usable, "model").iloc[0].to_dict()
             found.append(winner | base | {"factor": winner["messages/s"] / base["base"]})
     columns = [*rows.columns, "base_variant", "base_size"]
     return pd.DataFrame(sorted(found, key=lambda row: -row["factor"]), columns=columns)
 
 
 def headline_block(rows, charts: list, folder: Path) -> str:
-    """Returns what belongs between the README's markers: the overview, and a sentence for each of its bars."""
+    """Return the README's results: the overview figure and a sentence for each of its bars."""
     names, lines = model_names(rows), []
     for chart in [chart for chart in charts if chart.draw is figures.draw_overview]:
         lines += [f"![{chart.what}]({link_to(chart, folder)})", ""]
         for row in chart.rows.to_dict("records"):
-            checked = f"{flips_words(row)} decisions changed"
-            checked += ", not proven to be within tolerance" * (row["verdict"] == UNPROVEN)
-            checked = "outputs not compared" if math.isnan(row["flips"]) else checked
+            parity = f"{flips_words(row)} decisions changed"
+            if row["verdict"] == UNPROVEN:
+                parity += ", not proven to be within tolerance"
+            if math.isnan(row["flips"]):
+                parity = "outputs not compared"
             place = f"{device_name(row['device'])}, {markdown(names[row['model']])}"
             line = f"- {place}: **{row['factor']:.1f} times {baseline(row)}**: {row['variant']}, "
-            line += f"{speed(row['messages/s'])} messages/s against {speed(row['base'])}; {checked}"
+            line += f"{speed(row['messages/s'])} messages/s against {speed(row['base'])}; {parity}"
             lines.append(line)
     return "\n".join([*lines, "", WRITTEN])
 
 
 def verdict_block(results_dirs: list[Path]) -> str:
-    """Returns what run_benchmark.py says at the end of random-roberta-base, on the CPU that was measured last."""
+    """Return the verdict of run_benchmark.py for random-roberta-base on the CPU that was measured last."""
     rows, _, _ = read_results([file for folder in results_dirs for file in sorted(folder.rglob("*.tsv"))])
-    is_own = (rows["model"] == RANDOM_MODEL) & rows["dataset"].str.endswith("normal")
-    own = rows[is_own & rows["device"].str.endswith("-cores")]
-    if own.empty:
+    is_random = (rows["model"] == RANDOM_MODEL) & rows["dataset"].str.endswith("normal")
+    on_cpus = rows[is_random & is_cpu(rows["device"])]
+    if on_cpus.empty:
         return ""
-    same = ["device", "dataset", "texts_id", "weights_id"]
-    newest = own[(own[same] == own.sort_values("date").iloc[-1][same]).all(axis=1)]
-    lines = verdict(latest_per_cell(newest), settle="", following="")
-    end = next(i for i, line in enumerate(lines) if line.startswith(("To check", "Next:", "None of them")))
-    words = f"({device_title(newest.iloc[0])}, {newest['date'].max()[:10]}; written by `python plot_results.py`)"
-    return "\n".join(["```", *lines[1:end], "```", "", words])
+    run = ["device", "dataset", "texts_id", "weights_id"]
+    newest = on_cpus[(on_cpus[run] == on_cpus.sort_values("date").iloc[-1][run]).all(axis=1)]
+    source = f"({device_title(newest.iloc[0])}, {newest['date'].max()[:10]}; written by `python plot_results.py`)"
+    return "\n".join(["```", *verdict(latest_per_cell(newest))[1:], "```", "", source])
 
 
-# ------------------------------------------------------------------------------------------------------ all of them
+# ----------------------------------------------------------------------------------------------- results/README.md
 
 
 def link_to(chart, folder: Path) -> str:
@@ -132,71 +134,86 @@ def link_to(chart, folder: Path) -> str:
 
 
 def results_block(rows, charts: list, folder: Path) -> str:
-    """Returns all figures and tables. `charts`: of plot_results.plan; links are relative to `folder`."""
-    import pandas as pd
-
+    """Return all figures and tables. `charts`: of plot_results.plan_charts; links are relative to `folder`."""
     lines, names = [WRITTEN, ""], model_names(rows)
-    pair, drawn = ["device", "variant"], [chart for chart in charts if chart.draw is not figures.draw_overview]
+    drawn = [chart for chart in charts if chart.draw is not figures.draw_overview]
     for (model, dataset), group in rows.groupby(["model", "dataset"]):
-        own = [chart for chart in drawn if tuple(chart.rows.iloc[0][["model", "dataset"]]) == (model, dataset)]
-        links = [f"[{markdown(chart.what)}]({link_to(chart, folder)})" for chart in own]
+        of_group = [chart for chart in drawn if tuple(chart.rows.iloc[0][["model", "dataset"]]) == (model, dataset)]
+        links = [f"[{markdown(chart.what)}]({link_to(chart, folder)})" for chart in of_group]
         lines += [f"## {markdown(names[model])}, dataset {markdown(dataset)}", "", f"!{links[0]}", ""]
         lines += [*(f"- {link}" for link in links[1:]), ""]
         lines += [f"| {' | '.join(TABLE)} |", "|" + " --- |" * len(TABLE)]
-        forward, whole = (fastest_per(group[group["stage"] == stage], *pair) for stage in ("forward", "end-to-end"))
-        alone = whole.assign(**dict.fromkeys(("messages/s", "factor", "mfu"), math.nan))
-        bests = pd.concat([forward, alone]).drop_duplicates(pair)
-        bests = bests.join(whole.set_index(pair)["messages/s"].rename("end to end"), on=pair)
-        bests["speed"] = bests["messages/s"].fillna(bests["end to end"])
-        bests = bests.sort_values(["speed", "variant"], ascending=[False, True], kind="stable")
-        for row in [row for _, some in bests.groupby("device", sort=False) for _, row in some.iterrows()]:
-            lines.append(f"| {' | '.join(markdown(cell(row)) for cell in TABLE.values())} |")
+        for _, device_rows in best_rows(group).groupby("device", sort=False):
+            for _, row in device_rows.iterrows():
+                lines.append(f"| {' | '.join(markdown(cell(row)) for cell in TABLE.values())} |")
         lines.append("")
-    return "\n".join([*lines, WORDS])
+    return "\n".join([*lines, COLUMNS])
+
+
+def best_rows(rows):
+    """Return the fastest forward row of each device and variant, with its speed `end to end`, the fastest first.
+
+    A variant that is measured end to end only has nan as messages/s.
+    """
+    import pandas as pd
+
+    keys = ["device", "variant"]
+    forward, whole = (fastest_per(rows[rows["stage"] == stage], *keys) for stage in ("forward", "end-to-end"))
+    end_to_end_only = whole.assign(**dict.fromkeys(("messages/s", "factor", "mfu"), math.nan))
+    best = pd.concat([forward, end_to_end_only]).drop_duplicates(keys)
+    best = best.join(whole.set_index(keys)["messages/s"].rename("end to end"), on=keys)
+    best["speed"] = best["messages/s"].fillna(best["end to end"])
+    return best.sort_values(["speed", "variant"], ascending=[False, True], kind="stable")
 
 
 def provenance_block(rows) -> str:
-    """Says where all rows come from."""
+    """Return where all rows come from."""
     lines, names = [], model_names(rows)
     for (model, dataset), group in rows.groupby(["model", "dataset"]):
-        origins = [line for _, some in group.groupby("device") for line in provenance(some)]
+        origins = [line for _, device_rows in group.groupby("device") for line in provenance(device_rows)]
         lines += [f"**{markdown(names[model])}, {markdown(dataset)}**", "", *origins, ""]
     return "\n".join([*lines, COMMANDS])
 
 
 def provenance(rows) -> list[str]:
-    """Says where the rows of one device come from: versions, commits, days, and commands that measure them."""
+    """Return the origin of one device's rows: versions, commits, days, and commands that reproduce them."""
 
-    def values(column: str, group=rows, between: str = ",") -> str:
-        return between.join(str(value) for value in sorted({*group[column]} - {"", 0}))
+    def values(column: str, group=rows) -> list:
+        return sorted({*group[column]} - {"", 0})
 
     first = rows.iloc[0]
     if first["commit"] == PUBLISHED:
         return [f"- {device_title(first)}: {SOURCE}"]
-    days = " and ".join(sorted({date[:10] for date in rows["date"]}))
-    origin = [f"driver {first['driver']}"] * bool(first["driver"])
+    origin = [f"driver {first['driver']}"] if first["driver"] else []
     origin += sorted({part for versions in rows["versions"] for part in versions.split(", ")} - {""})
-    origin += [f"commit {values('commit', between=' and ')}", days]
+    days = sorted({date[:10] for date in rows["date"]})
+    origin += [f"commit {' and '.join(values('commit'))}", " and ".join(days)]
     lines = [f"- {device_title(first)}: {', '.join(origin)}"]
-    device = "cpu" if first["device"].endswith("-cores") else "gpu"
     dataset = first["dataset"].removeprefix("synthetic-")
     for threads, group in rows.groupby("threads"):
-        sizes = {option: values(column, group) for option, column in SIZE_OPTIONS.items()}
-        lines.append(
-            f"  `python run_benchmark.py --model {values('variant', group)} --device {device}"
-            f" --dataset {dataset if dataset in DATASETS else 'FILE'} --model-id {shlex.quote(first['model'])}"
-            f" --workers {values('workers', group)} --threads {threads} --batching {values('batching', group)}"
-            + "".join(f" {option} {some}" for option, some in sizes.items() if some)
-            + f" --limit {first['texts']}`"
+        line = command(
+            "python",
+            "run_benchmark.py",
+            model=values("variant", group),
+            device="cpu" if is_cpu(first["device"]) else "gpu",
+            dataset=dataset if dataset in DATASETS else "FILE",
+            model_id=first["model"],
+            workers=values("workers", group),
+            threads=int(threads),
+            batching=values("batching", group),
+            batches=values("batch_size", group),
+            batch_tokens=values("batch_tokens", group),
+            limit=int(first["texts"]),
         )
+        lines.append(f"  `{line}`")
     return lines
 
 
 def with_block(readme: str, block: str, marks: tuple[str, str] = RESULTS) -> str:
-    """Returns a README's text with the block between its markers. Raises UserError if it has none."""
+    """Return a README's text with the block between its markers. Raises UserError if it has none."""
     before, _, rest = readme.partition(marks[0])
-    _, end, after = rest.rpartition(marks[1])  # a model may be called so
+    _, end, after = rest.rpartition(marks[1])  # a model's name may contain the marker
     if not end:
         lines = " and ".join(marks)
-        raise UserError(f"a README.md lacks the lines {lines} for the results; --output goes without them")
+        raise UserError(f"a README.md has no lines {lines} for the results: add them, or choose another --output")
     return f"{before}{marks[0]}\n{block}\n{marks[1]}{after}"

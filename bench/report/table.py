@@ -1,4 +1,4 @@
-"""Rows -> the printed table: what decides between them, in at most 100 columns; the rest is in the TSV."""
+"""Rows -> the table on standard output: the deciding columns in at most 100 characters; the rest is in the TSV."""
 
 import math
 import textwrap
@@ -9,12 +9,13 @@ from bench.model.batches import Batching
 WIDTH = 100
 HEADER = f"{'variant':<18} {'w x t':>5} {'batches':<16} {'messages/s':>20} {'padding':>7} {'peak':>5} {'max_diff':>8} "
 HEADER += f"{'flips':>7} status"
+STAGE_MARKS = {"end-to-end": " e2e", "check": " check"}
 
 
 def table_line(row: dict) -> str:
-    """Returns a row as a line under HEADER; one that failed as its status, in several lines if need be.
+    """Return a row as a line under HEADER. A failed row shows its status, in several lines if needed.
 
-    messages/s has the slowest and the fastest pass beside it, where there are several.
+    If there are several passes, messages/s is followed by the slowest and the fastest.
     """
     line = f"{row['variant']:<18} {row['workers']:>2}x{row['threads']:<2} {batches(row):<16} "
     if not row["messages/s"]:
@@ -25,17 +26,17 @@ def table_line(row: dict) -> str:
     line += f"{speed(row['messages/s']) + spread:>20} {float(row['padding']):>7.2f} {peak:>5} "
     line += f"{float(row['max_diff']):>8.1e} {float(row['flips']):>7.2%} "
     line += "busy" if float(row["busy"] or 0) > BUSY else row["status"]
-    return line + f" ({row['throttled']})" * (row["throttled"] not in ("", "no"))
+    return line if row["throttled"] in ("", "no") else f"{line} ({row['throttled']})"
 
 
 def batches(row) -> str:
-    """Says how a row's batches were made: `8 sorted`, `512 tokens`; `e2e` is end to end, `check` on more texts."""
+    """Return how a row's batches were made: `8 sorted`, `512 tokens`, with a mark for stages other than forward."""
     batching = Batching(row["batching"], row["batch_size"], row["batch_tokens"])
-    return f"{batching}" + {"end-to-end": " e2e", "check": " check"}.get(row["stage"], "")
+    return f"{batching}{STAGE_MARKS.get(row['stage'], '')}"
 
 
 def speed(value) -> str:
-    """Returns messages/s in three digits, or as a whole number."""
+    """Format messages/s with three digits, or as a whole number."""
     return shown(float(value), "{:,.0f}" if float(value) >= 100 else "{:.3g}")
 
 

@@ -1,7 +1,8 @@
-"""Rows -> the verdict: which variant to take, what is not proven, and what to do next."""
+"""Rows -> the verdict: each variant judged as a whole, ranked, and what to do next."""
 
 import math
 import textwrap
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,129 +12,213 @@ from bench.judge import (
     NOT_WITHIN,
     TOLERANCE,
     UNPROVEN,
+    VERDICTS,
     WITHIN,
     alpha_for_look,
     decisions_needed,
+    is_rounded,
+    judge,
     share_words,
 )
 from bench.machine import BUSY
-from bench.report.judged import ORDER, changed_of, judge_variants
 from bench.report.table import batches, speed
+from runtimes import VARIANTS
 
 WIDTH = 80
-ONE_PASS_ERROR = 0.05  # how far the speed of one pass is taken to be off, either way
+ONE_PASS_ERROR = 0.05  # assumed relative error of the speed of a single pass, either way
+ORDER = list(VERDICTS.values())  # the best first
+JUDGED = ["model", "device", "dataset", "texts", "texts_id", "weights_id", "threshold", "variant"]
+
+
+# -------------------------------------------------------------------------------------------------------- judging
+
+
+def changed_of(row) -> int:
+    return round(row["flips"] * row["decisions"])
+
+
+def judge_row(row) -> str:
+    """Return WITHIN, UNPROVEN or NOT_WITHIN for a row of results: from its column `within`, else from its counts.
+
+    Rows whose outputs were not compared are UNPROVEN. Older rows without a count of decisions can only be NOT_WITHIN.
+    """
+    if row["within"]:
+        return VERDICTS.get(row["within"], UNPROVEN)
+    if not np.isfinite(row["decisions"]):
+        return NOT_WITHIN if row["flips"] > TOLERANCE else UNPROVEN
+    variant = VARIANTS.get(row["variant"])
+    rounded = is_rounded(variant.precision if variant else "", row["max_diff"])
+    return judge(changed_of(row), int(row["decisions"]), rounded=rounded)
+
+
+def judge_variants(rows):
+    """Return the rows of cells with their variant's `verdict` and its basis, as a DataFrame.
+
+    `rows`: one for each cell, including checks on more texts. A variant is judged by that check, else by the batching
+    that changed most; one batching that is NOT_WITHIN is enough. Rows of other versions or commits than the latest are
+    judged separately. `flips`, `decisions` and `max_diff` become those of the deciding row; `per_text` is the number of
+    decisions per text.
+    """
+    import pandas as pd
+
+    judged = []
+    for _, group in rows.groupby(JUDGED, sort=False, dropna=False):
+        newest = group.loc[group["date"].sort_values(kind="stable").index[-1]]
+        current = group[(group["versions"] == newest["versions"]) & (group["commit"] == newest["commit"])]
+        verdicts = np.array([ORDER.index(judge_row(row)) for row in current.to_dict("records")])
+        checks = (current["stage"] == "check").to_numpy()
+        if checks.any():  # a batching that was measured later and changes more is not covered by the check
+            last = current[checks].iloc[-1]
+            later = (current["date"] > last["date"]) & (current["flips"] > last["flips"])
+            checks = checks & (not later.any())
+        decides = verdicts == ORDER.index(NOT_WITHIN)
+        if not decides.any():
+            decides = checks if checks.any() else verdicts == verdicts.max()
+        basis = current[decides].sort_values(["flips", "decisions"], na_position="first").iloc[-1]
+        verdict = ORDER[verdicts[decides].max()]
+        cells = group[group["stage"] != "check"]
+        is_older = ~cells.index.isin(current.index)
+        older = [max(verdict, judge_row(row), key=ORDER.index) for row in cells.to_dict("records")]
+        cells = cells.assign(
+            verdict=np.where(is_older, older, verdict),
+            flips=basis["flips"],
+            decisions=basis["decisions"],
+            per_text=current["decisions"].min() / np.minimum(N_SAMPLE, newest["texts"]),
+            max_diff=current["max_diff"].max(),
+        )
+        if len(cells):
+            judged.append(cells)
+    return pd.concat(judged).sort_index() if judged else rows.assign(verdict="", per_text=np.nan).iloc[:0]
+
+
+# -------------------------------------------------------------------------------------------------------- ranking
 
 
 def rank(rows):
-    """Ranks variants end to end, each at its best: a DataFrame, with `rank` and what judge_variants() adds.
+    """Rank variants end to end, each at its best: a DataFrame with `rank` and the columns of judge_variants().
 
-    `rows`: completed rows of one model, device and dataset, one for each cell. First come variants within tolerance,
-    then those that are not proven, then those that are not within it. Variants whose spreads overlap that of the
-    fastest of a rank share the rank: first of them is one with a token budget, then the closest to the original. One
-    that was measured while others kept the device busy, or was not timed end to end, stands behind those that were not.
+    `rows`: completed rows of one model, device and dataset, one for each cell. Variants within tolerance come first,
+    then those not proven, then those not within tolerance. Variants whose spreads overlap that of the fastest of a rank
+    share the rank: first those with a token budget, then the closest to the original. Variants measured on a busy
+    device, or not timed end to end, rank after the others.
     """
     rows = judge_variants(rows)
     order = rows["verdict"].map(ORDER.index) if len(rows) else rows["verdict"]
     rows = rows.assign(order=order, idle=~(rows["busy"] > BUSY), end_to_end=rows["stage"] == "end-to-end")
     rows = rows.sort_values("messages/s", ascending=False, kind="stable")
-    alike = ["order", "idle", "end_to_end"]
-    best = rows.sort_values(alike, ascending=[True, False, False], kind="stable").drop_duplicates("variant")
+    classes = ["order", "idle", "end_to_end"]
+    best = rows.sort_values(classes, ascending=[True, False, False], kind="stable").drop_duplicates("variant")
     margin = best["messages/s"].where(~(best["passes"] > 1), 0) * ONE_PASS_ERROR
     best = best.assign(low=best["min"] - margin, high=best["max"] + margin, rank=0)
     leader, ranks = None, []
     for i, row in enumerate(best.itertuples()):
-        tied = leader is not None and all(getattr(row, name) == getattr(leader, name) for name in alike)
-        leader = leader if tied and row.high >= leader.low else row
+        comparable = leader is not None and all(getattr(row, name) == getattr(leader, name) for name in classes)
+        leader = leader if comparable and row.high >= leader.low else row
         ranks.append(ranks[-1] if leader is not row else i + 1)
     best = best.assign(rank=ranks, safe=best["batching"] == "token-budget", off=best["max_diff"].round(4))
     best = best.sort_values(["rank", "safe", "off"], ascending=[True, False, True], kind="stable")
     return best.drop(columns=["order", "low", "high", "safe", "off"])
 
 
-def verdict(rows, settle: str, following: str) -> list[str]:
-    """Returns the verdict as lines of at most 80 columns, with commands to copy at the end.
+# ------------------------------------------------------------------------------------------------------ the verdict
 
-    `rows`: as for rank(); `settle`: the command that checks more texts, with {variants} for a comma list of those that
-    are not proven and {seconds} for how long; `following`: what to do next, with {variant} for the winner and
-    {candidates} for a comma list of it and those behind it.
+
+def verdict(rows, check_command: Callable | None = None, next_command: Callable | None = None) -> list[str]:
+    """Return the verdict as lines of at most 80 columns, with commands to copy at the end.
+
+    `rows`: as for rank(); `check_command(variants)`: checks variants that are not proven on more texts;
+    `next_command(winner, candidates)`: the next step, given the row of the winner and the names of the variants worth a
+    longer run. Without them no command is printed.
     """
     ranked = rank(rows)
     groups = {name: ranked[ranked["verdict"] == name] for name in ORDER}
+    within, unproven = groups[WITHIN], groups[UNPROVEN]
     torch = rows[(rows["variant"] == "torch") & (rows["batching"] == "in-order") & (rows["stage"] == "forward")]
     base = torch["messages/s"].max()
-
-    def line(row, before: str, after: str) -> list[str]:
-        factor = f"{row['messages/s'] / base:.1f}x" if len(torch) else ""
-        after += ("" if row["end_to_end"] else " (forward)") + ("" if row["idle"] else " (busy device)")
-        words = f"{before:<4}{row['variant']:<19}{speed(row['messages/s']):>8} messages/s {factor:>6}  "
-        words += f"{row['workers']} x {row['threads']}, {batches(row | {'stage': ''})}{after}"
-        return textwrap.wrap(words, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
-
     lines = ["", "End to end, each variant at its best (workers x threads, batches):"]
-    within, unproven = groups[WITHIN], groups[UNPROVEN]
     for row in within.to_dict("records"):
         tied = list(within["rank"]).count(row["rank"]) > 1
-        lines += line(row, f"{row['rank']}.", " (tie)" * tied)
+        lines += variant_line(row, base, f"{row['rank']}.", " (tie)" if tied else "")
     if len(unproven):
         lines.append(f"Not proven yet to change at most {TOLERANCE:.1%} of the decisions, so not recommended:")
     for row in unproven.to_dict("records"):
-        lines += [*line(row, "?", ""), *missing(row)]
+        lines += [*variant_line(row, base, "?"), *evidence(row)]
     if len(groups[NOT_WITHIN]):
-        lines.append(f"Not within tolerance, since they change more than {TOLERANCE:.1%} of the decisions:")
+        lines.append(f"Not within tolerance (more than {TOLERANCE:.1%} of the decisions change):")
     for row in groups[NOT_WITHIN].to_dict("records"):
-        lines += line(row, "-", f"; {flips_words(row)}")
+        lines += variant_line(row, base, "-", f"; {flips_words(row)}")
     if len(torch):
-        lines.append(f"1.0x is eager FP32 torch in the file's order, its forward passes: {speed(base)} messages/s.")
+        lines.append(f"1.0x is the forward passes of eager FP32 torch in the file's order: {speed(base)} messages/s.")
     faster = unproven if within.empty else unproven[unproven["messages/s"] > within["messages/s"].iloc[0]]
-    open_ones = [row["variant"] for row in faster.to_dict("records") if needed_for(row)]
-    command = settle.format(variants=",".join(open_ones), seconds=600)
-    settling = ["To check more texts:", *fold(command)] if open_ones else []
+    undecided = [row["variant"] for row in faster.to_dict("records") if needed_for(row)]
+    checking = []
+    if undecided and check_command:
+        checking = ["To check more texts:", *fold(check_command(undecided))]
     if within.empty:
-        return [*lines, "None of them is proven to be within tolerance.", *settling]
-    winner, first = within.iloc[0], within[within["rank"] == 1]
-    words = f"Take {winner['variant']}"
-    words += f", the closest to the original of {len(first)} that tie." if len(first) > 1 else "."
+        return [*lines, "No variant is proven to be within tolerance.", *checking]
+    lines += [*advice(within, faster), *checking]
+    if next_command:
+        candidates = dict.fromkeys(["torch", *within["variant"][:3], *faster["variant"][:2]])
+        lines += ["Next:", *fold(next_command(within.iloc[0].to_dict(), list(candidates)))]
+    return lines
+
+
+def variant_line(row: dict, base: float, mark: str, remark: str = "") -> list[str]:
+    """Return the line of a variant, folded. `base`: messages/s that are 1.0x, or nan."""
+    factor = "" if math.isnan(base) else f"{row['messages/s'] / base:.1f}x"
+    if not row["end_to_end"]:
+        remark += " (forward)"
+    if not row["idle"]:
+        remark += " (busy device)"
+    line = f"{mark:<4}{row['variant']:<19}{speed(row['messages/s']):>8} messages/s {factor:>6}  "
+    line += f"{row['workers']} x {row['threads']}, {batches(row | {'stage': ''})}{remark}"
+    return textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+
+
+def advice(within, faster) -> list[str]:
+    """Return which variant to take, from the ranked rows within tolerance and the `faster` ones not proven."""
+    winner, tied = within.iloc[0], int((within["rank"] == 1).sum())
+    sentences = f"Take {winner['variant']}."
+    if tied > 1:
+        sentences = f"Take {winner['variant']}, the closest to the original of {tied} that tie."
     if len(faster):
-        price = faster["messages/s"].max() / winner["messages/s"]
-        words += f" What is not proven would be {price:.1f} times as fast."
+        gain = faster["messages/s"].max() / winner["messages/s"]
+        sentences += f" The fastest variant that is not proven is {gain:.1f} times as fast."
     if not winner["idle"]:
-        words += " Others kept the device busy: measure again when it is idle, with --resume."
-    lines += textwrap.wrap(words, WIDTH) + settling
-    candidates = ",".join(dict.fromkeys(["torch", *within["variant"][:3], *faster["variant"][:2]]))
-    batch = {"batches": int(winner["batch_size"]) or 8, "tokens": int(winner["batch_tokens"]) or 512}
-    return [*lines, "Next:", *fold(following.format(variant=winner["variant"], candidates=candidates, **batch))]
+        sentences += " Other processes kept the device busy: when it is idle, measure again with --resume."
+    return textwrap.wrap(sentences, WIDTH)
 
 
-def missing(row) -> list[str]:
-    """Says what is known of a variant that is not proven, and how many texts would tell."""
+def evidence(row) -> list[str]:
+    """Return what is known of a variant that is not proven, and how many texts would decide it."""
     decisions, needed = row["decisions"], needed_for(row)
     if not np.isfinite(decisions):
         return ["    its outputs were not compared"]
-    words = f"{flips_words(row)} changed: {share_words(changed_of(row), int(decisions))}; "
-    if not needed:
-        words += f"{MAX_FACTOR} times as many texts would hardly tell"
+    known = f"{flips_words(row)} changed: {share_words(changed_of(row), int(decisions))}; "
+    if needed:
+        known += f"about {math.ceil(max(needed - decisions, 1) / row['per_text']):,} more texts would decide it"
     else:
-        words += f"about {math.ceil(max(needed - decisions, 1) / row['per_text']):,} more texts would tell"
-    return textwrap.wrap(words, WIDTH, initial_indent="    ", subsequent_indent="    ")
+        known += f"even {MAX_FACTOR} times as many texts would hardly decide it"
+    return textwrap.wrap(known, WIDTH, initial_indent="    ", subsequent_indent="    ")
 
 
 def needed_for(row) -> int | None:
-    """Returns about how many decisions would tell; None if so many that nobody would check them."""
+    """Return about how many decisions would decide a row's verdict; None if there are too many to suggest."""
     if not np.isfinite(row["decisions"]):
         return N_SAMPLE
     changed, decisions = changed_of(row), int(row["decisions"])
-    return decisions_needed(changed, decisions, alpha=alpha_for_look(2))  # as the next run would look at them
+    return decisions_needed(changed, decisions, alpha=alpha_for_look(2))  # as the next run would test them
 
 
 def flips_words(row) -> str:
-    """Returns the changed decisions as a count; as a share where older rows have no count."""
+    """Return the changed decisions as a count, or as a share if an older row has no count."""
     if np.isfinite(row["decisions"]):
         return f"{changed_of(row):,} of {row['decisions']:,.0f}"
     return f"{row['flips']:.2%}"
 
 
 def fold(command: str) -> list[str]:
-    """Folds a command before its options, so that it can be copied from lines of at most 80 columns."""
+    """Fold a command before its options, so that it can be copied from lines of at most 80 columns."""
     first, *options = command.split(" --")
     lines = [f"  {first}"]
     for option in options:
