@@ -155,7 +155,9 @@ class Classifier:
         """Fetch a batch's outputs, float32 [rows, n]. Raises UserError if n is not the model's number of labels."""
         logits, labels = self.runner.to_host(outputs), len(self.model.labels)
         if logits.shape[1:] != (labels,):
-            raise UserError(f"the export gives {logits.shape[-1]} numbers per text, not {labels}; it is of another model")
+            raise UserError(
+                f"the export gives {logits.shape[-1]} numbers per text, not {labels}; it is of another model"
+            )
         return logits
 
 
