@@ -90,7 +90,7 @@ class Classifier:
         """Run the model over items while a thread tokenizes, sorts, pads and moves the next ones.
 
         `on_progress` gets the approximate number of items done, weighted by length. With `halve` a batch that does not
-        fit into memory runs in halves. Raises UserError for an export of another model, and whatever the runtime raises.
+        fit into memory runs in halves. Raises UserError for another model's export, and what the runtime raises.
         """
         start, counts = time.monotonic(), Counter()
         has_tokens = np.full(len(texts), self.takes_texts)
