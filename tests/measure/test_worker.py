@@ -1,4 +1,4 @@
-"""What a worker does for a cell, in this process: every variant is right, and what is warmed up and timed."""
+"""A worker's steps for a cell, in this process: every variant is correct; what is warmed up and timed."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ CPU = Device(gpu=None, threads=1)
 CPU_VARIANTS = [name for name, variant in VARIANTS.items() if "cpu" not in variant.unsupported]
 BASELINES = [name for name in CPU_VARIANTS if VARIANTS[name].takes_texts]
 CPU_VARIANTS = [name for name in CPU_VARIANTS if name not in BASELINES]
-CPU_VARIANTS.remove("torch-compile-fp16")  # compiles for seconds, and nobody wants it on a CPU
-# where the CPU has no BF16, compiling for it is as slow and as useless, and OpenVINO computes in another precision
+CPU_VARIANTS.remove("torch-compile-fp16")  # takes seconds to compile, and is of no use on a CPU
+# without BF16 in the CPU, compiling for it is just as slow and useless, and OpenVINO computes in another precision
 for name, package in (("torch-compile-bf16", "torch"), ("openvino-bf16", "openvino")):
     CPU_VARIANTS.remove(name)
     CPU_VARIANTS.append(pytest.param(name, marks=[pytest.mark.needs("bf16"), pytest.mark.needs(package)]))
@@ -74,15 +74,15 @@ def test_every_cpu_variant_agrees_with_fp32_torch(name, start, model, tokens):
             assert begin < end and report.padded_tokens >= tokens.lengths.sum()
             assert sorted(report.indices) == list(range(60))
             max_diff, flips = compare(model, tokens, [report])
-            # this model's logits are wide, so that its rounding errors are larger than a trained model's
+            # this model's logits have a wide range, so its rounding errors are larger than a trained model's
             assert max_diff < {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2, "int8": 2e-1}[VARIANTS[name].precision]
             assert flips < 0.02
             if VARIANTS[name].precision != "fp32":
-                assert max_diff > 1e-5, "a lower precision that changes nothing did not run"
+                assert max_diff > 1e-5, "a lower precision without any difference did not run"
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_shares_of_all_workers_are_all_texts(stage, start, model, tokens):
+def test_the_shares_of_all_workers_cover_all_texts(stage, start, model, tokens):
     reports = []
     for number in range(3):
         worker = start("onnx", number)
@@ -95,7 +95,7 @@ def test_the_shares_of_all_workers_are_all_texts(stage, start, model, tokens):
 
 @pytest.mark.parametrize("batching", [Batching("in-order", 4), Batching("sorted", 4), Batching("token-budget", 0, 128)])
 def test_texts_are_batched_across_chunks_as_if_there_were_none(batching, start, texts, model, monkeypatch):
-    """A chunk's last, partly filled batch goes on in the next chunk."""
+    """The last, partly filled batch of a chunk is continued in the next chunk."""
     monkeypatch.setattr(stream, "CHUNK_TEXTS", 7)
     batches = list(start("onnx").classifier.batches(texts[:60], batching))
     assert sorted(i for batch in batches for i in batch.indices) == list(range(60))
@@ -110,7 +110,7 @@ def test_texts_are_batched_across_chunks_as_if_there_were_none(batching, start, 
 
 @pytest.fixture
 def warmed(monkeypatch, start):
-    """A worker of a stand-in for a variant, and the shapes that are warmed up."""
+    """A worker of a stand-in variant, and the shapes that it warms up."""
     shapes = []
     runner = TokenRunner(
         prepare=lambda inputs: inputs["input_ids"],
@@ -146,7 +146,7 @@ def test_a_report_releases_the_cell(warmed):
 
 
 def test_a_worker_on_a_gpu_in_the_memory_of_the_cpu(start, model, tokens, tiny_exports, monkeypatch):
-    """All of its steps: few shapes, warmed up in each cell, batches timed one by one, and right outputs."""
+    """All of its steps: few shapes, warmed up in each cell, batches timed one by one, and correct outputs."""
     import onnxruntime
     import torch
 
@@ -173,7 +173,7 @@ def test_a_worker_on_a_gpu_in_the_memory_of_the_cpu(start, model, tokens, tiny_e
 
 @pytest.mark.parametrize(("name", "fewer"), [("torch", False), ("torch-bf16", True), ("onnx", False)])
 def test_a_cpu_gets_fewer_lengths_only_in_bf16(name, fewer, start, model, tokens):
-    """Where oneDNN prepares itself for each."""
+    """oneDNN prepares each new length there."""
     worker = start(name)
     assert (worker.widths > tokens.lengths).any() == fewer
     assert (worker.widths >= tokens.lengths).all() and worker.widths.max() <= model.max_length
