@@ -118,8 +118,9 @@ def test_the_table_is_on_standard_output_and_the_rest_is_not(sweep, tiny_model, 
         assert told not in done.stderr
     for name in (cpu_name(), "60 texts", "tiny-onnx-fp16", "FP16"):
         assert name in done.stderr
-    assert re.search(r"\b6 cells\b", done.stderr)
-    monkeypatch.setattr(sys, "argv", shlex.split(re.search(r"python (classify_texts\.py .*)", done.stderr)[1]))
+    assert re.search(r"\b6 cells\b", done.stderr) and re.search(r"(?i)tokeniz.* messages/s", done.stderr)
+    next_command = re.search(r"python (classify_texts\.py .*)", done.stderr.replace("\\\n", " "))[1]
+    monkeypatch.setattr(sys, "argv", shlex.split(next_command))
     args = classify_texts.parse_arguments()  # of the command that comes next
     assert (args.model_id, args.device) == (str(tiny_model), "cpu")
 
@@ -331,15 +332,16 @@ def test_ctrl_c_while_a_row_is_saved_does_not_lose_it(run_fake, monkeypatch):
     assert len(errors[errors.index(results.HEADER) :].splitlines()) == 3, "the header, the row, and the interruption"
 
 
-NOTES = "onnxruntime-gpu", r"\bthreads\b.*\bcores\b", r"\d% .*\bcores\b"  # two packages, too many workers, a busy CPU
+def noted(busy: float) -> tuple[str, ...]:
+    """What notes name: the package that overwrites another, how busy the CPU is, and how many cores are idle."""
+    return "onnxruntime-gpu", f" {busy:.0%}", f" {cpu_cores() * (1 - busy):.1f} "
 
 
 def test_more_than_the_machine_has_is_noted(run_fake, monkeypatch):
     monkeypatch.setattr(warnings, "cpu_busy", lambda: 0.5)
     monkeypatch.setattr(warnings, "versions", lambda *names: dict.fromkeys(names, "1"))
     _, _, errors = run_fake("--workers", f"1,{os.cpu_count()}", "--threads", 2)
-    assert all(re.search(note, errors) for note in NOTES)
-    assert re.search(rf"\bthreads\b.*\b{cpu_cores() / 2:.1f}\b", errors) and re.search(r"\b50%", errors)
+    assert all(name in errors for name in noted(busy=0.5)), errors
 
 
 def test_a_machine_in_order_has_no_notes(run_fake, monkeypatch, tmp_path):
@@ -347,7 +349,7 @@ def test_a_machine_in_order_has_no_notes(run_fake, monkeypatch, tmp_path):
     monkeypatch.setattr(warnings, "versions", lambda *names: {names[-1]: "1"})
     Path(tmp_path / "one.csv").write_text("body\n" + "hello\n" * 9)
     errors = run_fake("--dataset", tmp_path / "one.csv")[2]
-    assert not any(re.search(note, errors) for note in NOTES), errors
+    assert not any(name in errors for name in noted(busy=0.04)), errors
 
 
 @pytest.mark.parametrize(
@@ -405,7 +407,7 @@ def test_a_first_look_is_few_cells_and_what_is_given_besides_counts(call):
     expected = ["1 in-order", "8 sorted", "512 tokens"]
     assert (code, out.splitlines()) == (0, [f"torch\t1\t{how}\tforward" for how in expected])
     code, _, err = call(run_benchmark, *names, "--limit", "4", "--batching", "sorted")
-    assert code == 2 and re.search(r"--batches 8\b.*\b4\b", err)
+    assert code == 0 and re.search(r"\b8\b.*\b4\b", err), "batches of 8 need more than the 4 texts"
     assert call(run_benchmark, *names, "--batches", "3")[1].splitlines()[0] == "torch\t1\t3 sorted\tforward"
 
 
