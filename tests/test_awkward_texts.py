@@ -21,7 +21,7 @@ from bench.model.model import Model
 from bench.variants import Device
 from runtimes.classifier import Classifier, ClassifierSpec
 
-TOLERANCE = 4e-4  # of a logit: at most 1e-4 of a probability
+TOLERANCE = 1e-4  # of a probability
 BATCHINGS = [Batching("in-order", 4), Batching("sorted", 4), Batching("token-budget", batch_tokens=128)]
 WORDS = " ".join(f"w{i}" for i in range(90))
 AWKWARD = [
@@ -52,8 +52,8 @@ class Truth:
         self.network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         self.max_length = max_length
 
-    def logits(self, text: str) -> np.ndarray | None:
-        """Return the logits [labels] of a text; None if the tokenizer rejects the text."""
+    def probabilities(self, text: str) -> np.ndarray | None:
+        """Return the probabilities [labels] of a text; None if the tokenizer rejects the text."""
         import torch
 
         try:
@@ -62,7 +62,8 @@ class Truth:
             return None
         accepted = inspect.signature(self.network.forward).parameters
         with torch.inference_mode():
-            return self.network(**{name: ids for name, ids in inputs.items() if name in accepted}).logits[0].numpy()
+            logits = self.network(**{name: ids for name, ids in inputs.items() if name in accepted}).logits[0]
+        return (logits.softmax(0) if len(logits) > 1 else logits.sigmoid()).double().numpy()
 
 
 def classifiers(folder: Path, exported: Path | None = None) -> list[Classifier]:
@@ -81,18 +82,19 @@ def classifiers(folder: Path, exported: Path | None = None) -> list[Classifier]:
 
 
 def assert_the_truth(texts: list[str], truth: Truth, tested: list[Classifier], batchings: list[Batching]) -> None:
-    expected = [truth.logits(text) for text in texts]
+    assert truth.network.config.problem_type is None, "else another function gives the probabilities"
+    expected = [truth.probabilities(text) for text in texts]
     for classifier in tested:
         for batching in batchings:
             predictions = classifier.predict(texts, batching)
-            for text, logits, has_tokens, true_logits in zip(
-                texts, predictions.logits, predictions.has_tokens, expected, strict=True
+            for text, answer, has_tokens, true_answer in zip(
+                texts, predictions.answers, predictions.has_tokens, expected, strict=True
             ):
                 where = f"{text[:40]!r}, {batching}, {type(classifier.runner).__name__}"
-                if true_logits is None:
-                    assert not has_tokens and np.isnan(logits).all(), where
+                if true_answer is None:
+                    assert not has_tokens and np.isnan(answer).all(), where
                 else:
-                    np.testing.assert_allclose(logits, true_logits, atol=TOLERANCE, rtol=0, err_msg=where)
+                    np.testing.assert_allclose(answer, true_answer, atol=TOLERANCE, rtol=0, err_msg=where)
 
 
 @pytest.mark.parametrize("kind", as_parameters(kind for kind in KINDS if kind not in NOT_HERE))

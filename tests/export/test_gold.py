@@ -7,14 +7,14 @@ import pytest
 from conftest import refused
 
 from bench.export.gold import check_gold, score
-from bench.parity import read_thresholds
+from bench.model.classification import Classification
 
 LABELS = ["joy", "fear", "a, b"]
 
 
-def model(problem_type: str = "multi_label_classification", threshold: str | None = None):
-    rule = read_thresholds(threshold, LABELS, problem_type)
-    return SimpleNamespace(labels=LABELS, problem_type=problem_type, rule=rule)
+def model(problem_type: str = "multi_label_classification", threshold: str | None = None, labels=LABELS):
+    task = Classification(tuple(labels), problem_type, (0.5,) * len(labels)).with_thresholds(threshold)
+    return SimpleNamespace(labels=labels, task=task)
 
 
 @pytest.mark.parametrize(
@@ -41,15 +41,14 @@ def test_gold_labels_are_names_or_numbers(value, held):
 
 def test_a_column_is_of_names_or_of_numbers():
     """Otherwise labels whose names are numbers would be taken for indices."""
-    digits = SimpleNamespace(labels=["1", "2", "3"], problem_type="multi_label_classification")
+    digits = model(labels=["1", "2", "3"])
     assert check_gold(["1", "3"], digits).tolist() == [[True, False, False], [False, False, True]]
     assert check_gold(["0", "1"], digits).tolist() == [[True, False, False], [False, True, False]]
     assert all(label in refused(check_gold, ["joy", "1"], model()) for label in LABELS)
 
 
 def test_a_model_of_one_label_has_its_own_f1():
-    one = SimpleNamespace(labels=["spam"], problem_type="multi_label_classification")
-    one.rule = read_thresholds(None, one.labels, one.problem_type)
+    one = model(labels=["spam"])
     gold = ["spam", *[""] * 9]
     assert score(gold, np.full((10, 1), 0.1), one) == {"texts": 10, "F1": 0.0}
     assert score(gold, np.array([[0.9], [0.9], *[[0.1]] * 8]), one)["F1"] == pytest.approx(2 / 3)
@@ -78,6 +77,5 @@ def test_invalid_gold_labels_are_named():
     assert "7" in refused(check_gold, ["7"], model())
     assert "joy,fear" in refused(check_gold, ["joy,fear"], model("single_label_classification"))
     assert "--label-column" in refused(check_gold, [None], model())
-    regression = SimpleNamespace(labels=LABELS, problem_type="regression")
-    message = refused(check_gold, ["1"], regression)
+    message = refused(check_gold, ["1"], model("regression"))
     assert "--label-column" in message and "regression" in message

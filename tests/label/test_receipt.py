@@ -37,7 +37,7 @@ def table(texts) -> pa.Table:
 def answers(model, table) -> np.ndarray:
     """Probabilities of the rows that have a text, by transformers' own call."""
     full = [body for body in table["body"].to_pylist() if body not in (None, "[deleted]")]
-    return Reference.load(model).of_texts(full).astype(np.float32)
+    return Reference.load(model).of_items(full).astype(np.float32)
 
 
 def spec(model: Model, top_label: bool = False) -> OutputSpec:

@@ -11,12 +11,13 @@ from conftest import make_sweep
 from bench.judge import within_tolerance
 from bench.measure import check
 from bench.measure.cells import Cell
-from bench.measure.check import ParityCounter, check_more, counter_of, more_texts
+from bench.measure.check import FurtherCheck, check_more, continue_check, more_texts
 from bench.model.batches import Batching
-from bench.parity import DecisionRule
+from bench.model.classification import MULTI, Classification
+from bench.model.parity import ParityCounter
 
 LABELS = 8
-MULTI = DecisionRule("multi_label_classification", (0.5,) * LABELS)
+TASK = Classification(tuple("abcdefgh"), MULTI, (0.5,) * LABELS)
 
 
 class FakeReference:
@@ -25,7 +26,7 @@ class FakeReference:
     def __init__(self, *_):
         self.asked = 0
 
-    def probabilities(self, texts):
+    def answers(self, texts):
         return np.full((len(texts), LABELS), 0.4)
 
     def __enter__(self):
@@ -43,12 +44,12 @@ class FakeWorkers:
 
     def call(self, _, file, __):
         count = len(json.loads(file.read_text()))
-        logits = np.full((count, LABELS), np.log(0.4 / 0.6))
+        answers = np.full((count, LABELS), 0.4)
         for i in range(count):
             if self.wrong and (self.texts + i) % self.wrong == 0:
-                logits[i, 0] = 5.0
+                answers[i, 0] = 0.99
         self.texts += count
-        return [(np.arange(count), SimpleNamespace(logits=logits, tokens=9, padded_tokens=10, start=0.0, end=1.0))]
+        return [(np.arange(count), SimpleNamespace(answers=answers, tokens=9, padded_tokens=10, start=0.0, end=1.0))]
 
 
 @pytest.fixture
@@ -62,15 +63,17 @@ def run(monkeypatch):
     def run(n_texts: int = 100_000, check_time: float = 60.0, **variants: FakeWorkers) -> dict:
         cells = {name: Cell(name.replace("_", "-"), 1, Batching("sorted", 8), "check") for name in variants}
         sweep = make_sweep(
-            model=SimpleNamespace(problem_type=MULTI.problem_type, rule=MULTI, labels=["x"] * LABELS),
+            model=SimpleNamespace(task=TASK, labels=["x"] * LABELS),
             tokens=SimpleNamespace(sample=range(256), reference=np.zeros((256, LABELS))),
             exports={},
             more_texts=["text"] * n_texts,
             check_time=check_time,
         )
         workers = {cells[name]: fake for name, fake in variants.items()}
-        counters = {cell: ParityCounter(cell, changed=0, decisions=256 * LABELS, max_diff=0.01) for cell in workers}
-        found = dict(check_more(sweep, workers, counters))
+        checks = {
+            cell: FurtherCheck(cell, ParityCounter(TASK, decisions=256 * LABELS, max_diff=0.01)) for cell in workers
+        }
+        found = dict(check_more(sweep, workers, checks))
         return {
             name: (found[cell]["within"], workers[cell].texts, found[cell]["decisions"])
             for name, cell in cells.items()
@@ -103,7 +106,7 @@ def test_one_nan_refutes_a_variant(run):
     class OneNan(FakeWorkers):
         def call(self, *arguments):
             [(indices, answers)] = super().call(*arguments)
-            answers.logits[0, 0] = np.nan if self.texts == 64 else answers.logits[0, 0]
+            answers.answers[0, 0] = np.nan if self.texts == 64 else answers.answers[0, 0]
             return [(indices, answers)]
 
     assert run(torch_bf16=OneNan())["torch_bf16"][0] == "no"
@@ -130,9 +133,10 @@ def test_a_check_continues_from_the_batching_that_changed_most():
         }
         for size, changed in ((1, 1), (2, 2), (4, 0))
     ]
-    counter = counter_of(pd.DataFrame(rows))
-    assert (counter.cell.batching, counter.cell.stage) == (Batching("sorted", 2), "check")
-    assert (counter.changed, counter.decisions, counter.max_diff) == (2, 512, 0.04)
+    tokens = SimpleNamespace(reference=np.zeros((256, 2)))
+    begun = continue_check(make_sweep(model=SimpleNamespace(task=TASK), tokens=tokens, exports={}), pd.DataFrame(rows))
+    assert (begun.cell.batching, begun.cell.stage) == (Batching("sorted", 2), "check")
+    assert (begun.parity.changed, begun.parity.decisions, begun.parity.max_diff) == (2, 512, 0.04)
 
 
 def test_more_texts_are_the_ones_not_compared_yet_without_duplicates():

@@ -20,8 +20,8 @@ from bench.measure.sweep import compare_sample, estimate, run_cells, run_in_turn
 from bench.measure.token_cache import TokenizedTexts, load_or_tokenize
 from bench.measure.worker import Report, used_memory_mib
 from bench.model.batches import Batching
+from bench.model.classification import REGRESSION, Classification
 from bench.model.model import Model
-from bench.parity import DecisionRule
 from bench.processes import ProcessPool, WorkerFailed, run_in_subprocess
 from bench.report.rows import COLUMNS, append_row
 from utils import UserError
@@ -79,6 +79,7 @@ def plan(monkeypatch):
     tokens = TokenizedTexts(
         folder=Path(),
         ids={},
+        items=np.arange(12),
         lengths=np.full(12, 4),
         offsets=np.arange(12),
         groups=np.zeros(12, int),
@@ -89,7 +90,7 @@ def plan(monkeypatch):
         n_empty=0,
         padding_effect=0.0,
     )
-    model = SimpleNamespace(problem_type="regression", labels=["x"], rule=DecisionRule("regression", (0.5,)))
+    model = SimpleNamespace(labels=["x"], task=Classification(("x",), REGRESSION, (0.5,)))
     monkeypatch.setattr(sweep, "cpu_busy", lambda: None)
     return make_sweep(model=model, tokens=tokens, exports=dict.fromkeys(("onnx", "torch", "onnx-fp16")))
 

@@ -29,7 +29,7 @@ def test_tokens_and_reference_are_those_of_the_tokenizer_and_the_model(opened, t
     ids = opened.tokenize(texts)["input_ids"]
     assert [row.tolist() for row in tokens.rows(range(len(texts)))["input_ids"]] == ids
     assert tokens.texts() == texts
-    assert (opened.problem_type, opened.max_length, len(opened.labels)) == ("multi_label_classification", 128, 5)
+    assert (opened.task.problem_type, opened.max_length, len(opened.labels)) == ("multi_label_classification", 128, 5)
     assert len(tokens.sample) == 256 and tokens.reference.shape == (256, 5)
     alone = Reference.load(opened).of_batch(opened.pad({"input_ids": [ids[int(tokens.sample[-1])]]}))
     assert np.allclose(tokens.reference[-1], alone, atol=1e-6)

@@ -75,8 +75,8 @@ def test_an_added_token_without_embedding_fails_only_its_texts(folder, capfd, te
     given = [*texts[:9], "hello [USER]!", *texts[9:12], "[URL]"]
     predictions = classifier.predict(given, Batching("sorted", 4))
     lost = [9, 13]
-    assert list(np.flatnonzero(~predictions.has_tokens)) == lost and np.isnan(predictions.logits[lost]).all()
-    assert np.isfinite(np.delete(predictions.logits, lost, axis=0)).all()
+    assert list(np.flatnonzero(~predictions.has_tokens)) == lost and np.isnan(predictions.answers[lost]).all()
+    assert np.isfinite(np.delete(predictions.answers, lost, axis=0)).all()
 
 
 def test_a_padding_token_without_embedding_is_refused(folder):
@@ -148,8 +148,8 @@ def test_big_bird_does_not_depend_on_earlier_texts(tmp_path, capfd):
     [classifier] = classifiers(folder)
     assert "attention" in capfd.readouterr().err, "it does not run as configured, which is printed"
     long = " ".join(f"w{i % 190}" for i in range(900))
-    logits = classifier.predict([long, "w1 w2", long], Batching("in-order", 1)).logits
-    assert np.array_equal(logits[0], logits[2])
+    answers = classifier.predict([long, "w1 w2", long], Batching("in-order", 1)).answers
+    assert np.array_equal(answers[0], answers[2])
 
 
 def test_no_progress_bar_of_transformers_is_printed(folder, capfd):

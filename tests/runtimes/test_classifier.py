@@ -60,7 +60,7 @@ def test_outputs_are_fetched_along_the_way_and_another_number_of_labels_is_refus
     monkeypatch.setattr(classifier, "runner", watched)
     monkeypatch.setattr("runtimes.classifier.FETCH_EVERY", 5)
     predictions = classifier.predict(texts[:33], Batching("in-order", 1))
-    assert len(fetched) == 33 and max(fetched) == 5 and np.isfinite(predictions.logits).all()
+    assert len(fetched) == 33 and max(fetched) == 5 and np.isfinite(predictions.answers).all()
     monkeypatch.setattr(classifier, "runner", replace(watched, to_host=lambda outputs: to_host(outputs)[:, :4]))
     with pytest.raises(UserError) as caught:
         classifier.predict(texts[:3], Batching("in-order", 1))
@@ -69,7 +69,7 @@ def test_outputs_are_fetched_along_the_way_and_another_number_of_labels_is_refus
 
 def test_a_batch_too_large_for_the_memory_is_halved_only_on_request(classifier, texts, monkeypatch):
     batching, forward, sizes = Batching("token-budget", batch_tokens=512), classifier.runner.forward, []
-    whole = classifier.predict(texts[:60], batching).logits
+    whole = classifier.predict(texts[:60], batching).answers
 
     def limited(inputs):
         sizes.append(len(inputs["input_ids"]))
@@ -80,7 +80,7 @@ def test_a_batch_too_large_for_the_memory_is_halved_only_on_request(classifier, 
     most = 3
     monkeypatch.setattr(classifier, "runner", replace(classifier.runner, forward=limited))
     found = classifier.predict(texts[:60], batching, halve=True)
-    assert np.allclose(found.logits, whole, atol=1e-5, equal_nan=True) and np.isfinite(whole).any() and max(sizes) > 7
+    assert np.allclose(found.answers, whole, atol=1e-5, equal_nan=True) and np.isfinite(whole).any() and max(sizes) > 7
     with pytest.raises(RuntimeError, match="out of memory"):
         classifier.predict(texts[:60], batching)
     most = 0

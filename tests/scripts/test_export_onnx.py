@@ -35,8 +35,8 @@ from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.machine import cpu_features
 from bench.model import model
 from bench.model.model import Model
+from bench.model.parity import EXCERPT
 from bench.model.reference import Reference
-from bench.parity import EXCERPT
 from export_onnx import upload
 from utils import RunError, UserError
 
@@ -106,7 +106,7 @@ def test_an_export_is_right_and_its_card_says_how_to_use_it(name, models, here, 
     assert re.search(r"\bCPU\b.*\bFP16\b", body)
     classify = usage_example(card)["classify"]
     texts = ["a long one with many words in it", "short", "of medium length"]
-    expected = Reference.load(Model.from_folder(models[name], name)).of_texts(texts)
+    expected = Reference.load(Model.from_folder(models[name], name)).of_items(texts)
     assert classify(texts, batch_size=2) == pytest.approx(expected, abs=5e-3)
     assert classify(pd.Series(texts, index=[5, 6, 7])) == pytest.approx(expected, abs=5e-3)
     assert classify([]).shape == (0, expected.shape[1])
@@ -406,7 +406,7 @@ def test_an_export_of_the_benchmark_is_checked_with_gold_labels(tiny_model, tiny
     assert {name: after[name] for name in before} == before
     report = json.loads(after["parity.json"])
     model = Model.from_folder(tiny_model, "tiny").with_thresholds("0.4")
-    held = model.rule.decide(Reference.load(model).of_texts(texts[:40]))
+    held = model.task.decide(Reference.load(model).of_items(texts[:40]))
     truth = np.array([[name == label for label in model.labels] for name in gold])
     expected = 2 * (held & truth).sum() / (held.sum() + truth.sum())
     original = report["gold"]["original"]

@@ -22,8 +22,8 @@ import classify_texts
 import run_benchmark
 from bench.machine import DeviceInfo, cpu_cores, cpu_name
 from bench.measure import leaders, recorder, warnings
+from bench.model.classification import REGRESSION, Classification
 from bench.model.model import Model
-from bench.parity import DecisionRule
 from bench.report import readmes
 from bench.report import rows as results
 from bench.report.rows import read_results
@@ -279,7 +279,7 @@ def run_fake(call, monkeypatch, tmp_path):
     def open_model(name: str, _):
         if "/model" in name:
             return Model.from_folder(Path(name), name)
-        fake = SimpleNamespace(id=name, weights_id="w", rule=DecisionRule("regression", (0.5,)))
+        fake = SimpleNamespace(id=name, weights_id="w", task=Classification(("x",), REGRESSION, (0.5,)))
         fake.with_thresholds = lambda _: fake
         return fake
 

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from bench import parity
 from bench.judge import (
     ALPHA,
     NOT_WITHIN,
@@ -24,14 +23,8 @@ from bench.judge import (
     judge_export,
     within_tolerance,
 )
-from bench.parity import (
-    DecisionRule,
-    probabilities,
-    read_thresholds,
-    resolve_problem_type,
-    statistics,
-    worst_texts,
-)
+from bench.model.classification import Classification, combine_windows, resolve_problem_type
+from bench.model.parity import N_WORST_TEXTS, ParityCounter, worst_texts
 from bench.report.judged import judge_row
 
 PROBLEMS = ("multi_label_classification", "single_label_classification", "regression")
@@ -48,12 +41,22 @@ def test_probabilities_by_problem_type():
     assert np.isnan(probabilities(infinite, "multi_label_classification")).tolist() == [[True, True, False]]
 
 
-def rule(problem_type: str, labels: int = 2) -> DecisionRule:
-    return DecisionRule(problem_type, (0.5,) * labels)
+def task(problem_type: str, labels: int = 2) -> Classification:
+    return Classification(tuple(f"label {i}" for i in range(labels)), problem_type, (0.5,) * labels)
+
+
+def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    return task(problem_type, logits.shape[1]).activate(logits)
+
+
+def statistics(probs: np.ndarray, reference: np.ndarray, problem_type: str) -> dict:
+    parity = ParityCounter(task(problem_type, probs.shape[1]))
+    parity.add(probs, reference)
+    return parity.statistics()
 
 
 def flips(probs, reference, problem_type: str) -> float:
-    changed, decisions = rule(problem_type, probs.shape[1]).count_flips(probs, reference)
+    changed, decisions = task(problem_type, probs.shape[1]).count_flips(probs, reference)
     return changed / decisions
 
 
@@ -86,7 +89,7 @@ def test_a_missing_problem_type_is_resolved_from_the_labels(declared, labels, re
 def test_statistics_of_hand_computed_arrays():
     reference = np.array([[0.1, 0.2], [0.4, 0.6], [0.5, 0.9], [0.3, 0.3]])
     probs = np.array([[0.1, 0.3], [0.6, 0.6], [0.5, 0.5], [np.nan, 0.3]])
-    stats = statistics(probs, reference, rule("multi_label_classification"))
+    stats = statistics(probs, reference, "multi_label_classification")
     largest = stats["largest_difference"]
     assert largest["mean"] == pytest.approx((0.1 + 0.2 + 0.4) / 3)
     assert (largest["min"], largest["median"], largest["max"]) == pytest.approx((0.1, 0.2, 0.4))
@@ -94,7 +97,7 @@ def test_statistics_of_hand_computed_arrays():
     assert stats["mean_over_labels"] == pytest.approx(0.7 / 6)
     assert stats["flips"] == 3 / 8  # 0.4 -> 0.6, 0.9 -> 0.5 and the nan
     assert stats["non_finite_texts"] == 1
-    assert statistics(probs[:3], reference[:3], rule("regression"))["flips"] == 3 / 6
+    assert statistics(probs[:3], reference[:3], "regression")["flips"] == 3 / 6
     worst = worst_texts(probs, reference, list("abcd"), ["x", "y"])
     assert [text["excerpt"] for text in worst] == ["d", "c", "b"]
     assert [row["label"] for row in worst[1]["labels"]] == ["y", "x"]
@@ -169,18 +172,43 @@ def test_an_interval_contains_the_share_and_is_tight(changed, decisions):
         assert binomial_cdf(changed, decisions, high) == pytest.approx(ALPHA / 2, rel=1e-6)
 
 
+def with_thresholds(text: str | None, problem_type: str = PROBLEMS[0]) -> Classification:
+    return Classification(("joy", "fear"), problem_type, (0.5, 0.5)).with_thresholds(text)
+
+
 def test_a_label_is_predicted_above_its_threshold(tmp_path):
-    probs, labels = np.array([[0.2, 0.4]]), ["joy", "fear"]
-    multi = "multi_label_classification"
-    assert read_thresholds(None, labels, multi).decide(probs).tolist() == [[False, False]]
-    low = read_thresholds("0.3", labels, multi)
-    assert low.decide(probs).tolist() == [[False, True]] and low.name == "0.3" and "0.3" in low.words
+    probs = np.array([[0.2, 0.4]])
+    assert with_thresholds(None).decide(probs).tolist() == [[False, False]]
+    low = with_thresholds("0.3")
+    assert low.decide(probs).tolist() == [[False, True]] and low.rule_id == "0.3" and "0.3" in low.decision_words
     assert low.count_flips(probs, np.array([[0.2, 0.29]])) == (1, 2), "a threshold of 0.5 would miss it"
     (tmp_path / "own.json").write_text('{"joy": 0.1}')
-    own = read_thresholds(str(tmp_path / "own.json"), labels, multi)
+    own = with_thresholds(str(tmp_path / "own.json"))
     assert own.thresholds == (0.1, 0.5) and own.decide(probs).tolist() == [[True, False]]
-    assert own.name not in ("", "0.1", "0.5") and not {"0.1", "0.5"} & set(own.words.split())
-    assert read_thresholds("0.5", labels, multi).name == "", "0.5 is the default"
+    assert own.rule_id not in ("", "0.1", "0.5") and not {"0.1", "0.5"} & set(own.decision_words.split())
+    assert with_thresholds("0.5").rule_id == "", "0.5 is the default"
+
+
+def test_windows_of_a_text_are_combined_by_maximum_or_mean():
+    """The second text has two windows, the third none, and the fourth one that is not finite."""
+    windows, owners = np.array([[0.1], [0.2], [0.6], [np.nan], [0.5]]), np.array([0, 1, 1, 3, 3])
+    largest = combine_windows(windows, owners, 4, mean=False)
+    assert largest[:2].tolist() == [[0.1], [0.6]] and np.isnan(largest[2:]).all()
+    mean = combine_windows(windows, owners, 4, mean=True)
+    assert mean[:2].ravel() == pytest.approx([0.1, 0.4]) and np.isnan(mean[2:]).all()
+    assert combine_windows(windows[:2], np.array([2, 0]), 3, mean=False)[[0, 2]].tolist() == [[0.2], [0.1]]
+
+
+def test_calls_add_up_and_what_the_reference_cannot_answer_is_left_out():
+    parity, reference = ParityCounter(task(PROBLEMS[0])), np.array([[0.4, 0.6], [0.1, 0.9], [np.nan, np.nan]])
+    parity.add(reference, reference)
+    assert (parity.verdict(), parity.columns()["within"]) == (UNPROVEN, "not proven")
+    parity.add(np.array([[0.6, 0.6], [0.1, 0.8], [0.5, 0.5]]), reference)
+    assert (parity.items, parity.changed, parity.decisions, parity.non_finite) == (4, 1, 8, 0)
+    assert parity.max_diff == pytest.approx(0.2) and parity.verdict() == NOT_WITHIN
+    assert parity.columns() == {"max_diff": parity.max_diff, "flips": 1 / 8, "decisions": 8, "within": "no"}
+    parity.add(np.full((3, 2), np.nan), reference)
+    assert parity.non_finite == 2 and parity.verdict() == NOT_WITHIN and np.isnan(parity.columns()["max_diff"])
 
 
 @pytest.mark.parametrize(
@@ -202,7 +230,7 @@ def test_an_invalid_threshold_is_named(given, problem_type, names, tmp_path):
     if given[0] in "[{":
         (tmp_path / "own.json").write_text(given)
         given = str(tmp_path / "own.json")
-    message = refused(read_thresholds, given, ["joy", "fear"], problem_type)
+    message = refused(with_thresholds, given, problem_type)
     assert all(name in message for name in names.split()), message
 
 
@@ -234,10 +262,10 @@ def test_parity_and_its_statistics(pair):
     if problem != "regression" and not lost.any():
         assert flips(reference, probs, problem) == changed
 
-    unchanged = statistics(reference, reference, rule(problem, reference.shape[1]))
+    unchanged = statistics(reference, reference, problem)
     assert set(unchanged["largest_difference"].values()) == {0.0}
     assert (unchanged["mean_over_labels"], unchanged["flips"], unchanged["non_finite_texts"]) == (0, 0, 0)
-    stats = statistics(probs, reference, rule(problem, reference.shape[1]))
+    stats = statistics(probs, reference, problem)
     assert stats["non_finite_texts"] == lost.any(axis=1).sum()
     largest = stats["largest_difference"]
     ordered = [largest[key] for key in ("min", "p25", "median", "p75", "p90", "p95", "p99", "max")]
@@ -249,4 +277,4 @@ def test_parity_and_its_statistics(pair):
         assert stats["mean_over_labels"] <= largest["mean"] * (1 + 1e-9)
     assert (judge_export(stats, 1)[0] == NOT_WITHIN) == bool(lost.any())
     worst = worst_texts(probs, reference, ["a text"] * len(probs), ["label"] * probs.shape[1])
-    assert len(worst) == min(parity.N_WORST_TEXTS, len(probs))
+    assert len(worst) == min(N_WORST_TEXTS, len(probs))
