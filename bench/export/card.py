@@ -60,7 +60,7 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         stats=report["largest_difference"],
         activation=ACTIVATIONS[problem_type],
         runtime='"onnxruntime-gpu[cuda,cudnn]"' if report["provider"] == "CUDAExecutionProvider" else "onnxruntime",
-        project=f"[the project]({url})" if (url := project_url()) else "the project",
+        project=f"[Swiftsure]({url})" if (url := project_url()) else "Swiftsure",
         real_texts=not report["dataset"].startswith("synthetic-"),
     )
     with new_file(folder / "README.md") as file:
