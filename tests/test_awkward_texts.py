@@ -63,7 +63,8 @@ class Truth:
         accepted = inspect.signature(self.network.forward).parameters
         with torch.inference_mode():
             logits = self.network(**{name: ids for name, ids in inputs.items() if name in accepted}).logits[0]
-        return (logits.softmax(0) if len(logits) > 1 else logits.sigmoid()).double().numpy()
+        several = self.network.config.problem_type == "multi_label_classification"
+        return (logits.sigmoid() if several or len(logits) == 1 else logits.softmax(0)).double().numpy()
 
 
 def classifiers(folder: Path, exported: Path | None = None) -> list[Classifier]:
@@ -82,7 +83,6 @@ def classifiers(folder: Path, exported: Path | None = None) -> list[Classifier]:
 
 
 def assert_the_truth(texts: list[str], truth: Truth, tested: list[Classifier], batchings: list[Batching]) -> None:
-    assert truth.network.config.problem_type is None, "else another function gives the probabilities"
     expected = [truth.probabilities(text) for text in texts]
     for classifier in tested:
         for batching in batchings:

@@ -6,7 +6,16 @@ from graphlib import TopologicalSorter
 from conftest import ROOT
 
 # the lowest first; a module may import from its own layer and from lower ones
-LAYERS = ("utils", "bench", "bench.tables", "bench.model", "bench.exporters", "runtimes", "runtimes.classifier")
+LAYERS = (
+    "utils",
+    "bench",
+    "bench.tables",
+    "bench.options",
+    "bench.model",
+    "bench.exporters",
+    "runtimes",
+    "runtimes.classifier",
+)
 LAYERS += ("bench.report", "bench.export", "bench.measure", "bench.label", "scripts")
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from conftest import refused
@@ -14,6 +15,7 @@ from bench.export.select import EXPORT_KINDS, MANIFEST, export_model
 from bench.exporters import graph
 from bench.label.on_ray import read_files
 from bench.model.batches import pad
+from bench.model.classification import Classification
 from bench.model.model import Model
 from bench.variants import Device
 from runtimes.classifier import ClassifierSpec
@@ -39,7 +41,7 @@ def test_external_weights_are_found_under_the_name_that_loaders_expect(
     assert (tmp_path / "fresh" / "model.onnx").stat().st_size < (inside / "model.onnx").stat().st_size / 2
     logits = []
     for folder in (inside, tmp_path / "fresh"):
-        runner = load(None, folder, CPU)
+        runner = load(SimpleNamespace(task=Classification), folder, CPU)
         logits.append(runner.forward(runner.prepare(pad({"input_ids": [[0, 5, 6, 2], [0, 7, 2]]}, PAD_VALUES))))
     assert (logits[0] == logits[1]).all()
 

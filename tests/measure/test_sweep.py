@@ -221,9 +221,9 @@ def test_repeats_are_in_turn(plan):
 
 def test_outputs_that_are_not_finite_count_as_flips(plan):
     logits = np.where(np.arange(12) == 5, np.nan, 0.0)[:, None]
-    found = compare_sample(plan, "torch", [Report(np.arange(12), logits, [], 0.0, 0)])
+    found = compare_sample(plan, cells(4, variant="torch")[0], [Report(np.arange(12), logits, [], 0.0, 0)])
     assert np.isnan(found["max_diff"]) and found["flips"] == pytest.approx(1 / 12)
-    found = compare_sample(plan, "torch", [Report(np.arange(11), np.zeros((11, 1)), [], 0.0, 0)])
+    found = compare_sample(plan, cells(4, variant="torch")[0], [Report(np.arange(11), np.zeros((11, 1)), [], 0.0, 0)])
     assert np.isnan(found["max_diff"]), "a text without outputs"
 
 

@@ -88,8 +88,8 @@ def test_the_shares_of_all_workers_cover_all_texts(stage, start, model, tokens):
         worker.prepare(Cell("onnx", 3, Batching("sorted", 4), stage))
         worker.run()
         reports.append(worker.report())
-    assert sorted(i for report in reports for i in report.indices) == list(range(60))
-    assert compare(model, tokens, reports)[0] < 1e-5
+    assert sorted(i for report in reports for i in report.items) == list(range(60))
+    assert compare(model, tokens, reports, stage)[0] < 1e-5
 
 
 @pytest.mark.parametrize("batching", [Batching("in-order", 4), Batching("sorted", 4), Batching("token-budget", 0, 128)])
@@ -140,7 +140,7 @@ def test_a_report_releases_the_cell(warmed):
     worker.prepare(Cell("stand-in", 1, Batching("sorted", 8)))
     worker.run()
     assert worker.prepared and worker.outputs
-    assert len(worker.report().indices)
+    assert len(worker.report().items)
     assert not (worker.prepared or worker.outputs or worker.batches or worker.latencies)
 
 
@@ -151,7 +151,7 @@ def test_a_worker_on_a_gpu_in_the_memory_of_the_cpu(start, model, tokens, tiny_e
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (2**30, 3 * 2**30))
     session = onnxruntime.InferenceSession(tiny_exports / "tiny-onnx" / "model.onnx")
-    runner = io_bound_runner(session, torch.device("cpu"))
+    runner = io_bound_runner(session, "logits", torch.device("cpu"))
     variant = Variant(lambda *_: runner, "fp16", ("onnxruntime-gpu",), new_shapes_are_costly=lambda gpu: True)
     monkeypatch.setitem(VARIANTS, "stand-in", variant)
     worker = start("stand-in", device=Device(gpu=0, threads=1))

@@ -128,5 +128,6 @@ def test_tokens_are_those_of_transformers(name, side, tokenizers, texts, monkeyp
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
     expected = tokenizer(given, truncation=True, max_length=24)
     found = tokenize(tokenizer, given, 24, names)
+    assert found.pop("item") == list(range(len(given)))
     assert found == {name: expected[name] for name in names} and len(found) == 1 + (name == "bert")
     assert {len(row) for row in found["input_ids"]} > {23, 24}

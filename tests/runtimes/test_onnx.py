@@ -1,11 +1,13 @@
 """ONNX Runtime: warm-up, a session without CUDA, and the code path of GPUs, here on the CPU."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import refused
 
+from bench.model.classification import Classification
 from bench.model.model import Model
 from bench.variants import Device
 from runtimes import VARIANTS
@@ -13,13 +15,15 @@ from runtimes.classifier import Classifier, ClassifierSpec
 from runtimes.onnx import check_device, io_bound_runner, load, write_probe
 from utils import UserError
 
+MODEL = SimpleNamespace(task=Classification)
+
 
 def ones(texts: int, tokens: int) -> dict:
     return dict.fromkeys(("input_ids", "attention_mask"), np.ones((texts, tokens), np.int64))
 
 
 def test_a_cpu_warms_up_only_shapes_larger_than_all_before(tiny_exports, monkeypatch):
-    runner = load(None, tiny_exports / "tiny-onnx", Device(gpu=None, threads=1))
+    runner = load(MODEL, tiny_exports / "tiny-onnx", Device(gpu=None, threads=1))
     ran = []
     monkeypatch.setattr("onnxruntime.InferenceSession.run", lambda _, __, inputs: ran.append(inputs["input_ids"].shape))
     for shape in ((2, 9), (1, 9), (3, 6), (4, 5)):
@@ -31,7 +35,7 @@ def test_a_session_without_cuda_is_an_error(tiny_exports, monkeypatch):
     """Without a GPU, onnxruntime returns a session on the CPU instead of raising."""
     monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda _: ["CPUExecutionProvider"])
     with pytest.raises(UserError, match="CPUExecutionProvider"):
-        load(None, tiny_exports / "tiny-onnx", Device(gpu=0, threads=1))
+        load(MODEL, tiny_exports / "tiny-onnx", Device(gpu=0, threads=1))
 
 
 def test_bound_inputs_and_outputs_are_correct(tiny_exports):
@@ -40,7 +44,7 @@ def test_bound_inputs_and_outputs_are_correct(tiny_exports):
     import torch
 
     session = onnxruntime.InferenceSession(tiny_exports / "tiny-onnx" / "model.onnx")
-    runner = io_bound_runner(session, torch.device("cpu"))
+    runner = io_bound_runner(session, "logits", torch.device("cpu"))
     rng = np.random.default_rng(0)
     batches = [ones(*shape) | {"input_ids": rng.integers(4, 90, shape)} for shape in [(2, 9), (3, 5), (2, 9)]]
     outputs = [runner.forward(inputs) for inputs in map(runner.prepare, batches)]
@@ -77,5 +81,6 @@ def test_a_session_runs_the_probe_of_a_gpu(tmp_path):
     import onnxruntime
     import torch
 
-    runner = io_bound_runner(onnxruntime.InferenceSession(write_probe(tmp_path / "probe.onnx")), torch.device("cpu"))
+    session = onnxruntime.InferenceSession(write_probe(tmp_path / "probe.onnx"))
+    runner = io_bound_runner(session, "logits", torch.device("cpu"))
     assert runner.to_host(runner.forward(runner.prepare({"input_ids": np.array([[5, 7]])}))).tolist() == [[5, 7]]
