@@ -148,7 +148,7 @@ def verdict(rows, check_command: Callable | None = None, next_command: Callable 
     for row in groups[NOT_WITHIN].to_dict("records"):
         lines += variant_line(row, base, "-", f"; {flips_words(row)}")
     if len(torch):
-        lines.append(f"1.0x is the forward passes of eager FP32 torch in the file's order: {speed(base)} messages/s.")
+        lines.append(f"1.0x is eager FP32 torch in the file's order (forward): {speed(base)} messages/s.")
     faster = unproven if within.empty else unproven[unproven["messages/s"] > within["messages/s"].iloc[0]]
     undecided = [row["variant"] for row in faster.to_dict("records") if needed_for(row)]
     checking = []

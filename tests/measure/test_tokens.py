@@ -1,0 +1,125 @@
+"""Token ids, the reference, and its cache."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from conftest import call_here, refused
+from tiny import make_tiny, make_tiny_distilbert, tiny_config, word_level_tokenizer
+from tokenizers import normalizers
+
+from bench.measure.peak import count_flops
+from bench.measure.tokens import TokenizedTexts, prepare_tokens
+from bench.model import reference
+from bench.model.model import Model
+from bench.model.reference import Reference, cached_array
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+
+def prepare(model: Model, texts: list[str]) -> TokenizedTexts:
+    return prepare_tokens(model, texts, None, call_here)
+
+
+@pytest.fixture
+def opened(tiny_model) -> Model:
+    return Model.from_folder(tiny_model, "tiny")
+
+
+def test_tokens_and_reference_are_those_of_the_tokenizer_and_the_model(opened, texts):
+    tokens = prepare(opened, texts)
+    ids = opened.tokenize(texts)["input_ids"]
+    assert [row.tolist() for row in tokens.rows(range(len(texts)))["input_ids"]] == ids
+    assert tokens.texts == texts
+    assert (opened.task.problem_type, opened.max_length, len(opened.labels)) == ("multi_label_classification", 128, 5)
+    assert len(tokens.sample) == 256 and tokens.reference.shape == (256, 5)
+    alone = Reference.load(opened).of_batch(opened.pad({"input_ids": [ids[int(tokens.sample[-1])]]}))
+    assert np.allclose(tokens.reference[-1], alone, atol=1e-6)
+    assert tokens.flops == count_flops(opened, tokens.lengths, max(ids, key=len), call_here)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda good: good[: len(good) // 2], lambda good: good[:-2], lambda _: b"x" * 99]
+)
+def test_a_damaged_reference_in_the_cache_is_computed_again(damage, monkeypatch, tmp_path):
+    monkeypatch.setattr(reference, "CACHE", tmp_path)
+    calls = []
+
+    def compute() -> np.ndarray:
+        calls.append(1)
+        return np.arange(6.0).reshape(2, 3)
+
+    assert all((cached_array(compute, (2, 3), "inputs") == compute()).all() for _ in range(2)) and len(calls) == 3
+    [file] = (tmp_path / "references").iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    assert cached_array(compute, (2, 3), "inputs").shape == (2, 3) and len(calls) == 4
+    cached_array(compute, (2, 3), "other inputs")
+    assert len(calls) == 5 and len(list((tmp_path / "references").iterdir())) == 2
+
+
+def test_the_model_is_loaded_only_for_what_is_not_in_the_cache(opened, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "CACHE", tmp_path)
+    loaded, load = [], Model.load_torch
+
+    def count_and_load(*arguments, **options):
+        loaded.append(1)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(Model, "load_torch", count_and_load)
+    first = prepare(opened, texts[:3])
+    assert len(loaded) == 2, "for the reference, and to count the FLOPs"
+    copy = Model.from_folder(shutil.copytree(opened.folder, tmp_path / "elsewhere"), "elsewhere")
+    again = prepare(copy, texts[:3])
+    assert len(loaded) == 2
+    assert (again.reference == first.reference).all() and again.flops == first.flops
+    prepare(opened, texts[:4])
+    assert len(loaded) > 2
+    other = Model.from_folder(make_tiny_distilbert(tmp_path / "d", texts), "d")
+    assert (prepare(other, texts[:3]).reference != first.reference).any()
+
+
+def test_a_decoder_without_a_padding_token_is_one_line(tmp_path):
+    config = tiny_config("gpt2")
+    config.pad_token_id = None
+    folder = make_tiny(tmp_path / "gpt2", word_level_tokenizer("gpt2"), config)
+    message = refused(Model.from_folder, folder, "gpt2")
+    assert "gpt2" in message and "pad_token_id" in message
+
+
+@pytest.mark.parametrize("odd", [{"return_dict": False}, {"torchscript": True}])
+def test_a_config_that_asks_for_tuples_changes_nothing(odd, tiny_model, texts, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | odd))
+    expected = prepare(Model.from_folder(tiny_model, "tiny"), texts[:5]).reference
+    found = prepare(Model.from_folder(folder, "odd"), texts[:5]).reference
+    assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_weights_that_change_make_other_tokens(tiny_model, texts, tmp_path):
+    """Even if the file keeps its size and modification time."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    old = Model.from_folder(folder, "model")
+    first = prepare(old, texts[:5])
+    before = (folder / "model.safetensors").stat()
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-4000] + bytes(4000))
+    os.utime(folder / "model.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))
+    new = Model.from_folder(folder, "model")
+    second = prepare(new, texts[:5])
+    assert np.abs(first.reference - second.reference).max() > 1e-3
+    assert old.weights_id == Model.from_folder(tiny_model, "tiny").weights_id != new.weights_id
+
+
+def test_texts_without_any_token_are_left_out_and_counted(tmp_path):
+    tokenizer = word_level_tokenizer("gpt2")
+    tokenizer.backend_tokenizer.post_processor = None
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("nothing", "")
+    folder = make_tiny(tmp_path / "gpt2", tokenizer, tiny_config("gpt2"))
+    model = Model.from_folder(folder, "gpt2")
+    tokens = prepare(model, ["nothing", "w1 w2", "nothing", "w3"])
+    assert (tokens.lengths.tolist(), tokens.n_empty) == ([2, 1], 2)
+    assert tokens.texts == ["w1 w2", "w3"] and tokens.reference.shape == (2, 3)
+    assert "token" in refused(prepare, model, ["nothing"])
