@@ -78,7 +78,7 @@ def test_every_comment_is_as_likely_as_any_other(tmp_path):
 
 
 def test_pruning_keeps_the_lowest_priorities(tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "PIECE_BYTES", 16)  # many small blocks, lines that span pieces
+    monkeypatch.setattr(blocks, "ZSTD_BLOCK_BYTES", 16)  # many small blocks, lines that span pieces
     path = write_dump(tmp_path / "dump.zst", [line(i) for i in range(5000)])
     counts, everything = sample_reddit.sample_dump(path, rules(count=5000))
     assert counts == {"eligible": 5000}

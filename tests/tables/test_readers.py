@@ -4,7 +4,9 @@ import gzip
 import json
 import os
 from dataclasses import replace
+from datetime import date, datetime, time
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,8 +16,10 @@ from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.tables.folders import common_schema, find_files, left_out, open_tables
+from bench.tables.folders import TIMESTAMP_UNITS, WIDENING, common_schema, find_files, left_out, open_tables
 from bench.tables.format_csv import Csv
+from bench.tables.format_json_lines import NOT_AN_OBJECT, NOT_JSON
+from bench.tables.format_parquet import read_metadata
 from bench.tables.readers import BAD, open_table, read_all
 from bench.tables.storage import locate
 
@@ -60,9 +64,8 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
         (tmp_path / name).write_bytes(content)
         assert name in refused(open_table, tmp_path / name)
     (tmp_path / "empty").mkdir()
-    assert "empty holds no file that can be read" in refused(find_files, tmp_path / "empty")
-    assert "there is no " in refused(find_files, tmp_path / "none.csv")
-    assert "a.txt is no file that can be read" in refused(find_files, tmp_path / "a.txt")
+    for name in ("empty", "none.csv", "a.txt"):
+        assert str(tmp_path / name) in refused(find_files, tmp_path / name)
 
 
 def test_the_types_of_all_files_are_made_one_before_anything_is_read(tmp_path):
@@ -77,9 +80,11 @@ def test_the_types_of_all_files_are_made_one_before_anything_is_read(tmp_path):
     assert common_schema(tables, ["id", "body"], "body").types == [pa.string(), pa.string()]
     pq.write_table(pa.table({"id": [["a"]], "body": ["x"]}), tmp_path / "d.parquet")
     tables.append(open_table(tmp_path / "d.parquet"))
-    words = "column 'id' is int64 and double and string and list<element: string>: --keep-columns"
-    assert words in refused(common_schema, tables, ["id", "body"], "body")
-    assert "column 'id' is not text, it is int64" in refused(common_schema, tables[:1], ["id", "body"], "id")
+    message = refused(common_schema, tables, ["id", "body"], "body")
+    for named in ("column 'id'", "int64", "double", "string", "list<element: string>", "--keep-columns"):
+        assert named in message
+    message = refused(common_schema, tables[:1], ["id", "body"], "id")
+    assert "column 'id'" in message and "int64" in message and "--column" in message
 
 
 def test_the_same_rows_come_from_every_format(tmp_path):
@@ -117,7 +122,7 @@ def test_bad_rows_can_be_set_aside_with_their_lines(tmp_path):
     assert [row["id"] for row in found] == ["1", None, None, None, "5", "6", "7", None, None, None, "8"]
     bad = {i: json.loads(row[BAD]) for i, row in enumerate(found) if row[BAD]}
     assert {i: place["line"] for i, place in bad.items()} == {1: 3, 2: 4, 3: 5, 7: 2, 8: 3, 9: 4}
-    assert bad[1]["reason"] == "3 fields, the header has 2" and bad[7]["reason"] == "not JSON"
+    assert "3 fields" in bad[1]["reason"] and bad[7]["reason"] == NOT_JSON
     assert bad[7]["file"] == str(tmp_path / "b.jsonl")
 
 
@@ -141,25 +146,36 @@ def test_columns_that_some_files_lack_are_null_there_and_empty_files_are_passed_
     (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress(b""))
     tables = open_tables(find_files(tmp_path))
     assert [table.file.name for table in tables] == ["a.csv", "b.csv", "c.jsonl", "d.parquet"]
-    assert capfd.readouterr().err == "4 empty files are passed over, such as e.csv\n"
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and "4 empty files" in err and "e.csv" in err
     schema = common_schema(tables, ["id", "body", "flair", "score"], "body")
     found = pa.concat_tables(read_all(tables, schema)).to_pylist()
     nothing = {"id": None, "body": "w", "flair": None, "score": None}
     assert found[:3] == [nothing | {"id": "1", "body": "x"}, nothing | {"body": "y", "flair": "z"}, nothing]
     assert found[-2:] == [nothing | {"flair": "true"}, nothing | {"body": "v", "score": 3}]
-    assert "has no column 'text' (--column names another)" in refused(common_schema, tables, ["text"], "text")
+    message = refused(common_schema, tables, ["text"], "text")
+    assert "column 'text'" in message and "--column" in message
     for empty in (["e.csv"], ["e.csv", "e.zst"]):
-        assert "empty" in refused(open_tables, [locate(tmp_path / name) for name in empty])
+        assert "e.csv" in refused(open_tables, [locate(tmp_path / name) for name in empty])
 
 
 @pytest.mark.parametrize(
     ("kinds", "common"),
     [
-        ((pa.int32(), pa.float32()), "double"),
-        ((pa.uint32(), pa.int32()), "int64"),
+        ((pa.int32(), pa.int64()), "int64"),
+        ((pa.uint32(), pa.null(), pa.uint8()), "uint32"),
+        ((pa.float64(), pa.float32()), "double"),
+        ((pa.string(), pa.large_string()), "large_string"),
+        ((pa.time32("s"), pa.time64("us")), "time64[us]"),
         ((pa.null(), pa.list_(pa.int8())), "list<element: int8>"),
+        ((pa.list_(pa.null()), pa.list_(pa.string())), "list<element: string>"),
+        ((pa.struct([("a", pa.int64())]), pa.struct([("b", pa.int8())])), "struct<a: int64, b: int8>"),
         ((pa.timestamp("s"), pa.timestamp("us")), "timestamp[us]"),
-        ((pa.decimal128(5, 2), pa.decimal128(8, 4)), "decimal128(8, 4)"),
+        ((pa.timestamp("s", "UTC"), pa.timestamp("ms", "UTC")), "timestamp[ms, tz=UTC]"),
+        ((pa.timestamp("us", "UTC"), pa.timestamp("us")), "string"),
+        ((pa.decimal128(5, 2), pa.decimal128(8, 4)), "string"),
+        ((pa.int32(), pa.float32()), "string"),
+        ((pa.uint32(), pa.int32()), "string"),
         *(((pa.int64(), other), "string") for other in (pa.float64(), pa.uint64(), pa.bool_(), pa.decimal128(5, 2))),
         *(((pa.decimal128(25, 2), other), "string") for other in (pa.float64(), pa.float32(), pa.string())),
         ((pa.timestamp("us"), pa.timestamp("ns")), "string"),
@@ -174,15 +190,37 @@ def test_columns_that_some_files_lack_are_null_there_and_empty_files_are_passed_
 )
 def test_a_column_of_several_types_has_one_that_holds_each_value(kinds, common, tmp_path):
     """Or it is refused before anything is read: no value is rounded, and none ends the job in the middle."""
-    for name, kind in zip("ab", kinds, strict=True):
-        pq.write_table(
-            pa.table({"x": pa.array([], kind), "body": pa.array([], pa.string())}), tmp_path / f"{name}.parquet"
-        )
+    for number, kind in enumerate(kinds):
+        empty = pa.table({"x": pa.array([], kind), "body": pa.array([], pa.string())})
+        pq.write_table(empty, tmp_path / f"{number}.parquet")
     tables = open_tables(find_files(tmp_path))
     if common:
         assert str(common_schema(tables, ["x", "body"], "body").field("x").type) == common
     else:
-        assert "--keep-columns names those to copy" in refused(common_schema, tables, ["x", "body"], "body")
+        message = refused(common_schema, tables, ["x", "body"], "body")
+        assert "column 'x'" in message and "--keep-columns" in message
+
+
+@pytest.mark.parametrize("types", [*WIDENING, [pa.timestamp(unit) for unit in TIMESTAMP_UNITS]], ids=str)
+def test_a_wider_type_holds_the_extremes_of_the_narrower_ones(types):
+    for place, narrow in enumerate(types):
+        for wide in types[place:]:
+            values = pa.array(extremes(narrow), narrow)
+            assert values.cast(wide).cast(narrow).equals(values), (narrow, wide)
+
+
+def extremes(kind: pa.DataType) -> list:
+    if pa.types.is_floating(kind):
+        limits = np.finfo(kind.to_pandas_dtype())
+        return [limits.max, -limits.max, limits.smallest_subnormal, 1 - limits.epsneg, np.inf]
+    if pa.types.is_integer(kind):
+        limits = np.iinfo(kind.to_pandas_dtype())
+        return [int(limits.min), int(limits.max)]
+    if pa.types.is_time(kind):
+        return [time.min, time.max.replace(microsecond=999_000 if "ms" in str(kind) else 0)]
+    if pa.types.is_temporal(kind):
+        return [datetime.min, datetime.max.replace(microsecond=0)] if "timestamp" in str(kind) else [date.min, date.max]
+    return [b"\xff\x00", b""] if "binary" in str(kind) else ["\U0010ffff", ""]
 
 
 def test_json_is_read_as_the_type_that_the_column_has_in_all_files(tmp_path):
@@ -219,7 +257,7 @@ def test_sub_folders_come_in_order_of_path_and_give_columns(tmp_path):
 def test_text_that_is_not_utf_8_is_refused_with_its_file(tmp_path):
     pq.write_table(pa.table({"body": pa.array([b"\xff"]).view(pa.string())}), tmp_path / "a.parquet")
     tables = [open_table(tmp_path / "a.parquet")]
-    assert "a.parquet can't be read" in refused(list, read_all(tables, tables[0].schema))
+    assert "a.parquet" in (message := refused(list, read_all(tables, tables[0].schema))) and "line 1" in message
     for kind, binary in ((pa.string(), pa.binary()), (pa.large_string(), pa.large_binary())):
         bodies = pa.array([b"one", b"caf\xe9", None, "caf\u00e9".encode()], binary).view(kind)
         pq.write_table(pa.table({"id": [1, 2, 3, 4], "body": bodies}), tmp_path / "a.parquet", row_group_size=1)
@@ -227,7 +265,7 @@ def test_text_that_is_not_utf_8_is_refused_with_its_file(tmp_path):
         found = pa.concat_tables(read_all(tables, tables[0].schema, set_aside=True)).to_pylist()
         assert [row["body"] for row in found] == ["one", None, None, "caf\u00e9"]
         assert [row["id"] for row in found] == [1, 2, 3, 4]
-        assert json.loads(found[1][BAD])["line"] == 2 and "body has the byte 0xe9" in found[1][BAD]
+        assert json.loads(found[1][BAD])["line"] == 2 and "'body'" in found[1][BAD] and "0xe9" in found[1][BAD]
         assert [bool(row[BAD]) for row in found] == [False, True, False, False]
 
 
@@ -285,27 +323,30 @@ def test_numbers_and_texts_in_one_column_are_texts_and_of_a_later_misfit_the_res
     assert rows["id"].to_pylist() == ["1700000000", "1700000001", "2.5", "true", None]
     assert rows["score"].to_pylist() == [1, 2, 3, None, 5]
     reasons = [json.loads(why)["reason"] for why in rows[BAD].to_pylist() if why]
-    assert reasons == ["score is 1.5, unlike before", "id is [1], unlike before"]
+    for reason, named in zip(reasons, (("score", "1.5"), ("id", "[1]")), strict=True):
+        assert all(part in reason for part in named)
 
 
 def test_a_bad_line_of_json_is_named_with_its_number(tmp_path):
     good, only_id = b'{"id": "a"}', SCHEMA.remove(1)
-    for bad, words in ((b'{"id": ', "not JSON"), (b"[1]", "no object")):
+    for bad, reason in ((b'{"id": ', NOT_JSON), (b"[1]", NOT_AN_OBJECT)):
         table = write_json_lines(tmp_path / "a.zst", [good, b"", good, bad, good])
         [rows] = table.rows(only_id)
         assert rows.table["id"].to_pylist() == ["a", "a", None, "a"] and rows.bad[2][0] == 4
-        assert f"a.zst can't be read: line 4: {words}" in refused(list, read_all([table], only_id))
+        message = refused(list, read_all([table], only_id))
+        assert "a.zst" in message and f"line 4: {reason}" in message
         assert len(list(read_all([table], only_id, skip=3))) == 1
 
 
 def test_an_unquoted_line_break_is_named_with_its_line_and_not_two_rows(tmp_path):
     """As pandas and DuckDB make two rows of it (pandas 9729, duckdb 7196)."""
     file = tmp_path / "a.csv"
-    for content in (b"id,body\n1,one\n2,half a\ntext\n3,x\n", b"body,id\none,1\nhalf a\ntext,2\n", b"a,b,c\n1,2\n"):
+    broken = ((b"id,body\n1,one\n2,half a\ntext\n3,x\n", 4, 1), (b"body,id\none,1\nhalf a\ntext,2\n", 3, 1))
+    for content, line, fields in (*broken, (b"a,b,c\n1,2\n", 2, 2)):
         file.write_bytes(content)
         table = open_table(file)
-        assert " fields, the header has " in (words := refused(list, read_all([table], table.schema))), words
-        assert "a.csv can't be read: line " in words
+        message = refused(list, read_all([table], table.schema))
+        assert "a.csv" in message and f"line {line}: {fields} fields" in message
     file.write_bytes(b"id,body,,\n1,one\n2,two,,\n3,three,\n")
     table = open_table(file)
     [rows] = read_all([table], table.schema)
@@ -319,7 +360,7 @@ def test_a_byte_that_is_no_utf_8_is_named_with_its_line_far_into_a_file(tmp_path
         file.write(b"\n".join([b"id,body", *lines]))
     table = open_table(tmp_path / "a.csv.gz")
     message = refused(list, read_all([table], table.schema))
-    assert "line 50002: the byte 0xe9, which is no UTF-8" in message
+    assert "line 50002: byte 0xe9" in message and "--encoding" in message
 
 
 def write_parquet_of_every_type(path, seed: int):
@@ -370,14 +411,15 @@ def test_what_is_passed_over_in_a_folder_is_said_and_what_is_no_file_is_not_wait
     (tmp_path / "c.csv").mkdir()
     (tmp_path / "_job.json").write_text("{}")
     assert find_files(tmp_path) == [locate(tmp_path / name)]
-    assert "1 other files in it are passed over, such as b.csv" in capfd.readouterr().err
-    assert "is no file that can be read" in refused(find_files, tmp_path / "b.csv")
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and " 1 " in err and "b.csv" in err
+    assert "b.csv" in refused(find_files, tmp_path / "b.csv")
 
 
 def test_a_git_lfs_pointer_is_called_one(tmp_path):
     for name in ("a.csv", "a.parquet", "a.csv.gz", "a.zst"):
         (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-        assert f"{name} is a Git LFS pointer" in refused(open_table, tmp_path / name)
+        assert name in (message := refused(open_table, tmp_path / name)) and "git lfs pull" in message
 
 
 def test_whole_numbers_in_json_are_exact_or_text_or_set_aside(tmp_path):
@@ -392,3 +434,18 @@ def test_whole_numbers_in_json_are_exact_or_text_or_set_aside(tmp_path):
     assert last == [{"a": None, "b": "3", "c": None}, {"a": float(2**53), "b": str(10**40), "c": -(2**63)}]
     reasons = [json.loads(why) for why in found[BAD].to_pylist() if why]
     assert [(bad["line"], str(2**53 + 1) in bad["reason"]) for bad in reasons] == [(1001, True)]
+
+
+def test_metadata_of_parquet_is_read_and_damage_is_not_an_error_of_the_file_system(tmp_path):
+    table = pa.table({"body": ["x", "y"]}).replace_schema_metadata({b"key": b"value"})
+    pq.write_table(table, tmp_path / "a.parquet")
+    metadata = read_metadata(locate(tmp_path / "a.parquet"))
+    assert metadata.num_rows == 2 and metadata.metadata[b"key"] == b"value"
+    content = (tmp_path / "a.parquet").read_bytes()
+    garbled = content[:-100] + b"\xff" * 92 + content[-8:]
+    for damaged in (content[:-1], b"", b"PAR1" + bytes(20) + b"PAR1", garbled):
+        (tmp_path / "b.parquet").write_bytes(damaged)
+        with pytest.raises(ValueError):
+            read_metadata(locate(tmp_path / "b.parquet"))
+    with pytest.raises(FileNotFoundError):
+        read_metadata(locate(tmp_path / "none.parquet"))
