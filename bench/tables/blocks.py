@@ -26,9 +26,7 @@ class Rows:
     """A chunk of consecutive rows of a file."""
 
     table: pa.Table
-    bad: dict[int, tuple[int, str]] = field(
-        default_factory=dict
-    )  # row number in `table` -> (line, reason)
+    bad: dict[int, tuple[int, str]] = field(default_factory=dict)  # row number in `table` -> (line, reason)
     bytes_read: int = 0  # of the file, up to the end of this chunk
     passed_over: int = 0  # rows skipped between the previous chunk and this one
 
