@@ -28,7 +28,7 @@ class Rows:
     table: pa.Table
     bad: dict[int, tuple[int, str]] = field(default_factory=dict)  # row number in `table` -> (line, reason)
     bytes_read: int = 0  # of the file, up to the end of this chunk
-    passed_over: int = 0  # rows skipped between the previous chunk and this one
+    skipped: int = 0  # rows skipped between the previous chunk and this one
 
 
 def read_lines(file: Location) -> Iterator[tuple[bytes, int]]:

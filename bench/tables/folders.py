@@ -129,7 +129,7 @@ def castable_to_text(kind: pa.DataType) -> bool:
     return not pa.types.is_duration(kind) and "binary" not in str(kind)
 
 
-def left_out(tables: list[Table]) -> list[str]:
+def nested_columns(tables: list[Table]) -> list[str]:
     """Return the names of the JSON columns that hold lists or objects, which are not copied."""
     metadata = [table.schema.metadata or {} for table in tables]
     names = [name for entry in metadata for name in json.loads(entry.get(format_json_lines.NESTED, b"[]"))]

@@ -13,13 +13,13 @@ from bench.tables.storage import Location
 @contextlib.contextmanager
 def open_parquet(file: Location) -> Iterator[pq.ParquetFile]:
     """Open a file. Old timestamps of Hive, Impala and Spark (int96) become microseconds: nanoseconds end in 2262."""
-    with file.open_anywhere() as opened:
+    with file.open_seekable() as opened:
         yield pq.ParquetFile(opened, coerce_int96_timestamp_unit="us", pre_buffer=not file.local)
 
 
 def read_metadata(file: Location) -> pq.FileMetaData:
     """Return the metadata of a file, reading only its end. Raises OSError, or ValueError if it is damaged."""
-    with file.open_anywhere() as opened:
+    with file.open_seekable() as opened:
         try:
             return pq.read_metadata(opened)
         except OSError as error:
@@ -58,9 +58,9 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
             for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=[group], columns=schema.names):
                 valid, reasons = without_bad_text(batch)
                 bad = {i: (position + i + 1, reason) for i, reason in reasons.items()}
-                yield Rows(pa.Table.from_batches([valid]).select(schema.names), bad, passed_over=skipped)
+                yield Rows(pa.Table.from_batches([valid]).select(schema.names), bad, skipped=skipped)
                 position, skipped = position + len(batch), 0
-    yield Rows(schema.empty_table(), passed_over=skipped)
+    yield Rows(schema.empty_table(), skipped=skipped)
 
 
 def without_bad_text(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[int, str]]:

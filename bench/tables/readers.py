@@ -45,7 +45,7 @@ class Table:
     file: Location
     schema: pa.Schema
     csv: Csv = DEFAULT_CSV  # how to read it if it is CSV
-    of_folders: dict[str, str] = field(default_factory=dict)  # columns that its folders' names give -> their values
+    folder_columns: dict[str, str] = field(default_factory=dict)  # columns that its folders' names give -> their values
 
     def rows(self, schema: pa.Schema, skip: int = 0) -> Iterator[Rows]:
         """Yield the rows cast to `schema`; may omit the first `skip`. Raises UnreadableFile.
@@ -55,7 +55,7 @@ class Table:
         """
         fields = []
         for column in schema:
-            if column.name in self.of_folders:
+            if column.name in self.folder_columns:
                 continue
             if self.format is format_json_lines and column.type in format_json_lines.TYPES:
                 fields.append(column)
@@ -67,7 +67,7 @@ class Table:
                 table = rows.table
                 for column in schema:
                     if column.name not in stored.names:
-                        value = pa.scalar(self.of_folders.get(column.name), column.type)
+                        value = pa.scalar(self.folder_columns.get(column.name), column.type)
                         table = table.append_column(column.name, pa.repeat(value, len(table)))
                 yield replace(rows, table=table.select(schema.names).cast(schema))
 
@@ -119,10 +119,10 @@ def open_table(file: Path | Location, csv: Csv = DEFAULT_CSV, root: Location | N
         raise UserError(f"{file} has {len(repeated)} columns {repeated[0]!r}; its columns: {', '.join(names)}")
     folders = file.parts_below(root)[:-1] if root else ()
     pairs = [map(unquote, folder.split("=", 1)) for folder in folders if "=" in folder]
-    of_folders = {name: value for name, value in pairs if name not in names}
-    for name in of_folders:
+    folder_columns = {name: value for name, value in pairs if name not in names}
+    for name in folder_columns:
         schema = schema.append(pa.field(name, pa.string()))
-    return Table(file, schema, csv, of_folders)
+    return Table(file, schema, csv, folder_columns)
 
 
 def format_of(name: str, csv: Csv = DEFAULT_CSV) -> ModuleType | Csv | None:
@@ -155,7 +155,7 @@ def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0, set_aside: b
     """
     for table in tables:
         for rows in table.rows(schema, skip):
-            skip = max(skip - rows.passed_over, 0)
+            skip = max(skip - rows.skipped, 0)
             chunk, bad = rows.table, {i: fault for i, fault in rows.bad.items() if i >= skip}
             if set_aside:
                 faults = [None] * len(chunk)

@@ -66,7 +66,7 @@ class Location:
             return self.local.open("rb")  # 5% faster than pyarrow's
         return self.filesystem.open_input_stream(self.path, compression=None, buffer_size=READ_AHEAD)
 
-    def open_anywhere(self) -> BinaryIO:
+    def open_seekable(self) -> BinaryIO:
         """Open a file for reading at any position. Raises OSError."""
         return self.filesystem.open_input_file(self.raw_path)
 
@@ -75,9 +75,9 @@ class Location:
         with self.open() as file:
             return file.read()
 
-    def ends(self) -> list[bytes]:
+    def fingerprint(self) -> list[bytes]:
         """Return what identifies a file: its size, its first and its last MiB. Raises OSError."""
-        with self.open_anywhere() as file:
+        with self.open_seekable() as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             head = file.read(FINGERPRINT_BYTES)
@@ -172,7 +172,7 @@ def locate(text: str | Path | Location) -> Location:
 
 def check_no_pointer(file: Location) -> None:
     """Raise UserError if a file is only a Git LFS pointer."""
-    with file.open_anywhere() as opened:
+    with file.open_seekable() as opened:
         if opened.read(len(LFS_POINTER)) == LFS_POINTER:
             raise UserError(f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
 

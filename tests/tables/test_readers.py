@@ -16,7 +16,7 @@ from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.tables.folders import TIMESTAMP_UNITS, WIDENING, common_schema, find_files, left_out, open_tables
+from bench.tables.folders import TIMESTAMP_UNITS, WIDENING, common_schema, find_files, nested_columns, open_tables
 from bench.tables.format_csv import Csv
 from bench.tables.format_json_lines import NOT_AN_OBJECT, NOT_JSON
 from bench.tables.format_parquet import read_metadata
@@ -292,7 +292,7 @@ def test_scalars_of_json_lines_are_columns_of_their_type(tmp_path, capfd):
         {"id": "a", "score": 1, "gilded": True, "ratio": 1.0, "flair": None, "edited": "false"},
         {"id": "b", "score": None, "gilded": None, "ratio": 0.5, "flair": None, "edited": "1.5"},
     ]
-    assert left_out([table, table]) == ["awards"]
+    assert nested_columns([table, table]) == ["awards"]
 
 
 def test_what_stands_in_quotes_is_a_number_only_as_json_writes_it(tmp_path):
