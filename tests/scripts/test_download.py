@@ -91,7 +91,7 @@ def test_another_file_than_the_published_one_is_refused(server, mirror, tmp_path
     target.parent.mkdir()
     target.write_bytes(b"mine")
     code, _, err = call(download, "--from", {"PATH": mirror, "URL": server[0]}[origin], "--output-dir", target.parent)
-    assert code == 1 and "SHA256" in err.splitlines()[-1]
+    assert code == 1 and target.name in err.splitlines()[-1]
     assert os.listdir(target.parent) == [target.name] and target.read_bytes() == b"mine"
 
 
@@ -104,16 +104,17 @@ def test_an_address_that_cant_be_reached_is_one_line(server, tmp_path, call, ori
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        (["--from", "/nowhere"], "there is no file /nowhere"),
-        (["--from", __file__], "--from is one file: say whether it is normal or filtered"),
-        (["other"], "argument dataset: invalid choice: 'other' (choose from 'normal', 'filtered', 'all')"),
+        (["--from", "/nowhere"], ["--from", "/nowhere"]),
+        (["--from", __file__], ["--from", "normal", "filtered"]),
+        (["other"], ["argument dataset", "'other'", "normal", "filtered", "all"]),
     ],
 )
-def test_wrong_usage_of_download_is_one_line(tmp_path, call, arguments, message):
+def test_wrong_usage_of_download_is_one_line(tmp_path, call, arguments, named):
     code, _, err = call(download, *arguments, "--output-dir", tmp_path)
-    assert (code, err) == (2, f"download.py: {message}\n")
+    assert code == 2 and err.startswith("download.py: ") and err.count("\n") == 1
+    assert all(part in err for part in named)
 
 
 TABLE = [line.strip("| \n").split(" | ") for line in (ROOT / "data" / "README.md").open() if line.startswith("|")]

@@ -21,6 +21,7 @@ from conftest import ROOT
 
 from bench.tables import blocks
 from bench.tables.datasets import load_dataset
+from bench.tables.readers import UnreadableFile
 from utils import RunError
 
 
@@ -95,7 +96,7 @@ def test_a_seed_gives_the_same_file_for_any_workers_and_any_order(dumps, tmp_pat
         )
         assert code == 0, err
         assert re.search(r"lines +1,900 ", err) and re.search(r"eligible +1,900 ", err)
-        assert re.search(r"drawn +200 ", err) and err.endswith("200 comments\n")
+        assert re.search(r"drawn +200 ", err) and f"{files[-1]}: 200 " in err
     assert files[0].read_bytes() == files[1].read_bytes()
     table = pd.read_csv(files[0], dtype=str)
     assert list(table.columns) == ["id", "subreddit", "body"]
@@ -207,7 +208,7 @@ def test_bodies_come_back_exactly(tmp_path, call):
     lines.append(line(100, body="half \ud83d of \U0001f602"))
     output = tmp_path / "new" / "sample.csv.gz"
     code, _, err = call(sample_reddit, write_dump(tmp_path / "dump.zst", lines), "--output", output)
-    assert code == 0 and "fewer than the 10000 asked for" in err
+    assert code == 0 and "--count 10000" in err
     assert load_dataset(str(output)).texts == [*bodies, "half \ufffd of \U0001f602"]
     assert os.listdir(output.parent) == ["sample.csv.gz"]
 
@@ -222,7 +223,7 @@ def test_a_window_of_2_gib_is_read_and_none_above(tmp_path):
     assert sample(path) == ({"eligible": 1}, ["1"])
     frame[5] = (32 - 10) << 3
     path.write_bytes(frame)
-    with pytest.raises(sample_reddit.BadDump, match="too much memory"):
+    with pytest.raises(UnreadableFile, match=r"dump\.zst"):
         sample(path)
 
 
@@ -252,7 +253,7 @@ def test_several_frames_and_no_last_line_break(tmp_path):
 def test_a_bad_dump_is_named(dumps, tmp_path, damage):
     path = tmp_path / "bad.zst"
     path.write_bytes(damage(dumps[0].read_bytes()))
-    with pytest.raises(sample_reddit.BadDump, match=r"bad\.zst can't be read: (truncated|corrupt|empty)"):
+    with pytest.raises(UnreadableFile, match=r"bad\.zst"):
         sample(path)
 
 
@@ -261,10 +262,10 @@ def test_a_bad_dump_stops_the_run_or_is_passed_over(dumps, tmp_path, call):
     bad.write_bytes(dumps[1].read_bytes()[:-3])
     with_bad, without = tmp_path / "with.csv.gz", tmp_path / "without.csv.gz"
     code, _, err = call(sample_reddit, bad, dumps[0], "--output", with_bad)
-    assert code == 1 and err.splitlines()[-1] == f"sample_reddit.py: {bad} can't be read: truncated"
+    assert code == 1 and str(bad) in err.splitlines()[-1]
     assert not with_bad.exists()
     code, _, err = call(sample_reddit, bad, dumps[0], "--output", with_bad, "--skip-bad", "--count", 50)
-    assert code == 0 and f"passed over {bad} can't be read: truncated\n" in err and "bad and passed over: 1" in err
+    assert code == 0 and str(bad) in err and re.search(r"dumps +1 .*1\n", err)
     assert call(sample_reddit, dumps[0], "--output", without, "--count", 50)[0] == 0
     assert with_bad.read_bytes() == without.read_bytes()
 
@@ -273,37 +274,38 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "MAX_LINE", 2**20)
     path = tmp_path / "dump.zst"
     path.write_bytes(zstandard.ZstdCompressor().compress(b"x" * 2**21))
-    with pytest.raises(sample_reddit.BadDump, match="a line of more than 1 MiB"):
+    with pytest.raises(UnreadableFile, match=r"dump\.zst.* 1 MiB"):
         sample(path)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "named"),
     [
-        ("--count 0", "argument --count: '0' is not a whole number from 1 on"),
-        ("--count ten", "argument --count: 'ten' is not a whole number from 1 on"),
-        ("--seed -1", "argument --seed: '-1' is not a whole number from 0 to 18446744073709551615"),
-        (f"--seed {2**64}", f"'{2**64}' is not a whole number from 0 to {2**64 - 1}"),
-        ("--after 2020-13-01", "argument --after: '2020-13-01' is not a date like 2012-01-31"),
-        ("--after 2020-01-02 --before 2020-01-02", "--after is not before --before: no comment has such a date"),
-        ("--min-chars 9 --max-chars 8", "--min-chars is more than --max-chars: no comment has such a length"),
-        ("--subreddit a,,b", "argument --subreddit: 'a,,b' is not a comma list of subreddits"),
-        ("--output x.csv", "argument --output: 'x.csv' is no name of a .csv.gz file"),
-        ("--output synthetic_10k.csv.gz", "is the name of a published or bundled dataset"),
-        ("/nowhere/RC_2020-01.zst", "argument DUMPS: '/nowhere/RC_2020-01.zst' is not a file that can be read"),
-        ("--out x.csv.gz", "unrecognized arguments: --out"),
-        ("SAME", "the same dump is given twice"),
-        ("--output SAME", "SAME is one of the dumps"),
-        ("--output XXX.csv.gz", "XXX.csv.gz' is no name of a .csv.gz file"),
-        ("XXX", "XXX' is not a file that can be read"),
+        ("--count 0", "argument --count, '0'"),
+        ("--count ten", "argument --count, 'ten'"),
+        ("--seed -1", "argument --seed, '-1', 18446744073709551615"),
+        (f"--seed {2**64}", f"argument --seed, '{2**64}', {2**64 - 1}"),
+        ("--after 2020-13-01", "argument --after, '2020-13-01'"),
+        ("--after 2020-01-02 --before 2020-01-02", "--after, --before"),
+        ("--min-chars 9 --max-chars 8", "--min-chars, --max-chars"),
+        ("--subreddit a,,b", "argument --subreddit, 'a,,b'"),
+        ("--output x.csv", "argument --output, 'x.csv', .csv.gz"),
+        ("--output synthetic_10k.csv.gz", "argument --output, 'synthetic_10k.csv.gz'"),
+        ("/nowhere/RC_2020-01.zst", "argument DUMPS, '/nowhere/RC_2020-01.zst'"),
+        ("--out x.csv.gz", "--out"),
+        ("SAME", "dump"),
+        ("--output SAME", "--output SAME"),
+        ("--output XXX.csv.gz", "argument --output, XXX.csv.gz'"),
+        ("XXX", "argument DUMPS, XXX'"),
     ],
 )
-def test_wrong_usage_is_one_line(dumps, call, options, message, tmp_path):
+def test_wrong_usage_is_one_line(dumps, call, options, named, tmp_path):
     dump = shutil.copy(dumps[0], tmp_path / "dump.csv.gz")
-    message = message.replace("SAME", str(dump)).replace("XXX", 300 * "X")
-    code, _, err = call(sample_reddit, dump, *options.replace("SAME", str(dump)).replace("XXX", 300 * "X").split())
+    options, named = (text.replace("SAME", str(dump)).replace("XXX", 300 * "X") for text in (options, named))
+    code, _, err = call(sample_reddit, dump, *options.split())
     assert code == 2 and Path(dump).read_bytes() == dumps[0].read_bytes()
-    assert err.startswith("sample_reddit.py: ") and err.endswith(f"{message}\n") and err.count("\n") == 1
+    assert err.startswith("sample_reddit.py: ") and err.count("\n") == 1
+    assert all(part in err for part in named.split(", ")), err
 
 
 def test_an_output_that_cant_be_written_is_one_line(dumps, tmp_path, call):
@@ -317,7 +319,7 @@ def test_an_output_that_cant_be_written_is_one_line(dumps, tmp_path, call):
 def test_nothing_is_written_when_nothing_is_eligible(dumps, tmp_path, call):
     output = tmp_path / "sample.csv.gz"
     code, _, err = call(sample_reddit, dumps[0], "--subreddit", "nba", "--output", output)
-    assert code == 1 and err.endswith("sample_reddit.py: no comment is eligible, so nothing is written\n")
+    assert code == 1 and err.splitlines()[-1].startswith("sample_reddit.py: ")
     assert re.search(r"subreddit +400 ", err) and not output.exists()
 
 
@@ -331,5 +333,5 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert err.endswith("sample_reddit.py: interrupted\n") and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("sample_reddit.py: ") and "Traceback" not in err
     assert os.listdir(tmp_path / "out") == []
