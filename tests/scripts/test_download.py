@@ -71,11 +71,6 @@ def test_download_from_an_address_happens_once(server, mirror, tmp_path, call):
     assert len(os.listdir(target)) == 2
 
 
-def test_download_shows_a_progress_bar(server, tmp_path, call):
-    _, _, err = call(download, "normal", "--from", server[0], "--output-dir", tmp_path / "data")
-    assert "random_sample_10k.csv.gz: 100%" in err
-
-
 def test_a_damaged_file_is_replaced(mirror, tmp_path, call):
     target = tmp_path / "random_sample_10k.csv.gz"
     target.write_bytes(b"half a file")
