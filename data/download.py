@@ -82,7 +82,7 @@ def main() -> int:
         try:
             fetch(source, target, SHA256[name])
         except (OSError, ValueError) as error:
-            raise RunError(f"{source} can't be used: {first_line(error)}") from error
+            raise RunError(f"{source} can't be used: {first_line(error)}; try another --from") from error
         say(f"{target}: OK (SHA-256 matches)")
     return 0
 

@@ -39,8 +39,8 @@ from bench.processes import ProcessPool, heartbeat
 from bench.tables.datasets import DATASETS, has_text, removal
 from bench.tables.format_json_lines import NOT_JSON
 from bench.tables.readers import Table, UnreadableFile
-from bench.tables.storage import locate
-from utils import Parser, RunError, first_line, int_from, run, say
+from bench.tables.storage import locate, saving
+from utils import Parser, RunError, int_from, run, say
 
 # `created_utc` is in seconds since 1970; some early dumps have it in quotes
 SCHEMA = pa.schema([("id", "string"), ("subreddit", "string"), ("body", "string"), ("created_utc", "float64")])
@@ -223,10 +223,8 @@ def main() -> int:
         say(f"{name:<11} {count:>14,}  {meaning}")
     if not sample:
         raise RunError("nothing written: no comment is eligible; the counts above show why")
-    try:
+    with saving(locate(args.output)):
         write_sample(args.output, sample)
-    except OSError as error:
-        raise RunError(f"{args.output} can't be written: {first_line(error)}") from error
     note = "" if len(sample) == args.count else f" (fewer than --count {args.count})"
     say(f"{args.output}: {len(sample)} comments{note}")
     return 0

@@ -81,9 +81,8 @@ def read_columns(path: str | Path, columns: list[str], csv: Csv = DEFAULT_CSV) -
     """Return the values of these columns, the first of which must be text. Raises UserError."""
     file = locate(path)
     with reading(file):
-        is_file = file.is_file()
-    if not is_file:
-        raise UserError(f"dataset not found: {path}. Use {', '.join(DATASETS)}, or a file of {FORMAT_WORDS}")
+        if not file.is_file():
+            raise UserError(f"dataset not found: {path}. Use {', '.join(DATASETS)}, or a file of {FORMAT_WORDS}")
     table = open_table(file, csv)
     chunks = list(read_all([table], common_schema([table], list(dict.fromkeys(columns)), columns[0])))
     return [[value for chunk in chunks for value in chunk[name].to_pylist()] for name in columns]

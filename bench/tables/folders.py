@@ -42,18 +42,14 @@ def find_files(path: Path | Location) -> list[Location]:
             if kind != FileType.File or not format_of(root.name):
                 raise UserError(f"unsupported file type: {root}. Supported: {FORMAT_WORDS}")
             return [root]
-        hidden = ".", "_"
-        visible = [
-            file
-            for file in root.files(recursive=True)
-            if not any(name.startswith(hidden) for name in file.parts_below(root))
-        ]
-        files = [file for file in visible if format_of(file.name) and (not file.local or file.is_file())]
-    if not files:
+        files = root.files(recursive=True)
+        visible = [file for file in files if not any(name.startswith((".", "_")) for name in file.parts_below(root))]
+        supported = [file for file in visible if format_of(file.name) and (not file.local or file.is_file())]
+    if not supported:
         raise UserError(f"no supported files in {root}. Supported: {FORMAT_WORDS}")
-    if others := sorted({file.path for file in visible} - {file.path for file in files}):
-        say(f"{root}: skipping {len(others)} files that are not supported, such as {clean(locate(others[0]).name)}")
-    return files
+    if others := sorted(set(visible) - set(supported), key=str):
+        say(f"{root}: skipping {len(others)} files that are not supported, such as {clean(others[0].name)}")
+    return supported
 
 
 def open_tables(files: list[Location], csv: Csv = DEFAULT_CSV, root: Location | None = None) -> list[Table]:
@@ -63,15 +59,13 @@ def open_tables(files: list[Location], csv: Csv = DEFAULT_CSV, root: Location | 
         try:
             return open_table(file, csv, root)
         except EmptyFile:
-            if len(files) == 1:
-                raise
             return None
 
     with ThreadPoolExecutor(1 if files[0].local else CONCURRENT_FILES) as pool:  # a bucket takes about 100 ms per file
         tables = list(pool.map(table_or_none, files))
     if empty := [file for file, table in zip(files, tables, strict=True) if not table]:
         if len(empty) == len(files):
-            raise EmptyFile(f"all {len(files)} files are empty, such as {empty[0]}")
+            raise EmptyFile(f"the input is empty: {empty[0]} has no columns")
         say(f"skipping {len(empty)} empty files, such as {clean(empty[0].name)}")
     return [table for table in tables if table]
 

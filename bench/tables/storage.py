@@ -45,13 +45,8 @@ class Location:
     def local(self) -> Path | None:
         return None if self.scheme else Path(self.path)
 
-    @property
-    def raw_path(self) -> bytes:
-        """The path for pyarrow, which would refuse a local name that is not valid UTF-8 as a str."""
-        return os.fsencode(self.path)
-
     def info(self) -> FileInfo:
-        return self.filesystem.get_file_info(self.raw_path)
+        return self.filesystem.get_file_info(os.fsencode(self.path))  # a local name may not be valid UTF-8
 
     def is_file(self) -> bool:
         """True for a regular file (not a directory, FIFO or device). Raises OSError."""
@@ -66,9 +61,9 @@ class Location:
             return self.local.open("rb")  # 5% faster than pyarrow's
         return self.filesystem.open_input_stream(self.path, compression=None, buffer_size=READ_AHEAD)
 
-    def open_seekable(self) -> BinaryIO:
+    def open_seekable(self) -> pa.NativeFile:
         """Open a file for reading at any position. Raises OSError."""
-        return self.filesystem.open_input_file(self.raw_path)
+        return self.filesystem.open_input_file(os.fsencode(self.path))
 
     def read(self) -> bytes:
         """Read a small file. Raises OSError."""
@@ -78,9 +73,7 @@ class Location:
     def fingerprint(self) -> list[bytes]:
         """Return what identifies a file: its size, its first and its last MiB. Raises OSError."""
         with self.open_seekable() as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            head = file.read(FINGERPRINT_BYTES)
+            size, head = file.size(), file.read(FINGERPRINT_BYTES)
             file.seek(max(size - FINGERPRINT_BYTES, 0))
             return [b"%d" % size, head, file.read(FINGERPRINT_BYTES)]
 
@@ -119,7 +112,7 @@ class Location:
 
     def delete(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self.filesystem.delete_file(self.raw_path)
+            self.filesystem.delete_file(os.fsencode(self.path))
 
     def check_writable(self) -> None:
         """Create a local folder if needed. Raises UserError if no file can be created in it."""

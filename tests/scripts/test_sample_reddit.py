@@ -1,4 +1,4 @@
-"""data/sample_reddit.py, with small dumps that are made here."""
+"""data/sample_reddit.py with small generated dumps."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from utils import RunError
 
 
 def rules(**changes) -> Namespace:
-    """The rules that exclude nothing, with changes."""
+    """Return rules that exclude nothing, except for these changes."""
     every = {"count": 1000, "seed": 0, "subreddit": frozenset(), "after": -inf, "before": inf, "skip_bad": False}
     return Namespace(**every | {"min_chars": 0, "max_chars": inf} | changes)
 
@@ -35,7 +35,7 @@ NOON = 1577880000  # 2020-01-01 12:00:00 UTC
 
 
 def line(number: int, **fields) -> bytes:
-    """A comment as a dump has it, with fields that nobody needs around those that are read."""
+    """Return a comment as in a dump, with some unused fields."""
     comment = {"all_awardings": [{"id": "award", "body": "[deleted]"}], "body": f"the body of {number}"}
     comment |= {"created_utc": NOON, "id": np.base_repr(number, 36).lower(), "score": 1, "subreddit": "AskReddit"}
     return json.dumps(comment | fields).encode()
@@ -47,14 +47,14 @@ def write_dump(path: Path, lines: list[bytes]) -> Path:
 
 
 def sample(path: Path, **changes) -> tuple[dict, list[str]]:
-    """The counts that are not zero, and the ids drawn."""
+    """Return (non-zero counts, ids drawn)."""
     counts, drawn = sample_reddit.sample_dump(path, rules(**changes))
     return dict(counts), sorted(comment[1] for comment in drawn)
 
 
 @pytest.fixture(scope="module")
 def dumps(tmp_path_factory) -> list[Path]:
-    """Three dumps of different lengths; the last begins with comments that the second has too."""
+    """Three dumps of different lengths; the second and third overlap."""
     folder = tmp_path_factory.mktemp("dumps")
     ranges = (range(30, 430), range(1000, 1900), range(1800, 2400))
     return [
@@ -62,7 +62,7 @@ def dumps(tmp_path_factory) -> list[Path]:
     ]
 
 
-def test_every_comment_is_as_likely_as_any_other(tmp_path):
+def test_every_comment_is_equally_likely(tmp_path):
     comments, drawn, seeds = 150, 30, 800
     path = write_dump(tmp_path / "dump.zst", [line(i) for i in range(comments)])
     times = dict.fromkeys((np.base_repr(i, 36).lower() for i in range(comments)), 0)
@@ -107,7 +107,7 @@ def test_a_seed_gives_the_same_file_for_any_workers_and_any_order(dumps, tmp_pat
     assert set(other) != set(sample(dumps[0], count=200, seed=7)[1])
 
 
-def test_a_comment_that_occurs_twice_is_drawn_once_and_always_the_same_one():
+def test_of_repeated_comments_the_same_one_is_always_drawn():
     first, second = (1, "a", "s", "earlier"), (1, "a", "s", "later")
     other = (2, "b", "s", "other")
     assert sample_reddit.lowest([other, second, first], 2) == sample_reddit.lowest([first, other, second], 2)
@@ -131,7 +131,7 @@ def test_a_comment_that_occurs_twice_is_drawn_once_and_always_the_same_one():
         ({"body": "\ud83d half an emoji"}, "eligible"),
     ],
 )
-def test_what_is_excluded(tmp_path, fields, verdict):
+def test_excluded_comments(tmp_path, fields, verdict):
     counts, ids = sample(write_dump(tmp_path / "dump.zst", [line(1, **fields)]))
     assert counts == {verdict: 1}
     assert ids == (["1"] if verdict == "eligible" else [])
@@ -179,7 +179,7 @@ def test_options_become_rules(dumps, tmp_path, monkeypatch, call):
     assert vars(rules(count=10_000, before=0)).items() <= seen[1].items() and seen[1]["workers"] == 3
 
 
-def test_lines_that_are_no_comments_are_counted_and_passed_over(tmp_path):
+def test_lines_that_are_not_comments_are_counted_and_skipped(tmp_path):
     broken = [b"{", line(1)[:-1], b"\xff", b"\x00", line(1) + b"}", b"[" * 100_000]
     other = [b"{}", b"7", b"null", b'"text"', b"[]", b"NaN", line(1, subreddit=[]), b'{"id":"1","subreddit":"a"}']
     blank = [b"", b"  ", b"\r"]
@@ -190,7 +190,7 @@ def test_lines_that_are_no_comments_are_counted_and_passed_over(tmp_path):
     assert ids == ["2", "3"]
 
 
-def test_bodies_come_back_exactly(tmp_path, call):
+def test_bodies_are_verbatim(tmp_path, call):
     bodies = [
         'a "quoted", text',
         "two\nlines\r\nand\rmore",
@@ -213,7 +213,7 @@ def test_bodies_come_back_exactly(tmp_path, call):
     assert os.listdir(output.parent) == ["sample.csv.gz"]
 
 
-def test_a_window_of_2_gib_is_read_and_none_above(tmp_path):
+def test_windows_of_up_to_2_gib_are_read(tmp_path):
     compressor = zstandard.ZstdCompressor(write_content_size=False).compressobj()
     frame = bytearray(compressor.compress(line(1)) + compressor.flush())
     path = tmp_path / "dump.zst"
@@ -227,7 +227,7 @@ def test_a_window_of_2_gib_is_read_and_none_above(tmp_path):
         sample(path)
 
 
-def test_several_frames_and_no_last_line_break(tmp_path):
+def test_several_frames_and_a_missing_last_line_break(tmp_path):
     text = b"\n".join(line(i) for i in range(20))
     cuts = [text[:5], text[5:5], text[5:900], text[900:]]
     frames = [zstandard.ZstdCompressor().compress(cut) for cut in cuts]
@@ -257,7 +257,7 @@ def test_a_bad_dump_is_named(dumps, tmp_path, damage):
         sample(path)
 
 
-def test_a_bad_dump_stops_the_run_or_is_passed_over(dumps, tmp_path, call):
+def test_a_bad_dump_stops_the_run_or_is_skipped(dumps, tmp_path, call):
     bad = tmp_path / "bad.zst"
     bad.write_bytes(dumps[1].read_bytes()[:-3])
     with_bad, without = tmp_path / "with.csv.gz", tmp_path / "without.csv.gz"
@@ -270,7 +270,7 @@ def test_a_bad_dump_stops_the_run_or_is_passed_over(dumps, tmp_path, call):
     assert with_bad.read_bytes() == without.read_bytes()
 
 
-def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
+def test_an_endless_line_does_not_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "MAX_LINE", 2**20)
     path = tmp_path / "dump.zst"
     path.write_bytes(zstandard.ZstdCompressor().compress(b"x" * 2**21))
@@ -308,7 +308,7 @@ def test_wrong_usage_is_one_line(dumps, call, options, named, tmp_path):
     assert all(part in err for part in named.split(", ")), err
 
 
-def test_an_output_that_cant_be_written_is_one_line(dumps, tmp_path, call):
+def test_an_unwritable_output_is_one_line(dumps, tmp_path, call):
     (tmp_path / "file").touch()
     (tmp_path / "folder.csv.gz").mkdir()
     for output in ("file/sample.csv.gz", "folder.csv.gz"):

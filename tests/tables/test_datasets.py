@@ -1,4 +1,4 @@
-"""Datasets: what comes back, and what is refused."""
+"""Datasets: their texts, and files that are refused."""
 
 import gzip
 import struct
@@ -16,7 +16,7 @@ from bench.tables import datasets
 from bench.tables.datasets import DATASETS, Dataset, evenly_spaced, load_dataset
 
 
-def test_dataset_names_the_file_that_it_comes_from(tmp_path, monkeypatch):
+def test_a_dataset_is_named_after_the_file_used(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "ROOT", tmp_path)
     (tmp_path / "data").mkdir()
     for file in DATASETS["normal"]:
@@ -29,7 +29,7 @@ def test_dataset_names_the_file_that_it_comes_from(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
-def test_texts_come_back_as_they_were_written(tmp_path, suffix):
+def test_texts_are_read_verbatim(tmp_path, suffix):
     texts = ['with "quotes", and\na line', "😀 emoji", "NA", "null", " spaces "]
     path = tmp_path / f"my_sample{suffix}"
     table = pd.DataFrame({"body": [*texts, "", "  "]})
@@ -79,13 +79,13 @@ PACKED = gzip.compress(b"id,body\n" + b"".join(b"%d,word %d\n" % (i, i * 7919) f
         ("a.parquet", b"PAR1" + bytes(20) + b"PAR1", ""),
     ],
 )
-def test_a_bad_file_is_one_line(name, content, named, tmp_path):
+def test_a_bad_file_is_refused_in_one_line(name, content, named, tmp_path):
     (tmp_path / name).write_bytes(content)
     message = refused(load_dataset, str(tmp_path / name))
     assert all(part in message for part in [name, *named.split(", ")]), message
 
 
-def test_a_parquet_file_without_text_or_with_broken_text_is_one_line(tmp_path):
+def test_parquet_without_valid_text_is_refused_in_one_line(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
@@ -100,13 +100,13 @@ def test_a_parquet_file_without_text_or_with_broken_text_is_one_line(tmp_path):
 
 @pytest.fixture(scope="module")
 def strange(tmp_path_factory) -> Path:
-    """A dataset of strange texts, and of rows that have none."""
+    """A dataset of strange texts and of rows without text."""
     file = tmp_path_factory.mktemp("strange") / "strange.csv.gz"
     pd.DataFrame({"body": [*STRANGE, None, "", " \n\t "]}).to_csv(file, index=False, quoting=1)
     return file
 
 
-def test_strange_texts_come_back_as_they_were_written(strange):
+def test_strange_texts_are_read_verbatim(strange):
     dataset = load_dataset(str(strange))
     assert dataset.texts == STRANGE
     assert len(dataset.notes) == 1 and "strange.csv.gz" in dataset.notes[0] and "3 of 11 rows" in dataset.notes[0]

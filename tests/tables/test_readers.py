@@ -1,4 +1,4 @@
-"""Files in every format: their rows in order, how many there are, and what is refused."""
+"""Files of every format: the order and number of their rows, their types, and files that are refused."""
 
 import gzip
 import json
@@ -42,7 +42,7 @@ def tables(tmp_path):
 
 
 @given(skip=st.integers(0, 150))
-def test_rows_come_in_their_order_behind_what_is_skipped(tables, skip):
+def test_rows_are_in_order_after_the_skipped_ones(tables, skip):
     ids = [int(name) for rows in read_all(tables, SCHEMA, skip) for name in rows["id"].to_pylist()]
     assert ids == list(range(6 * ROWS))[skip:]
 
@@ -58,7 +58,7 @@ def test_rows_are_counted_or_estimated(tables, tmp_path):
         assert open_table(tmp_path / name).estimate_rows() == pytest.approx(60_000, rel=0.02)
 
 
-def test_files_that_are_no_tables_are_refused(tmp_path):
+def test_invalid_files_are_refused(tmp_path):
     contents = {"a.csv": b"id,id\n1,2\n", "a.parquet": b"PAR1", "a.csv.gz": b"no gzip", "b.csv": b"", "a.txt": b"body"}
     for name, content in (contents | {"a.zst": b"no zstandard", "b.zst": b""}).items():
         (tmp_path / name).write_bytes(content)
@@ -68,7 +68,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
         assert str(tmp_path / name) in refused(find_files, tmp_path / name)
 
 
-def test_the_types_of_all_files_are_made_one_before_anything_is_read(tmp_path):
+def test_files_with_different_types_get_a_common_schema(tmp_path):
     columns = {"a": ([1, 2], ["x", "y"]), "b": ([0.5, 1.5], [None, None]), "c": (["one", "two"], ["x", "y"])}
     for name, (ids, bodies) in columns.items():
         pq.write_table(pa.table({"id": ids, "body": bodies}), tmp_path / f"{name}.parquet")
@@ -87,7 +87,7 @@ def test_the_types_of_all_files_are_made_one_before_anything_is_read(tmp_path):
     assert "column 'id'" in message and "int64" in message and "--column" in message
 
 
-def test_the_same_rows_come_from_every_format(tmp_path):
+def test_every_format_gives_the_same_rows(tmp_path):
     rows = pd.DataFrame({"id": ["1", "2"], "body": ["two\nlines, a comma", "a\ttab"]})
     for end in ("csv", "tsv", "TSV", "jsonl", "ndjson"):
         for packed, compression in (("", None), (".gz", "gzip"), (".zst", "zstd")):
@@ -102,7 +102,7 @@ def test_the_same_rows_come_from_every_format(tmp_path):
             assert table.estimate_rows() == 2
 
 
-def test_another_delimiter_and_encoding(tmp_path):
+def test_delimiters_and_encodings(tmp_path):
     rows = pd.DataFrame({"id": ["1", "2"], "body": ["caf\u00e9; half", "na\u00efve"]})
     for encoding in ("cp1252", "utf-16", "utf-8-sig", "utf-8"):
         file = tmp_path / f"{encoding}.csv"
@@ -114,7 +114,7 @@ def test_another_delimiter_and_encoding(tmp_path):
 
 
 def test_bad_rows_can_be_set_aside_with_their_lines(tmp_path):
-    """As polars and pandas have it: on_bad_lines='skip' and ignore_errors lose the row's place."""
+    """Unlike on_bad_lines='skip' in pandas and ignore_errors in polars, which drop the row."""
     (tmp_path / "a.csv").write_bytes(b'id,body\n1,one\n2,a,b\n3,caf\xe9\n4,"a"b\n5,\n6,six\n')
     (tmp_path / "b.jsonl").write_bytes(b'{"id": "7", "body": "x"}\n{"id"\n[1]\n{"id": "\xff"}\n{"id": "8"}\n')
     tables = [open_table(file) for file in find_files(tmp_path)]
@@ -126,7 +126,7 @@ def test_bad_rows_can_be_set_aside_with_their_lines(tmp_path):
     assert bad[7]["file"] == str(tmp_path / "b.jsonl")
 
 
-def test_blank_lines_of_one_column_are_rows_as_pandas_writes_them(tmp_path):
+def test_blank_lines_are_rows_if_there_is_one_column(tmp_path):
     pd.DataFrame({"body": ["one", None, "two"]}).to_csv(tmp_path / "a.csv", index=False)
     (tmp_path / "b.csv").write_text("body\none\n\ntwo\n")
     for name in ("a.csv", "b.csv"):
@@ -135,7 +135,7 @@ def test_blank_lines_of_one_column_are_rows_as_pandas_writes_them(tmp_path):
         assert found["body"].to_pylist() == ["one", "", "two"]
 
 
-def test_columns_that_some_files_lack_are_null_there_and_empty_files_are_passed_over(tmp_path, capfd):
+def test_missing_columns_are_null_and_empty_files_are_skipped(tmp_path, capfd):
     (tmp_path / "a.csv").write_text("id,body\n1,x\n")
     (tmp_path / "b.csv").write_text("body,flair\ny,z\n")
     late = [{"body": "w"}] * 1500 + [{"body": "w", "flair": True}]
@@ -188,8 +188,8 @@ def test_columns_that_some_files_lack_are_null_there_and_empty_files_are_passed_
         ((pa.duration("s"), pa.duration("ns")), None),
     ],
 )
-def test_a_column_of_several_types_has_one_that_holds_each_value(kinds, common, tmp_path):
-    """Or it is refused before anything is read: no value is rounded, and none ends the job in the middle."""
+def test_a_column_with_several_types_gets_a_common_type_or_is_refused(kinds, common, tmp_path):
+    """Before anything is read, so that no value is rounded and none stops a job halfway."""
     for number, kind in enumerate(kinds):
         empty = pa.table({"x": pa.array([], kind), "body": pa.array([], pa.string())})
         pq.write_table(empty, tmp_path / f"{number}.parquet")
@@ -202,7 +202,7 @@ def test_a_column_of_several_types_has_one_that_holds_each_value(kinds, common, 
 
 
 @pytest.mark.parametrize("types", [*WIDENING, [pa.timestamp(unit) for unit in TIMESTAMP_UNITS]], ids=str)
-def test_a_wider_type_holds_the_extremes_of_the_narrower_ones(types):
+def test_wider_types_hold_the_extremes_of_narrower_ones(types):
     for place, narrow in enumerate(types):
         for wide in types[place:]:
             values = pa.array(extremes(narrow), narrow)
@@ -223,7 +223,7 @@ def extremes(kind: pa.DataType) -> list:
     return [b"\xff\x00", b""] if "binary" in str(kind) else ["\U0010ffff", ""]
 
 
-def test_json_is_read_as_the_type_that_the_column_has_in_all_files(tmp_path):
+def test_json_is_parsed_as_the_common_type(tmp_path):
     late = [{"body": "w", "x": 1, "y": None}] * 1000 + [{"body": "w", "x": "007", "y": 5}, {"body": "w", "x": "1.0"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, late)))
     (tmp_path / "b.csv").write_text("x,body\n1e3,v\n")
@@ -240,8 +240,8 @@ def test_json_is_read_as_the_type_that_the_column_has_in_all_files(tmp_path):
     ]
 
 
-def test_sub_folders_come_in_order_of_path_and_give_columns(tmp_path):
-    """As pyarrow's own partitioning reads them."""
+def test_sub_folders_are_read_in_order_and_become_columns(tmp_path):
+    """Like hive partitioning in pyarrow."""
     for month in ("12", "03"):
         folder = tmp_path / "year=2024" / f"month={month}"
         folder.mkdir(parents=True)
@@ -254,7 +254,7 @@ def test_sub_folders_come_in_order_of_path_and_give_columns(tmp_path):
     assert found == [{"body": f"in {month}", "year": "2024", "month": month} for month in ("03", "12")]
 
 
-def test_text_that_is_not_utf_8_is_refused_with_its_file(tmp_path):
+def test_text_in_parquet_that_is_not_utf_8_is_bad(tmp_path):
     pq.write_table(pa.table({"body": pa.array([b"\xff"]).view(pa.string())}), tmp_path / "a.parquet")
     tables = [open_table(tmp_path / "a.parquet")]
     assert "a.parquet" in (message := refused(list, read_all(tables, tables[0].schema))) and "line 1" in message
@@ -274,7 +274,7 @@ def write_json_lines(path, lines: list[bytes]):
     return open_table(path)
 
 
-def test_scalars_of_json_lines_are_columns_of_their_type(tmp_path, capfd):
+def test_json_scalars_become_typed_columns(tmp_path, capfd):
     first = {"id": "a", "score": 1, "gilded": True, "ratio": 1, "awards": [1], "flair": None, "edited": False}
     lines = [json.dumps(row).encode() for row in (first, {"id": "b", "ratio": 0.5, "edited": 1.5})]
     table = write_json_lines(tmp_path / "a.zst", lines)
@@ -295,8 +295,8 @@ def test_scalars_of_json_lines_are_columns_of_their_type(tmp_path, capfd):
     assert nested_columns([table, table]) == ["awards"]
 
 
-def test_what_stands_in_quotes_is_a_number_only_as_json_writes_it(tmp_path):
-    """What would come out as something else is a misfit, which is named."""
+def test_quoted_numbers_must_be_written_as_in_json(tmp_path):
+    """Anything else makes the row bad, instead of changing the value."""
     first = {"body": "x", "id": 1, "flag": True, "score": 0.5}
     late = {
         "id": ["2", "1e3", "1.0", "007", " 8 ", "1_0", "0x1", "null", "true", True],
@@ -313,8 +313,8 @@ def test_what_stands_in_quotes_is_a_number_only_as_json_writes_it(tmp_path):
     assert sum(bool(row[BAD]) for row in rows) == 9 + 5 + 7
 
 
-def test_numbers_and_texts_in_one_column_are_texts_and_of_a_later_misfit_the_rest_is_kept(tmp_path):
-    """created_utc of Pushshift is a number in some lines and a text in others; pyarrow.json refuses such a file."""
+def test_mixed_json_columns_become_text_and_later_misfits_null(tmp_path):
+    """Pushshift's created_utc is a number in some lines and text in others; pyarrow.json refuses such files."""
     lines = [b'{"id": 1700000000, "score": 1}', b'{"id": "1700000001", "score": 2}', b'{"id": 2.5, "score": "3"}']
     lines += [b'{"id": true, "score": 1.5}', b'{"id": [1], "score": 5}']
     write_json_lines(tmp_path / "head.jsonl.zst", lines[:2])
@@ -327,7 +327,7 @@ def test_numbers_and_texts_in_one_column_are_texts_and_of_a_later_misfit_the_res
         assert all(part in reason for part in named)
 
 
-def test_a_bad_line_of_json_is_named_with_its_number(tmp_path):
+def test_a_bad_json_line_is_named_by_number(tmp_path):
     good, only_id = b'{"id": "a"}', SCHEMA.remove(1)
     for bad, reason in ((b'{"id": ', NOT_JSON), (b"[1]", NOT_AN_OBJECT)):
         table = write_json_lines(tmp_path / "a.zst", [good, b"", good, bad, good])
@@ -338,8 +338,8 @@ def test_a_bad_line_of_json_is_named_with_its_number(tmp_path):
         assert len(list(read_all([table], only_id, skip=3))) == 1
 
 
-def test_an_unquoted_line_break_is_named_with_its_line_and_not_two_rows(tmp_path):
-    """As pandas and DuckDB make two rows of it (pandas 9729, duckdb 7196)."""
+def test_an_unquoted_line_break_makes_the_row_bad(tmp_path):
+    """pandas and DuckDB read two rows (pandas issue 9729, duckdb issue 7196)."""
     file = tmp_path / "a.csv"
     broken = ((b"id,body\n1,one\n2,half a\ntext\n3,x\n", 4, 1), (b"body,id\none,1\nhalf a\ntext,2\n", 3, 1))
     for content, line, fields in (*broken, (b"a,b,c\n1,2\n", 2, 2)):
@@ -353,7 +353,7 @@ def test_an_unquoted_line_break_is_named_with_its_line_and_not_two_rows(tmp_path
     assert rows.to_pydict() == {"id": ["1", "2", "3"], "body": ["one", "two", "three"]}
 
 
-def test_a_byte_that_is_no_utf_8_is_named_with_its_line_far_into_a_file(tmp_path):
+def test_an_undecodable_byte_is_named_by_line_far_into_a_file(tmp_path):
     lines = [b'%d,"two\nlines"' % i for i in range(30_000)]
     lines[25_000] = b"25000,caf\xe9"
     with gzip.open(tmp_path / "a.csv.gz", "wb") as file:
@@ -385,7 +385,7 @@ def write_parquet_of_every_type(path, seed: int):
     return columns
 
 
-def test_columns_of_every_type_of_parquet_come_through_from_two_files(tmp_path):
+def test_every_parquet_type_survives_in_two_files(tmp_path):
     written = [write_parquet_of_every_type(tmp_path / f"{seed}.parquet", seed) for seed in range(2)]
     tables = [open_table(file) for file in find_files(tmp_path)]
     found = pa.concat_tables(read_all(tables, common_schema(tables, tables[0].schema.names, "body")))
@@ -394,7 +394,7 @@ def test_columns_of_every_type_of_parquet_come_through_from_two_files(tmp_path):
     assert found["category"].type == pa.string()
 
 
-def test_old_dates_of_spark_are_right_outside_1677_to_2262(tmp_path):
+def test_int96_timestamps_outside_1677_to_2262_are_correct(tmp_path):
     days = [pd.Timestamp(f"{year}-01-02").to_pydatetime() for year in (1066, 1999, 2999)]
     table = pa.table({"when": pa.array(days, pa.timestamp("us")), "body": ["x"] * 3})
     pq.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True)
@@ -403,7 +403,7 @@ def test_old_dates_of_spark_are_right_outside_1677_to_2262(tmp_path):
     assert rows["when"].to_pylist() == days
 
 
-def test_what_is_passed_over_in_a_folder_is_said_and_what_is_no_file_is_not_waited_for(tmp_path, capfd):
+def test_skipped_files_are_reported_and_fifos_are_not_opened(tmp_path, capfd):
     name = os.fsdecode(b"caf\xe9.csv")
     (tmp_path / name).write_text("body\nx\n")
     os.mkfifo(tmp_path / "b.csv")
@@ -416,14 +416,14 @@ def test_what_is_passed_over_in_a_folder_is_said_and_what_is_no_file_is_not_wait
     assert "b.csv" in refused(find_files, tmp_path / "b.csv")
 
 
-def test_a_git_lfs_pointer_is_called_one(tmp_path):
+def test_a_git_lfs_pointer_is_recognized(tmp_path):
     for name in ("a.csv", "a.parquet", "a.csv.gz", "a.zst"):
         (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
         assert name in (message := refused(open_table, tmp_path / name)) and "git lfs pull" in message
 
 
-def test_whole_numbers_in_json_are_exact_or_text_or_set_aside(tmp_path):
-    """pandas and pyarrow would make doubles of them, or stop."""
+def test_json_integers_are_exact_or_text_or_bad(tmp_path):
+    """pandas and pyarrow would round them to doubles, or stop."""
     mixed = [{"a": 1, "b": 2**53 + 1, "c": 1}, {"a": 1.5, "b": 0.5, "c": 2**63 - 1}]
     later = [{"a": 2**53 + 1, "b": 3, "c": 2**63}, {"a": 2**53, "b": 10**40, "c": -(2**63)}]
     lines = [json.dumps(row | {"body": "x"}).encode() for row in mixed * 500 + later]
@@ -436,7 +436,7 @@ def test_whole_numbers_in_json_are_exact_or_text_or_set_aside(tmp_path):
     assert [(bad["line"], str(2**53 + 1) in bad["reason"]) for bad in reasons] == [(1001, True)]
 
 
-def test_metadata_of_parquet_is_read_and_damage_is_not_an_error_of_the_file_system(tmp_path):
+def test_parquet_metadata_is_read_and_damage_is_a_value_error(tmp_path):
     table = pa.table({"body": ["x", "y"]}).replace_schema_metadata({b"key": b"value"})
     pq.write_table(table, tmp_path / "a.parquet")
     metadata = read_metadata(locate(tmp_path / "a.parquet"))
