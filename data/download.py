@@ -34,7 +34,7 @@ def locate(file: str, origin: str) -> str:
         return origin if origin.endswith(".gz") else f"{origin.rstrip('/')}/{file}"
     path = Path(origin, file) if os.path.isdir(origin) else Path(origin)
     if not os.path.isfile(path):  # Path.is_file() raises an error if a name is too long
-        raise UserError(f"--from: file not found: {path}")
+        raise UserError(f"file not found: {path}; choose another --from")
     return str(path)
 
 

@@ -24,7 +24,7 @@ WIDENING = (  # in each row, a type holds all values of the types before it
     (pa.date32(), pa.date64()),
     (pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns")),
 )
-TIMESTAMP_UNITS = ("s", "ms", "us")  # the same; nanoseconds end in 2262
+TIMESTAMP_UNITS = ("s", "ms", "us")  # likewise for timestamps; nanoseconds only reach 2262
 
 
 def find_files(path: Path | Location) -> list[Location]:
@@ -71,7 +71,7 @@ def open_tables(files: list[Location], csv: Csv = DEFAULT_CSV, root: Location | 
 
 
 def common_schema(tables: list[Table], columns: list[str], text_column: str) -> pa.Schema:
-    """Return for each column a type that holds its values in all files.
+    """Return each column with a type that holds its values in all files.
 
     Raises UserError if a file lacks the text column or it is not text, if all files lack another column, or if the
     types of a column are incompatible.
@@ -97,11 +97,11 @@ def common_schema(tables: list[Table], columns: list[str], text_column: str) -> 
 def common_type(name: str, types: list[pa.DataType]) -> pa.DataType:
     """Return a type that holds all values of a column with several types: one of these, or text.
 
-    Raises UserError if values cannot become text, as lists, objects and bytes.
+    Raises UserError if some values cannot become text (lists, objects, bytes).
     """
     with contextlib.suppress(pa.ArrowException):
         schemas = [pa.schema([(name, kind)]) for kind in types]
-        return pa.unify_schemas(schemas).field(name).type  # equal, but for nulls
+        return pa.unify_schemas(schemas).field(name).type  # they differ at most in nulls
     types = [kind for kind in types if not pa.types.is_null(kind)]
     timestamps = [pa.timestamp(unit, getattr(types[0], "tz", None)) for unit in TIMESTAMP_UNITS]
     for wider in (*WIDENING, timestamps):
@@ -109,8 +109,8 @@ def common_type(name: str, types: list[pa.DataType]) -> pa.DataType:
             return max(types, key=wider.index)
     listed = " and ".join(map(str, types))
     if not all(map(castable_to_text, types)):
-        raise UserError(f"column {name!r} is {listed}, without a common type; name the columns to copy: --keep-columns")
-    say(f"column {name!r} is {listed}: it is copied as text")
+        raise UserError(f"column {name!r} is {listed}: no common type; leave it out with --keep-columns")
+    say(f"column {name!r} is {listed}: copying it as text")
     return pa.string()
 
 

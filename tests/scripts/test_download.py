@@ -32,14 +32,14 @@ def mirror(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def server(mirror):
     """(Address of the mirror, list of the requested paths)."""
-    asked = []
+    requested = []
 
     class Handler(SimpleHTTPRequestHandler):
         def __init__(self, *arguments):
             super().__init__(*arguments, directory=mirror)
 
         def log_request(self, *_):
-            asked.append(self.path)
+            requested.append(self.path)
 
         def log_error(self, *_):
             pass
@@ -47,7 +47,7 @@ def server(mirror):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         thread = threading.Thread(target=http.serve_forever, args=(0.01,))
         thread.start()
-        yield f"http://127.0.0.1:{http.server_port}", asked
+        yield f"http://127.0.0.1:{http.server_port}", requested
         http.shutdown()
         thread.join()
 
@@ -59,12 +59,12 @@ def test_every_dataset_has_a_sha256():
 
 
 def test_files_are_downloaded_only_once(server, mirror, tmp_path, call):
-    address, asked = server
+    address, requested = server
     target = tmp_path / "data"
     for _ in range(2):
         code, _, err = call(download, "--from", address + "/", "--output-dir", target)
         assert code == 0, err
-    assert asked == [f"/{file}" for file, _ in DATASETS.values()]
+    assert requested == [f"/{file}" for file, _ in DATASETS.values()]
     for file, _ in DATASETS.values():
         assert (target / file).read_bytes() == (mirror / file).read_bytes()
         assert (target / file).stat().st_mode & 0o777 == 0o644
@@ -136,7 +136,7 @@ def test_bundled_texts_have_the_published_lengths_and_padding(row, token_counts)
     for published, written, tokens in zip(figures[::2], figures[1::2], token_counts, strict=True):
         name = "sorted" if "sorted" in row else "in-order"
         batches = [make_batches(tokens, Batching(name, size)) for size in (8, 16, 32, 64, 128)]
-        measured = [padded_tokens(tokens, some).sum() / tokens.sum() for some in batches]
+        measured = [padded_tokens(tokens, batch).sum() / tokens.sum() for batch in batches]
         measured = [tokens.mean(), *np.percentile(tokens, PERCENTILES)] if row == "tokens" else measured
         assert written == pytest.approx(measured, rel=0.005, abs=0.005)
         assert written == pytest.approx(published, rel=0.05)

@@ -89,10 +89,10 @@ def test_pruning_keeps_the_lowest_priorities(tmp_path, monkeypatch):
 
 def test_a_seed_gives_the_same_file_for_any_workers_and_any_order(dumps, tmp_path, call):
     files = []
-    for workers, given in ((1, dumps), (3, dumps[::-1])):
+    for workers, order in ((1, dumps), (3, dumps[::-1])):
         files.append(tmp_path / f"{workers}.csv.gz")
         code, _, err = call(
-            sample_reddit, *given, "--count", 200, "--seed", 7, "--workers", workers, "--output", files[-1]
+            sample_reddit, *order, "--count", 200, "--seed", 7, "--workers", workers, "--output", files[-1]
         )
         assert code == 0, err
         assert re.search(r"lines +1,900 ", err) and re.search(r"eligible +1,900 ", err)

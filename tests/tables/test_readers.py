@@ -75,8 +75,8 @@ def test_files_with_different_types_get_a_common_schema(tmp_path):
     tables = [open_table(tmp_path / f"{name}.parquet") for name in columns]
     schema = common_schema(tables[:2], ["id", "body"], "body")
     assert schema.types == [pa.string(), pa.string()]  # a double holds no whole number above 2**53
-    found = list(read_all(tables[:2], schema))
-    assert [rows.schema for rows in found] == [schema] * 2 and found[0]["id"].to_pylist() == ["1", "2"]
+    result = list(read_all(tables[:2], schema))
+    assert [rows.schema for rows in result] == [schema] * 2 and result[0]["id"].to_pylist() == ["1", "2"]
     assert common_schema(tables, ["id", "body"], "body").types == [pa.string(), pa.string()]
     pq.write_table(pa.table({"id": [["a"]], "body": ["x"]}), tmp_path / "d.parquet")
     tables.append(open_table(tmp_path / "d.parquet"))
@@ -97,8 +97,8 @@ def test_every_format_gives_the_same_rows(tmp_path):
             else:
                 rows.to_json(file, orient="records", lines=True, compression=compression)
             table = open_table(file)
-            [found] = read_all([table], common_schema([table], ["id", "body"], "body"))
-            assert found.to_pydict() == rows.to_dict("list"), file
+            [result] = read_all([table], common_schema([table], ["id", "body"], "body"))
+            assert result.to_pydict() == rows.to_dict("list"), file
             assert table.estimate_rows() == 2
 
 
@@ -108,8 +108,8 @@ def test_delimiters_and_encodings(tmp_path):
         file = tmp_path / f"{encoding}.csv"
         rows.to_csv(file, index=False, sep=";", encoding=encoding)
         table = open_table(file, Csv(";", "utf-8" if encoding == "utf-8-sig" else encoding))
-        [found] = read_all([table], table.schema)
-        assert found.to_pydict() == rows.to_dict("list"), encoding
+        [result] = read_all([table], table.schema)
+        assert result.to_pydict() == rows.to_dict("list"), encoding
         assert table.estimate_rows() == 2
 
 
@@ -118,10 +118,10 @@ def test_bad_rows_can_be_set_aside_with_their_lines(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'id,body\n1,one\n2,a,b\n3,caf\xe9\n4,"a"b\n5,\n6,six\n')
     (tmp_path / "b.jsonl").write_bytes(b'{"id": "7", "body": "x"}\n{"id"\n[1]\n{"id": "\xff"}\n{"id": "8"}\n')
     tables = [open_table(file) for file in find_files(tmp_path)]
-    found = pa.concat_tables(read_all(tables, SCHEMA, set_aside=True)).to_pylist()
-    assert [row["id"] for row in found] == ["1", None, None, None, "5", "6", "7", None, None, None, "8"]
-    bad = {i: json.loads(row[BAD]) for i, row in enumerate(found) if row[BAD]}
-    assert {i: place["line"] for i, place in bad.items()} == {1: 3, 2: 4, 3: 5, 7: 2, 8: 3, 9: 4}
+    result = pa.concat_tables(read_all(tables, SCHEMA, set_aside=True)).to_pylist()
+    assert [row["id"] for row in result] == ["1", None, None, None, "5", "6", "7", None, None, None, "8"]
+    bad = {i: json.loads(row[BAD]) for i, row in enumerate(result) if row[BAD]}
+    assert {i: fault["line"] for i, fault in bad.items()} == {1: 3, 2: 4, 3: 5, 7: 2, 8: 3, 9: 4}
     assert "3 fields" in bad[1]["reason"] and bad[7]["reason"] == NOT_JSON
     assert bad[7]["file"] == str(tmp_path / "b.jsonl")
 
@@ -131,8 +131,8 @@ def test_blank_lines_are_rows_if_there_is_one_column(tmp_path):
     (tmp_path / "b.csv").write_text("body\none\n\ntwo\n")
     for name in ("a.csv", "b.csv"):
         table = open_table(tmp_path / name)
-        [found] = read_all([table], table.schema)
-        assert found["body"].to_pylist() == ["one", "", "two"]
+        [result] = read_all([table], table.schema)
+        assert result["body"].to_pylist() == ["one", "", "two"]
 
 
 def test_missing_columns_are_null_and_empty_files_are_skipped(tmp_path, capfd):
@@ -149,10 +149,10 @@ def test_missing_columns_are_null_and_empty_files_are_skipped(tmp_path, capfd):
     err = capfd.readouterr().err
     assert err.count("\n") == 1 and "4 empty files" in err and "e.csv" in err
     schema = common_schema(tables, ["id", "body", "flair", "score"], "body")
-    found = pa.concat_tables(read_all(tables, schema)).to_pylist()
-    nothing = {"id": None, "body": "w", "flair": None, "score": None}
-    assert found[:3] == [nothing | {"id": "1", "body": "x"}, nothing | {"body": "y", "flair": "z"}, nothing]
-    assert found[-2:] == [nothing | {"flair": "true"}, nothing | {"body": "v", "score": 3}]
+    result = pa.concat_tables(read_all(tables, schema)).to_pylist()
+    nulls = {"id": None, "body": "w", "flair": None, "score": None}
+    assert result[:3] == [nulls | {"id": "1", "body": "x"}, nulls | {"body": "y", "flair": "z"}, nulls]
+    assert result[-2:] == [nulls | {"flair": "true"}, nulls | {"body": "v", "score": 3}]
     message = refused(common_schema, tables, ["text"], "text")
     assert "column 'text'" in message and "--column" in message
     for empty in (["e.csv"], ["e.csv", "e.zst"]):
@@ -203,8 +203,8 @@ def test_a_column_with_several_types_gets_a_common_type_or_is_refused(kinds, com
 
 @pytest.mark.parametrize("types", [*WIDENING, [pa.timestamp(unit) for unit in TIMESTAMP_UNITS]], ids=str)
 def test_wider_types_hold_the_extremes_of_narrower_ones(types):
-    for place, narrow in enumerate(types):
-        for wide in types[place:]:
+    for i, narrow in enumerate(types):
+        for wide in types[i:]:
             values = pa.array(extremes(narrow), narrow)
             assert values.cast(wide).cast(narrow).equals(values), (narrow, wide)
 
@@ -230,13 +230,13 @@ def test_json_is_parsed_as_the_common_type(tmp_path):
     pq.write_table(pa.table({"body": ["u"], "when": [pd.Timestamp("2024-01-02")], "y": [2.5]}), tmp_path / "c.parquet")
     tables = open_tables(find_files(tmp_path))
     schema = common_schema(tables, ["body", "x", "y", "when"], "body")
-    found = pa.concat_tables(read_all(tables, schema)).to_pylist()
-    nothing = {"x": None, "y": None, "when": None}
-    assert found[999] == nothing | {"body": "w", "x": "1"}
-    assert found[1000:1002] == [nothing | {"body": "w", "x": "007", "y": 5.0}, nothing | {"body": "w", "x": "1.0"}]
-    assert found[1002:] == [
-        nothing | {"body": "v", "x": "1e3"},
-        nothing | {"body": "u", "y": 2.5, "when": pd.Timestamp("2024-01-02")},
+    result = pa.concat_tables(read_all(tables, schema)).to_pylist()
+    nulls = {"x": None, "y": None, "when": None}
+    assert result[999] == nulls | {"body": "w", "x": "1"}
+    assert result[1000:1002] == [nulls | {"body": "w", "x": "007", "y": 5.0}, nulls | {"body": "w", "x": "1.0"}]
+    assert result[1002:] == [
+        nulls | {"body": "v", "x": "1e3"},
+        nulls | {"body": "u", "y": 2.5, "when": pd.Timestamp("2024-01-02")},
     ]
 
 
@@ -250,8 +250,8 @@ def test_sub_folders_are_read_in_order_and_become_columns(tmp_path):
     (tmp_path / ".hidden" / "a.csv").write_text("x\n")
     tables = [open_table(file, root=locate(tmp_path)) for file in find_files(tmp_path)]
     columns = ["body", "year", "month"]
-    found = pa.concat_tables(read_all(tables, common_schema(tables, columns, "body"))).to_pylist()
-    assert found == [{"body": f"in {month}", "year": "2024", "month": month} for month in ("03", "12")]
+    result = pa.concat_tables(read_all(tables, common_schema(tables, columns, "body"))).to_pylist()
+    assert result == [{"body": f"in {month}", "year": "2024", "month": month} for month in ("03", "12")]
 
 
 def test_text_in_parquet_that_is_not_utf_8_is_bad(tmp_path):
@@ -262,11 +262,11 @@ def test_text_in_parquet_that_is_not_utf_8_is_bad(tmp_path):
         bodies = pa.array([b"one", b"caf\xe9", None, "caf\u00e9".encode()], binary).view(kind)
         pq.write_table(pa.table({"id": [1, 2, 3, 4], "body": bodies}), tmp_path / "a.parquet", row_group_size=1)
         tables = [open_table(tmp_path / "a.parquet")]
-        found = pa.concat_tables(read_all(tables, tables[0].schema, set_aside=True)).to_pylist()
-        assert [row["body"] for row in found] == ["one", None, None, "caf\u00e9"]
-        assert [row["id"] for row in found] == [1, 2, 3, 4]
-        assert json.loads(found[1][BAD])["line"] == 2 and "'body'" in found[1][BAD] and "0xe9" in found[1][BAD]
-        assert [bool(row[BAD]) for row in found] == [False, True, False, False]
+        result = pa.concat_tables(read_all(tables, tables[0].schema, set_aside=True)).to_pylist()
+        assert [row["body"] for row in result] == ["one", None, None, "caf\u00e9"]
+        assert [row["id"] for row in result] == [1, 2, 3, 4]
+        assert json.loads(result[1][BAD])["line"] == 2 and "'body'" in result[1][BAD] and "0xe9" in result[1][BAD]
+        assert [bool(row[BAD]) for row in result] == [False, True, False, False]
 
 
 def write_json_lines(path, lines: list[bytes]):
@@ -287,8 +287,8 @@ def test_json_scalars_become_typed_columns(tmp_path, capfd):
         "edited": "string",
     }
     assert dict(zip(table.schema.names, map(str, table.schema.types), strict=True)) == kinds
-    [found] = read_all([table], table.schema)
-    assert found.to_pylist() == [
+    [result] = read_all([table], table.schema)
+    assert result.to_pylist() == [
         {"id": "a", "score": 1, "gilded": True, "ratio": 1.0, "flair": None, "edited": "false"},
         {"id": "b", "score": None, "gilded": None, "ratio": 0.5, "flair": None, "edited": "1.5"},
     ]
@@ -322,7 +322,7 @@ def test_mixed_json_columns_become_text_and_later_misfits_null(tmp_path):
     [rows] = read_all([table], table.schema, set_aside=True)
     assert rows["id"].to_pylist() == ["1700000000", "1700000001", "2.5", "true", None]
     assert rows["score"].to_pylist() == [1, 2, 3, None, 5]
-    reasons = [json.loads(why)["reason"] for why in rows[BAD].to_pylist() if why]
+    reasons = [json.loads(fault)["reason"] for fault in rows[BAD].to_pylist() if fault]
     for reason, named in zip(reasons, (("score", "1.5"), ("id", "[1]")), strict=True):
         assert all(part in reason for part in named)
 
@@ -388,10 +388,10 @@ def write_parquet_of_every_type(path, seed: int):
 def test_every_parquet_type_survives_in_two_files(tmp_path):
     written = [write_parquet_of_every_type(tmp_path / f"{seed}.parquet", seed) for seed in range(2)]
     tables = [open_table(file) for file in find_files(tmp_path)]
-    found = pa.concat_tables(read_all(tables, common_schema(tables, tables[0].schema.names, "body")))
+    result = pa.concat_tables(read_all(tables, common_schema(tables, tables[0].schema.names, "body")))
     for name in written[0]:
-        assert found[name].to_pylist() == [value for columns in written for value in columns[name].to_pylist()], name
-    assert found["category"].type == pa.string()
+        assert result[name].to_pylist() == [value for columns in written for value in columns[name].to_pylist()], name
+    assert result["category"].type == pa.string()
 
 
 def test_int96_timestamps_outside_1677_to_2262_are_correct(tmp_path):
@@ -429,10 +429,10 @@ def test_json_integers_are_exact_or_text_or_bad(tmp_path):
     lines = [json.dumps(row | {"body": "x"}).encode() for row in mixed * 500 + later]
     table = write_json_lines(tmp_path / "numbers.zst", lines)
     assert table.schema.types[:3] == [pa.float64(), pa.string(), pa.int64()]
-    [found] = read_all([table], table.schema, set_aside=True)
-    last = found.select(["a", "b", "c"]).to_pylist()[-2:]
+    [result] = read_all([table], table.schema, set_aside=True)
+    last = result.select(["a", "b", "c"]).to_pylist()[-2:]
     assert last == [{"a": None, "b": "3", "c": None}, {"a": float(2**53), "b": str(10**40), "c": -(2**63)}]
-    reasons = [json.loads(why) for why in found[BAD].to_pylist() if why]
+    reasons = [json.loads(fault) for fault in result[BAD].to_pylist() if fault]
     assert [(bad["line"], str(2**53 + 1) in bad["reason"]) for bad in reasons] == [(1001, True)]
 
 
