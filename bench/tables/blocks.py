@@ -103,8 +103,7 @@ class BlockReader(io.BufferedIOBase):
         return True
 
     def read1(self, size: int = -1) -> bytes:
-        """Return the next block, whatever its size."""
-        return next(self.blocks, b"")
+        return next(self.blocks, b"")  # may be longer than `size`
 
 
 def open_text(file: Location, encoding: str) -> io.TextIOWrapper:
@@ -119,7 +118,7 @@ def read_head(file: Location) -> tuple[bytes, float]:
     head, ratio = b"", 1.0
     with contextlib.suppress(OSError, EOFError, ValueError, zlib.error):  # reading the rows will report it
         for lines, position in read_lines(file):
-            head, ratio = head + lines, file.size() / max(position, 1)
+            head, ratio = head + lines, file.info().size / max(position, 1)
             if len(head) >= HEAD_BYTES:
                 break
     return head, ratio

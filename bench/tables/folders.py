@@ -48,7 +48,7 @@ def find_files(path: Path | Location) -> list[Location]:
     if not supported:
         raise UserError(f"no supported files in {root}. Supported: {FORMAT_WORDS}")
     if others := sorted(set(visible) - set(supported), key=str):
-        say(f"{root}: skipping {len(others)} files that are not supported, such as {clean(others[0].name)}")
+        say(f"{root}: skipping unsupported files: {len(others)}, such as {clean(others[0].name)}")
     return supported
 
 
@@ -66,7 +66,7 @@ def open_tables(files: list[Location], csv: Csv = DEFAULT_CSV, root: Location | 
     if empty := [file for file, table in zip(files, tables, strict=True) if not table]:
         if len(empty) == len(files):
             raise EmptyFile(f"the input is empty: {empty[0]} has no columns")
-        say(f"skipping {len(empty)} empty files, such as {clean(empty[0].name)}")
+        say(f"skipping empty files: {len(empty)}, such as {clean(empty[0].name)}")
     return [table for table in tables if table]
 
 

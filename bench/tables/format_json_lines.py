@@ -87,7 +87,7 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
         if len(records) >= CHUNK_ROWS:
             yield chunk(bytes_read)
             records, bad = [], {}
-    yield chunk(file.size())
+    yield chunk(file.info().size)
 
 
 def to_array(values: Iterable, kind: pa.DataType) -> pa.Array:

@@ -111,7 +111,7 @@ def open_table(file: Path | Location, csv: Csv = DEFAULT_CSV, root: Location | N
         raise UserError(f"unsupported file type: {file}. Supported: {FORMAT_WORDS}")
     with reading(file):
         check_no_pointer(file)
-        schema = format_of(file.name, csv).read_schema(file) if file.size() else pa.schema([])
+        schema = format_of(file.name, csv).read_schema(file) if file.info().size else pa.schema([])
     names = schema.names
     if not names:
         raise EmptyFile(f"{file} is empty: it has no columns")

@@ -52,9 +52,6 @@ class Location:
         """True for a regular file (not a directory, FIFO or device). Raises OSError."""
         return self.info().type == FileType.File
 
-    def size(self) -> int:
-        return self.info().size
-
     def open(self) -> BinaryIO:
         """Open a file for reading from start to end. Raises OSError."""
         if self.local:
