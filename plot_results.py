@@ -19,13 +19,67 @@ Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or inp
 """
 
 import hashlib
+import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.files import new_file
 from bench.naming import file_name, slug
+from utils import Parser, RunError, UserError, first_line, list_of, run, say
+
+FORMATS = ("png", "svg", "pdf")
+FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "variant": "--variants"}
+
+
+# --------------------------------------------------------------------------------------------------------- options
+
+
+def parse_arguments() -> Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument_group("what to show").add_argument
+    folders = "comma-separated folders to compare; the first one gets the figures (default: results)"
+    add("--results-dir", type=list_of(Path), default=[Path("results")], metavar="LIST", help=folders)
+    for column, option in FILTERS.items():
+        parts = f"comma-separated {column}s, or parts of their names (default: all)"
+        add(option, dest=column, type=list_of(name_part), default=[], metavar="LIST", help=parts)
+    add = parser.add_argument_group("output").add_argument
+    add("--output", type=Path, metavar="DIR", help="folder of the figures (default: the first <results-dir>/<model>)")
+    formats = f"comma-separated formats: {', '.join(FORMATS)} (default: png)"
+    add("--format", type=list_of(image_format), default=["png"], metavar="LIST", help=formats)
+    add("--figsize", type=inches, metavar="W,H", help="size of each figure in inches (default: depends on the rows)")
+    add("--check", action="store_true", help="write nothing; exit with code 1 if a figure or README is out of date")
+    return parser.parse_args()
+
+
+def name_part(text: str) -> str:
+    """Parse a part of a name for select()."""
+    part = slug(text).lower()
+    if not part:
+        raise ArgumentTypeError(f"{text!r} is not a name")
+    return part
+
+
+def image_format(text: str) -> str:
+    if text not in FORMATS:
+        raise ArgumentTypeError(f"{text!r} is not one of {', '.join(FORMATS)}")
+    return text
+
+
+def inches(text: str) -> tuple[float, float]:
+    try:
+        width, height = (float(number) for number in text.split(","))
+    except ValueError:
+        width = height = 0.0
+    if not (3 <= width <= 60 and 3 <= height <= 60):
+        raise ArgumentTypeError(f"{text!r} is not a width and a height from 3 to 60 inches, as in 12,8")
+    return width, height
+
+
+if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
+    parse_arguments()  # answers before the imports below, which take a second
+
+from bench.files import new_file
 from bench.report import figures
 from bench.report.figures import device_title
 from bench.report.readmes import (
@@ -40,12 +94,9 @@ from bench.report.readmes import (
 )
 from bench.report.rows import fastest_per, latest_per_cell, read_results
 from bench.report.verdict import judge_variants
-from utils import Parser, RunError, UserError, first_line, list_of, run, say
 
-FORMATS = ("png", "svg", "pdf")
 COMPARED = ["model", "device", "dataset"]  # rows that agree in these are compared with each other
 SET = ["texts", "texts_id", "weights_id", "threshold"]  # one set per combination of these is shown
-FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "variant": "--variants"}
 # the columns that a figure's digest covers
 SHOWN = [*COMPARED, *SET, "variant", "workers", "threads", "batching", "batch_size", "batch_tokens", "stage"]
 SHOWN += ["messages/s", "min", "max", "tokens/s", "max_diff", "flips", "verdict", "factor"]
@@ -159,50 +210,6 @@ def out_of_date(charts: list[Chart], formats: list[str]) -> list[Path]:
     """Return the figures that are missing or were drawn from other data."""
     digests = {file: chart.digest().encode() for chart in charts for file in figure_files(chart, formats)}
     return [file for file, digest in digests.items() if not file.exists() or digest not in file.read_bytes()]
-
-
-# --------------------------------------------------------------------------------------------------------- options
-
-
-def parse_arguments() -> Namespace:
-    parser = Parser(__doc__)
-    add = parser.add_argument_group("what to show").add_argument
-    folders = "comma-separated folders to compare; the first one gets the figures (default: results)"
-    add("--results-dir", type=list_of(Path), default=[Path("results")], metavar="LIST", help=folders)
-    for column, option in FILTERS.items():
-        parts = f"comma-separated {column}s, or parts of their names (default: all)"
-        add(option, dest=column, type=list_of(name_part), default=[], metavar="LIST", help=parts)
-    add = parser.add_argument_group("output").add_argument
-    add("--output", type=Path, metavar="DIR", help="folder of the figures (default: the first <results-dir>/<model>)")
-    formats = f"comma-separated formats: {', '.join(FORMATS)} (default: png)"
-    add("--format", type=list_of(image_format), default=["png"], metavar="LIST", help=formats)
-    add("--figsize", type=inches, metavar="W,H", help="size of each figure in inches (default: depends on the rows)")
-    add("--check", action="store_true", help="write nothing; exit with code 1 if a figure or README is out of date")
-    return parser.parse_args()
-
-
-def name_part(text: str) -> str:
-    """Parse a part of a name for select()."""
-    part = slug(text).lower()
-    if not part:
-        raise ArgumentTypeError(f"{text!r} is not a name")
-    return part
-
-
-def image_format(text: str) -> str:
-    if text not in FORMATS:
-        raise ArgumentTypeError(f"{text!r} is not one of {', '.join(FORMATS)}")
-    return text
-
-
-def inches(text: str) -> tuple[float, float]:
-    try:
-        width, height = (float(number) for number in text.split(","))
-    except ValueError:
-        width = height = 0.0
-    if not (3 <= width <= 60 and 3 <= height <= 60):
-        raise ArgumentTypeError(f"{text!r} is not a width and a height from 3 to 60 inches, as in 12,8")
-    return width, height
 
 
 # ------------------------------------------------------------------------------------------------------------ main

@@ -22,31 +22,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
-from bench.files import check_writable
-from bench.machine import cpu_cores, describe_device, process_count
-from bench.measure.cells import Cell, cell_of, cells_to_run, plan_cells
-from bench.measure.leaders import estimate_total, measure_all
-from bench.measure.prepare import describe_sweep, find_peaks, prepare_sweep
-from bench.measure.quick import QUICK_OPTIONS, default_variants, flops_per_text, quick_size
-from bench.measure.recorder import Recorder, columns_of_run, rows_to_reuse
-from bench.measure.sweep import Sweep, estimate
-from bench.measure.warnings import measure_busy, note, note_slowdowns
-from bench.model.batches import BATCHINGS
-from bench.model.random_model import RANDOM_MODEL
-from bench.model.resolve import DEFAULT_MODEL, open_model
-from bench.naming import slug
+from bench.machine import cpu_cores, process_count
 from bench.options import add_text_options, add_threshold, command, float_from
-from bench.processes import helper_process, run_in_subprocess
-from bench.report import rows
-from bench.report.table import HEADER, table_line
-from bench.report.verdict import verdict
-from bench.tables.datasets import load_dataset
-from bench.tables.format_csv import Csv
-from bench.timing import time_words
-from bench.variants import Device
-from runtimes import VARIANTS
 from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
@@ -64,8 +41,8 @@ def parse_arguments() -> Namespace:
     names = "comma-separated variants (torch, onnx, ...), or 'all' for those that are fast on this device"
     add("--model", required=True, type=list_of(str.strip), metavar="VARIANTS", help=names)
     add("--device", required=True, choices=("gpu", "cpu"))
-    model_help = f"Hub id, local folder, or {RANDOM_MODEL}, which needs no network (default: %(default)s)"
-    add("--model-id", default=DEFAULT_MODEL, help=model_help)
+    model_help = "Hub id, local folder, or random-roberta-base, which needs no network"
+    add("--model-id", help=f"{model_help} (default: SamLowe/roberta-base-go_emotions)")
     add("--gpu", type=int_from(0), default=0, help="GPU id (default: 0)")
     quick = "about a minute plus exports: as many texts as the device can process in a few seconds"
     add("--quick", action="store_true", help=quick)
@@ -80,8 +57,8 @@ def parse_arguments() -> Namespace:
 
     how = parser.add_argument_group("how to measure")
     add = how.add_argument
-    batching_help = f"comma-separated: {', '.join(BATCHINGS)} (default: all three)"
-    add("--batching", type=list_of(batching), default=list(BATCHINGS), metavar="LIST", help=batching_help)
+    batching_help = "comma-separated: in-order, sorted, token-budget (default: all three)"
+    add("--batching", type=list_of(batching), metavar="LIST", help=batching_help)
     sizes = [1, 2, 4, 8, 16, 32]
     add(
         "--batches", type=list_of(positive), default=sizes, metavar="LIST", help="texts per batch (default: 1,2,...,32)"
@@ -109,7 +86,12 @@ def parse_arguments() -> Namespace:
     output.add_argument("--resume", action="store_true", help=resume)
 
     args = parser.parse_args()
-    defaults = {"batch_tokens": BATCH_TOKENS[args.device], "threads": max(1, cpu_cores() // max(args.workers))}
+    defaults = {
+        "model_id": DEFAULT_MODEL,
+        "batching": list(BATCHINGS),
+        "batch_tokens": BATCH_TOKENS[args.device],
+        "threads": max(1, cpu_cores() // max(args.workers)),
+    }
     if args.quick:
         defaults |= QUICK_TIMES | QUICK_OPTIONS[args.device]
     parser.set_defaults(**defaults)
@@ -120,6 +102,36 @@ def batching(text: str) -> str:
     if text not in BATCHINGS:
         raise ArgumentTypeError(f"{text!r} is not one of {', '.join(BATCHINGS)}")
     return text
+
+
+if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
+    parse_arguments()  # answers before the imports below, which take a second
+
+from tqdm import tqdm
+
+from bench.files import check_writable
+from bench.machine import describe_device
+from bench.measure.cells import Cell, cell_of, cells_to_run, plan_cells
+from bench.measure.leaders import estimate_total, measure_all
+from bench.measure.prepare import describe_sweep, find_peaks, prepare_sweep
+from bench.measure.quick import QUICK_OPTIONS, default_variants, flops_per_text, quick_size
+from bench.measure.recorder import Recorder, columns_of_run, rows_to_reuse
+from bench.measure.sweep import Sweep, estimate
+from bench.measure.warnings import measure_busy, note, note_slowdowns
+from bench.model.batches import BATCHINGS
+from bench.model.resolve import DEFAULT_MODEL, open_model
+from bench.naming import slug
+from bench.processes import helper_process, run_in_subprocess
+from bench.report import rows
+from bench.report.table import HEADER, table_line
+from bench.report.verdict import verdict
+from bench.tables.datasets import load_dataset
+from bench.tables.format_csv import Csv
+from bench.timing import time_words
+from bench.variants import Device
+from runtimes import VARIANTS
+
+# ----------------------------------------------------------------------------------------------- what to measure
 
 
 def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
@@ -225,7 +237,7 @@ def list_cells(cells: list[Cell], repeats: int) -> int:
 def main() -> int:
     args = parse_arguments()
     variants = choose_variants(args.model, args.device, args.quick)
-    dataset = load_dataset(args.dataset, args.column, args.limit, csv=Csv(args.delimiter, args.encoding))
+    dataset = load_dataset(args.dataset, [args.column], args.limit, csv=Csv(args.delimiter, args.encoding))
     device = Device(args.gpu if args.device == "gpu" else None, args.threads)
     info = run_in_subprocess(describe_device, args.gpu) if args.device == "gpu" else describe_device(None)
     cells = choose_cells(args, variants, len(dataset.texts))
