@@ -243,7 +243,7 @@ def main() -> int:
     changed = {}
     try:
         if any(getattr(args, column) for column in FILTERS) or args.output or "png" not in args.format:
-            say("leaving the READMEs unchanged: only a part of their figures is drawn")
+            say("README.md and results/README.md stay unchanged, because only a part of the figures is drawn")
         else:
             changed = updated_readmes(rows, charts, args.results_dir)
         if args.check:

@@ -31,8 +31,6 @@ class FurtherCheck:
 
     cell: Cell  # of stage check, with the batching that changed most in the sweep
     parity: ParityCounter  # includes the counts of the sweep
-    look: int = 1  # see judge.alpha_for_look
-    last: bool = False  # whether this was the last look
     texts: int = 0  # number of further texts; the following fields are about these
     seconds: float = 0.0
     tokens: int = 0
@@ -50,17 +48,12 @@ class FurtherCheck:
         self.parity.add(answers, reference)
         self.texts += len(texts)
 
-    def columns(self) -> dict[str, str]:
-        """Return the measured columns of its row."""
+    def columns(self, alpha: float) -> dict[str, str]:
+        """Return the measured columns of its row. `alpha`: of the look that decided, see judge.alpha_for_look."""
         speed = self.texts / self.seconds
         figures = {"messages/s": speed, "min": speed, "max": speed, "passes": 1, "tokens/s": self.tokens / self.seconds}
         figures["padding"] = self.padded_tokens / self.tokens if self.tokens else 1.0
-        return format_figures(figures | self.parity.columns(self.alpha)) | {"status": "ok"}
-
-    @property
-    def alpha(self) -> float:
-        return alpha_for_look(self.look, self.last)
-
+        return format_figures(figures | self.parity.columns(alpha)) | {"status": "ok"}
 
 def continue_check(sweep: Sweep, rows) -> FurtherCheck:
     """Start from the counts of the batching that changed most. `rows`: a DataFrame of a variant's cells."""
@@ -95,14 +88,13 @@ def check_more(
             if not checked:
                 return
             is_last = checked < end  # the texts or the time ran out
-            proven = False
+            alpha, proven = alpha_for_look(look, is_last), False
             for cell, check in list(remaining.items()):
-                check.look, check.last = look, is_last
-                verdict = check.parity.verdict(check.alpha)
+                verdict = check.parity.verdict(alpha)
                 if verdict != UNPROVEN or proven or is_last:  # a variant slower than a proven one needs no proof
                     proven = proven or verdict == WITHIN
                     del remaining[cell]
-                    yield check.cell, check.columns()
+                    yield check.cell, check.columns(alpha)
             if not remaining:
                 return
 

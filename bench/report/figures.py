@@ -45,7 +45,7 @@ def device_title(row) -> str:
 def batching_words(row) -> str:
     if row["batching"] == "token-budget":
         return f"{row['batch_tokens']:,} tokens"
-    return f"{row['batching']}, {row['batch_size']} texts"
+    return f"{row['batching']}, {row['batch_size']} text{'' if row['batch_size'] == 1 else 's'}"
 
 
 def is_cpu(device):

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +89,7 @@ def plot(call):
 def drawn(monkeypatch) -> list:
     """The charts that would be drawn."""
     charts = []
-    monkeypatch.setattr(plot_results, "save", lambda planned, _: charts.extend(planned))
+    monkeypatch.setattr(plot_results, "save", lambda planned, *_: charts.extend(planned))
     return charts
 
 
@@ -177,13 +176,13 @@ def test_check_finds_what_is_out_of_date_and_writes_nothing(project, plot):
 
 def test_check_compares_data_and_not_pixels(project, tmp_path):
     rows = plot_results.load_rows([Path("results")])
-    chart, *_ = plot_results.plan(rows, Namespace(output=tmp_path))
+    chart, *_ = plot_results.plan_charts(rows, Path("results"), tmp_path)
     formats = list(plot_results.FORMATS)
     files = plot_results.figure_files(chart, formats)
     assert plot_results.out_of_date([chart], formats) == files
     pictures = []
     for figsize in (None, (9, 7)):
-        plot_results.save([chart], Namespace(format=formats, figsize=figsize))
+        plot_results.save([chart], formats, figsize)
         assert plot_results.out_of_date([chart], formats) == []
         pictures.append([file.read_bytes() for file in files])
     assert all(one != other for one, other in zip(*pictures, strict=True))
@@ -273,9 +272,9 @@ def test_filters_take_names_and_parts_of_names(project, drawn):
     save(Path("results"), make_row("torch-fp16"))
     rows = plot_results.load_rows([Path("results")])
     for words, chosen in (("torch", {"torch"}), ("fp16,ONNX", {"torch-fp16", "onnx-fp16", "onnx"})):
-        found = plot_results.select(rows, "variant", [plot_results.word(text) for text in words.split(",")])
+        found = plot_results.select(rows, "variant", [plot_results.name_part(text) for text in words.split(",")])
         assert set(found["variant"]) == chosen
-    assert set(plot_results.select(rows, "device", [plot_results.word("RTX 4090")])["device"]) == {GPU}
+    assert set(plot_results.select(rows, "device", [plot_results.name_part("RTX 4090")])["device"]) == {GPU}
 
 
 def test_a_part_leaves_the_readme_alone_and_keeps_the_factor(project, plot, drawn):
