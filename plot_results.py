@@ -80,18 +80,7 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
     parse_arguments()  # answers before the imports below, which take a second
 
 from bench.files import new_file
-from bench.report import figures
-from bench.report.figures import device_title
-from bench.report.readmes import (
-    VERDICT,
-    headline_block,
-    headlines,
-    model_names,
-    provenance_block,
-    results_block,
-    verdict_block,
-    with_block,
-)
+from bench.report import figures, readmes
 from bench.report.rows import fastest_per, latest_per_cell, read_results
 from bench.report.verdict import judge_variants
 
@@ -171,20 +160,22 @@ def select(rows, column: str, wanted: list[str]):
 
 def plan_charts(rows, results_dir: Path, output: Path | None) -> list[Chart]:
     """Return the figures for the rows, the overview first. They go to `output`, or else to the results folder."""
-    names, what = model_names(rows), "the fastest variant within tolerance, against what people use"
-    charts = [Chart((output or results_dir) / "overview", figures.draw_overview, headlines(rows), what)]
+    names = readmes.model_names(rows)
+    what = "the fastest variant within tolerance, against what people use"
+    charts = [Chart((output or results_dir) / "overview", figures.draw_overview, readmes.headlines(rows), what)]
     forward = rows[rows["stage"] == "forward"]
     for (model, dataset), group in forward.groupby(["model", "dataset"]):
         start, end = file_name(names[model]), file_name(dataset)
         folder = output or results_dir / start
-        bars, path = fastest_per(group, "device", "variant"), folder / f"comparison_{start}_{end}"
+        bars = fastest_per(group, "device", "variant")
+        path = folder / f"comparison_{start}_{end}"
         charts.append(Chart(path, figures.draw_comparison, bars, "each variant at its best"))
         for device, points in group.groupby("device", sort=False):
             path = folder / f"scaling_{start}_{file_name(device)}_{end}"
-            what = f"batch size on {device_title(points.iloc[0])}"
+            what = f"batch size on {figures.device_title(points.iloc[0])}"
             charts.append(Chart(path, figures.draw_scaling, points, what))
-        checked, path = bars[bars["flips"].notna()], folder / f"parity_{start}_{end}"
-        charts.append(Chart(path, figures.draw_parity, checked, "speed and parity"))
+        path = folder / f"parity_{start}_{end}"
+        charts.append(Chart(path, figures.draw_parity, bars[bars["flips"].notna()], "speed and parity"))
     return [chart for chart in charts if len(chart.rows)]
 
 
@@ -224,13 +215,13 @@ def updated_readmes(rows, charts: list[Chart], results_dirs: list[Path]) -> dict
         say(f"no {' and no '.join(missing)}: drawing the figures only")
         return {}
     blocks = {
-        readme: headline_block(rows, charts, readme.parent),
-        results_readme: f"{results_block(rows, charts, results_dir)}\n\n{provenance_block(rows)}",
+        readme: readmes.headline_block(rows, charts, readme.parent),
+        results_readme: f"{readmes.results_block(rows, charts, results_dir)}\n\n{readmes.provenance_block(rows)}",
     }
     old = {file: file.read_text(encoding="utf-8") for file in blocks}
-    new = {file: with_block(old[file], block) for file, block in blocks.items()}
-    if VERDICT[0] in old[readme]:
-        new[readme] = with_block(new[readme], verdict_block(results_dirs), VERDICT)
+    new = {file: readmes.with_block(old[file], block) for file, block in blocks.items()}
+    if readmes.VERDICT[0] in old[readme]:
+        new[readme] = readmes.with_block(new[readme], readmes.verdict_block(results_dirs), readmes.VERDICT)
     return {file: text for file, text in new.items() if text != old[file]}
 
 

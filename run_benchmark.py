@@ -35,7 +35,8 @@ QUICK_TIMES = {"min_time": 0.0, "check_time": 15.0}
 
 def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
-    seconds, positive = float_from(0), int_from(1)
+    positive = int_from(1)
+    seconds = float_from(0)
 
     add = parser.add_argument_group("what to measure").add_argument
     names = "comma-separated variants (torch, onnx, ...), or 'all' for those that are fast on this device"
@@ -196,18 +197,13 @@ def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
     After a quick benchmark that is a longer run, else the labelling.
     """
 
+    defaults = {"gpu": 0, "dataset": "normal", "column": "body", "encoding": "utf-8"}
+    names = ("device", "gpu", "model_id", "dataset", "column", "delimiter", "encoding", "threshold", "threads")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) != defaults.get(name)}
+    if args.delimiter == "\t":
+        given["delimiter"] = "tab"
+
     def benchmark(variants: list[str], **options) -> str:
-        given = {
-            "device": args.device,
-            "gpu": args.gpu or None,
-            "model_id": args.model_id,
-            "dataset": args.dataset if args.dataset != "normal" else None,
-            "column": args.column if args.column != "body" else None,
-            "delimiter": "tab" if args.delimiter == "\t" else args.delimiter,
-            "encoding": args.encoding if args.encoding != "utf-8" else None,
-            "threshold": args.threshold,
-            "threads": args.threads,
-        }
         return command("python", "run_benchmark.py", model=variants, **given, **options)
 
     def check(variants: list[str]) -> str:
@@ -258,7 +254,8 @@ def main() -> int:
         if args.quick:
             texts = quick_size(flops_per_text(model, dataset.texts, call), peaks["fp32"])
             dataset = dataset.limited(max(texts, *args.batches))
-        run_columns, earlier = columns_of_run(model, dataset, info, args.threads), None
+        run_columns = columns_of_run(model, dataset, info, args.threads)
+        earlier = None
         if args.resume:
             earlier = rows_to_reuse(args.results_dir, run_columns, cells)
             say(f"resume     reusing {len(earlier)} rows of earlier runs")

@@ -55,6 +55,7 @@ class FurtherCheck:
         figures["padding"] = self.padded_tokens / self.tokens if self.tokens else 1.0
         return format_figures(figures | self.parity.columns(alpha)) | {"status": "ok"}
 
+
 def continue_check(sweep: Sweep, rows) -> FurtherCheck:
     """Start from the counts of the batching that changed most. `rows`: a DataFrame of a variant's cells."""
     worst = rows.sort_values(["flips", "messages/s"]).iloc[-1]
@@ -72,8 +73,10 @@ def check_more(
     `checks`: one for each cell whose variant is not proven, the fastest first; `workers`: of each cell. Ends when the
     fastest remaining variant is proven, when there are no more texts, or after the sweep's check_time.
     """
-    texts, swept, checked = sweep.more_texts, len(sweep.tokens.sample), 0
-    remaining, deadline = dict(checks), time.monotonic() + sweep.check_time
+    texts, swept = sweep.more_texts, len(sweep.tokens.sample)
+    deadline = time.monotonic() + sweep.check_time
+    remaining = dict(checks)
+    checked = 0
     per_text = max(1, next(iter(checks.values())).parity.decisions // swept)
     with CachedReference(sweep.model, sweep.device.gpu) as original:
         for look in range(2, 99):
@@ -88,7 +91,8 @@ def check_more(
             if not checked:
                 return
             is_last = checked < end  # the texts or the time ran out
-            alpha, proven = alpha_for_look(look, is_last), False
+            alpha = alpha_for_look(look, is_last)
+            proven = False
             for cell, check in list(remaining.items()):
                 verdict = check.parity.verdict(alpha)
                 if verdict != UNPROVEN or proven or is_last:  # a variant slower than a proven one needs no proof

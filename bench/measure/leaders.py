@@ -34,11 +34,12 @@ def measure_all(sweep: Sweep, cells: list[Cell], recorder: Recorder, repeats: in
     """Measure cells, time the leaders again in turn, and check unproven variants that are faster than proven ones."""
     for cell, figures in run_cells(sweep, cells, recorder.speeds(), repeats):
         recorder.add(cell, figures)
-    leaders = [cell for cell in leading_cells(recorder) if cell in recorder.cells]
+    leading = leading_cells(recorder)
+    leaders = [cell for cell in leading if cell in recorder.cells]
     if len(leaders) < 2 or repeats > 1:  # repeated cells took turns already
         leaders = []
     can_check = sweep.check_time and sweep.more_texts
-    undecided = undecided_cells(recorder) if can_check else []
+    undecided = [cell for cell, is_undecided in leading.items() if is_undecided and can_check]
     if not leaders and not undecided:
         return
     with start_all(sweep, list(dict.fromkeys([*leaders, *undecided]))) as workers:
@@ -51,7 +52,7 @@ def measure_all(sweep: Sweep, cells: list[Cell], recorder: Recorder, repeats: in
 def check_undecided(sweep: Sweep, recorder: Recorder, workers: dict[Cell, ProcessPool]) -> None:
     rows = recorder.completed()
     rows = rows[rows["stage"] != "check"]
-    undecided = [cell for cell in undecided_cells(recorder) if cell in workers]
+    undecided = [cell for cell, is_undecided in leading_cells(recorder).items() if is_undecided and cell in workers]
     if not undecided:
         return
     names = ", ".join(cell.variant for cell in undecided)
@@ -64,23 +65,19 @@ def check_undecided(sweep: Sweep, recorder: Recorder, workers: dict[Cell, Proces
         say(f"check      stopped: {error}")
 
 
-def leading_cells(recorder: Recorder) -> list[Cell]:
-    """Return the end-to-end cells that may be recommended in the end, the fastest first, see LEADING_SPEED."""
+def leading_cells(recorder: Recorder) -> dict[Cell, bool]:
+    """Return the end-to-end cells that may be recommended in the end, the fastest first, see LEADING_SPEED.
+
+    The value is true for a cell that is compared but not proven, and faster than every proven one.
+    """
     ranked = rank(recorder.completed())
     usable = ranked[(ranked["verdict"] != NOT_WITHIN) & ranked["end_to_end"]]
     usable = usable.sort_values("messages/s", ascending=False)
-    proven = usable[usable["verdict"] == WITHIN]["messages/s"]
-    usable = usable[usable["messages/s"] >= LEADING_SPEED * (proven.max() if len(proven) else 0)]
-    return [cell_of(row) for row in usable.to_dict("records")][:MAX_LEADERS]
-
-
-def undecided_cells(recorder: Recorder) -> list[Cell]:
-    """Return the leading cells that are not proven and faster than every proven one."""
-    ranked = rank(recorder.completed())
-    proven = ranked[(ranked["verdict"] == WITHIN) & ranked["end_to_end"]]["messages/s"]
-    faster = ranked[(ranked["verdict"] == UNPROVEN) & ~(ranked["messages/s"] <= proven.max())]
-    faster = {cell_of(row) for row in faster[faster["decisions"].notna()].to_dict("records")}
-    return [cell for cell in leading_cells(recorder) if cell in faster]
+    proven_speed = usable[usable["verdict"] == WITHIN]["messages/s"].max()  # nan if none is proven
+    usable = usable[~(usable["messages/s"] < LEADING_SPEED * proven_speed)].head(MAX_LEADERS)
+    is_undecided = (usable["verdict"] == UNPROVEN) & usable["decisions"].notna()
+    is_undecided &= ~(usable["messages/s"] <= proven_speed)
+    return dict(zip(map(cell_of, usable.to_dict("records")), is_undecided, strict=True))
 
 
 @contextlib.contextmanager

@@ -123,7 +123,8 @@ def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Pat
     if job.rows <= SMALL_JOB or not job.texts:
         return None
     variants = default_variants(device.kind)
-    peaks, flops = find_peaks(variants, device, call), flops_per_text(job.model, job.texts, call)
+    peaks = find_peaks(variants, device, call)
+    flops = flops_per_text(job.model, job.texts, call)
     fp32_seconds = job.rows * flops / (ASSUMED_MFU * peaks["fp32"])
     budget = min(JOB_SHARE * fp32_seconds, MAX_SECONDS)
     if not budget >= MIN_SECONDS:  # or nan
@@ -136,7 +137,8 @@ def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Pat
     cells = plan_cells(variants, [1], ["token-budget"], [], QUICK_OPTIONS[device.kind]["batch_tokens"])
     say(HEADER)
     run_columns = columns_of_run(job.model, dataset, info, device.threads)
-    recorder, start = Recorder(run_columns, results_dir, lambda _, row: say(table_line(row))), time.monotonic()
+    recorder = Recorder(run_columns, results_dir, lambda _, row: say(table_line(row)))
+    start = time.monotonic()
     measure_all(sweep, cells, recorder, repeats=1)
     ranked = rank(recorder.completed())
     for row in ranked.to_dict("records"):

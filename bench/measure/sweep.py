@@ -59,7 +59,8 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeat
     groups = [list(group) for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers))]
     for group in groups * repeats:
         with contextlib.ExitStack() as stack:
-            workers, start_error, busy = None, None, busy_column(sweep.device)
+            workers, start_error = None, None
+            busy = busy_column(sweep.device)
             queue = list(group)
             while queue:
                 cell = queue.pop(0)
@@ -109,9 +110,10 @@ def busy_column(device: Device) -> dict[str, str]:
 
 def estimate(sweep: Sweep, cells: list[Cell]) -> dict[Cell, float]:
     """Estimate the seconds of each cell's passes at ASSUMED_MFU, without compiling and warm-up."""
-    lengths, groups, seconds = sweep.tokens.lengths, sweep.tokens.groups, {}
+    lengths, seconds = sweep.tokens.lengths, {}
     for cell in cells:
-        padding = padded_tokens(lengths, make_batches(lengths, cell.batching, groups)).sum() / lengths.sum()
+        batches = make_batches(lengths, cell.batching, sweep.tokens.groups)
+        padding = padded_tokens(lengths, batches).sum() / lengths.sum()
         peak = sweep.peak_of(cell.variant) or sweep.peaks["fp32"]
         if sweep.device.gpu is None:
             peak *= min(1, cell.workers * sweep.device.threads / cpu_cores())
@@ -141,7 +143,8 @@ def measure(sweep: Sweep, workers: ProcessPool, cell: Cell) -> dict[str, str]:
             seconds.append(max(ends) - min(starts))
     reports = workers.call(Worker.report)
 
-    texts, tokens, median = len(sweep.tokens.texts), int(sweep.tokens.lengths.sum()), float(np.median(seconds))
+    texts, tokens = len(sweep.tokens.texts), int(sweep.tokens.lengths.sum())
+    median = float(np.median(seconds))
     mfu = sweep.tokens.flops / median / (sweep.peak_of(cell.variant) or np.nan)
     figures = {
         "messages/s": texts / median,

@@ -123,7 +123,8 @@ class Worker:
 
     def report(self) -> Report:
         """Return the results of the last pass, and release the cell."""
-        memory, padded = used_memory_mib(self.gpu), self.padded_tokens
+        memory = used_memory_mib(self.gpu)
+        padded = self.padded_tokens
         if self.cell.stage == "end-to-end":
             items, values = self.indices, self.outputs.answers
             padded = self.outputs.padded_tokens or self.estimate_padded_tokens()

@@ -78,7 +78,8 @@ def draw_comparison(rows, figsize: tuple | None):
         bars = group.sort_values("messages/s", ascending=False)
         within = list(bars["verdict"] == WITHIN)
         for i, (_, row) in enumerate(bars.iterrows()):
-            winner, wrong = any(within) and i == within.index(True), row["verdict"] == NOT_WITHIN
+            winner = any(within) and i == within.index(True)
+            wrong = row["verdict"] == NOT_WITHIN
             fill = {"color": LIGHT_GREY, "hatch": "///"} if wrong else {"color": BLUE if winner else PALE_BLUE}
             ax.barh(i, row["messages/s"], 0.7, edgecolor="white", **fill)
             if row["passes"] > 1:
@@ -113,7 +114,8 @@ def draw_overview(rows, figsize: tuple | None):
     for i, row in enumerate(rows.to_dict("records")):
         ax.barh(i, row["factor"], 0.62, color=BLUE)
         text = f"{row['variant']}: {speed(row['messages/s'])} messages/s\n{baseline(row)}: {speed(row['base'])}"
-        bar_end, placement = (row["factor"], i), {"textcoords": "offset points", "va": "center"}
+        bar_end = (row["factor"], i)
+        placement = {"textcoords": "offset points", "va": "center"}
         ax.annotate(f"{row['factor']:.1f}x", bar_end, (5, 0), fontsize=10, weight="bold", **placement)
         ax.annotate(text, bar_end, (42, 0), fontsize=8, **placement)
     places = [f"{device_name(row['device'])}\n{Path(row['model']).name}" for row in rows.to_dict("records")]

@@ -76,21 +76,18 @@ def headlines(rows):
     found = []
     for _, group in rows.groupby(["model", "device", "dataset"]):
         is_baseline = group["variant"].isin(figures.BASELINES)
-        base, stage = {"base": group["base"].iloc[0], "base_variant": None, "base_size": None}, "forward"
-        if is_baseline.any():
-            fastest, stage = fastest_per(group[is_baseline], "model").iloc[0], "end-to-end"
-            base = {
-                "base": fastest["messages/s"],
-                "base_variant": fastest["variant"],
-                "base_size": fastest["batch_size"],
-            }
+        baselines = fastest_per(group[is_baseline], "model").to_dict("records")
+        base = baselines[0] if baselines else {"messages/s": group["base"].iloc[0]}
+        stage = "end-to-end" if baselines else "forward"
         candidates = group[~is_baseline & (group["stage"] == stage)]
         usable = candidates[candidates["verdict"] == WITHIN]
         if usable.empty:
             usable = candidates[candidates["verdict"] != NOT_WITHIN]
-        if len(usable) and base["base"] > 0:
+        if len(usable) and base["messages/s"] > 0:
             winner = fastest_per(usable, "model").iloc[0].to_dict()
-            found.append(winner | base | {"factor": winner["messages/s"] / base["base"]})
+            compared = {"base": base["messages/s"], "factor": winner["messages/s"] / base["messages/s"]}
+            compared |= {"base_variant": base.get("variant"), "base_size": base.get("batch_size")}
+            found.append(winner | compared)
     columns = [*rows.columns, "base_variant", "base_size"]
     return pd.DataFrame(sorted(found, key=lambda row: -row["factor"]), columns=columns)
 
