@@ -3,7 +3,6 @@
 The benchmark's end-to-end rows, the check of an export and the labelling all run it: what is timed is what labels.
 """
 
-import json
 import os
 import time
 from collections import Counter
@@ -158,9 +157,8 @@ class Classifier:
                 raise
         return None
 
-    def predict_share(self, file: Path, batching: Batching) -> tuple[np.ndarray, Predictions]:
-        """Runs the model over this worker's share of the texts in a JSON file; returns (their indices, its answers)."""
-        texts = json.loads(file.read_text(encoding="utf-8"))
+    def predict_share(self, texts: list[Item], batching: Batching) -> tuple[np.ndarray, Predictions]:
+        """Run the model over this worker's share of the texts; return (their indices, the answers)."""
         share = share_of(texts, self.number, self.workers)
         return share, self.predict([texts[i] for i in share], batching, heartbeat, True)
 
