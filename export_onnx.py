@@ -94,8 +94,8 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
             graph = select.describe_export(model, folder)
         else:
             say(f"exporting {args.model_id} to {args.precision}")
-            arguments = model, args.precision, folder, not args.disable_shape_inference
-            graph = run_in_subprocess(select.export_model, *arguments)
+            shape_inference = not args.disable_shape_inference
+            graph = run_in_subprocess(select.export_model, model, args.precision, folder, shape_inference)
             for finding in (f"made by {graph['exporter']}", *graph["findings"]):
                 say(f"graph: {finding}")
         say(f"checking on {len(dataset.texts)} texts on {machine}")
@@ -162,8 +162,7 @@ def main() -> int:
     repository = None
     if args.upload or (not args.no_upload and sys.stdin.isatty()):
         try:
-            options = args.hf_token, args.repo_id, target.name, args.private, args.create_pr
-            repository = publish.find_repository(*options)
+            repository = publish.find_repository(args.hf_token, args.repo_id, target.name, args.private, args.create_pr)
         except UserError as error:
             if args.upload:
                 raise

@@ -99,7 +99,8 @@ def explain(verdict: str, parity: ParityCounter) -> str:
             advice = f"about {needed / parity.decisions:.1f} times as many texts would decide"
         return f"{changed}: {share_words(parity.changed, parity.decisions, parity.tolerance)}; {advice}"
     if verdict == WITHIN and parity.is_rounding and not parity.changed:
-        return f"{changed}, and no probability by more than {ROUNDING:g}, which is rounding"
+        word = parity.task.card["output_word"]
+        return f"{changed}, and no {word} by more than {ROUNDING:g}, which is rounding"
     limit = "more than" if verdict == NOT_WITHIN else "at most"
     confidence = " with 95% confidence" if 0 < parity.tolerance < 1 else ""
     return f"{changed}, {limit} the tolerance of {parity.tolerance:.3%}{confidence}"

@@ -50,14 +50,13 @@ def check_gold(gold: list, task: Task) -> np.ndarray:
     for names in values:
         if task.problem_type == SINGLE and len(names) != 1:
             raise UserError(f"gold label {','.join(names)!r} is not one label; this model predicts exactly one")
-    index = {name: i for i, name in enumerate(task.labels)}
-    given = [name for names in values for name in names]
-    if not index.keys() >= set(given):
-        numbers = {str(i): i for i in range(len(task.labels))}
-        if unknown := [name for name in given if name not in numbers]:
-            name = next((name for name in unknown if name not in index), unknown[0])
-            raise UserError(f"the model has no gold label {name!r}; its labels: {', '.join(task.labels)}")
-        index = numbers
+    by_name = {name: i for i, name in enumerate(task.labels)}
+    by_number = {str(i): i for i in range(len(task.labels))}
+    given = {name for names in values for name in names}
+    index = by_name if given <= by_name.keys() else by_number
+    if unknown := given - index.keys():
+        name = min(unknown - by_name.keys() or unknown)
+        raise UserError(f"the model has no gold label {name!r}; its labels: {', '.join(task.labels)}")
     truth = np.zeros((len(values), len(task.labels)), dtype=bool)
     for row, names in zip(truth, values, strict=True):
         row[[index[name] for name in names]] = True

@@ -13,8 +13,8 @@ from bench.tables.datasets import bundled_texts, evenly_spaced
 N_OUTLIERS = 8  # channels; more made no difference for trained weights
 N_TEXTS = 64  # to find the outliers with: bundled ones, so always the same
 DESCRIPTION = (
-    "onnxruntime's dynamic quantization of {plain}: activations of the matrix products quantized dynamically, except "
-    "for their {outliers} outlier channels; embeddings in FP32; {bits}-bit weights per channel, for CPUs {vnni} VNNI"
+    "onnxruntime's dynamic quantization of {plain}: INT8 activations of the matrix products, except for their "
+    "{outliers} outlier channels; embeddings in FP32; {bits}-bit weights per channel, for CPUs {vnni} VNNI"
 )
 
 
