@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,14 +29,15 @@ from tiny import (
 )
 
 import export_onnx
+from bench.export.publish import Repository
 from bench.export.select import EXPORT_KINDS
-from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
+from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN
 from bench.machine import cpu_features
 from bench.model import model
+from bench.model.batches import BATCHINGS
 from bench.model.model import Model
 from bench.model.parity import EXCERPT
 from bench.model.reference import Reference
-from export_onnx import upload
 from utils import RunError, UserError
 
 SCRIPT = ROOT / "export_onnx.py"
@@ -192,37 +192,29 @@ def test_a_token_on_the_command_line_is_written_nowhere(tiny_model, here, hub, e
 
 
 @pytest.fixture
-def arguments():
-    return Namespace(create_pr=False, private=False, precision="fp16")
-
-
-@pytest.fixture
 def api(hub):
     from huggingface_hub import HfApi
 
     return HfApi(token="good")
 
 
-def test_an_upload_that_breaks_keeps_the_folder_and_says_how_to_go_on(tiny_exports, hub, api, arguments):
+def test_an_upload_that_breaks_keeps_the_folder_and_prints_the_command_to_retry(tiny_exports, hub, api):
     hub.broken = True
     folder = tiny_exports / "tiny-onnx"
     with pytest.raises(RunError, match=f"hf upload ann/tiny {folder} [.]"):
-        upload(api, "ann/tiny", folder, arguments)
+        Repository(api, "ann/tiny").upload(folder, "an export")
     assert (folder / "model.onnx").exists()
 
 
-def test_a_private_upload_to_a_public_repository_is_refused_without_a_hint_how_to_publish_it(
-    tiny_exports, hub, api, arguments
-):
-    hub.public = arguments.private = True
+def test_a_private_upload_to_a_public_repository_is_refused_without_a_command_that_publishes_it(tiny_exports, hub, api):
+    hub.public = True
     with pytest.raises(UserError, match="ann/tiny") as caught:
-        upload(api, "ann/tiny", tiny_exports / "tiny-onnx", arguments)
+        Repository(api, "ann/tiny", private=True).upload(tiny_exports / "tiny-onnx", "an export")
     assert caught.value.code == 2 and "hf upload" not in str(caught.value) and not hub.commits
 
 
-def test_upload_as_a_pull_request(tiny_exports, hub, api, arguments, capsys):
-    arguments.create_pr = True
-    upload(api, "other/tiny", tiny_exports / "tiny-onnx", arguments)
+def test_upload_as_a_pull_request(tiny_exports, hub, api, capsys):
+    Repository(api, "other/tiny", create_pr=True).upload(tiny_exports / "tiny-onnx", "an export")
     assert f"{hub.url}/other/tiny/discussions/7" in capsys.readouterr().err
     assert not hub.repos
 
@@ -245,6 +237,18 @@ def test_a_token_that_can_not_upload_is_one_line_before_the_export(
     code, _, err = export(tiny_model, "--upload", *options.split())
     assert code == 2 and all(name in err.splitlines()[-1] for name in names), err
     assert list(here.iterdir()) == []
+
+
+def test_the_choices_are_those_of_the_modules_that_define_them():
+    """The script repeats them, since these modules import numpy."""
+    assert sorted(export_onnx.PRECISIONS) == sorted(EXPORT_KINDS)
+    assert export_onnx.BATCHINGS == BATCHINGS and export_onnx.TOLERANCE == TOLERANCE
+
+
+def test_help_is_printed_before_anything_heavy_is_imported():
+    script = "import sys; import export_onnx; print({'numpy', 'onnx', 'pandas', 'pyarrow', 'torch'} & {*sys.modules})"
+    printed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert printed.stdout == "set()\n"
 
 
 WRONG_VALUES = [("--batch-size", "0"), ("--limit", "1,,2"), ("--threads", "1000000000"), ("--gpu", "-1")]

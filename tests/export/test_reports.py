@@ -3,7 +3,7 @@
 import pytest
 
 from bench import provenance
-from bench.export.card import write_card
+from bench.export.reports import write_card
 
 CARDS = {
     b"": ["onnx"],
