@@ -8,7 +8,8 @@ The output folder contains model.onnx, the config, the tokenizer, a model card (
 answers are compared with those of the original model in eager FP32 PyTorch, text by text. The check fails if an
 output is NaN or infinite, or if more than --tolerance of the decisions change, with 95% confidence.
 
-An export that fails its check is kept but not uploaded. An export that is interrupted leaves no files behind.
+An export that fails its check is kept but not uploaded. Errors and Ctrl-C leave no partial export behind.
+--check-only accepts exports of the other scripts, too.
 
 Exit code: 0, 1 if the check or the upload failed, 2 for wrong usage or input, 130 after Ctrl-C.
 """
@@ -24,10 +25,9 @@ from bench.machine import cpu_cores, process_count
 from bench.options import add_text_options, add_threshold, command, float_from
 from utils import CACHE, Parser, UserError, clean, int_from, run, say
 
-# written out, since the modules that define these import numpy, and --help is to answer at once
+# copies, since the modules that define them import numpy, which would delay --help
 PRECISIONS = ("fp32", "fp16", "int8")
 BATCHINGS = ("in-order", "sorted", "token-budget")
-TOLERANCE = 0.001
 
 # options that a check of the same folder needs again
 CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", "delimiter", "encoding")
@@ -36,31 +36,29 @@ CHECK_OPTIONS += ("label_column", "threshold", "batching", "batch_size", "batch_
 
 def argument_parser() -> Parser:
     parser = Parser(__doc__)
+    whole = int_from(1)
     add = parser.add_argument_group("model and output").add_argument
     add("model_id", metavar="MODEL_ID", help="Hub id, local folder, or random-roberta-base")
     add("--precision", choices=PRECISIONS, default="fp16", help="default: fp16; int8 is for CPUs")
-    add("--save-dir", type=Path, help="default: ./<name>-onnx-fp16, -onnx-int8 or, for fp32, -onnx")
+    add("--save-dir", type=Path, help="output folder (default: ./<name>-onnx-fp16, -onnx-int8, or -onnx for fp32)")
     add("--overwrite", action="store_true", help="replace an existing export")
-    check_only_help = "check an existing export, whichever script created it, and rewrite its report and card"
-    add("--check-only", action="store_true", help=check_only_help)
+    add("--check-only", action="store_true", help="check an existing export, and rewrite its report and card")
     add("--disable-shape-inference", action="store_true", help="for very large models")
 
     checking = parser.add_argument_group("checking")
     add = checking.add_argument
     add("--dataset", default="normal", help="normal, filtered, or a CSV, JSON Lines or Parquet file (default: normal)")
     add_text_options(checking)
-    add("--limit", type=int_from(1), help="number of texts, evenly spaced (default: all)")
-    label_help = "column of gold labels, as names or numbers, several separated by commas; adds F1 or accuracy"
-    add("--label-column", metavar="COLUMN", help=label_help)
+    add("--limit", type=whole, help="number of texts, evenly spaced (default: all)")
+    add("--label-column", metavar="COLUMN", help="gold labels, by name or number, with commas; adds F1 or accuracy")
     add_threshold(checking)
-    tolerance_help = f"largest share of changed decisions (default: {TOLERANCE})"
-    add("--tolerance", type=float_from(0, 1), default=TOLERANCE, help=tolerance_help)
+    add("--tolerance", type=float_from(0, 1), default=0.001, help="share of changed decisions (default: %(default)s)")
     add("--device", choices=("gpu", "cpu"), help="default: gpu if there is one")
     add("--gpu", type=int_from(0), default=0, help="GPU id (default: 0)")
     add("--threads", type=process_count, default=cpu_cores(), help="CPU threads (default: all cores)")
     add("--batching", choices=BATCHINGS, help="default: sorted; for int8 token-budget, as in classify_texts.py")
-    add("--batch-size", type=int_from(1), default=1, help="texts per batch (default: 1)")
-    add("--batch-tokens", type=int_from(1), default=1024, help="tokens per batch for token-budget (default: 1024)")
+    add("--batch-size", type=whole, default=1, help="texts per batch (default: 1)")
+    add("--batch-tokens", type=whole, default=1024, help="tokens per batch for token-budget (default: 1024)")
     add("--excerpts", action="store_true", help="publish the texts that differ most in the card and the report")
 
     upload = parser.add_argument_group("upload")
@@ -71,8 +69,7 @@ def argument_parser() -> Parser:
     add("--repo-id", help="Hub repository (default: <user>/<name of the output folder>)")
     add("--private", action="store_true", help="create a private repository")
     add("--create-pr", action="store_true", help="upload as a pull request")
-    token_help = "access token; prefer HF_TOKEN or `hf auth login`, since other users can see command lines"
-    add("--hf-token", help=token_help)
+    add("--hf-token", help="visible to other users of this machine; prefer HF_TOKEN or `hf auth login`")
     return parser
 
 
@@ -159,10 +156,10 @@ def main() -> int:
         say(clean(note))
     if args.batch_size > len(dataset.texts):
         raise UserError(f"--batch-size {args.batch_size} exceeds the {len(dataset.texts)} texts of {dataset.name}")
-    repository = None
+    api, repo = None, ""
     if args.upload or (not args.no_upload and sys.stdin.isatty()):
         try:
-            repository = publish.find_repository(args.hf_token, args.repo_id, target.name, args.private, args.create_pr)
+            api, repo = publish.find_repository(args.hf_token, args.repo_id, target.name, args.create_pr)
         except UserError as error:
             if args.upload:
                 raise
@@ -179,10 +176,10 @@ def main() -> int:
         return 1
     if report["verdict"] == UNPROVEN:
         say_larger_check(args, report, len(dataset.all_texts))
-    if repository and (args.upload or publish.wants_upload(repository.id)):
-        report |= {"repo": repository.id}  # which the example in the card loads
+    if api and (args.upload or publish.wants_upload(repo)):
+        report |= {"repo": repo}  # which the example in the card loads
         reports.write_card(target, model.folder, report if args.excerpts else report | {"worst": []})
-        repository.upload(target, f"ONNX {args.precision} export")
+        publish.upload(api, repo, target, args.private, args.create_pr)
     return 0
 
 

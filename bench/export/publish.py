@@ -1,6 +1,5 @@
 """Upload an export to the Hub, in one commit."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from bench.model.hub import with_timeout
@@ -8,35 +7,8 @@ from bench.options import command
 from utils import RunError, UserError, first_line, say
 
 
-@dataclass(frozen=True)
-class Repository:
-    """A repository on the Hub that an export may be uploaded to."""
-
-    api: object  # an HfApi with its token
-    id: str
-    private: bool = False  # if it has to be created
-    create_pr: bool = False  # upload as a pull request
-
-    def upload(self, folder: Path, message: str) -> None:
-        """Upload the whole folder. Raises RunError with a command that tries again."""
-        again = command("hf", "upload", self.id, folder, ".", create_pr=self.create_pr, private=self.private)
-        try:
-            if not self.create_pr:
-                self.api.create_repo(self.id, private=self.private, exist_ok=True)
-            is_public = self.private and not self.create_pr and not self.api.model_info(self.id).private
-            if not is_public:
-                commit = self.api.upload_folder(
-                    repo_id=self.id, folder_path=folder, commit_message=message, create_pr=self.create_pr
-                )
-        except Exception as error:  # of requests, the Hub or the disk
-            raise RunError(f"upload failed: {first_line(error)}; {folder} is kept. Try again with: {again}") from error
-        if is_public:
-            raise UserError(f"--private: {self.id} exists and is public; choose another --repo-id")
-        say(f"uploaded: {commit.pr_url or commit.commit_url}")
-
-
-def find_repository(token: str | None, repo_id: str | None, name: str, private: bool, create_pr: bool) -> Repository:
-    """Return the repository to upload to: `repo_id`, or the one called `name` of the token's user.
+def find_repository(token: str | None, repo_id: str | None, name: str, create_pr: bool) -> tuple:
+    """Return the Hub's API with its token, and the repository: `repo_id`, or the one called `name` of the user.
 
     Raises UserError if the token is missing, is invalid, or has no write access. Pull requests need none.
     """
@@ -56,7 +28,7 @@ def find_repository(token: str | None, repo_id: str | None, name: str, private: 
     repo_id = repo_id or f"{user['name']}/{name}"
     if not create_pr and (owner := repo_id.split("/")[0]) not in writable_owners(user, access):
         raise UserError(f"the token of {user['name']} can't write to {owner}; use another --repo-id or --create-pr")
-    return Repository(api, repo_id, private, create_pr)
+    return api, repo_id
 
 
 def writable_owners(user: dict, access: dict) -> set[str]:
@@ -66,6 +38,23 @@ def writable_owners(user: dict, access: dict) -> set[str]:
         return owners
     scopes = access.get("fineGrained", {}).get("scoped", [])
     return owners & {scope["entity"].get("name") for scope in scopes if "repo.write" in scope["permissions"]}
+
+
+def upload(api, repo: str, folder: Path, private: bool, create_pr: bool) -> None:
+    """Upload a whole folder in one commit. Raises RunError with a command that tries again."""
+    again = command("hf", "upload", repo, folder, ".", create_pr=create_pr, private=private)
+    options = {"commit_message": f"Add {folder.name}", "create_pr": create_pr}
+    try:
+        if not create_pr:
+            api.create_repo(repo, private=private, exist_ok=True)
+        is_public = private and not create_pr and not api.model_info(repo).private
+        if not is_public:
+            commit = api.upload_folder(repo_id=repo, folder_path=folder, **options)
+    except Exception as error:  # of requests, the Hub or the disk
+        raise RunError(f"upload failed: {first_line(error)}; {folder} is kept. Try again with: {again}") from error
+    if is_public:
+        raise UserError(f"--private: {repo} exists and is public; choose another --repo-id")
+    say(f"uploaded: {commit.pr_url or commit.commit_url}")
 
 
 def wants_upload(repo: str) -> bool:

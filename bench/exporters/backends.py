@@ -18,9 +18,8 @@ from utils import UserError
 OPSET = 18  # from 23 on, torch writes the standard Attention operator, for which CUDA has no fused kernel
 SHORT, LONG = 128, 1024  # tokens of an example, at most
 MASKED = -1e4  # and below: biases of scores that a softmax ignores
-# inputs of the fused attention nodes: the index of the bias, and of the lengths of the texts
-BIAS = 5
-LENGTHS = {"Attention": 3, "MultiHeadAttention": 4}
+BIAS = 5  # index of the bias among the inputs of fused attention
+LENGTHS = {"Attention": 3, "MultiHeadAttention": 4}  # index of the lengths of the texts
 O4_DESCRIPTION = (
     "optimum's AutoOptimizationConfig.O4: fusion of attention, layer norm, GELU (tanh approximation) and bias nodes, "
     "then FP16 with FP32 inputs and outputs"
@@ -40,9 +39,6 @@ def example_batches(model: Model) -> list[dict[str, np.ndarray]]:
     """
     long = model.task.examples([" ".join(bundled_texts("normal")[: LONG // 10])])
     return [model.pad(model.tokenize(items, n)) for items, n in ((example_items(model), SHORT), (long, LONG))]
-
-
-# ------------------------------------------------------------------------------------------------------------ optimum
 
 
 def with_optimum(model: Model, target: Path, shape_inference: bool, optimized: bool = False) -> str:
@@ -83,9 +79,6 @@ def with_optimum(model: Model, target: Path, shape_inference: bool, optimized: b
         finally:
             tempfile.tempdir = None
     return O4_DESCRIPTION
-
-
-# -------------------------------------------------------------------------------------------------------------- torch
 
 
 def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: bool = False) -> str:

@@ -29,7 +29,7 @@ from tiny import (
 )
 
 import export_onnx
-from bench.export.publish import Repository
+from bench.export.publish import upload
 from bench.export.select import EXPORT_KINDS
 from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN
 from bench.machine import cpu_features
@@ -202,19 +202,19 @@ def test_an_upload_that_breaks_keeps_the_folder_and_prints_the_command_to_retry(
     hub.broken = True
     folder = tiny_exports / "tiny-onnx"
     with pytest.raises(RunError, match=f"hf upload ann/tiny {folder} [.]"):
-        Repository(api, "ann/tiny").upload(folder, "an export")
+        upload(api, "ann/tiny", folder, private=False, create_pr=False)
     assert (folder / "model.onnx").exists()
 
 
 def test_a_private_upload_to_a_public_repository_is_refused_without_a_command_that_publishes_it(tiny_exports, hub, api):
     hub.public = True
     with pytest.raises(UserError, match="ann/tiny") as caught:
-        Repository(api, "ann/tiny", private=True).upload(tiny_exports / "tiny-onnx", "an export")
+        upload(api, "ann/tiny", tiny_exports / "tiny-onnx", private=True, create_pr=False)
     assert caught.value.code == 2 and "hf upload" not in str(caught.value) and not hub.commits
 
 
 def test_upload_as_a_pull_request(tiny_exports, hub, api, capsys):
-    Repository(api, "other/tiny", create_pr=True).upload(tiny_exports / "tiny-onnx", "an export")
+    upload(api, "other/tiny", tiny_exports / "tiny-onnx", private=False, create_pr=True)
     assert f"{hub.url}/other/tiny/discussions/7" in capsys.readouterr().err
     assert not hub.repos
 
@@ -242,7 +242,8 @@ def test_a_token_that_can_not_upload_is_one_line_before_the_export(
 def test_the_choices_are_those_of_the_modules_that_define_them():
     """The script repeats them, since these modules import numpy."""
     assert sorted(export_onnx.PRECISIONS) == sorted(EXPORT_KINDS)
-    assert export_onnx.BATCHINGS == BATCHINGS and export_onnx.TOLERANCE == TOLERANCE
+    assert export_onnx.BATCHINGS == BATCHINGS
+    assert export_onnx.argument_parser().get_default("tolerance") == TOLERANCE
 
 
 def test_help_is_printed_before_anything_heavy_is_imported():
