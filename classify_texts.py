@@ -61,7 +61,7 @@ from bench.model.resolve import open_model
 from bench.processes import helper_process
 from bench.provenance import project_commit, versions
 from bench.tables import format_csv
-from bench.tables.folders import common_schema, find_files, left_out, open_tables
+from bench.tables.folders import common_schema, find_files, nested_columns, open_tables
 from bench.tables.readers import Table
 from bench.tables.storage import locate
 from bench.timing import time_words
@@ -129,7 +129,7 @@ def choose_columns(tables: list[Table], text_column: str, keep: list[str] | None
 
     Raises UserError if one to `keep` can't be copied.
     """
-    others = {text_column, *(lists := left_out(tables))}
+    others = {text_column, *(lists := nested_columns(tables))}
     if never := [name for name in keep or () if name in lists]:
         raise UserError(f"--keep-columns: {never[0]!r} holds lists or objects in JSON, which can't be copied")
     all_but_text = [name for table in tables for name in table.schema.names if name not in others]
@@ -141,7 +141,7 @@ def output_spec(args: Namespace, model: Model, tables: list[Table]) -> OutputSpe
     """Returns what is to be written. Raises UserError if columns are missing, or two would have the same name."""
     columns = choose_columns(tables, args.column, args.keep_columns, args.keep_text)
     spec = OutputSpec(
-        schema=common_schema(tables, list(dict.fromkeys([*columns, args.column])), args.column),
+        schema=common_schema(tables, list(dict.fromkeys([*columns, args.column])), [args.column]),
         columns=columns,
         text_column=args.column,
         labels=model.labels,
@@ -302,7 +302,7 @@ def open_job(args: Namespace, call: Callable) -> tuple[Model, list[InputSplit], 
     model = open_model(args.model_id, call).with_thresholds(args.threshold)
     csv = format_csv.Csv(args.delimiter, args.encoding)
     tables = open_tables(files, csv, place)
-    if (names := left_out(tables)) and args.keep_columns is None:
+    if (names := nested_columns(tables)) and args.keep_columns is None:
         say(f"columns that hold lists or objects are left out: {', '.join(names)}")
     spec = output_spec(args, model, tables)
     if args.check_only:

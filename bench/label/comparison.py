@@ -113,7 +113,7 @@ def read_answers(folder: Location, sample: Sample, output: OutputSpec) -> tuple[
     With `top_label` only the best label has a probability; the others are nan.
     """
     part = folder / sample.part
-    with part.open_anywhere() as file:
+    with part.open_seekable() as file:
         table = pq.ParquetFile(file).read(columns=output.scored).take(pa.array(sample.rows))
     if output.top_label:
         names, scores = (table[name].to_pylist() for name in output.scored)

@@ -45,7 +45,7 @@ def read_footer(part: Location) -> Footer | None:
 
     Raises OSError where it can't be read.
     """
-    with part.open_anywhere() as file:
+    with part.open_seekable() as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - END_BYTES, 0))
         length = int.from_bytes(file.read()[-8:-4], "little")  # of the metadata, which ends there

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from bench.tables.datasets import has_text, removal
+from bench.tables.items import has_text, removal
 from bench.tables.readers import BAD
 
 BAD_ROWS = b"bad_rows"  # the key, in a schema's metadata, of what is known of the bad rows

@@ -11,7 +11,8 @@ from bench.label.output import Footer, parts_there
 from bench.label.rows import OutputSpec
 from bench.label.splits import InputSplit
 from bench.model.model import Model
-from bench.tables.datasets import evenly_spaced, has_text
+from bench.tables.datasets import evenly_spaced
+from bench.tables.items import has_text
 
 FIRST_ROWS = 64  # of the first part that a run makes
 LATER_ROWS = 8  # of each part behind it

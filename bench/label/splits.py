@@ -125,7 +125,7 @@ def digest_input(splits: list[InputSplit]) -> str:
 
     def ends(table: Table) -> list[bytes]:
         with reading(table.file):
-            return [os.fsencode(table.file.name), os.fsencode(str(table.of_folders)), *table.file.ends()]
+            return [os.fsencode(table.file.name), os.fsencode(str(table.folder_columns)), *table.file.fingerprint()]
 
     with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
         return digest(part for parts in pool.map(ends, tables) for part in parts)

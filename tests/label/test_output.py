@@ -60,7 +60,7 @@ def test_a_split_of_parquet_is_whole_row_groups_and_reads_no_others(tables):
         *[(1, first, 10) for first in range(0, 40, 10)],
         (1, 40, 6),
     ]
-    assert [rows.passed_over for rows in tables[1].rows(spec.schema, skip=12)][:2] == [10, 0]
+    assert [rows.skipped for rows in tables[1].rows(spec.schema, skip=12)][:2] == [10, 0]
     sizes = [[len(part.table) for part in split.read(spec)] for split in splits]
     assert sizes == [[7, 7, 7, 2], *[[7, 3]] * 4, [6]]
 

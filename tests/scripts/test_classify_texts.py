@@ -397,7 +397,7 @@ def test_the_fastest_row_that_is_proven_says_how(tiny_model, monkeypatch, tmp_pa
         append_row(results_path(tmp_path / "results", row), row)
 
     def choose(kind: str = "cpu", name: str = device, tokens: float = 40, model=model, **asked) -> LabelPlan:
-        asked = dict.fromkeys(plan.PLAN_OPTIONS) | asked
+        asked = dict.fromkeys(plan.PLAN_OPTIONS) | {"long": "cut"} | asked
         return choose_plan(kind, fastest_valid_row(tmp_path, name, model, tokens, asked["variant"]), asked)
 
     measured = Batching("token-budget", batch_tokens=8 * 50)  # of 8 texts with 40 tokens and a quarter of padding
