@@ -26,10 +26,10 @@ O4_DESCRIPTION = (
 )
 
 
-def example_items(model: Model) -> list[Item]:
-    """Return items made of a few bundled texts of different lengths."""
+def example_items(model: Model, count: int = N_PADDED_TEXTS) -> list[Item]:
+    """Return items made of bundled texts of different lengths."""
     texts = bundled_texts("normal")
-    return model.task.examples([texts[i] for i in evenly_spaced(len(texts), N_PADDED_TEXTS)])
+    return model.task.examples([texts[i] for i in evenly_spaced(len(texts), count)])
 
 
 def example_batches(model: Model) -> list[dict[str, np.ndarray]]:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.exporters.backends import example_items
 from bench.exporters.graph import INSIDE_BYTES, replace_nodes, run_session, session_with
 from bench.machine import cpu_features
 from bench.model.model import Model
-from bench.tables.datasets import bundled_texts, evenly_spaced
 
 N_OUTLIERS = 8  # channels; more made no difference for trained weights
 N_TEXTS = 64  # to find the outliers with: bundled ones, so always the same
@@ -29,8 +29,8 @@ def quantize(model: Model, plain: Path, folder: Path, made: str) -> tuple[str, d
     """Quantize the products with constant weights of a plain export, which was `made` in this way, into `folder`.
 
     Weights are quantized per output channel, activations dynamically. Embeddings, products of two activations (in the
-    attention) and outlier channels stay in FP32. Weights have 8 bits, or 7 on a CPU without VNNI, where 16-bit sums of
-    two products would saturate. Returns how the file was made, and the `bits`.
+    attention), products with shared weights (ALBERT's) and outlier channels stay in FP32. Weights have 8 bits, or 7 on
+    a CPU without VNNI, where 16-bit sums of two products would saturate. Returns how the file was made, and the `bits`.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -38,19 +38,13 @@ def quantize(model: Model, plain: Path, folder: Path, made: str) -> tuple[str, d
     bits = 8 if "vnni" in cpu_features() else 7
     onnx_model = onnx.load(plain)
     del onnx_model.graph.value_info[:]  # shapes that onnxruntime's quantization does not keep up to date
-    constant = {weight.name for weight in onnx_model.graph.initializer}
     uses = Counter(name for node in onnx_model.graph.node for name in node.input)
-    products = [
-        node
-        for node in onnx_model.graph.node
-        if node.op_type == "MatMul"
-        and node.input[1] in constant
-        and uses[node.input[1]] == 1  # not shared, as ALBERT's
-    ]
+    weights = {weight.name for weight in onnx_model.graph.initializer if uses[weight.name] == 1}
+    products = [node for node in onnx_model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
     outliers = find_outliers(model, plain, {node.input[0] for node in products})
     fp32_nodes = split_outliers(onnx_model, products, outliers)
-    weights = plain.with_name(f"{plain.name}_split")
-    onnx.save_model(onnx_model, plain, save_as_external_data=True, location=weights.name)
+    data = plain.with_name(f"{plain.name}_split")
+    onnx.save_model(onnx_model, plain, save_as_external_data=True, location=data.name)
     quantize_dynamic(
         plain,
         folder / "model.onnx",
@@ -59,7 +53,7 @@ def quantize(model: Model, plain: Path, folder: Path, made: str) -> tuple[str, d
         per_channel=True,
         weight_type=QuantType.QInt8,
         reduce_range=bits == 7,
-        use_external_data_format=weights.stat().st_size >= INSIDE_BYTES,
+        use_external_data_format=data.stat().st_size >= INSIDE_BYTES,
         extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
     )
     vnni = "with" if bits == 8 else "without"
@@ -70,8 +64,7 @@ def find_outliers(model: Model, plain: Path, tensors: set[str]) -> dict[str, np.
     """Return the channels with the largest values on texts, for each tensor [texts, tokens, channels] of a file."""
     names = sorted(tensors)
     session = session_with(plain, names)
-    texts = bundled_texts("normal")
-    rows = model.tokenize(model.task.examples([texts[i] for i in evenly_spaced(len(texts), N_TEXTS)]))
+    rows = model.tokenize(example_items(model, N_TEXTS))
     largest = dict.fromkeys(names, 0.0)
     for i in [i for i, ids in enumerate(rows["input_ids"]) if ids]:
         batch = model.pad({name: values[i : i + 1] for name, values in rows.items()})
