@@ -1,4 +1,4 @@
-"""Restrict the last layer of an ONNX graph to the first token, if the classification head reads no other.
+"""Restrict the last layer of an ONNX graph to the first token, if the head reads no other.
 
 The node that selects the first token moves up past all nodes that treat each token separately: the last layer's
 feed-forward part, its norms and the output projection of its attention. That saves three quarters of the last layer's
@@ -20,7 +20,7 @@ ALONG_CHANNELS = {"LayerNormalization": 1, "SimplifiedLayerNormalization": 1, "R
 ALONG_CHANNELS |= {"SkipLayerNormalization": 2, "SkipSimplifiedLayerNormalization": 2}
 SUBGRAPH_TYPES = (5, 10)  # AttributeProto.GRAPH and GRAPHS
 CHANNELS = 2  # the last axis of [texts, tokens, channels]
-FP32_TOLERANCE, FP16_TOLERANCE = 1e-4, 1e-2  # of the largest logit: smaller products round differently
+FP32_TOLERANCE, FP16_TOLERANCE = 1e-4, 1e-2  # of the largest output: smaller products round differently
 
 
 def first_token_only(file: Path, batch: dict[str, np.ndarray]) -> bool:
@@ -37,7 +37,7 @@ def first_token_only(file: Path, batch: dict[str, np.ndarray]) -> bool:
     nodes = nodes_for_first(graph, constants, set())
     if not nodes:
         return False
-    logits, arrays = run(file, batch, sorted({name for node in nodes for name in tokens_of(node, constants)}))
+    outputs, arrays = run(file, batch, sorted({name for node in nodes for name in tokens_of(node, constants)}))
     n_tokens = batch["input_ids"].shape[1]
     without_tokens = {name for name, array in arrays.items() if array.shape[1:-1] != (n_tokens,)}
     nodes = nodes_for_first(graph, constants, without_tokens)
@@ -50,8 +50,8 @@ def first_token_only(file: Path, batch: dict[str, np.ndarray]) -> bool:
     rewritten = file.with_name("first_token.onnx")
     onnx.save(onnx_model, rewritten)
     try:
-        deviation = np.abs(run(rewritten, batch, [])[0] - logits).max()
-        if deviation <= tolerance * np.abs(logits).max():
+        deviation = np.abs(run(rewritten, batch, [])[0] - outputs).max()
+        if deviation <= tolerance * np.abs(outputs).max():
             rewritten.replace(file)
             return True
     except Exception:  # of onnxruntime: it can't run the rewritten file, so the original stays
@@ -173,7 +173,7 @@ def select_first(graph, constants: dict, nodes: list) -> None:
 
 
 def run(file: Path, batch: dict[str, np.ndarray], names: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return a file's logits for a batch, and the tensors `names` of its graph."""
+    """Return a file's first output for a batch, and the tensors `names` of its graph."""
     session = session_with(file, names)
-    logits, *tensors = run_session(session, [session.get_outputs()[0].name, *names], batch)
-    return logits, dict(zip(names, tensors, strict=True))
+    outputs, *tensors = run_session(session, [session.get_outputs()[0].name, *names], batch)
+    return outputs, dict(zip(names, tensors, strict=True))
