@@ -134,7 +134,7 @@ def choose_candidate(
         try:
             made = export(model, folder / backend, shape_inference)
             if first_token_only(file, batches[0]):
-                made += " (after the last attention, for the first token only)"
+                made += " (the last layer, after its attention, for the first token only)"
             runner = load(model, folder / backend, Device(None, cpu_cores()))
             answers = [run_batch(runner, model, batch) for batch in batches]
             deviation = np.abs(np.concatenate(answers) - np.concatenate(expected)).max() / scale

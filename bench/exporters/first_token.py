@@ -26,8 +26,8 @@ FP32_TOLERANCE, FP16_TOLERANCE = 1e-4, 1e-2  # of the largest output: smaller pr
 def first_token_only(file: Path, batch: dict[str, np.ndarray]) -> bool:
     """Rewrite an ONNX file to compute its last layer for the first token only. Return True if that was possible.
 
-    It is not if the answers for a padded `batch` change, int64 [texts, tokens] by input name. Raises what onnxruntime
-    raises for a file that it can't run.
+    The file stays the same if the answers for a padded `batch`, int64 [texts, tokens] by input name, would change.
+    Raises what onnxruntime raises for a file that it can't run.
     """
     import onnx
 
