@@ -76,6 +76,19 @@ def test_heartbeats_tell_how_far_the_work_is_and_keep_a_long_step_from_timing_ou
     heartbeat(5)  # does nothing here
 
 
+def test_large_arguments_reach_every_worker(pool):
+    texts = [f"{i} \udcff" + "ä" * 400 for i in range(20_000)]
+    with time_limit(20), pool(Echo, [("a",), ("b",)]) as two:
+        assert two.call(Echo.tell, texts) == [("a", texts), ("b", texts)]
+
+
+def test_a_worker_that_never_reads_a_large_argument_is_stalled():
+    with time_limit(20), ProcessPool(Echo, [("a",)], stall_timeout=0.5) as one:
+        os.kill(one.call(Echo.own_pid)[0], signal.SIGSTOP)
+        with pytest.raises(WorkerFailed, match="tell"):
+            one.call(Echo.tell, "x" * 10**7)
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
