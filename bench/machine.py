@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from utils import UserError, first_line, int_from
 
 # what makes a GPU's clock lower than its load and its settings ask for, by NVML's nvmlClocksEventReasons; the software
@@ -129,23 +127,23 @@ def describe_device(gpu: int | None) -> DeviceInfo:
 
 
 def cpu_busy() -> float | None:
-    """Returns the share of this process's cores that others keep busy now; None where it is not known (not Linux)."""
+    """Return the share of this process's cores that is busy now; None if the system does not tell."""
     try:
-        before = cpu_seconds()
+        busy_before, total_before = cpu_ticks()
         time.sleep(BUSY_SECONDS)
-        busy, total = cpu_seconds() - before
-    except (OSError, AttributeError, TypeError, ValueError):  # other systems, and containers that number cores anew
+        busy, total = cpu_ticks()
+    except (OSError, AttributeError, ValueError):  # not Linux, or a container that numbers its cores differently
         return None
-    return busy / max(total, 1)
+    return (busy - busy_before) / max(total - total_before, 1)
 
 
-def cpu_seconds() -> np.ndarray:
-    """Returns for the cores that this process may use, since the machine's start: busy and all time, in 1/100 s."""
+def cpu_ticks() -> tuple[int, int]:
+    """Return the busy and the total time of this process's cores since the machine started, in 1/100 s."""
     cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
     lines = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.split()[0] in cores]
-    user, nice, system, idle, iowait, irq, softirq, steal = np.array([line[1:9] for line in lines], int).sum(axis=0)
-    busy = user + nice + system + irq + softirq + steal  # proc(5)
-    return np.array([busy, busy + idle + iowait])
+    ticks = [sum(map(int, column)) for column in zip(*(line[1:9] for line in lines), strict=True)]
+    _, _, _, idle, iowait, *_ = ticks  # proc(5)
+    return sum(ticks) - idle - iowait, sum(ticks)
 
 
 def gpu_busy(uuid: str) -> tuple[float, int, float]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
-import numpy as np
 import pynvml
 import pytest
 from conftest import refused
@@ -70,10 +69,10 @@ def test_load_is_what_others_keep_busy(monkeypatch):
             assert 0.5 / cpu_cores() < cpu_busy() <= 1
         finally:
             burner.kill()
-    ticks = iter([np.array([700, 1000]), np.array([702, 1050])])
-    monkeypatch.setattr(machine, "cpu_seconds", lambda: next(ticks))
+    ticks = iter([(700, 1000), (702, 1050)])
+    monkeypatch.setattr(machine, "cpu_ticks", lambda: next(ticks))
     assert cpu_busy() == pytest.approx(0.04)
-    monkeypatch.setattr(machine, "cpu_seconds", lambda: np.array(["?"]).astype(int))
+    monkeypatch.setattr(machine, "cpu_ticks", lambda: int("?"))
     assert cpu_busy() is None
 
 
