@@ -63,6 +63,11 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def workers_of(pid: int) -> list[int]:
+    """Return the forked workers of a script, the oldest first."""
+    return [worker for child in children_of(pid) for worker in children_of(child)]
+
+
 def kill_after_a_part(process: subprocess.Popen, folder: str | Path) -> None:
     """Kill a labelling run once its folder (local or in a bucket) has a part."""
     limit = time.monotonic() + 60
