@@ -18,13 +18,13 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from types import SimpleNamespace
 
-from bench.start_process import become_worker, can_fork, exit_code, fork_python, start_python
+from bench.start_process import become_worker, can_fork, fork_python, start_python, wait_for_end
 from utils import RunError, UserError, first_line
 
 PIPE_BYTES = 2**16  # a pipe holds this much even if nobody reads
 OUT_OF_MEMORY = "out of memory"  # the message for all of MEMORY_SIGNS
 MEMORY_SIGNS = "OutOfMemory", "out of memory", "can't allocate memory", "Failed to allocate memory", "ALLOC_FAILED"
-parent = SimpleNamespace(connection=None, pause=0.0, last_heartbeat=0.0)  # in a worker
+parent = SimpleNamespace(connection=None, pause=0.0, last_heartbeat=0.0)  # of a worker
 
 
 class WorkerFailed(RunError):
@@ -69,8 +69,9 @@ class ProcessPool:
                 self.send(connection, pickle.dumps((make, worker_arguments, limits.heartbeat)))
             self.collect("load")
         except OSError as error:
+            number = len(self.processes) + 1
             self.kill()
-            raise WorkerFailed(f"worker {len(self.processes) + 1} can't be started: {first_line(error)}") from error
+            raise WorkerFailed(f"can't start worker {number} of {len(arguments)}: {first_line(error)}") from error
         except BaseException:
             self.kill()
             raise
@@ -85,7 +86,6 @@ class ProcessPool:
         if len(request) < PIPE_BYTES:
             write()
         else:
-            self.senders = [sender for sender in self.senders if sender.is_alive()]
             self.senders.append(threading.Thread(target=write, daemon=True))
             self.senders[-1].start()
 
@@ -96,6 +96,7 @@ class ProcessPool:
         worker died or hangs. If a worker raised an error, waits for the others and then raises it: a UserError as it
         is, any other as WorkerFailed.
         """
+        self.senders.clear()  # they have finished, since all workers have answered
         request = pickle.dumps((step, arguments))
         for connection in self.connections:
             self.send(connection, request)
@@ -130,10 +131,7 @@ class ProcessPool:
         try:
             return self.connections[i].recv()
         except (EOFError, OSError):
-            code = exit_code(self.processes[i], self.limits.exit)
-            how = "cause unknown" if code is None else f"exit code {code}"
-            if code and code < 0:
-                how = signal.Signals(-code).name
+            how = wait_for_end(self.processes[i], self.limits.exit)
             raise WorkerFailed(f"worker {i + 1} of {len(self.processes)} died ({how}) in step {step}") from None
 
     def kill(self) -> None:
@@ -142,7 +140,7 @@ class ProcessPool:
                 os.killpg(process.pid, signal.SIGKILL)  # includes the compilers that it may have started
             process.kill()  # a fork that has just started may not lead its group yet
         for process in self.processes:
-            exit_code(process, self.limits.exit)
+            wait_for_end(process, self.limits.exit)
         self.processes.clear()  # closes their descriptors
         for sender in self.senders:
             sender.join()
@@ -156,8 +154,8 @@ class ProcessPool:
         self.kill()
 
 
-class InProcessPool:
-    """The interface of ProcessPool without processes, for tests: its objects live in this process."""
+class InProcessPool(ProcessPool):
+    """A ProcessPool without processes, for tests: its objects live in this process, and send no heartbeats."""
 
     def __init__(self, make: Callable, arguments: list[tuple], *_, **__):
         self.objects = [self.attempt(make, *worker_arguments) for worker_arguments in arguments]
@@ -171,10 +169,7 @@ class InProcessPool:
             raise value
         return value
 
-    def __enter__(self) -> "InProcessPool":
-        return self
-
-    def __exit__(self, *_) -> None:
+    def kill(self) -> None:
         pass
 
 
@@ -207,9 +202,6 @@ def run_in_subprocess(function: Callable, *arguments):
     """Call one function in its own process, see helper_process."""
     with helper_process() as call:
         return call(function, *arguments)
-
-
-# ------------------------------------------------------------------------------------------------- in a worker
 
 
 def heartbeat(value=None) -> None:

@@ -106,14 +106,17 @@ def become_worker() -> None:
     warnings.simplefilter("ignore")
 
 
-def exit_code(process: subprocess.Popen | BaseProcess, seconds: float) -> int | None:
-    """Wait for a process that is ending; return its exit code, or minus the signal's number.
+def wait_for_end(process: subprocess.Popen | BaseProcess, seconds: float) -> str:
+    """Wait for the end of a process that was killed or has died; return its signal or its exit code in words.
 
-    Only the fork server knows it of a fork: if it doesn't answer within `seconds`, kill it and return None.
+    Only the fork server knows them of a fork. If it doesn't answer within `seconds`, kill it.
     """
     if isinstance(process, subprocess.Popen):
-        return process.wait()
-    process.join(seconds)
-    if process.exitcode is None:
-        stop_fork_server()
-    return process.exitcode
+        code = process.wait()
+    else:
+        process.join(seconds)
+        code = process.exitcode
+        if code is None:
+            stop_fork_server()
+            return "exit code unknown"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -62,7 +62,7 @@ def parent(forked: bool) -> None:
     """Run a script with two workers, of which the second loops for ever; print their pids."""
 
     def main() -> int:
-        with ProcessPool(Echo, [("a",), ("b",)], forked=forked, limits=Limits(exit=0.5)) as pool:
+        with ProcessPool(Echo, [("a",), ("b",)], forked=forked, limits=Limits(exit=0.2)) as pool:
             print(*pool.call(Echo.own_pid), flush=True)
             pool.call(Echo.fail_in, "b", "loop")
         return 0

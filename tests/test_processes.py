@@ -28,7 +28,7 @@ from bench.processes import (
 )
 from utils import ROOT, RunError, UserError
 
-STALL_SECONDS = 0.4
+STALL_SECONDS = 0.15
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def nothing_is_left(empty_torch):
 
 @pytest.fixture(params=[False, True], ids=["fresh", "forked"])
 def pool(request):
-    return functools.partial(ProcessPool, forked=request.param, limits=Limits(heartbeat=0.1))
+    return functools.partial(ProcessPool, forked=request.param, limits=Limits(heartbeat=0.05))
 
 
 def test_values_come_in_the_order_of_the_workers(pool):
@@ -117,12 +117,12 @@ def test_a_pool_in_this_process_has_the_same_interface():
             two.call(Echo.fail_in, "b", "value")
 
 
-def test_heartbeats_report_progress_and_keep_a_long_step_from_stalling(pool):
+def test_heartbeats_report_progress_and_keep_a_long_step_from_stalling():
     heard = []
-    with pool(Echo, [("a",)]) as one:
-        one.stall_timeout = STALL_SECONDS
-        [done] = one.call(Echo.count, 2 * STALL_SECONDS, 0.02, on_heartbeat=lambda beats: heard.append(beats[0]))
-    assert 2 <= len(heard) <= 9, "at most one in 0.1 s"
+    with ProcessPool(Echo, [("a",)], forked=True, limits=Limits(heartbeat=0.1)) as one:
+        one.stall_timeout = 0.5
+        [done] = one.call(Echo.count, 0.7, 0.02, on_heartbeat=lambda beats: heard.append(beats[0]))
+    assert 2 <= len(heard) <= 8, "at most one in 0.1 s"
     assert heard == sorted(heard) and heard[-1] < done
     heartbeat(5)  # does nothing here
 
@@ -146,8 +146,8 @@ def test_a_worker_that_never_reads_a_large_argument_is_stalled(pool):
     [
         ("die", ["2 of 2", "SIGKILL", "fail_in"]),
         ("exit", ["2 of 2", "exit code 3", "fail_in"]),
-        ("stop", ["fail_in", "0.4 s"]),
-        ("loop", ["fail_in", "0.4 s"]),
+        ("stop", ["fail_in", "0.15 s"]),
+        ("loop", ["fail_in", "0.15 s"]),
         ("memory", ["out of memory"]),
         ("value", ["ValueError: one"]),
         ("end of file", ["EOFError: half a file"]),
@@ -200,7 +200,7 @@ def test_more_workers_than_the_machine_can_start_is_a_failure(pool):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 12, hard))
-        with pytest.raises(WorkerFailed, match=r"worker \d+ .*Too many open files"):
+        with pytest.raises(WorkerFailed, match=r"worker \d+ of 50.*Too many open files"):
             pool(Echo, [("a",)] * 50)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -269,7 +269,7 @@ def test_when_the_process_that_forks_does_not_answer_a_start_fails():
     pid = run_in_subprocess(os.getppid)
     os.kill(pid, signal.SIGSTOP)
     with time_limit(20), pytest.raises(WorkerFailed, match="worker 1"):
-        ProcessPool(Echo, [("a",)], forked=True, limits=Limits(start=0.5))
+        ProcessPool(Echo, [("a",)], forked=True, limits=Limits(start=0.3))
     wait_for_end(pid)
     assert run_in_subprocess(operator.add, 2, 3) == 5
 
