@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from types import SimpleNamespace
@@ -58,13 +59,13 @@ class ProcessPool:
     ):
         self.stall_timeout, self.limits = stall_timeout, limits
         self.connections, self.processes, self.senders = [], [], []
-        fork = forked and can_fork()
+        start = partial(fork_python, seconds=limits.start) if forked and can_fork() else start_python
         try:
             for _ in arguments:
                 connection, theirs = Pipe()
                 self.connections.append(connection)
                 with theirs:
-                    self.processes.append(fork_python(theirs, limits.start) if fork else start_python(theirs))
+                    self.processes.append(start(serve, theirs))
             for connection, worker_arguments in zip(self.connections, arguments, strict=True):
                 self.send(connection, pickle.dumps((make, worker_arguments, limits.heartbeat)))
             self.collect("load")

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -26,11 +27,11 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 STANDARD_ERROR = 2
 
 
-def start_python(connection: Connection) -> subprocess.Popen:
-    """Start a fresh Python that serves the connection. Raises OSError."""
-    descriptor = connection.fileno()
-    code = f"import sys; sys.path[:] = {[*filter(None, sys.path)]}; from bench.processes import serve; "
-    code += f"from multiprocessing.connection import Connection; serve(Connection({descriptor}))"
+def start_python(serve: Callable, connection: Connection) -> subprocess.Popen:
+    """Start a fresh Python that calls `serve(connection)`. Raises OSError."""
+    descriptor, name = connection.fileno(), serve.__name__
+    code = f"import sys; sys.path[:] = {[*filter(None, sys.path)]}; from {serve.__module__} import {name}; "
+    code += f"from multiprocessing.connection import Connection; {name}(Connection({descriptor}))"
     streams = {"stdin": subprocess.DEVNULL, "stdout": STANDARD_ERROR}
     command = [sys.executable, "-P", "-c", code]
     return subprocess.Popen(command, env=environment(), pass_fds=[descriptor], process_group=0, **streams)
@@ -47,11 +48,11 @@ def can_fork() -> bool:
     return sys.platform == "linux" and importable and len(tempfile.gettempdir()) <= MAX_TEMP_PATH
 
 
-def fork_python(connection: Connection, seconds: float) -> BaseProcess:
-    """Fork a process that serves the connection. Raises OSError, also if that takes longer than `seconds`."""
+def fork_python(serve: Callable, connection: Connection, seconds: float) -> BaseProcess:
+    """Fork a process that calls `serve(connection)`. Raises OSError, also if that takes longer than `seconds`."""
     start_fork_server()
     errors = Connection(os.dup(STANDARD_ERROR))  # because connections can be sent
-    process = get_context("forkserver").Process(target=serve_in_fork, args=(connection, errors, environment()))
+    process = get_context("forkserver").Process(target=run_fork, args=(serve, connection, errors, environment()))
     main, limit = sys.modules["__main__"], threading.Timer(seconds, stop_fork_server)
     sys.modules["__main__"] = ModuleType("__main__")  # else the fork would run the script's imports again
     limit.start()
@@ -86,9 +87,7 @@ def stop_fork_server() -> None:
         server._stop()
 
 
-def serve_in_fork(connection: Connection, errors: Connection, variables: dict[str, str]) -> None:
-    from bench.processes import serve
-
+def run_fork(serve: Callable, connection: Connection, errors: Connection, variables: dict[str, str]) -> None:
     os.dup2(errors.fileno(), STANDARD_ERROR)
     errors.close()
     os.environ.clear()

@@ -450,8 +450,8 @@ def test_what_can_be_no_value_of_an_option_is_one_line(option, values, call):
         ("--model torch --device cpu --model-id file", "no model folder file"),
         ("--model torch --device cpu --model-id folder", "no config.json"),
         ("--model torch --device cpu --model-id=", ". is not a model's folder"),
-        ("--model torch --device cpu --results-dir file", "nothing can be saved in file"),
-        ("--model torch --device cpu --model-id a/taken", "nothing can be saved in results/taken"),
+        ("--model torch --device cpu --results-dir file", "folder file"),
+        ("--model torch --device cpu --model-id a/taken", "folder results/taken"),
         (
             "--model torch --device cpu --batching sorted --batches 1000000000",
             "--batches 1000000000: there are only 10 texts",
