@@ -14,13 +14,13 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import ModuleType
 
 from bench.machine import cpu_cores
-from utils import ROOT
+from utils import ROOT, SIGNALS
 
 MAX_TEMP_PATH = 70  # characters; the fork server's socket adds 32, and the system takes 107
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -54,9 +54,10 @@ def fork_python(serve: Callable, connection: Connection, seconds: float) -> Base
     errors = Connection(os.dup(STANDARD_ERROR))  # because connections can be sent
     process = get_context("forkserver").Process(target=run_fork, args=(serve, connection, errors, environment()))
     main, limit = sys.modules["__main__"], threading.Timer(seconds, stop_fork_server)
-    sys.modules["__main__"] = ModuleType("__main__")  # else the fork would run the script's imports again
-    limit.start()
+    limit.daemon = True  # never delays the exit of the script
     try:
+        limit.start()
+        sys.modules["__main__"] = ModuleType("__main__")  # else the fork would run the script's imports again
         process.start()
     except EOFError:
         raise OSError("the process that forks workers died or did not answer") from None
@@ -72,11 +73,14 @@ def start_fork_server() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONSAFEPATH"] = "1"  # as -P
     forkserver.set_forkserver_preload(["bench.preload"])
+    resource_tracker.ensure_running()  # here, because it ends with unblocking the signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # for the server, which starts in this process group
     try:
         forkserver.ensure_running()
     finally:
         os.environ.clear()
         os.environ.update(variables)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def stop_fork_server() -> None:
@@ -88,6 +92,7 @@ def stop_fork_server() -> None:
 
 
 def run_fork(serve: Callable, connection: Connection, errors: Connection, variables: dict[str, str]) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.dup2(errors.fileno(), STANDARD_ERROR)
     errors.close()
     os.environ.clear()

@@ -274,6 +274,19 @@ def test_when_the_process_that_forks_does_not_answer_a_start_fails():
     assert run_in_subprocess(operator.add, 2, 3) == 5
 
 
+@pytest.mark.parametrize("delay", [0.02, 0.06, 0.1])
+def test_ctrl_c_while_the_first_worker_starts_is_one_line(delay):
+    code = "from bench.processes import *; import utils; utils.run(lambda: print(flush=True) or run_in_subprocess(int))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.readline()
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode in {0, 130} and errors.count(b"\n") <= 1, errors
+
+
 @pytest.fixture
 def parent(forked, empty_torch):
     """A script with two workers, of which the second loops for ever, and their pids."""
