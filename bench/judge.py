@@ -102,27 +102,3 @@ def share_words(changed: int, decisions: int, tolerance: float = TOLERANCE) -> s
         low, high = interval(changed, decisions, alpha)
     share = f"{low:.2%} to {high:.2%} of the decisions change ({100 * (1 - alpha):.3g}% confidence)"
     return f"{share}, the tolerance is {tolerance:.2%}"
-
-
-def judge_export(stats: dict, tolerance: float, precision: str = "") -> tuple[str, str]:
-    """Return the verdict on an export (WITHIN, UNPROVEN or NOT_WITHIN) and the reason.
-
-    `stats`: see ParityCounter.statistics.
-    """
-    if stats["non_finite_texts"]:
-        return NOT_WITHIN, f"the outputs of {stats['non_finite_texts']} texts are not finite"
-    changed, decisions = stats["changed"], stats["decisions"]
-    rounded = is_rounded(precision, stats["largest_difference"]["max"])
-    verdict = judge(changed, decisions, tolerance, rounded=rounded)
-    counts = f"{changed:,} of {decisions:,} decisions changed"
-    if verdict == UNPROVEN:
-        needed = decisions_needed(changed, decisions, tolerance)
-        advice = "the share is too close to the tolerance"
-        if needed:
-            advice = f"about {needed / decisions:.1f} times as many texts would decide it"
-        return UNPROVEN, f"{counts}: {share_words(changed, decisions, tolerance)}; {advice}"
-    if rounded and not changed:
-        return WITHIN, f"{counts}, and no probability by more than {ROUNDING:g}, which is rounding"
-    comparison = "at most" if verdict == WITHIN else "more than"
-    reason = f"{counts}, {comparison} the tolerance of {tolerance:.3%}"
-    return verdict, f"{reason} with 95% confidence" if 0 < tolerance < 1 else reason

@@ -140,9 +140,8 @@ class Worker:
         return report
 
     def predict_share(self, texts: list[Item], batching: Batching) -> tuple[np.ndarray, Predictions]:
-        """Run the model over this worker's share of further texts. Return (their indices, its answers)."""
-        share = share_of(texts, self.number, self.classifier.workers)
-        return share, self.classifier.predict([texts[i] for i in share], batching, halve=True)
+        """Run the model over this worker's share of further texts, see Classifier.predict_share."""
+        return self.classifier.predict_share(texts, batching)
 
     def estimate_padded_tokens(self) -> int:
         """Return the tokens that a variant which takes texts has processed, if it pads as transformers does."""
