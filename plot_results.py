@@ -37,6 +37,7 @@ FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "v
 
 def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
+    parser.usage = "%(prog)s [options]"
     add = parser.add_argument_group("what to show").add_argument
     folders = "comma-separated folders to compare; the first one gets the figures (default: results)"
     add("--results-dir", type=list_of(Path), default=[Path("results")], metavar="LIST", help=folders)
@@ -212,7 +213,7 @@ def updated_readmes(rows, charts: list[Chart], results_dirs: list[Path]) -> dict
     readme, results_readme = results_dir.absolute().parent / "README.md", results_dir / "README.md"
     missing = [str(file) for file in (readme, results_readme) if not file.exists()]
     if missing:
-        say(f"no {' and no '.join(missing)}: drawing the figures only")
+        say(f"drawing the figures only, because there is no {' and no '.join(missing)}")
         return {}
     blocks = {
         readme: readmes.headline_block(rows, charts, readme.parent),

@@ -35,16 +35,18 @@ QUICK_TIMES = {"min_time": 0.0, "check_time": 15.0}
 
 def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
-    positive = int_from(1)
-    seconds = float_from(0)
+    parser.usage = "%(prog)s --model VARIANTS --device {gpu,cpu} [options]"
+    count = {"type": int_from(1), "metavar": "N"}
+    counts = {"type": list_of(int_from(1)), "metavar": "LIST"}
+    seconds = {"type": float_from(0), "metavar": "SECONDS"}
 
     add = parser.add_argument_group("what to measure").add_argument
     names = "comma-separated variants (torch, onnx, ...), or 'all' for those that are fast on this device"
     add("--model", required=True, type=list_of(str.strip), metavar="VARIANTS", help=names)
-    add("--device", required=True, choices=("gpu", "cpu"))
+    add("--device", required=True, choices=("gpu", "cpu"), help="where the variants run")
     model_help = "Hub id, local folder, or random-roberta-base, which needs no network"
-    add("--model-id", help=f"{model_help} (default: SamLowe/roberta-base-go_emotions)")
-    add("--gpu", type=int_from(0), default=0, help="GPU id (default: 0)")
+    add("--model-id", metavar="MODEL", help=f"{model_help} (default: SamLowe/roberta-base-go_emotions)")
+    add("--gpu", type=int_from(0), default=0, metavar="ID", help="GPU id (default: 0)")
     quick = "about a minute plus exports: as many texts as the device can process in a few seconds"
     add("--quick", action="store_true", help=quick)
     add("--dry-run", action="store_true", help="print the cells that would run, and stop")
@@ -53,35 +55,29 @@ def parse_arguments() -> Namespace:
     texts.add_argument("--dataset", default="normal", help="normal, filtered, or a file of texts (default: normal)")
     add_text_options(texts)
     limit_help = "use at most this many texts, evenly spaced through the dataset (default: all)"
-    texts.add_argument("--limit", type=positive, help=limit_help)
+    texts.add_argument("--limit", **count, help=limit_help)
     add_threshold(texts)
 
-    how = parser.add_argument_group("how to measure")
-    add = how.add_argument
+    add = parser.add_argument_group("how to measure").add_argument
     batching_help = "comma-separated: in-order, sorted, token-budget (default: all three)"
     add("--batching", type=list_of(batching), metavar="LIST", help=batching_help)
-    sizes = [1, 2, 4, 8, 16, 32]
-    add(
-        "--batches", type=list_of(positive), default=sizes, metavar="LIST", help="texts per batch (default: 1,2,...,32)"
-    )
+    add("--batches", **counts, default=[1, 2, 4, 8, 16, 32], help="texts per batch (default: 1,2,4,8,16,32)")
     tokens = "tokens per batch, with padding, for token-budget (default: 1024,4096,16384; GPU: 16384,32768,65536)"
-    add("--batch-tokens", type=list_of(positive), metavar="LIST", help=tokens)
+    add("--batch-tokens", **counts, help=tokens)
     workers = "comma-separated numbers of worker processes (default: 1)"
     add("--workers", type=list_of(process_count), default=[1], metavar="LIST", help=workers)
-    add("--threads", type=process_count, help="CPU threads per worker (default: all cores / workers)")
-    add("--min-time", type=seconds, default=3.0, help="repeat each cell for at least this many seconds (default: 3)")
+    add("--threads", type=process_count, metavar="N", help="CPU threads per worker (default: all cores / workers)")
+    add("--min-time", **seconds, default=3.0, help="repeat each cell for at least this long (default: 3)")
     repeats = "measure all cells this often, in turn, so that a slow minute affects all alike (default: 1)"
-    add("--repeats", type=positive, default=1, help=repeats)
-    check = "seconds for checks of fast, unproven variants on more texts (default: 120; --quick: 15)"
-    add("--check-time", type=seconds, default=120.0, help=check)
-    stall = "seconds without progress after which a cell fails (default: 600; 0: never)"
-    add("--stall-timeout", type=seconds, default=600.0, help=stall)
+    add("--repeats", **count, default=1, help=repeats)
+    check = "time for checks of fast, unproven variants on more texts (default: 120; --quick: 15)"
+    add("--check-time", **seconds, default=120.0, help=check)
+    stall = "time without progress after which a cell fails (default: 600; 0: never)"
+    add("--stall-timeout", **seconds, default=600.0, help=stall)
 
     output = parser.add_argument_group("output")
     saving = output.add_mutually_exclusive_group()
-    saving.add_argument(
-        "--results-dir", type=Path, default=Path("results"), help="folder of the rows (default: results)"
-    )
+    saving.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     saving.add_argument("--no-save", action="store_true", help="save nothing")
     resume = "skip cells that have an ok row with the same texts, weights, commit and versions"
     output.add_argument("--resume", action="store_true", help=resume)
