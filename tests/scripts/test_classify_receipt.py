@@ -160,8 +160,8 @@ def test_a_small_job_takes_fp32_at_once(label, tmp_path):
 def test_a_long_job_measures_its_own_texts_first(label, monkeypatch, tmp_path):
     """One command looks, says what it found, exports, labels, and leaves rows from which the next one knows."""
     monkeypatch.setattr(quick, "SMALL_JOB", 100)
-    monkeypatch.setattr(quick, "LOOK_SHARE", 1e9)
-    monkeypatch.setattr(quick, "MOST_SECONDS", 21.0)
+    monkeypatch.setattr(quick, "JOB_SHARE", 1e9)
+    monkeypatch.setattr(quick, "MAX_SECONDS", 21.0)
     monkeypatch.setattr(quick, "default_variants", lambda _: ["torch", "onnx"])
     code, err, receipt = label(variant=())
     assert code == 0, err
