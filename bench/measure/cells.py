@@ -70,11 +70,19 @@ def cells_to_run(cells: list[Cell], speeds: dict[Cell, float]) -> list[Cell]:
     chosen = []
     for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
         group_cells = list(group)
-        wanted = [cell for cell in group_cells if cell not in speeds]
-        if not wanted:
-            wanted = [replace(fastest_of({cell: speeds[cell] for cell in group_cells}), stage="end-to-end")]
-        chosen += [cell for cell in wanted if cell not in speeds]
+        missing = [cell for cell in group_cells if cell not in speeds]
+        end_to_end = fastest_end_to_end(group_cells[0], speeds)
+        if not missing and end_to_end not in speeds:
+            missing = [end_to_end]
+        chosen += missing
     return chosen
+
+
+def fastest_end_to_end(cell: Cell, speeds: dict[Cell, float]) -> Cell | None:
+    """Return the fastest cell with the variant and workers of this one, end to end; None if all failed."""
+    wanted = replace(cell, batching=None)
+    candidates = {other: speed for other, speed in speeds.items() if replace(other, batching=None) == wanted}
+    return replace(fastest_of(candidates), stage="end-to-end") if candidates else None
 
 
 def fastest_of(speeds: dict[Cell, float]) -> Cell:

@@ -59,12 +59,15 @@ def rows_to_reuse(results_dir: Path, run_columns: dict, cells: list[Cell]):
 
 
 class Recorder:
-    """Collects the rows of a run, shows each and appends it to its file."""
+    """Collects the rows of a run, shows each and appends it to its file.
+
+    `results_dir`: None to save nothing; `earlier`: a DataFrame of rows to reuse, see rows_to_reuse.
+    """
 
     def __init__(self, run_columns: dict, results_dir: Path | None, show: Callable[[Cell, dict], object], earlier=None):
-        """`results_dir`: None to save nothing; `earlier`: a DataFrame of rows to reuse, see rows_to_reuse."""
         self.run_columns = run_columns | {"date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
-        self.results_dir, self.show = results_dir, show
+        self.results_dir = results_dir
+        self.show = show
         self.earlier = rows.completed_rows([])[0] if earlier is None else earlier
         self.rows: list[dict] = []  # of this run
         self.unsaved: list[dict] = []  # those of them that could not be appended

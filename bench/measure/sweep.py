@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.judge import alpha_for_look
 from bench.machine import cpu_busy, cpu_cores, watch_throttling
-from bench.measure.cells import Cell, fastest_of
+from bench.measure.cells import Cell, fastest_end_to_end
 from bench.measure.tokens import TokenizedTexts
 from bench.measure.worker import Report, Worker
 from bench.model.batches import make_batches, padded_tokens
@@ -80,13 +80,6 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeat
                 if not queue and cell.stage == "forward" and not start_error:
                     fastest = fastest_end_to_end(cell, known)
                     queue += [fastest] if fastest not in (None, *speeds) else []
-
-
-def fastest_end_to_end(cell: Cell, speeds: dict[Cell, float]) -> Cell | None:
-    """Return the fastest cell with the variant and workers of this one, end to end; None if all failed."""
-    wanted = replace(cell, batching=None)
-    candidates = {other: speed for other, speed in speeds.items() if replace(other, batching=None) == wanted}
-    return replace(fastest_of(candidates), stage="end-to-end") if candidates else None
 
 
 def run_in_turn(sweep: Sweep, workers: dict[Cell, ProcessPool], rounds: int) -> Iterator[tuple[Cell, dict]]:
