@@ -1,4 +1,4 @@
-"""The things compared: a file for each runtime, and here the table of all their variants."""
+"""The runtimes that are compared, one file each, and the table of all their variants."""
 
 from runtimes import onnx, openvino, pipeline, pytorch
 

@@ -1,6 +1,6 @@
-"""A loaded variant, and the one loop from texts to logits.
+"""A loaded variant, and the one loop from items to answers.
 
-The benchmark's end-to-end rows, the check of an export and the labelling all run it: what is timed is what labels.
+The benchmark's end-to-end rows, the check of an export and the labelling all use it: what is timed is what labels.
 """
 
 import json
@@ -22,67 +22,55 @@ from bench.variants import Device, TextRunner, digest_export
 from runtimes import VARIANTS
 from utils import RunError, UserError, say
 
-FETCH_EVERY = 64  # batches whose outputs may wait on the device: fetching waits for all of its work
+FETCH_EVERY = 64  # batches whose outputs stay on the device: fetching waits for all of its work
 
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """What a process needs to load a Classifier.
-
-    exported: the folder of the variant's export, if it loads one; export_id: digest_export() of what must be in it,
-    nothing if that doesn't matter.
-    """
+    """What a process needs to load a Classifier."""
 
     model: Model
     variant: str
-    exported: Path | None
+    exported: Path | None  # the folder of the variant's export, if it loads one
     device: Device
-    export_id: str = ""
+    export_id: str = ""  # digest_export() of that folder; empty if it need not be checked
 
     def check_unchanged(self) -> None:
-        """Raises RunError if model or export are no longer what they were when the run began."""
+        """Raise RunError if model or export have changed since the run began."""
         self.model.check_unchanged()
         if self.export_id and digest_export(self.exported) != self.export_id:
-            raise RunError(f"{self.exported} has changed since the run began: start it again")
+            raise RunError(f"{self.exported} has changed since the run began; start it again")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The answers for some items.
+    """The answers for some items. The token counts are 0 if the variant takes the texts themselves."""
 
-    answers: float64 [items, labels], nan for items without a token; has_tokens: bool [items]; start, end: seconds of
-    the monotonic clock; waited: seconds in between in which no batch was ready for the model.
-
-    These are 0 where the variant takes the texts themselves: tokens, padded_tokens: how many it was given, without and
-    with padding; lengths: int [texts], tokens of each text, those that were cut off too; truncated, lost: how many
-    texts were cut, and how many of their tokens.
-    """
-
-    answers: np.ndarray
-    has_tokens: np.ndarray
-    start: float
+    answers: np.ndarray  # float64 [items, labels], nan for items without tokens
+    has_tokens: np.ndarray  # bool [items]
+    start: float  # seconds of the monotonic clock
     end: float
-    waited: float = 0.0
+    waited: float = 0.0  # seconds in which no batch was ready for the model
     tokens: int = 0
-    padded_tokens: int = 0
-    truncated: int = 0
-    lost: int = 0
-    lengths: np.ndarray | None = None
+    padded_tokens: int = 0  # with padding
+    truncated: int = 0  # rows that were truncated
+    lost: int = 0  # tokens that truncation removed
+    lengths: np.ndarray | None = None  # tokens of each item before truncation, int [items]
 
 
 class Classifier:
-    """A variant that is loaded into this process. Of a file's texts, worker `number` of `workers` takes a share."""
+    """A variant loaded into this process, as worker `number` of `workers`, each of which takes a share of the items."""
 
     def __init__(self, spec: ClassifierSpec, number: int = 0, workers: int = 1):
         variant, gpu = VARIANTS[spec.variant], spec.device.gpu
         os.environ |= variant.environment
         if gpu is None:
-            os.environ["RAYON_NUM_THREADS"] = str(spec.device.threads)  # the tokenizer's
+            os.environ["RAYON_NUM_THREADS"] = str(spec.device.threads)  # for the tokenizer
         self.model, self.number, self.workers = spec.model, number, workers
         try:
             self.runner = variant.load(spec.model, spec.exported, spec.device)
         finally:
-            spec.check_unchanged()  # after loading: what is replaced meanwhile is seen, too
+            spec.check_unchanged()  # after loading, so that replaced files are noticed
         self.rounds_lengths_up = variant.new_shapes_are_costly(gpu) and spec.model.can_pad
 
     @property
@@ -90,7 +78,7 @@ class Classifier:
         return isinstance(self.runner, TextRunner)
 
     def padded_lengths(self, lengths: np.ndarray) -> np.ndarray:
-        """Returns to how many tokens texts of these lengths are padded, at least: few shapes where they are costly."""
+        """Return the padded length for each length; rounded up where new shapes are costly."""
         return round_lengths_up(lengths, self.model.max_length) if self.rounds_lengths_up else lengths
 
     def batches(self, texts: list[Item], batching: Batching) -> Iterator[Batch]:
@@ -99,11 +87,10 @@ class Classifier:
     def predict(
         self, texts: list[Item], batching: Batching, on_progress: Callable = heartbeat, halve: bool = False
     ) -> Predictions:
-        """Runs the model over texts: tokenizing, sorting, padding and moving go on in a thread meanwhile.
+        """Run the model over items while a thread tokenizes, sorts, pads and moves the next ones.
 
-        `on_progress` gets about how many texts are done: long ones count for more. With `halve` a batch that the memory
-        does not hold runs in halves. Raises UserError for another number of labels than the model's, and whatever the
-        runtime raises.
+        `on_progress` gets the approximate number of items done, weighted by length. With `halve` a batch that does not
+        fit into memory runs in halves. Raises UserError for another model's export, and what the runtime raises.
         """
         start, counts = time.monotonic(), Counter()
         has_tokens = np.full(len(texts), self.takes_texts)
@@ -128,7 +115,7 @@ class Classifier:
                 if (outputs := self.forward(part, of_part, halve)) is not None:
                     waiting.append((part, of_part, outputs))
                     continue
-                say(f"out of memory for a batch of {len(part.indices)} texts: in halves")
+                say(f"out of memory for a batch of {len(part.indices)} texts; halving it")
                 fetch()
                 parts += [(half, self.runner.prepare(half.inputs)) for half in halves(part)]
             if len(waiting) >= FETCH_EVERY:
@@ -150,7 +137,7 @@ class Classifier:
         return Predictions(answers, has_tokens, start, end, lengths=lengths, **counts)
 
     def forward(self, batch: Batch, inputs: object, halve: bool) -> object | None:
-        """Returns what the runner makes of a batch; None for one to `halve`, since the memory does not hold it."""
+        """Return the runner's outputs; None for a batch to `halve`, because it does not fit into memory."""
         try:
             return self.runner.forward(inputs)
         except Exception as error:
@@ -159,21 +146,23 @@ class Classifier:
         return None
 
     def predict_share(self, file: Path, batching: Batching) -> tuple[np.ndarray, Predictions]:
-        """Runs the model over this worker's share of the texts in a JSON file; returns (their indices, its answers)."""
+        """Run the model over this worker's share of the texts; return (their indices, its Predictions)."""
         texts = json.loads(file.read_text(encoding="utf-8"))
         share = share_of(texts, self.number, self.workers)
         return share, self.predict([texts[i] for i in share], batching, heartbeat, True)
 
     def to_host(self, outputs) -> np.ndarray:
-        """Fetches a batch's logits, float32 [texts, labels]. Raises UserError if they have other labels."""
+        """Fetch a batch's outputs, float32 [rows, n]. Raises UserError if n is not the model's number of labels."""
         logits, labels = self.runner.to_host(outputs), len(self.model.labels)
         if logits.shape[1:] != (labels,):
-            raise UserError(f"it gives {logits.shape[-1]} labels, the model has {labels}: not its export")
+            raise UserError(
+                f"the export gives {logits.shape[-1]} numbers per text, not {labels}; it is of another model"
+            )
         return logits
 
 
 def timed(items: Iterator, counts: Counter) -> Iterator:
-    """Yields the items; adds the seconds for which one waits for them to `waited`."""
+    """Yield the items; add the seconds spent waiting for them to `waited`."""
     before = time.monotonic()
     for item in items:
         counts["waited"] += time.monotonic() - before
@@ -182,7 +171,7 @@ def timed(items: Iterator, counts: Counter) -> Iterator:
 
 
 def halves(batch: Batch) -> list[Batch]:
-    """Returns the two halves of a batch of several texts, padded as it is."""
+    """Return the two halves of a batch of several rows, with the same padding."""
     middle = len(batch.indices) // 2
     return [
         replace(

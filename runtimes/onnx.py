@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU or a CPU, and the exports that its variants load."""
+"""ONNX Runtime on a GPU or a CPU, and the kinds of export that its variants load."""
 
 import tempfile
 from dataclasses import replace
@@ -14,7 +14,7 @@ from bench.model.model import Model
 from bench.variants import Device, ExportKind, TokenRunner, Variant
 from utils import UserError, first_line
 
-# compute capabilities for which the wheel onnxruntime-gpu 1.31.1 has kernels; read, not measured
+# compute capabilities with kernels in the wheel onnxruntime-gpu 1.31.1; read, not measured
 WHEEL_ARCHITECTURES = {(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)}
 
 PACKAGES = "onnxruntime-gpu", "onnxruntime"  # one of them is installed
@@ -47,15 +47,15 @@ INT8 = replace(
     suffix="-onnx-int8",
     description="INT8 (dynamically quantized, for CPUs)",
     convert=int8.quantize,
-    batches_matter=True,  # one scale serves a whole activation, of all texts of a batch
+    batches_matter=True,  # one scale for a whole activation, that is for all texts of a batch
     caveat=int8.caveat,
 )
 
 
 def load(model: Model, exported: Path, device: Device) -> TokenRunner:
-    """Starts an onnxruntime session on `exported`/model.onnx, see start_session.
+    """Start an onnxruntime session on `exported`/model.onnx, see start_session.
 
-    Inputs and outputs stay in a GPU's memory, and a run only queues its work there.
+    On a GPU, inputs and outputs stay in its memory, and a run only queues work.
     """
     session = start_session(exported / "model.onnx", device)
     if device.gpu is not None:
@@ -65,10 +65,10 @@ def load(model: Model, exported: Path, device: Device) -> TokenRunner:
         return io_bound_runner(session, model.task.output, torch.device(f"cuda:{device.gpu}"))
     names = [node.name for node in session.get_inputs()]
     output = select_output(session, model.task.output)
-    largest = 0  # tokens, of the runs so far
+    largest = 0  # padded tokens of the runs so far
 
     def warm_up(inputs):
-        """Runs what is larger than all before: that grows the memory. The kernels prepare nothing for a shape."""
+        """Run shapes larger than all before, which grow the memory; the kernels prepare nothing per shape."""
         nonlocal largest
         if inputs["input_ids"].size > largest:
             session.run([output.name], inputs)
@@ -82,27 +82,27 @@ def load(model: Model, exported: Path, device: Device) -> TokenRunner:
 
 
 def start_session(file: Path, device: Device):
-    """Starts a session with `device.threads` threads, which spin-wait only if no other worker runs.
+    """Start a session with `device.threads` threads, which spin-wait only if no other worker runs.
 
     On a GPU, FP32 is IEEE FP32 (no TF32). Raises UserError if the session did not get the CUDA provider.
     """
     if device.gpu is not None:
-        import torch  # noqa: F401  before onnxruntime: it brings the CUDA libraries
+        import torch  # noqa: F401  before onnxruntime: torch loads the CUDA libraries
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = device.threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # which some CPUs multiply very slowly
-    options.enable_mem_pattern = False  # it would allocate anew in the second run of each shape, inside the timing
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # denormals are very slow on some CPUs
+    options.enable_mem_pattern = False  # it would allocate again in the second run of each shape, inside the timing
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if device.exclusive else "0")
     provider, settings = "CPUExecutionProvider", {}
     if device.gpu is not None:
         provider, settings = "CUDAExecutionProvider", {"device_id": device.gpu, "use_tf32": 0}
     session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)], enable_fallback=0)
     if session.get_providers()[0] != provider:
-        raise UserError(f"onnxruntime gave a session on {session.get_providers()[0]} instead of {provider}")
+        raise UserError(f"onnxruntime fell back to {session.get_providers()[0]}; {provider} is not available")
     return session
 
 
@@ -113,7 +113,7 @@ def select_output(session, name: str):
 
 
 def io_bound_runner(session, output_name: str, device) -> TokenRunner:
-    """Runs a session on inputs and outputs that stay in the memory of a torch device, without waiting for them."""
+    """Run a session on inputs and outputs in the memory of a torch device, without waiting for the results."""
     import onnxruntime
     import torch
 
@@ -123,7 +123,7 @@ def io_bound_runner(session, output_name: str, device) -> TokenRunner:
     dtype, numpy_dtype = dtypes[output.type]
     only_queue = onnxruntime.RunOptions()
     only_queue.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    labels = output.shape[1] if isinstance(output.shape[1], int) else None  # not in every graph
+    labels = output.shape[1] if isinstance(output.shape[1], int) else None  # some graphs leave it open
 
     def prepare(inputs):
         nonlocal labels
@@ -135,7 +135,7 @@ def io_bound_runner(session, output_name: str, device) -> TokenRunner:
         for name, tensor in tensors.items():
             binding.bind_input(name, *at, np.int64, tuple(tensor.shape), tensor.data_ptr())
         binding.bind_output(output.name, *at, numpy_dtype, tuple(logits.shape), logits.data_ptr())
-        return binding, logits, tensors  # the tensors own the memory that is bound
+        return binding, logits, tensors  # the tensors own the bound memory
 
     def forward(inputs):
         binding, logits, _ = inputs
@@ -152,7 +152,7 @@ def io_bound_runner(session, output_name: str, device) -> TokenRunner:
 
 
 def check_device(gpu: int | None) -> None:
-    """Raises UserError if onnxruntime gets no session on this GPU; tried with a graph that does nothing."""
+    """Raise UserError if onnxruntime can't start a session on this GPU; tried with a trivial graph."""
     if gpu is None:
         return
     import torch
@@ -162,15 +162,15 @@ def check_device(gpu: int | None) -> None:
             start_session(write_probe(Path(folder) / "probe.onnx"), Device(gpu, threads=1))
         except Exception as error:  # onnxruntime's
             capability = torch.cuda.get_device_capability(gpu)
-            words = f"onnxruntime can't use this GPU: {first_line(error)}"
+            message = f"onnxruntime can't use this GPU: {first_line(error)}"
             if capability not in WHEEL_ARCHITECTURES:
-                words += f"; its wheel has no kernels for compute capability {'.'.join(map(str, capability))}, torch's"
-                words += " variants may have"
-            raise UserError(words) from error
+                version = ".".join(map(str, capability))
+                message += f"; its wheel lacks kernels for compute capability {version}. Try the torch variants"
+            raise UserError(message) from error
 
 
 def has_cudnn_attention(gpu: int | None) -> bool:
-    """Says whether FP16 attention is cuDNN's, which plans each shape: from compute capability 9.0 on.
+    """True if FP16 attention uses cuDNN, which plans each shape: from compute capability 9.0.
 
     Source: onnxruntime's pull request 29717; read, not measured.
     """
@@ -182,7 +182,7 @@ def has_cudnn_attention(gpu: int | None) -> bool:
 
 
 def write_probe(file: Path) -> Path:
-    """Writes a graph with a classifier's input and output that does nothing."""
+    """Write a trivial graph with a classifier's input and output."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -196,7 +196,7 @@ def write_probe(file: Path) -> Path:
 
 
 def variant(kind: ExportKind, **options) -> Variant:
-    # else transformers, here for its tokenizer, imports torch: seconds
+    # transformers, here for its tokenizer only, would otherwise import torch, which takes seconds
     environment = {"USE_TORCH": "0"}
     options |= {"export": kind, "environment": environment, "check_device": check_device}
     return Variant(load, kind.precision, PACKAGES, **options)
@@ -208,20 +208,20 @@ VARIANTS = {
         FP16,
         cpu_precision="fp32",
         default_on=("gpu",),
-        caveats={"cpu": "onnxruntime has no FP16 kernels for it on a CPU: it computes in FP32 between casts"},
+        caveats={"cpu": "onnxruntime has no FP16 kernels for CPUs, so it computes in FP32 between casts"},
         new_shapes_are_costly=has_cudnn_attention,
     ),
     "onnx-int8": variant(
         INT8,
         default_on=("cpu",),
-        required_cpu_feature="vnni",  # without: 1.1 to 1.4 times as fast as FP32, and seldom within tolerance
+        required_cpu_feature="vnni",  # without it: 1.1 to 1.4 times as fast as FP32, and seldom within tolerance
         unsupported={"gpu": "dynamic INT8 quantization has kernels for CPUs only"},
     ),
 }
-# sums in FP16, too: half the time on cards that halve FP32 sums (GeForce); onnxruntime's pull request 7253, read
+# also sums in FP16, twice as fast on cards with half-rate FP32 sums (GeForce): onnxruntime's pull request 7253, read
 VARIANTS["onnx-fp16-fast"] = replace(
     VARIANTS["onnx-fp16"],
     environment={"USE_TORCH": "0", "ORT_CUDA_GEMM_OPTIONS": "1"},
     default_on=(),
-    unsupported={"cpu": "its sums in FP16 are CUDA's"},
+    unsupported={"cpu": "sums in FP16 need CUDA"},
 )

@@ -10,21 +10,21 @@ from utils import UserError
 
 
 def load(model: Model, exported: Path, device: Device) -> TokenRunner:
-    """Compiles the export for the CPU plugin in BF16 on `device.threads`.
+    """Compile the export for the CPU plugin in BF16 with `device.threads` threads.
 
-    Raises UserError if OpenVINO is missing, or if it would compute in another precision on this CPU.
+    Raises UserError if OpenVINO is missing, or would compute in another precision on this CPU.
     """
     try:
         import openvino
     except ImportError as error:
-        raise UserError("openvino-bf16 needs OpenVINO: pip install openvino") from error
+        raise UserError("openvino-bf16 needs OpenVINO; install it with `pip install openvino`") from error
 
     settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": device.threads, "NUM_STREAMS": 1}
     settings |= {"ENABLE_CPU_PINNING": False}
     compiled = openvino.compile_model(exported / "model.onnx", "CPU", settings)
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if precision != "bf16":
-        raise UserError(f"OpenVINO computes in {precision} on this CPU, which has no BF16")
+        raise UserError(f"this CPU has no BF16: OpenVINO would compute in {precision}")
     request = compiled.create_infer_request()
     names = [node.any_name for node in compiled.inputs]
     outputs = compiled.outputs
@@ -42,7 +42,7 @@ VARIANTS = {
         "bf16",
         ("openvino",),
         export=FP32,
-        environment={"USE_TORCH": "0"},  # else transformers, here for its tokenizer, imports it: seconds
+        environment={"USE_TORCH": "0"},  # transformers, here for its tokenizer only, would otherwise import torch
         default_on=("cpu",),
         required_cpu_feature="bf16",
         new_shapes_are_costly=lambda gpu: True,  # by oneDNN

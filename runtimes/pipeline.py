@@ -1,4 +1,4 @@
-"""transformers' text-classification pipeline, what most people use, with its model or optimum's. It takes the texts."""
+"""Baselines: transformers' pipeline, which most people use, with its own model or optimum's. It takes texts."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from bench.variants import Device, TextRunner, Variant
 from runtimes.onnx import FP32, PACKAGES
 from utils import UserError
 
-CHUNK_TEXTS = 256  # texts that are given to it, at least: seconds of work, after which it tells how far it is
+CHUNK_TEXTS = 256  # texts per call, at least: seconds of work between two reports of progress
 
 
 def load(model: Model, _, device: Device) -> TextRunner:
-    """Loads the pipeline with the model in FP32, as it is by default."""
+    """Load the pipeline with the model in FP32, its default."""
     import torch
 
     torch.set_num_threads(device.threads)
@@ -21,7 +21,7 @@ def load(model: Model, _, device: Device) -> TextRunner:
 
 
 def load_optimum(model: Model, exported: Path, device: Device) -> TextRunner:
-    """Loads the pipeline with optimum's ORTModelForSequenceClassification. Raises UserError without optimum-onnx."""
+    """Load the pipeline with optimum's model class. Raises UserError if optimum-onnx is not installed."""
     try:
         optimum_class = model.task.optimum_class()
     except ImportError as error:
@@ -38,7 +38,7 @@ def load_optimum(model: Model, exported: Path, device: Device) -> TextRunner:
 
 
 def pipeline_runner(model: Model, network, device: Device) -> TextRunner:
-    """Returns the pipeline of a network; texts go in as they come, in batches of a size."""
+    """Return a runner over the network's pipeline, with batches in file order."""
     from transformers import pipeline
 
     network.config.id2label = {i: str(i) for i in range(network.config.num_labels)}  # names need not be unique

@@ -16,17 +16,17 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 def load(model: Model, _, device: Device, precision: str = "fp32", compiled: bool = False) -> TokenRunner:
-    """Loads the model in torch, with SDPA where it has it. FP32 is IEEE FP32, without TF32.
+    """Load the model in torch, with SDPA if it has it. FP32 is IEEE FP32, without TF32.
 
-    The last layer is computed for the first token alone where the head reads no other, see first_token.py.
-    It is compiled with dynamic shapes as one graph; a graph break or the limit of recompilations, after which torch
-    would run eagerly without a word, is an error. Raises UserError, see Model.load_torch.
+    If the head reads only the first token, the rest of the last layer is computed for that token only, see
+    first_token.py. Compiled, it is one graph with dynamic shapes; a graph break or the recompile limit, after which
+    torch would silently run eagerly, is an error. Raises UserError, see Model.load_torch.
     """
     import torch
 
     from runtimes.first_token import first_token_only
 
-    torch.set_flush_denormal(True)  # some CPUs multiply denormal numbers very slowly; before it starts its threads
+    torch.set_flush_denormal(True)  # denormals are very slow on some CPUs; must precede torch's threads
     torch.set_num_threads(device.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     place = torch.device("cpu" if device.gpu is None else f"cuda:{device.gpu}")
@@ -55,18 +55,18 @@ def load(model: Model, _, device: Device, precision: str = "fp32", compiled: boo
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep the memory of one batch for the next, instead of giving it back and being given zeroed pages anew.
+    """Make glibc keep the memory of one batch for the next, instead of returning it and getting zeroed pages again.
 
-    Each batch's activations cost up to 7,000 page faults otherwise, a twentieth of the time in FP32.
+    Each batch's activations would cost up to 7,000 page faults, a twentieth of the time in FP32.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
         libc = ctypes.CDLL(None)
         for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
             libc.mallopt(option, 2**30)
 
 
 def run_first_and_last_layer(network, forward, inputs) -> None:
-    """Warms up a shape by two layers: oneDNN keeps what it prepares, and those between do what the first does."""
+    """Warm up a shape with two layers: oneDNN caches what it prepares, and the inner layers repeat the first."""
     import torch
 
     stacks = [module for module in network.modules() if isinstance(module, torch.nn.ModuleList)]
@@ -85,16 +85,16 @@ def run_first_and_last_layer(network, forward, inputs) -> None:
 
 
 def check_compiler(gpu: int | None) -> None:
-    """Raises UserError if what torch.compile compiles with is missing: a C compiler (C++ on a CPU), Python's headers.
+    """Raise UserError if torch.compile lacks a C compiler (C++ on a CPU) or Python's headers.
 
-    Triton builds its launcher at run time, inductor its kernels for a CPU.
+    Triton builds its launcher at run time, and inductor its kernels for a CPU.
     """
     names = [os.environ.get("CXX"), "g++", "clang++"] if gpu is None else [os.environ.get("CC"), "gcc", "cc", "clang"]
     if not any(shutil.which(name) for name in names if name):
-        raise UserError(f"torch.compile needs a compiler, and none of {', '.join(filter(None, names))} is there")
+        raise UserError(f"torch.compile needs a compiler; install one of {', '.join(filter(None, names))}")
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.exists():
-        raise UserError(f"torch.compile needs Python's headers (such as the package python3-dev): there is no {header}")
+        raise UserError(f"torch.compile needs Python's headers, but {header} is missing; install python3-dev")
 
 
 def on_cpu(gpu: int | None) -> bool:

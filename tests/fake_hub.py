@@ -1,4 +1,4 @@
-"""As much of the Hugging Face Hub as downloads and uploads need, on this machine."""
+"""A local stand-in for the parts of the Hugging Face Hub that downloads and uploads need."""
 
 import contextlib
 import json
@@ -21,22 +21,20 @@ TOKENS = {
 
 @dataclass
 class FakeHub:
-    """The `models` it has, and what was asked of it: files `sent`, `repos` made, `stored` LFS objects, `commits`
-    (their lines). A `broken` one refuses commits; a `public` one has public repositories only.
-    """
+    """The models that the Hub serves, and a record of the requests."""
 
     url: str = ""
-    models: dict[str, Path] = field(default_factory=dict)
-    sent: list[str] = field(default_factory=list)
-    repos: list[dict] = field(default_factory=list)
-    stored: dict[str, bytes] = field(default_factory=dict)
-    commits: list[tuple[str, list[dict]]] = field(default_factory=list)
-    broken: bool = False
-    public: bool = False
+    models: dict[str, Path] = field(default_factory=dict)  # name -> folder
+    sent: list[str] = field(default_factory=list)  # names of downloaded files
+    repos: list[dict] = field(default_factory=list)  # created repositories
+    stored: dict[str, bytes] = field(default_factory=dict)  # uploaded LFS objects
+    commits: list[tuple[str, list[dict]]] = field(default_factory=list)  # path and lines of each commit
+    broken: bool = False  # refuses commits
+    public: bool = False  # makes every repository public
 
 
 def describe(file: Path, folder: Path) -> dict:
-    """What the Hub says of a file or a folder in a repository."""
+    """Return the Hub's description of a file or folder in a repository."""
     kind = "file" if file.is_file() else "directory"
     return {"type": kind, "oid": "0", "path": str(file.relative_to(folder)), "size": file.stat().st_size}
 

@@ -1,8 +1,8 @@
-"""Exports a tiny classifier of each model type and writes the table in results/README.md of what came of it.
+"""Export a tiny classifier of each model type and write the table of the results into results/README.md.
 
     python tests/model_types.py
 
-It replaces the lines of the installed transformers version in tests/model_types.tsv, from which the table is written.
+This replaces the rows of the installed transformers version in tests/model_types.tsv, the source of the table.
 """
 
 import contextlib
@@ -33,13 +33,35 @@ KINDS = (
     *("megatron-bert", "mobilebert", "modernbert", "mpnet", "mra", "nystromformer", "rembert", "roberta"),
     *("roberta-prelayernorm", "roformer", "squeezebert", "xlm", "xlm-roberta", "xlnet", "xmod", "yoso"),
 )
+# the default tests cover one type for each peculiarity in the code; `pytest -m all_types` runs the others
+DEFAULT_TYPES = {
+    "bert",  # token types and a pooler on the first token; the reference case of every exporter and fusion
+    "roberta",  # positions count from the padding token's id
+    "distilbert",  # no token types, and layers with other names
+    "albert",  # all layers share their weights
+    "deberta-v2",  # relative positions inside attention, so its attention is not fused
+    "modernbert",  # rotary positions, local and global attention
+    "mpnet",  # a position bias shared by all layers, and a layer norm inside attention
+    "convbert",  # padding changes its answers, so only texts of one length share a batch
+    "fnet",  # takes no attention mask
+    "xlnet",  # padding on the left, the answer from the last token; no exporter supports it
+    "gpt2",  # a decoder: the last token before the padding counts
+    "bart",  # an encoder and a decoder: the last </s> counts
+}
 TEXTS = ([50, 40, 3], [1], [7, 7], [2, 30, 11, 25])  # words of each text of a batch
 LAYERS = 2
 MARKS = "<!-- types:begin -->\n", "<!-- types:end -->"
 
 
+def as_parameters(kinds) -> list:
+    """Return the types as pytest parameters; all but DEFAULT_TYPES are marked `all_types`."""
+    import pytest
+
+    return [pytest.param(kind, marks=[] if kind in DEFAULT_TYPES else pytest.mark.all_types) for kind in kinds]
+
+
 def cover(kind: str, precision: str, folder: Path) -> dict:
-    """Exports `folder`/source; returns what came of it, with the largest difference from torch on padded batches."""
+    """Export `folder`/source; return the row, with the largest difference from torch on padded batches."""
     target = folder / precision
     target.mkdir()
     found = {"type": kind, "precision": precision}
@@ -62,7 +84,7 @@ def cover(kind: str, precision: str, folder: Path) -> dict:
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Returns the table: types with the same result in all versions share a line."""
+    """Return the table: types with the same result in all versions share a line."""
     versions = sorted(rows["transformers"].unique())
     results = {kind: tuple(result(group, version) for version in versions) for kind, group in rows.groupby("type")}
     lines = {}
@@ -84,7 +106,7 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def result(rows: pd.DataFrame, version: str) -> str:
-    """Says in a few words what came of a type in a version: the exporter of each precision, and what is fused."""
+    """Return the table's cell for a type and a version: the exporter per precision, and if attention is fused."""
     words = {}
     for row in rows[rows["transformers"] == version].to_dict("records"):
         fused = {0: "not fused", LAYERS: "fused"}.get(row["attention"], "fused in part")
@@ -97,7 +119,7 @@ def result(rows: pd.DataFrame, version: str) -> str:
 
 
 def write_readme(text: str) -> str:
-    """Returns results/README.md with the table in its place."""
+    """Return results/README.md with the table inserted."""
     readme = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     before, rest = readme.split(MARKS[0])
     return before + MARKS[0] + text + MARKS[1] + rest.split(MARKS[1])[1]

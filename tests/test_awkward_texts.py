@@ -1,6 +1,6 @@
-"""The standard of every answer: labelling gives what transformers' own call gives for that text alone, or nothing.
+"""Labelling gives the answer of transformers' own call for that text alone, or none.
 
-The truth is `model(**tokenizer(text, truncation=True, return_tensors="pt"))`, called here without any code of ours.
+That call is `model(**tokenizer(text, truncation=True, return_tensors="pt"))`, made here without the project's code.
 """
 
 import inspect
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_types import as_parameters
 from tiny import make_tiny, make_tiny_bert, make_tiny_roberta, make_tiny_xlm_roberta, tiny_config, word_level_tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
@@ -20,7 +21,7 @@ from bench.model.model import Model
 from bench.variants import Device
 from runtimes.classifier import Classifier, ClassifierSpec
 
-TOLERANCE = 4e-4  # of a logit, which is 1e-4 of a probability at most
+TOLERANCE = 1e-4  # of a probability
 BATCHINGS = [Batching("in-order", 4), Batching("sorted", 4), Batching("token-budget", batch_tokens=128)]
 WORDS = " ".join(f"w{i}" for i in range(90))
 AWKWARD = [
@@ -32,17 +33,17 @@ KINDS = sorted(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
 NOT_HERE = {
     **dict.fromkeys(("layoutlmv2", "qdqbert", "jamba", "zamba", "zamba2", "qwen3_next"), "needs packages or a GPU"),
     **dict.fromkeys(("gemma3", "t5gemma", "deepseek_v2", "deepseek_v3", "lilt", "transfo-xl"), "has no small config"),
-    # of transformers 5
+    # in transformers 5
     **dict.fromkeys(("axk1", "axk2", "cohere_compass_text", "esmc", "minicpm3", "mistral4"), "has no small config"),
     **dict.fromkeys(("qwen3_5", "qwen3_5_text", "t5gemma2", "ultravbert"), "has no small config"),
-    "qwen2": "has a tokenizer of its own in transformers 5, whose words can't be chosen",
-    **{"tapas": "reads tables, not texts", "canine": "takes no texts of a few letters"},
-    "funnel": "takes no texts of one token",
+    "qwen2": "has its own tokenizer in transformers 5, whose vocabulary can't be chosen",
+    **{"tapas": "reads tables, not texts", "canine": "rejects texts of a few letters"},
+    "funnel": "rejects texts of one token",
 }
 
 
 class Truth:
-    """A model's folder, opened by transformers alone."""
+    """A model's folder, opened by transformers without any code of the project."""
 
     def __init__(self, folder: Path, max_length: int):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -51,8 +52,8 @@ class Truth:
         self.network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         self.max_length = max_length
 
-    def logits(self, text: str) -> np.ndarray | None:
-        """Returns the logits [labels] of a text; None where the tokenizer takes no such text."""
+    def probabilities(self, text: str) -> np.ndarray | None:
+        """Return the probabilities [labels] of a text; None if the tokenizer rejects the text."""
         import torch
 
         try:
@@ -61,7 +62,9 @@ class Truth:
             return None
         accepted = inspect.signature(self.network.forward).parameters
         with torch.inference_mode():
-            return self.network(**{name: ids for name, ids in inputs.items() if name in accepted}).logits[0].numpy()
+            logits = self.network(**{name: ids for name, ids in inputs.items() if name in accepted}).logits[0]
+        several = self.network.config.problem_type == "multi_label_classification"
+        return (logits.sigmoid() if several or len(logits) == 1 else logits.softmax(0)).double().numpy()
 
 
 def classifiers(folder: Path, exported: Path | None = None) -> list[Classifier]:
@@ -74,33 +77,33 @@ def classifiers(folder: Path, exported: Path | None = None) -> list[Classifier]:
     environment = dict(os.environ)
     try:
         return [Classifier(spec) for spec in specs]
-    finally:  # what variants set is for a process of their own
+    finally:  # variants set variables, since they normally run in their own process
         os.environ.clear()
         os.environ.update(environment)
 
 
-def assert_the_truth(texts: list[str], truth: Truth, some: list[Classifier], batchings: list[Batching]) -> None:
-    expected = [truth.logits(text) for text in texts]
-    for classifier in some:
+def assert_the_truth(texts: list[str], truth: Truth, tested: list[Classifier], batchings: list[Batching]) -> None:
+    expected = [truth.probabilities(text) for text in texts]
+    for classifier in tested:
         for batching in batchings:
             predictions = classifier.predict(texts, batching)
-            for text, logits, has_tokens, right in zip(
-                texts, predictions.logits, predictions.has_tokens, expected, strict=True
+            for text, answer, has_tokens, true_answer in zip(
+                texts, predictions.answers, predictions.has_tokens, expected, strict=True
             ):
-                words = f"{text[:40]!r}, {batching}, {type(classifier.runner).__name__}"
-                if right is None:
-                    assert not has_tokens and np.isnan(logits).all(), words
+                where = f"{text[:40]!r}, {batching}, {type(classifier.runner).__name__}"
+                if true_answer is None:
+                    assert not has_tokens and np.isnan(answer).all(), where
                 else:
-                    np.testing.assert_allclose(logits, right, atol=TOLERANCE, rtol=0, err_msg=words)
+                    np.testing.assert_allclose(answer, true_answer, atol=TOLERANCE, rtol=0, err_msg=where)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in NOT_HERE])
+@pytest.mark.parametrize("kind", as_parameters(kind for kind in KINDS if kind not in NOT_HERE))
 def test_every_type_answers_as_transformers_does(kind, tmp_path, in_this_process):
     folder = tmp_path / kind
     folder.mkdir()
     make_tiny(folder, word_level_tokenizer(kind), tiny_config(kind))
-    some = classifiers(folder, tmp_path / "onnx" if kind == "bart" else None)
-    assert_the_truth(AWKWARD, Truth(folder, some[0].model.max_length), some, BATCHINGS)
+    opened = classifiers(folder, tmp_path / "onnx" if kind == "bart" else None)
+    assert_the_truth(AWKWARD, Truth(folder, opened[0].model.max_length), opened, BATCHINGS)
 
 
 PIECES = [
@@ -125,11 +128,11 @@ PIECES = [
 
 @pytest.fixture(scope="module", params=[make_tiny_roberta, make_tiny_bert, make_tiny_xlm_roberta])
 def trained(request, tmp_path_factory, texts):
-    """A truth and the classifiers of a model with a tokenizer that was trained on comments."""
-    place = tmp_path_factory.mktemp("trained")
-    folder = request.param(place / "model", texts)
-    some = classifiers(folder, place / "onnx")
-    return Truth(folder, some[0].model.max_length), some
+    """The truth and the classifiers of a model whose tokenizer was trained on comments."""
+    parent = tmp_path_factory.mktemp("trained")
+    folder = request.param(parent / "model", texts)
+    opened = classifiers(folder, parent / "onnx")
+    return Truth(folder, opened[0].model.max_length), opened
 
 
 @settings(max_examples=12)

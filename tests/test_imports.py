@@ -1,20 +1,29 @@
-"""The house: no circle among its rooms, no arrow up."""
+"""Imports between modules: no cycles, and none from a lower layer to a higher one."""
 
 import ast
 from graphlib import TopologicalSorter
 
 from conftest import ROOT
 
-# from the ground up; a room may import from its own floor and from those below
-FLOORS = ("utils", "bench", "bench.tables", "bench.model", "bench.exporters", "runtimes", "runtimes.classifier")
-FLOORS += ("bench.report", "bench.export", "bench.measure", "bench.label", "scripts")
+# the lowest first; a module may import from its own layer and from lower ones
+LAYERS = (
+    "utils",
+    "bench",
+    "bench.tables",
+    "bench.options",
+    "bench.model",
+    "bench.exporters",
+    "runtimes",
+    "runtimes.classifier",
+)
+LAYERS += ("bench.report", "bench.export", "bench.measure", "bench.label", "scripts")
 
 
-def imported_rooms() -> dict[str, set[str]]:
-    """Returns name -> the names of our modules that it imports, anywhere in it."""
+def imported_modules() -> dict[str, set[str]]:
+    """Return module -> the modules of this project that it imports, also inside functions."""
     files = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("bench/**/*.py"), *ROOT.glob("runtimes/*.py")]
     names = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
-    rooms = {}
+    imports = {}
     for name, file in names.items():
         nodes = [
             node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom | ast.Import)
@@ -24,20 +33,20 @@ def imported_rooms() -> dict[str, set[str]]:
             if isinstance(node, ast.ImportFrom):
                 inner = {f"{node.module}.{alias.name}" for alias in node.names} & names.keys()
                 asked |= inner or {node.module}
-        rooms[name] = (asked & names.keys()) - {name}
-    return rooms
+        imports[name] = (asked & names.keys()) - {name}
+    return imports
 
 
-def floor_of(name: str) -> int:
-    floors = [FLOORS.index(place) for place in (name, name.rpartition(".")[0]) if place in FLOORS]
-    return floors[0] if floors else FLOORS.index("scripts")
+def layer_of(name: str) -> int:
+    layers = [LAYERS.index(layer) for layer in (name, name.rpartition(".")[0]) if layer in LAYERS]
+    return layers[0] if layers else LAYERS.index("scripts")
 
 
-def test_no_room_imports_one_above_it_and_there_is_no_circle():
-    rooms = imported_rooms()
-    assert len(rooms) > 40 and "bench.model.model" in rooms["runtimes.classifier"]
-    up = [(name, other) for name, others in rooms.items() for other in others if floor_of(other) > floor_of(name)]
-    assert up == []
-    scripts = {name for name in rooms if floor_of(name) == FLOORS.index("scripts")}
-    assert len(scripts) == 6 and not scripts & set().union(*rooms.values()), "a script never imports a script"
-    list(TopologicalSorter(rooms).static_order())  # raises CycleError
+def test_no_module_imports_a_higher_layer_and_there_is_no_cycle():
+    imports = imported_modules()
+    assert len(imports) > 40 and "bench.model.model" in imports["runtimes.classifier"]
+    pairs = [(name, other) for name, others in imports.items() for other in others]
+    assert [(name, other) for name, other in pairs if layer_of(other) > layer_of(name)] == []
+    scripts = {name for name in imports if layer_of(name) == LAYERS.index("scripts")}
+    assert len(scripts) == 6 and not scripts & set().union(*imports.values()), "a script never imports a script"
+    list(TopologicalSorter(imports).static_order())  # raises CycleError

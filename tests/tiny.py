@@ -1,4 +1,4 @@
-"""Tiny classifiers of random weights, saved with tokenizers that are made from a few texts."""
+"""Tiny classifiers with random weights, saved with tokenizers made from a few texts."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ MULTI_LABEL = {"num_labels": 5, "problem_type": "multi_label_classification", "i
 
 
 def make_tiny(folder: Path, tokenizer, config) -> Path:
-    """A classifier of random weights, saved with its tokenizer."""
+    """Save a classifier with random weights, and its tokenizer."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -59,7 +59,7 @@ def make_tiny_bert(folder: Path, texts: list[str], **options) -> Path:
 
 
 def make_tiny_albert(folder: Path, texts: list[str], **options) -> Path:
-    """Its layers share their weights."""
+    """The layers of an ALBERT share their weights."""
     from transformers import AlbertConfig
 
     tokenizer = word_tokenizer(texts, folder)
@@ -76,7 +76,7 @@ def make_tiny_distilbert(folder: Path, texts: list[str], **options) -> Path:
 
 
 def make_tiny_xlm_roberta(folder: Path, texts: list[str], **options) -> Path:
-    """With a SentencePiece model alone, without the file of a fast tokenizer, as some on the Hub."""
+    """The folder has a SentencePiece model but no file of a fast tokenizer, like some models on the Hub."""
     import sentencepiece
     from transformers import AutoTokenizer, XLMRobertaConfig
 
@@ -85,15 +85,15 @@ def make_tiny_xlm_roberta(folder: Path, texts: list[str], **options) -> Path:
         sentence_iterator=iter(texts), model_prefix=str(folder / "sentencepiece.bpe"), vocab_size=500, minloglevel=2
     )
     (folder / "sentencepiece.bpe.vocab").unlink()
-    about = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": 128}
-    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    tokenizer_config = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": 128}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=False)
     config = {"vocab_size": len(tokenizer), "max_position_embeddings": 130, "type_vocab_size": 1}
     return make_tiny(folder, tokenizer, XLMRobertaConfig(**SIZES | MULTI_LABEL | config | options))
 
 
 def with_a_wrong_head(export):
-    """The same export, whose file has its classifier's weights negated."""
+    """Wrap an export function so that its file has the classifier's weights negated."""
 
     def wrong(model, target, *arguments, **options):
         import onnx
@@ -109,7 +109,7 @@ def with_a_wrong_head(export):
     return wrong
 
 
-# the names that configs have for the sizes of a model
+# the names of sizes in the configs of all types
 SMALL = {
     **dict.fromkeys(("vocab_size", "n_words"), 200),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "emb_dim", "dim", "embed_dim"), 32),
@@ -136,7 +136,7 @@ SMALL = {
 }
 TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
 TOKENS |= {"decoder_start_token_id": 2}
-# what some types need besides
+# other fields that some types need
 SPECIAL = {
     "squeezebert": {"embedding_size": 32},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -150,12 +150,12 @@ SPECIAL = {
     "perceiver": {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 2},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "xlm": {"use_lang_emb": False},
-    "mobilebert": {"initializer_range": 0.15},  # it has no layer norm: it would grow beyond FP16
+    "mobilebert": {"initializer_range": 0.15},  # without layer norm, larger weights overflow FP16
 }
 
 
 def tiny_config(kind: str):
-    """A config of the type with all its sizes small, and three labels."""
+    """Return a config of the type with small sizes and three labels."""
     from transformers import CONFIG_MAPPING
 
     config = CONFIG_MAPPING[kind]
@@ -167,7 +167,7 @@ def tiny_config(kind: str):
 
 
 def word_level_tokenizer(kind: str):
-    """A fast tokenizer of 200 tokens that gives what the type's own one gives, and pads on its side."""
+    """Return a fast tokenizer of 200 tokens with the inputs and the padding side of the type's own tokenizer."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
@@ -179,12 +179,12 @@ def word_level_tokenizer(kind: str):
     special = [("<s>", 0), ("</s>", 2)]
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
     names = TOKENIZER_MAPPING_NAMES.get(kind, ())  # a tuple in transformers 4, one name in 5
-    own = next((name for name in ([names] if isinstance(names, str) else names) if name), "PreTrainedTokenizerFast")
-    own = getattr(transformers, own)
+    name = next((name for name in ([names] if isinstance(names, str) else names) if name), "PreTrainedTokenizerFast")
+    original = getattr(transformers, name)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_input_names=[name for name in own.model_input_names if name != "bbox"],
-        padding_side=own.padding_side,
+        model_input_names=[name for name in original.model_input_names if name != "bbox"],
+        padding_side=original.padding_side,
         pad_token_type_id=3 if kind == "xlnet" else 0,
         model_max_length=60,
         **{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},

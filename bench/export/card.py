@@ -51,7 +51,7 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         scores=score_lines(report["gold"]),
         stats=report["largest_difference"],
         runtime='"onnxruntime-gpu[cuda,cudnn]"' if report["provider"] == "CUDAExecutionProvider" else "onnxruntime",
-        project=f"[the project]({url})" if (url := project_url()) else "the project",
+        project=f"[Swiftsure]({url})" if (url := project_url()) else "Swiftsure",
         real_texts=not report["dataset"].startswith("synthetic-"),
     )
     with new_file(folder / "README.md") as file:

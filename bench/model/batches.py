@@ -1,4 +1,4 @@
-"""Token counts -> batches -> shards: the only place that knows of order, sizes, padding and each worker's share."""
+"""Token counts -> batches -> shards: order, sizes, padding and each worker's share."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ LONG_TEXTS = "cut", "windows", "windows-mean"
 
 @dataclass(frozen=True)
 class Batching:
-    """How texts are put into batches, by one of the BATCHINGS.
+    """How rows are grouped into batches.
 
-    `in-order` and `sorted` put `batch_size` texts into each, as they come or by ascending token count. `token-budget`
-    sorts them too and puts as many into each as stay within `batch_tokens` once they are padded, but at least one.
+    `in-order` and `sorted` group `batch_size` rows in file order or by ascending token count. `token-budget` sorts them
+    too and fills each batch up to `batch_tokens`, padding included, with at least one row.
     """
 
-    name: str
+    name: str  # one of BATCHINGS
     batch_size: int = 0
     batch_tokens: int = 0
-    long: str = "cut"  # what becomes of texts that are longer than the model takes, one of LONG_TEXTS
+    long: str = "cut"  # how texts above the model's limit are read, one of LONG_TEXTS
 
     def __str__(self) -> str:
         size = f"{self.batch_tokens} tokens" if self.name == "token-budget" else f"{self.batch_size} {self.name}"
@@ -28,43 +28,43 @@ class Batching:
 
 
 def make_batches(lengths: np.ndarray, batching: Batching, groups: np.ndarray | None = None) -> list[np.ndarray]:
-    """Makes batches of texts that have so many tokens, each batch an array of indices into `lengths`.
+    """Return batches, each an array of indices into `lengths`, the token counts of the rows.
 
-    Texts of different `groups` are in different batches. Every index occurs once; the last batch of a group may be
-    smaller. Sorting is stable, and writing a batch's results at its indices puts them back in the caller's order.
+    Rows of different `groups` are in different batches. Every index occurs once; the last batch of a group may be
+    smaller. Sorting is stable, so writing a batch's results at its indices restores the caller's order.
     """
     if groups is not None and groups.any():
         members = [np.flatnonzero(groups == number) for number in np.unique(groups)]
-        return [own[batch] for own in members for batch in make_batches(lengths[own], batching)]
+        return [rows[batch] for rows in members for batch in make_batches(lengths[rows], batching)]
     indices = np.arange(len(lengths)) if batching.name == "in-order" else np.argsort(lengths, kind="stable")
     if batching.name != "token-budget":
         return np.split(indices, range(batching.batch_size, len(indices), batching.batch_size))
     starts = [0]
-    for end, length in enumerate(lengths[indices]):  # ascending, so that the text at the end is the longest
+    for end, length in enumerate(lengths[indices]):  # ascending, so the last row is the longest
         if end > starts[-1] and (end + 1 - starts[-1]) * length > batching.batch_tokens:
             starts.append(end)
     return np.split(indices, starts[1:])
 
 
 def round_lengths_up(lengths: np.ndarray, max_length: int) -> np.ndarray:
-    """Rounds lengths up to multiples of 2 from 32 on, of 4 from 64 on and so forth, but never above `max_length`.
+    """Round lengths up to multiples of 2 from 32, of 4 from 64 and so on, but never above `max_length`.
 
-    Cuts the number of shapes to a third at the cost of 1 to 2% more padding; each new shape costs some runtimes set-up.
+    A third as many shapes for 1 to 2% more padding; some runtimes need set-up time for each new shape.
     """
     step = 2 ** np.maximum(np.floor(np.log2(lengths)).astype(int) - 4, 0)
     return np.minimum(-(-lengths // step) * step, max_length)
 
 
 def padded_tokens(lengths: np.ndarray, batches: list[np.ndarray]) -> np.ndarray:
-    """Counts each batch's tokens once its texts are padded to its longest: [batches]."""
+    """Return each batch's tokens when its rows are padded to the longest: int [batches]."""
     return np.array([len(batch) * int(lengths[batch].max()) for batch in batches])
 
 
 def balance_shards(lengths: np.ndarray, batches: list[np.ndarray], workers: int) -> list[list[np.ndarray]]:
-    """Deals the batches to the workers so that all get about the same padded tokens.
+    """Distribute the batches so that all workers get about the same number of padded tokens.
 
     Each batch, the most expensive first, goes to the worker with the least so far (longest processing time first,
-    Graham 1969); then each list is put back in the order of `batches`. With fewer batches than workers some are empty.
+    Graham 1969). Each worker's list keeps the order of `batches`; with fewer batches than workers some are empty.
     """
     costs = padded_tokens(lengths, batches)
     totals, shards = np.zeros(workers), [[] for _ in range(workers)]
@@ -78,11 +78,10 @@ def balance_shards(lengths: np.ndarray, batches: list[np.ndarray], workers: int)
 def pad(
     rows: dict[str, list], pad_values: dict[str, int], padding_side: str = "right", to_length: int = 0
 ) -> dict[str, np.ndarray]:
-    """Pads a batch: what the model gets, name -> int64 [texts, tokens].
+    """Return a padded batch: input name -> int64 [rows, tokens].
 
-    `rows` has the `input_ids` of each text, and perhaps their `token_type_ids`, else all are 0. `pad_values` says what
-    the model gets, and what stands where padding is. All are as long as the longest row, or as `to_length` if that is
-    more.
+    `rows` has `input_ids` and perhaps `token_type_ids` (otherwise zeros). `pad_values` names the model's inputs, each
+    with its padding value. Rows are padded to the longest, or to `to_length` if that is more.
     """
     lengths = np.array([len(row) for row in rows["input_ids"]])
     mask = np.arange(max(lengths.max(), to_length)) < lengths[:, None]

@@ -1,4 +1,4 @@
-"""A model's config: whether this version of transformers understands it, and what follows from it for its inputs."""
+"""A model's config: whether this version of transformers understands it, and what it says about the inputs."""
 
 from collections.abc import Container
 from pathlib import Path
@@ -6,34 +6,34 @@ from pathlib import Path
 from bench.files import read_json
 from utils import UserError, clean, first_line, say
 
-# types whose answers change with padding although they are told where it is: found by tests/test_awkward_texts.py
+# types whose answers change with padding despite the attention mask, found by tests/test_awkward_texts.py
 SPOILT_BY_PADDING = {"convbert", "doge", "funnel", "nystromformer", "t5gemma", "yoso"}
-# of every config, but not in a default one
+# fields of any config that a default config lacks
 COMMON_FIELDS = {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "torch_dtype"}
 COMMON_FIELDS |= {"model_type", "transformers_version", "num_labels"}
 
 
 def load_config(folder: Path):
-    """Loads the transformers config of a model's folder; never runs code that a model brings.
+    """Load the transformers config of a model's folder; custom code is never executed.
 
-    Raises UserError if it can't be used, or if a newer transformers saved it with fields that this one would pass over.
+    Raises UserError if it can't be used, or if a newer transformers saved fields that this version would ignore.
     """
     from transformers import AutoConfig
 
     newer = saved_by(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # each of its fields can be wrong in a way of its own
+    except Exception as error:  # each field can be wrong in its own way
         raise UserError(f"{folder}/config.json can't be used: {first_line(error)}{newer}") from error
     if newer:
         known = {*type(config)().to_dict(), *config.attribute_map, *COMMON_FIELDS}
         if unknown := sorted(read_json(folder / "config.json").keys() - known):
-            raise UserError(f"{folder}/config.json has {', '.join(unknown)}, which is not known here{newer}")
+            raise UserError(f"{folder}/config.json has unknown fields: {', '.join(unknown)}{newer}")
     return config
 
 
 def saved_by(folder: Path) -> str:
-    """Says which transformers saved a model, if it was a newer one than is installed."""
+    """Return a remark that a newer transformers than the installed one saved the model; empty otherwise."""
     import transformers
     from packaging.version import InvalidVersion, Version
 
@@ -44,11 +44,11 @@ def saved_by(folder: Path) -> str:
     except InvalidVersion:
         return ""
     which = "requirements-transformers5.txt" if Version(installed).major < 5 <= Version(saved).major else "that version"
-    return f" (transformers {saved} saved it, {installed} is installed: install {which})"
+    return f" (saved by transformers {saved}, but {installed} is installed; install {which})"
 
 
 def sparse_attention(config) -> bool:
-    """Says whether a model has BigBird's attention, which the first short text switches to full attention for good."""
+    """True for BigBird's block-sparse attention, which the first short text replaces by full attention for good."""
     return getattr(config, "attention_type", None) == "block_sparse"
 
 
@@ -61,41 +61,43 @@ def resolve_pad_values(config, tokenizer, accepted: Container[str]) -> dict[str,
     """
     kind, about = config.model_type, text_config(config)
     if about.pad_token_id is None and "past_key_values" in accepted and not config.is_encoder_decoder:
-        raise UserError(f"this {kind} has no pad_token_id, which it needs to find the end of each text")
+        raise UserError(f"this {kind} model needs pad_token_id in config.json to find the end of each text")
     padding = (tokenizer.pad_token_id or 0) if about.pad_token_id is None else about.pad_token_id
     size = getattr(about, "vocab_size", None)
     if not isinstance(padding, int) or padding < 0 or (size and padding >= size):
-        raise UserError(f"the padding is token {padding!r}, the model has {size}: set pad_token_id in config.json")
+        raise UserError(f"the padding token is {padding!r} of {size} tokens; correct pad_token_id in config.json")
     values = {"input_ids": padding, "attention_mask": 0, "token_type_ids": 0}
     return {name: value for name, value in values.items() if name in accepted and name in tokenizer.model_input_names}
 
 
 def resolve_padding_side(config) -> str:
-    """Returns where padding goes, whatever the tokenizer's own side: `right`, so that no text's positions move.
+    """Return the padding side, whatever the tokenizer's own: `right`, so that no text's positions move.
 
-    `left` where the answer is read from the last position (XLNet).
+    It is `left` if the answer is read from the last position (XLNet).
     """
     return "left" if getattr(config, "summary_type", None) == "last" else "right"
 
 
 def text_config(config):
-    """Returns the part of a config that is about texts: a model that takes images, too, has one inside."""
+    """Return the config of the text encoder, which is nested in the config of a model that also takes images."""
     return getattr(config, "text_config", config)
 
 
 def find_unknown_token_ids(config, tokenizer) -> frozenset[int]:
-    """Returns the ids of added tokens that the model has no embedding of, and says which they are.
+    """Return the ids of added tokens that the model has no embedding for, and print which they are.
 
     Raises UserError if the tokenizer's own vocabulary is larger than the model's.
     """
     size = getattr(text_config(config), "vocab_size", None)
     if not size:
         return frozenset()
-    lost = {token: id for token, id in tokenizer.get_vocab().items() if id >= size}
+    missing = {token: id for token, id in tokenizer.get_vocab().items() if id >= size}
     added = tokenizer.get_added_vocab()
-    if own := [id for token, id in lost.items() if token not in added]:
-        raise UserError(f"the tokenizer has token {max(own)}, the model has {size}: they don't belong together")
-    if lost:
-        names = ", ".join(clean(token) for token in sorted(lost, key=lost.get)[:5])
-        say(f"{len(lost)} added tokens have no embedding in the model, so texts with one get nulls: {names}")
-    return frozenset(lost.values())
+    if vocabulary := [id for token, id in missing.items() if token not in added]:
+        raise UserError(
+            f"tokenizer and model don't fit: the tokenizer has token {max(vocabulary)}, the model {size} embeddings"
+        )
+    if missing:
+        names = ", ".join(clean(token) for token in sorted(missing, key=missing.get)[:5])
+        say(f"{len(missing)} added tokens have no embedding ({names}); texts containing them get nulls")
+    return frozenset(missing.values())

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: downloads."""
+"""Downloads from the Hugging Face Hub."""
 
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
@@ -10,38 +10,38 @@ TIMEOUT = 10  # seconds
 
 
 def with_timeout(function: Callable, *arguments):
-    """Calls the function; raises multiprocessing.TimeoutError after TIMEOUT seconds.
+    """Call the function; raise multiprocessing.TimeoutError after TIMEOUT seconds.
 
-    (A host with several dead addresses would be waited for once each.)
+    A timeout of the HTTP client would apply to each of a host's addresses in turn.
     """
     return ThreadPool(1).apply_async(function, arguments).get(TIMEOUT)
 
 
 def download(repo: str, **patterns) -> Path:
-    """Returns the local folder of a Hub repository, after downloading what fits snapshot_download's patterns.
+    """Download the files that match snapshot_download's patterns; return the repository's local folder.
 
-    Without the Hub, what was downloaded before is used. Raises UserError where there is neither.
+    If the Hub can't be reached, an earlier download is used. Raises UserError if there is none.
     """
     from huggingface_hub import HfApi, errors, logging, snapshot_download
 
-    logging.set_verbosity_error()  # it prints a page for each of its retries
+    logging.set_verbosity_error()  # it prints a page for each retry
     offline = False
     try:
         with_timeout(HfApi().model_info, repo)
     except errors.HFValidationError as error:
         raise UserError(f"{repo!r} is neither a local folder nor a Hub id") from error
     except errors.GatedRepoError as error:
-        raise UserError(f"{repo} is gated: ask for access on its page, then run `hf auth login`") from error
+        raise UserError(f"{repo} is gated; ask for access on its page, then run `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
-        raise UserError(f"no model {repo} on the Hub (or it is private, see `hf auth login`)") from error
-    except Exception:  # requests', the Hub's, ours
+        raise UserError(f"{repo} is not on the Hub, or private: see `hf auth login`") from error
+    except Exception:  # of requests, the Hub, or our timeout
         offline = True
     try:
         folder = snapshot_download(repo, etag_timeout=TIMEOUT, local_files_only=offline, **patterns)
     except errors.LocalEntryNotFoundError as error:
-        raise UserError(f"the Hub is out of reach and {repo} is not in its cache") from error
-    except Exception as error:  # the network's, the Hub's, the disk's
+        raise UserError(f"the Hub can't be reached and {repo} is not in its cache") from error
+    except Exception as error:  # of the network, the Hub or the disk
         raise RunError(f"{repo} can't be downloaded: {first_line(error)}") from error
     if offline:
-        say(f"the Hub is out of reach: taking what was downloaded before of {repo}")
+        say(f"the Hub can't be reached: using the earlier download of {repo}")
     return Path(folder)

@@ -1,4 +1,4 @@
-"""A model's folder and all that follows from its files, made once and sent along: the Model."""
+"""The Model: a model's folder and everything that follows from its files, read once and sent to the workers."""
 
 import inspect
 import re
@@ -21,52 +21,38 @@ from bench.model.config import (
 )
 from bench.model.task import Task
 from bench.model.tasks import choose_task
-from bench.model.tokenizing import (
-    check_tokenizer_file,
-    empty,
-    load_tokenizer,
-    resolve_max_length,
-)
+from bench.model.tokenizing import check_tokenizer_file, clear_row, load_tokenizer, resolve_max_length
 from bench.tables.items import Item
 from utils import RunError, UserError, first_line, say
 
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 WEIGHTS = (".safetensors", ".bin")  # files of a model that hold its weights
-SMALL_FILES = (".json", ".txt", ".model", ".spm", ".tiktoken", ".codes")  # its config, and what tokenizers need
-# what torch.compile and DataParallel put before the names of weights
+SMALL_FILES = (".json", ".txt", ".model", ".spm", ".tiktoken", ".codes")  # config and tokenizer
+# the prefixes that torch.compile and DataParallel add to the names of weights
 WRAPPER = re.compile(r"(^|\.)(_orig_mod|module)\.")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of transformers, with all that follows from the files in its folder.
+    """A model of transformers. Only its fields are pickled; each process loads config and tokenizer when needed."""
 
-    id: what the user called it; folder: where its files are; weights_id: 16 hexadecimal digits for all that makes its
-    answers; task: what it is for; max_length: tokens of a text, the rest
-    is cut off; special_tokens: as they may stand in a text; pad_values, padding_side: what the model gets, and what
-    stands where padding is, see batches.pad; can_pad: if not, only texts of one length share a
-    batch; unknown_token_ids: ids of tokens that the tokenizer can give and the model has no embedding of.
-
-    A pickled Model has these fields alone: each process loads config and tokenizer once, if it needs them.
-    """
-
-    id: str
+    id: str  # as the user named it
     folder: Path
-    weights_id: str
+    weights_id: str  # 16 hexadecimal digits for all files that determine its answers
     model_type: str
     task: Task
-    max_length: int
-    special_tokens: list[str]
-    pad_values: dict[str, int]
+    max_length: int  # tokens, special tokens included; longer texts are truncated
+    special_tokens: list[str]  # as they may occur in a text
+    pad_values: dict[str, int]  # the model's inputs, each with its padding value
     padding_side: str
-    can_pad: bool
-    unknown_token_ids: frozenset[int]
+    can_pad: bool  # False: only rows of one length share a batch
+    unknown_token_ids: frozenset[int]  # tokens of the tokenizer that the model has no embedding for
 
     @classmethod
     def from_folder(cls, folder: Path, model_id: str) -> "Model":
-        """Opens a model's folder, and says what is special about it.
+        """Open a model's folder, and print what is special about it.
 
-        Raises UserError if its config or its tokenizer can't be used, or if the two don't belong together.
+        Raises UserError if its config or its tokenizer can't be used, or if the two don't fit.
         """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
@@ -87,7 +73,7 @@ class Model:
             unknown_token_ids=find_unknown_token_ids(config, tokenizer),
         )
         if sparse_attention(config):
-            say(f"{model_id} runs with full attention: with the sparse one answers depend on the texts before")
+            say(f"{model_id} runs with full attention: block-sparse attention depends on earlier batches")
         vars(model).update(config=config, tokenizer=tokenizer)
         return model
 
@@ -129,7 +115,7 @@ class Model:
         refused = {i for i, ids in numbered if check and not self.is_valid_input(ids)}
         for row, i in enumerate(rows["item"] if refused else ()):
             if i in refused:
-                empty(rows, row)
+                clear_row(rows, row)
         return rows
 
     def is_valid_input(self, ids: list[int]) -> bool:
@@ -139,15 +125,15 @@ class Model:
 
     @cached_property
     def eos_ids(self) -> set[int]:
-        """The tokens at the last of which an encoder-decoder's classifier reads its answer; none for other models."""
+        """End-of-sequence tokens, where an encoder-decoder's head reads its answer; empty for other models."""
         eos_ids = self.config.eos_token_id if self.config.is_encoder_decoder else None
         return set() if eos_ids is None else {eos_ids} if isinstance(eos_ids, int) else set(eos_ids)
 
     def groups(self, token_ids: list[list[int]]) -> np.ndarray:
-        """Returns a number for each text, int [texts]; those of different numbers can't be in one batch.
+        """Return a group for each row, int [rows]: rows of different groups can't share a batch.
 
-        That is the length where nothing may be padded. BART's relatives want the same number of ends in all texts of a
-        batch; a text with a literal `</s>` has one more.
+        The group is the length if rows can't be padded. BART's relatives want equally many ends of sequence in all rows
+        of a batch, and a text with a literal `</s>` has one more.
         """
         if not self.can_pad:
             return np.array([len(ids) for ids in token_ids], int)
@@ -155,32 +141,32 @@ class Model:
         return np.array([sum(id in eos_ids for id in ids) if eos_ids else 0 for ids in token_ids], int)
 
     def pad(self, rows: dict[str, list], to_length: int = 0) -> dict[str, np.ndarray]:
-        """Pads a batch of what tokenize() gives: what the model gets, name -> int64 [texts, tokens]."""
+        """Pad rows of tokenize() to a batch: input name -> int64 [rows, tokens]."""
         return pad(rows, self.pad_values, self.padding_side, to_length)
 
     def check_unchanged(self) -> None:
-        """Raises RunError if the files are no longer those that the model was made of; with no weights_id it passes."""
+        """Raise RunError if the files have changed since from_folder(); without a weights_id nothing is checked."""
         if self.weights_id and digest_weights(self.folder) != self.weights_id:
-            raise RunError(f"{self.folder} has changed since the run began: start it again")
+            raise RunError(f"{self.folder} has changed since the run began; start it again")
 
     def load_torch(self, precision: str = "fp32", **options):
-        """Loads the classifier in torch on the CPU. Raises UserError if weights are missing: they would be random.
+        """Load the model in torch on the CPU. Raises UserError if weights are missing: they would be random.
 
-        In a precision below FP32 the head stays in FP32: BF16 has steps of 1/16 for logits near 8. Code that the model
-        brings is never run, and pickled weights are read as weights only. `options` are from_pretrained's.
+        Below FP32 the head stays in FP32: BF16 has steps of 1/16 for logits near 8. Custom code is never executed, and
+        pickles are read as weights only. `options` are passed to from_pretrained.
         """
         import torch
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # of which it tells, and we then
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         options |= {"trust_remote_code": False, "local_files_only": True}
         options["dtype"] = getattr(torch, TORCH_DTYPES[precision])
         if sparse_attention(self.config):
             options["attention_type"] = "original_full"
         try:
             model, loading = self.task.auto_class().from_pretrained(self.folder, **options)
-        except Exception as error:  # a wrong config and a broken file fail in as many ways as there are
+        except Exception as error:  # a wrong config and a broken file fail in many ways
             raise UserError(f"{self.folder} can't be loaded: {first_line(error)}{saved_by(self.folder)}") from error
         check_loading(self.folder, model, loading)
         if precision != "fp32":
@@ -189,27 +175,30 @@ class Model:
 
 
 def check_loading(folder: Path, model, loading: dict) -> None:
-    """Raises UserError where transformers says that a folder's weights and its config don't fit.
-
-    A head that goes unused does no harm.
-    """
+    """Raise UserError if the weights and config.json don't fit; weights of an unused head are accepted."""
     unexpected = sorted(loading["unexpected_keys"])
     if wrapped := [key for key in unexpected if WRAPPER.search(key)]:
-        words = "the names of its weights are torch.compile's or DataParallel's"
-        raise UserError(f"{folder}: {words} ({wrapped[0]}): save the model inside, model._orig_mod or model.module")
+        raise UserError(
+            f"{folder} was saved from torch.compile or DataParallel (it has {wrapped[0]}); "
+            "save the model inside, model._orig_mod or model.module"
+        )
     if mismatched := [key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]]:
         wanted = [*model.state_dict()[sorted(mismatched)[0]].shape]
-        words = f"{sorted(mismatched)[0]} is not of the size {wanted}, as config.json has it (id2label, or its sizes)"
-        raise UserError(f"{folder} can't be loaded: {words}")
+        raise UserError(
+            f"{folder} can't be loaded: {sorted(mismatched)[0]} does not have the shape {wanted}; "
+            "correct id2label or the sizes in config.json"
+        )
     if loading["missing_keys"]:
         raise UserError(f"{folder} lacks weights: {', '.join(sorted(loading['missing_keys'])[:3])}")
     if unused := [key for key in unexpected if re.match(rf"{model.base_model_prefix}\..*\.\d+\.", key)]:
-        words = "has layers that its config.json doesn't count, or that this version of transformers doesn't know"
-        raise UserError(f"{folder} {words}: {', '.join(unused[:3])}")
+        raise UserError(
+            f"{folder} has layers that config.json or this version of transformers doesn't know: "
+            f"{', '.join(unused[:3])}"
+        )
 
 
 def keep_head_in_fp32(model) -> None:
-    """Makes whatever stands behind the encoder compute in FP32."""
+    """Make the head, that is everything after the encoder, compute in FP32."""
 
     def to_fp32(_, arguments):
         return tuple(value.float() if hasattr(value, "is_floating_point") else value for value in arguments)
@@ -220,5 +209,5 @@ def keep_head_in_fp32(model) -> None:
 
 
 def digest_weights(folder: Path) -> str:
-    """Returns 16 hexadecimal digits for all of a model's files that make its answers."""
+    """Return 16 hexadecimal digits for all files that determine a model's answers."""
     return digest(path for path in sorted(folder.iterdir()) if path.suffix in SMALL_FILES + WEIGHTS and path.is_file())

@@ -13,14 +13,14 @@ SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # RoBERTa's, in Ro
 
 
 def random_roberta_base() -> Path:
-    """Returns the folder of `random-roberta-base`, built once: RoBERTa-base's architecture with seeded random weights,
-    and a byte-level BPE tokenizer trained on the bundled texts.
+    """Return the folder of `random-roberta-base`, building it if needed.
 
-    Speed doesn't depend on the weights. They are spread so that parity means something: probabilities vary from text
-    to text (the attention's value path is 3 times its usual width), most labels are improbable and about 1 in 100 is
-    above 0.5, as in a trained classifier of 28 emotions (the head is 8 times as wide, around -4).
+    It has RoBERTa-base's architecture with seeded random weights, and a byte-level BPE tokenizer trained on the bundled
+    texts. Speed doesn't depend on the weights. They are spread so that parity means something: probabilities vary from
+    text to text (the attention's value path is 3 times its usual width), and about 1 label in 100 is above 0.5, as in
+    a trained classifier of 28 emotions (the head is 8 times as wide, around -4).
     """
-    [version] = versions("transformers").values()  # an older one can't read all that a newer one saves
+    [version] = versions("transformers").values()  # an older version can't read everything that a newer one saves
     folder = CACHE / f"transformers-{version}" / RANDOM_MODEL
     if not folder.exists():
         say(f"building {RANDOM_MODEL} in {folder}")
@@ -55,7 +55,7 @@ def build_random_roberta_base(folder: Path) -> None:
 
 
 def train_tokenizer(texts: list[str]):
-    """Trains a byte-level BPE of at most 30,000 tokens: a `tokenizers.ByteLevelBPETokenizer`."""
+    """Train a byte-level BPE of at most 30,000 tokens: a `tokenizers.ByteLevelBPETokenizer`."""
     from tokenizers import ByteLevelBPETokenizer
 
     tokenizer = ByteLevelBPETokenizer(add_prefix_space=True)

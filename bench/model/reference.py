@@ -1,4 +1,4 @@
-"""The reference: the original model in eager FP32 PyTorch, called as transformers documents it."""
+"""The reference: the original model in eager FP32 PyTorch, called as its library documents it."""
 
 import contextlib
 import json
@@ -18,25 +18,22 @@ from bench.provenance import versions
 from bench.tables.items import Item, digest_items
 from utils import CACHE
 
-N_PADDED_TEXTS = 5  # that show what padding does: enough for several lengths, and quick
+N_PADDED_TEXTS = 5  # in the batch that shows the effect of padding: several lengths, and quick
 PADDING_TOLERANCE = 1e-3  # of a probability: more than rounding
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A model's original weights as a torch `network` in IEEE FP32, without TF32, on a torch `device`.
-
-    long: what becomes of texts that are longer than the model takes, see OutputSpec.
-    """
+    """A model's original weights, loaded into this process."""
 
     model: Model
-    network: object
+    network: object  # in torch, IEEE FP32 without TF32
     device: object
-    long: str = "cut"
+    long: str = "cut"  # how long texts are read, one of LONG_TEXTS
 
     @classmethod
     def load(cls, model: Model, gpu: int | None = None, threads: int | None = None, long: str = "cut") -> "Reference":
-        """Loads the model on a GPU, or with None on the CPU with so many threads (default: all cores).
+        """Load the model on a GPU, or on the CPU if `gpu` is None, with `threads` (default: all cores).
 
         Raises UserError, see Model.load_torch.
         """
@@ -78,10 +75,7 @@ class Reference:
         return outputs.float().cpu().numpy()
 
     def padding_effect(self, texts: list[str], max_length: int | None = None) -> float:
-        """Returns how far any probability of a padded batch of texts is from that of its text alone.
-
-        0 where nothing is padded.
-        """
+        """Return how far any answer of a padded batch is from that of its text alone; 0 if the model can't pad."""
         if not self.model.can_pad:
             return 0.0
         rows, pad = self.model.tokenize(texts, max_length), self.model.pad
@@ -90,10 +84,9 @@ class Reference:
 
 
 class CachedReference:
-    """The original model in a process of its own, which starts when it is first needed: a context manager.
+    """The reference in a process of its own, started when first needed: a context manager.
 
-    What it says of texts is kept in the cache, so that nobody waits twice. `seconds`: how long it took over the `texts`
-    that were not there.
+    Answers are kept in the cache. `seconds` and `texts` count what was computed rather than found there.
     """
 
     def __init__(self, model: Model, gpu: int | None, threads: int | None = None, long: str = "cut"):
@@ -105,10 +98,10 @@ class CachedReference:
         model, gpu, _, long = self.arguments
         known = [digest_items(texts), model.weights_id, long, *versions("torch", "transformers", "tokenizers").values()]
         file = CACHE / "references" / f"{digest(str(part).encode() for part in (*known, gpu is not None))}.npy"
-        with contextlib.suppress(OSError, EOFError, ValueError):  # it is not there, or damaged
-            found = np.load(file)
-            if found.shape == (len(texts), len(model.labels)):
-                return found
+        with contextlib.suppress(OSError, EOFError, ValueError):  # missing or damaged
+            cached = np.load(file)
+            if cached.shape == (len(texts), len(model.labels)):
+                return cached
         with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as handed_over:
             json.dump(texts, handed_over)
             handed_over.flush()
@@ -131,10 +124,12 @@ class CachedReference:
 
 
 def padding_note(model: Model, effect: float) -> str:
-    """Says that padding changes a model's answers; nothing where it doesn't."""
+    """Return a note if padding changes a model's answers; empty otherwise."""
     if not model.can_pad:
-        return f"padding changes the answers of a {model.model_type}: only texts of one length share a batch"
+        return f"padding changes the answers of a {model.model_type}, so only texts of one length share a batch"
     if effect <= PADDING_TOLERANCE:
         return ""
-    words = f"padding changes the answers of this {model.model_type}, by up to {effect:.2g}"
-    return f"{words} on {N_PADDED_TEXTS} texts: pad little"
+    return (
+        f"padding changes the answers of this {model.model_type} by up to {effect:.2g} on {N_PADDED_TEXTS} texts; "
+        "prefer batches with little padding"
+    )

@@ -1,4 +1,4 @@
-"""Texts -> padded batches, made while the model runs."""
+"""Items -> padded batches, made while the model runs."""
 
 import queue
 import threading
@@ -11,24 +11,20 @@ from bench.model.batches import Batching, make_batches
 from bench.model.model import Model
 from bench.tables.items import Item, count_characters
 
-CHUNK_TEXTS = 2048  # tokenized at once, at most: enough to keep all cores of a fast tokenizer busy
-FIRST_TEXTS = 64  # tokenized first, and twice as many each time: the model need not wait long for its first batch
-CHUNK_CHARACTERS = 2**21  # of these texts, unless one alone has more: a second of work, 100 MB of memory
-QUEUED_BATCHES = 16  # that wait for the model, at most: enough for its fastest moment, and little memory
+CHUNK_TEXTS = 2048  # tokenized at once, at most: keeps all cores of a fast tokenizer busy
+FIRST_TEXTS = 64  # tokenized first, doubled each time: the model gets its first batch soon
+CHUNK_CHARACTERS = 2**21  # per chunk, unless a single text has more: a second of work, 100 MB
+QUEUED_BATCHES = 16  # waiting for the model, at most: enough for its fastest moment, and little memory
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts that the model gets at once.
+    """Rows that the model gets at once."""
 
-    indices: which texts these are, several times the same if it is in windows; inputs: name -> int64 [texts, tokens],
-    padded; lengths: int [texts], how many of these are real; lost: int [texts], how many tokens of each were cut off.
-    """
-
-    indices: np.ndarray
-    inputs: dict[str, np.ndarray]
-    lengths: np.ndarray
-    lost: np.ndarray
+    indices: np.ndarray  # the item of each row; several rows may have the same
+    inputs: dict[str, np.ndarray]  # name -> int64 [rows, tokens], padded
+    lengths: np.ndarray  # tokens of each row without padding
+    lost: np.ndarray  # tokens of each row that truncation removed
 
 
 def text_batches(
@@ -37,11 +33,10 @@ def text_batches(
     batching: Batching,
     padded_lengths: Callable[[np.ndarray], np.ndarray] = lambda lengths: lengths,
 ) -> Iterator[Batch]:
-    """Tokenizes, sorts and pads texts, chunk by chunk. `padded_lengths(lengths)` may round lengths up.
+    """Tokenize, sort and pad items, chunk by chunk; `padded_lengths(lengths)` may round lengths up.
 
-    Unless they stay in order, texts are first sorted by characters, so that a chunk's texts have similar lengths. A
-    chunk's last batch, which may not be full, is carried over into the next chunk. Texts without any token are in no
-    batch.
+    Unless they stay in order, items are first sorted by characters, so that a chunk has similar lengths. The last batch
+    of a chunk, which may not be full, is carried over to the next one. Items without tokens are in no batch.
     """
     characters = np.array([count_characters(text) for text in texts], int)
     indices = np.arange(len(texts))
@@ -68,7 +63,7 @@ def text_batches(
 
 
 def split_chunks(indices: np.ndarray, characters: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields the indices, in their order, of as many texts as are tokenized at once."""
+    """Yield the indices, in order, of as many items as are tokenized at once."""
     start, total, most = 0, 0, min(FIRST_TEXTS, CHUNK_TEXTS)
     for end, i in enumerate(indices):
         if end - start == most or (end > start and total + characters[i] > CHUNK_CHARACTERS):
@@ -84,12 +79,12 @@ def pick(values: list, indices: Iterable[int]) -> list:
 
 
 def share_of(texts: list[Item], number: int, workers: int) -> np.ndarray:
-    """Returns the indices of a worker's texts: all workers get about the same number of characters."""
+    """Return the indices of a worker's items; all workers get about the same number of characters."""
     return np.sort(np.argsort([count_characters(text) for text in texts], kind="stable")[number::workers])
 
 
 def prefetch(items: Iterator, queued: int = QUEUED_BATCHES) -> Iterator:
-    """Yields the items, which a thread makes while the caller works on earlier ones; its error is raised here."""
+    """Yield the items, which a thread makes ahead of the caller; its error is raised here."""
     ready = queue.Queue(queued)
 
     def make() -> None:

@@ -1,6 +1,6 @@
 """What a model is for: how items become rows of token ids, what its outputs mean, and what a decision is.
 
-A task is a class in a file of its own, such as classification.py, and a line in TASKS of resolve.py. It is plain data
+A task is a class in a file of its own, such as classification.py, and a line in TASKS of tasks.py. It is plain data
 that is pickled with its Model, and the only place that knows what is particular to the task.
 """
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from bench.tables.items import is_unicode
 from utils import UserError, first_line
 
-UNLIMITED = 10**9  # and above: the model takes texts of any length
-DEFAULT_MAX_LENGTH = 512  # tokens, of such a model: what most encoders take
-LONG_TEXT = 10  # characters for each token that may be needed: of longer texts only an end is tried first
-# model types whose positions start behind the padding index, see resolve_max_length
+UNLIMITED = 10**9  # a limit from here on means that the model takes texts of any length
+DEFAULT_MAX_LENGTH = 512  # tokens, for a model without a limit: what most encoders take
+LONG_TEXT = 10  # characters per token: of longer texts only the end that is kept is tokenized
+# model types whose positions start after the padding index, see resolve_max_length
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod", "mpnet"}
 OFFSET_POSITIONS |= {"data2vec-text", "ibert", "longformer", "esm", "luke"}
-# texts on which a tokenizer must agree with its file: cases, accents, digits, spaces, signs, other scripts, nothing
+# a tokenizer must agree with its file on these: case, accents, digits, spaces, signs, other scripts, the empty text
 SAMPLES = (
     "A Plain sentence, of 12 words: it's naïve, isn't it?",
     "  two  spaces\tand\na line  ",
@@ -21,14 +21,13 @@ SAMPLES = (
     "http://example.org/a_b?c=1 #tag @name snake_case CamelCase",
     "",
 )
-TOKENIZER_FILES = "tokenizer.json", "vocab.*", "*.model", "*.spm", "*.tiktoken"  # one of these holds the vocabulary
+TOKENIZER_FILES = "tokenizer.json", "vocab.*", "*.model", "*.spm", "*.tiktoken"  # one of these has the vocabulary
 
 
 def load_tokenizer(folder: Path):
-    """Loads a model folder's tokenizer; raises UserError where there is none.
+    """Load the tokenizer of a model's folder. Raises UserError if there is none.
 
-    It is the fast one, or the slow one where the folder has no file of a fast one and transformers can't make it fast
-    (some SentencePiece models).
+    The slow tokenizer is the fallback for SentencePiece models without tokenizer.json that transformers can't convert.
     """
     from transformers import AutoTokenizer
 
@@ -36,20 +35,20 @@ def load_tokenizer(folder: Path):
     for fast in (True, False):
         try:
             return AutoTokenizer.from_pretrained(folder, use_fast=fast, trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # a bad tokenizer fails in as many ways as there are formats
+        except Exception as error:  # each format fails in its own way
             reason = first_line(error)
         if (folder / "tokenizer.json").exists():
             break
     if not any(any(folder.glob(name)) for name in TOKENIZER_FILES):
         reason = "no tokenizer.json, vocabulary or SentencePiece model"
-    raise UserError(f"{folder} has no tokenizer that can be loaded: {reason}")
+    raise UserError(f"the tokenizer of {folder} can't be loaded: {reason}")
 
 
 def check_tokenizer_file(tokenizer, folder: Path) -> None:
-    """Raises UserError where transformers' tokenizer gives other tokens than its own file tokenizer.json.
+    """Raise UserError if transformers' tokenizer gives other tokens than its own file tokenizer.json.
 
-    The class that tokenizer_config.json names may rebuild what the file says, in another way in each version of
-    transformers (its issues 45701 and 47706): nobody can tell then which tokens the model was trained with.
+    The class named in tokenizer_config.json may rebuild what the file says, differently in each version of transformers
+    (its issues 45701 and 47706); then nobody can tell which tokens the model was trained with.
     """
     from tokenizers import Tokenizer
 
@@ -63,20 +62,20 @@ def check_tokenizer_file(tokenizer, folder: Path) -> None:
         one.no_padding()
         one.no_truncation()
     for text in SAMPLES:
-        found, expected = (one.encode(text).ids for one in both)
-        if found != expected:
+        ids, expected = (one.encode(text).ids for one in both)
+        if ids != expected:
             raise UserError(
-                f"{folder}: transformers {transformers.__version__} gives {len(found)} tokens for {text!r}, "
-                f"tokenizer.json {len(expected)}, or others: it goes by the tokenizer_class or an option in "
-                "tokenizer_config.json; correct that file, or take the version of transformers that saved it"
+                f"{folder}: for {text!r} transformers {transformers.__version__} gives {len(ids)} tokens and "
+                f"tokenizer.json {len(expected)} or others. Correct tokenizer_class in tokenizer_config.json, or "
+                "install the version of transformers that saved it"
             )
 
 
 def resolve_max_length(config, tokenizer) -> int:
-    """Returns the most tokens of a text that the model takes; 512 where neither the model nor its tokenizer says.
+    """Return the model's limit of tokens per text; 512 if neither the model nor its tokenizer has one.
 
     RoBERTa and its relatives number positions from padding_idx + 1 (`create_position_ids_from_input_ids` in
-    transformers), so that many of their position embeddings are never used. Raises UserError for an impossible number.
+    transformers), so the first position embeddings are never used. Raises UserError for an impossible limit.
     """
     offset = (config.pad_token_id or 0) + 1 if config.model_type in OFFSET_POSITIONS else 0
     limits = {"model_max_length": (tokenizer.model_max_length, 0)}
@@ -85,31 +84,30 @@ def resolve_max_length(config, tokenizer) -> int:
     for name, (limit, unused) in limits.items():
         least = tokenizer.num_special_tokens_to_add() + 1 + unused
         if not isinstance(limit, int | float) or limit < least or limit % 1:
-            raise UserError(f"{name} is {limit!r}, where a whole number from {least} on is needed")
+            raise UserError(f"{name} is {limit!r}; it must be a whole number of at least {least}")
     max_length = int(min(limit - unused for limit, unused in limits.values()))
     return max_length if max_length < UNLIMITED else DEFAULT_MAX_LENGTH
 
 
 def tokenize(tokenizer, texts: list[str], max_length: int, names: Sequence[str] = ("input_ids",)) -> dict[str, list]:
-    """Returns the token ids of each text, and what else is among the names.
+    """Return rows, one for each text: name -> list [texts], for the `names` and for `item`, the text's index.
 
-    That may be its `token_type_ids`, and under `lost` how many of its tokens were cut off. Special tokens are included;
-    a text is truncated to `max_length`, not padded. One that is no Unicode (half of a surrogate pair in it) has no
-    token. Asks a fast tokenizer directly: what transformers adds for each text can't be shared among cores. Of a text
-    of more than LONG_TEXT characters for each of 2 x `max_length` tokens only that much of the end that is kept is
-    tokenized, where that gives as many tokens: then what the cut changes lies beyond those that are kept, and what is
-    lost is estimated. (In whole, a text of 10 MB takes 15 seconds and 2 GB.)
+    Names are `input_ids`, `token_type_ids` and `lost`, the number of tokens that truncation removed. Special tokens are
+    included; nothing is padded. A text that is not Unicode (half of a surrogate pair) has no tokens. A fast tokenizer
+    is called directly, because what transformers adds per text runs on one core only. Of a text with more than
+    LONG_TEXT characters per token of 2 x `max_length` only that much of the end that is kept is tokenized, if it gives
+    that many tokens; `lost` is estimated then. (A whole text of 10 MB takes 15 seconds and 2 GB.)
     """
 
     def truncated(texts: list[str], max_length: int) -> dict[str, list]:
         if not tokenizer.is_fast:
-            found = tokenizer(texts, truncation=True, max_length=max_length)
-            whole = [len(ids) < max_length for ids in found["input_ids"]]
-            found["lost"] = [
+            encoded = tokenizer(texts, truncation=True, max_length=max_length)
+            whole = [len(ids) < max_length for ids in encoded["input_ids"]]
+            encoded["lost"] = [
                 0 if short else len(tokenizer(text)["input_ids"]) - max_length
                 for text, short in zip(texts, whole, strict=True)
             ]
-            return {name: found[name] for name in names}
+            return {name: encoded[name] for name in names}
         fast = tokenizer.backend_tokenizer
         fast.no_padding()
         fast.enable_truncation(max_length, direction=tokenizer.truncation_side)
@@ -131,7 +129,7 @@ def tokenize(tokenizer, texts: list[str], max_length: int, names: Sequence[str] 
             given[i] = text[kept]
     rows = truncated(given, max_length)
     for i in no_unicode:
-        empty(rows, i)
+        clear_row(rows, i)
     for i, text in enumerate(texts if "lost" in rows else ()):
         if 0 < len(given[i]) < len(text):
             tokens = len(rows["input_ids"][i])
@@ -140,14 +138,13 @@ def tokenize(tokenizer, texts: list[str], max_length: int, names: Sequence[str] 
 
 
 def tokenize_windows(tokenizer, texts: list[str], max_length: int, names: Sequence[str]) -> dict[str, list]:
-    """Returns what tokenize() does, and a text of more than `max_length` tokens in several rows, as windows.
+    """Return rows as tokenize() does, but several overlapping ones, the windows, for a text above `max_length` tokens.
 
-    Two neighbours share the tokens of overlap(). Under `item` is the index of each row's text; `lost` says of a text's
-    first window how many tokens are in the others alone. These are the windows of `return_overflowing_tokens`. Raises
-    UserError for a slow tokenizer, which doesn't make them.
+    The windows are those of `return_overflowing_tokens`; neighbours share overlap() tokens. `lost` of a text's first
+    window counts the tokens that only its other windows have. Raises UserError for a slow tokenizer.
     """
     if not tokenizer.is_fast:
-        raise UserError("this model has no fast tokenizer, which long texts in windows need")
+        raise UserError("--long windows needs a fast tokenizer, which this model lacks")
     fast, shared = tokenizer.backend_tokenizer, overlap(max_length)
     fast.no_padding()
     fast.enable_truncation(max_length, stride=shared, direction=tokenizer.truncation_side)
@@ -156,25 +153,25 @@ def tokenize_windows(tokenizer, texts: list[str], max_length: int, names: Sequen
     rows = {name: [] for name in (*names, "item")}
     for i, encoding in enumerate(encodings):
         windows = [encoding, *encoding.overflowing] if is_unicode(texts[i]) else []
-        found = {
+        columns = {
             "input_ids": [window.ids for window in windows],
             "token_type_ids": [window.type_ids for window in windows],
             "lost": [0] * len(windows),
             "item": [i] * len(windows),
         }
         if windows:
-            found["lost"][0] = sum(len(window.ids) - special - shared for window in windows[1:])
+            columns["lost"][0] = sum(len(window.ids) - special - shared for window in windows[1:])
         for name in rows:
-            rows[name] += found[name]
+            rows[name] += columns[name]
     return rows
 
 
 def overlap(max_length: int) -> int:
-    """Returns how many tokens two windows of a long text share: a quarter of them, so that no sentence is only cut."""
+    """Return the number of tokens that neighbouring windows share: a quarter, so that most sentences are whole once."""
     return max_length // 4
 
 
-def empty(rows: dict[str, list], i: int) -> None:
-    """Takes a text's tokens away."""
+def clear_row(rows: dict[str, list], i: int) -> None:
+    """Remove the tokens of row i: the model can't answer this text."""
     for name, values in rows.items():
         values[i] = values[i] if name == "item" else 0 if name == "lost" else []

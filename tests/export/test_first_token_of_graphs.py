@@ -1,4 +1,4 @@
-"""ONNX graphs whose last layer runs for the first token alone: the same answers, where nothing else is read."""
+"""ONNX graphs whose last layer runs for the first token only, with the same answers, if no other token is read."""
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ classifier (int64[texts, tokens] input_ids) => (float[texts, labels] logits)
 {
     embedded = Gather <axis = 0> (words, input_ids)
     mixed = CumSum <reverse = 1> (embedded, one)
-    BEHIND
+    BODY_LINES
     HEAD
 }
 """
@@ -32,7 +32,7 @@ BODIES = {
         "weighted",
         {"mixed"},
     ),
-    "a size that is asked for": (
+    "a size that is read": (
         "wide = MatMul (mixed, inner)\n    shape = Shape (wide)\n    size = Gather <axis = 0> (shape, two)\n"
         "    all = Slice (wide, none, size, two)",
         "all",
@@ -44,7 +44,7 @@ BODIES = {
         "end",
         {"scaled"},
     ),
-    "only what is behind a mix": (
+    "only after a mix": (
         FEED_FORWARD + "\n    again = CumSum <reverse = 1> (added, one)\n    end = MatMul (again, outer)",
         "end",
         {"again"},
@@ -74,16 +74,16 @@ WHOLE = {
 
 @pytest.fixture
 def make(tmp_path):
-    """Writes a graph with random weights; returns the file, and what it says of a batch."""
+    """Write a graph with random weights; return its file."""
 
-    def make(behind, head):
-        parsed = onnx.parser.parse_model(TEXT.replace("BEHIND", behind).replace("HEAD", head))
+    def make(body_lines, head):
+        parsed = onnx.parser.parse_model(TEXT.replace("BODY_LINES", body_lines).replace("HEAD", head))
         rng = np.random.default_rng(0)
         shapes = {"words": (30, CHANNELS), "inner": (CHANNELS, CHANNELS), "outer": (CHANNELS, CHANNELS)}
         shapes |= {"labels8": (CHANNELS, 3), "positions": (1, TOKENS, 1)}
         weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
         weights |= {"middle": np.array([1]), "last": np.array(-1)}
-        if "weight4)" in behind:
+        if "weight4)" in body_lines:
             weights["labels8"] = weights["labels8"][:4]
         parsed.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
         onnx.save(parsed, tmp_path / "model.onnx")
@@ -102,8 +102,8 @@ def answers(file, batch=BATCH):
 
 @pytest.mark.parametrize("body", BODIES)
 def test_the_answers_stay_the_same(body, make):
-    behind, output, above = BODIES[body]
-    file = make(behind, FIRST_TOKEN.replace("BODY", output))
+    body_lines, output, above = BODIES[body]
+    file = make(body_lines, FIRST_TOKEN.replace("BODY", output))
     before = [answers(file, {"input_ids": BATCH["input_ids"][:, :n]}) for n in (1, TOKENS)]
     assert first_token_only(file, BATCH)
     after = [answers(file, {"input_ids": BATCH["input_ids"][:, :n]}) for n in (1, TOKENS)]
@@ -112,8 +112,8 @@ def test_the_answers_stay_the_same(body, make):
     assert set(picks) == above and [path.name for path in file.parent.iterdir()] == ["model.onnx"]
 
 
-def test_a_graph_with_graphs_in_it_stays_as_it_is(make):
-    """What they read from outside is not among their node's inputs."""
+def test_a_graph_with_inner_graphs_is_left_alone(make):
+    """The tensors that inner graphs read from outside are not among their node's inputs."""
     file = make(FEED_FORWARD, FIRST_TOKEN.replace("BODY", "added"))
     whole = onnx.load(file)
     inner = onnx.helper.make_node("ReduceSum", ["wide", "middle"], ["sum"], keepdims=0)
@@ -131,7 +131,7 @@ def test_a_graph_with_graphs_in_it_stays_as_it_is(make):
 
 
 @pytest.mark.parametrize("head", WHOLE)
-def test_what_reads_other_tokens_runs_whole(head, make):
+def test_graphs_that_read_other_tokens_are_left_alone(head, make):
     file = make(*WHOLE[head])
     before = file.read_bytes()
     assert not first_token_only(file, BATCH) and file.read_bytes() == before

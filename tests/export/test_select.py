@@ -1,8 +1,10 @@
-"""Exports of tiny classifiers: their graphs and weights, and which exporter's file is taken."""
+"""Exports of tiny classifiers: their graphs and weights, and which exporter's file is kept."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from conftest import refused
@@ -13,6 +15,7 @@ from bench.export.select import EXPORT_KINDS, MANIFEST, export_model
 from bench.exporters import graph
 from bench.label.on_ray import read_files
 from bench.model.batches import pad
+from bench.model.classification import Classification
 from bench.model.model import Model
 from bench.variants import Device
 from runtimes.classifier import ClassifierSpec
@@ -38,7 +41,7 @@ def test_external_weights_are_found_under_the_name_that_loaders_expect(
     assert (tmp_path / "fresh" / "model.onnx").stat().st_size < (inside / "model.onnx").stat().st_size / 2
     logits = []
     for folder in (inside, tmp_path / "fresh"):
-        runner = load(None, folder, CPU)
+        runner = load(SimpleNamespace(task=Classification), folder, CPU)
         logits.append(runner.forward(runner.prepare(pad({"input_ids": [[0, 5, 6, 2], [0, 7, 2]]}, PAD_VALUES))))
     assert (logits[0] == logits[1]).all()
 
@@ -48,9 +51,9 @@ def test_a_type_that_no_exporter_knows_is_refused(tmp_path):
     folder.mkdir()
     (tmp_path / "out").mkdir()
     make_tiny(folder, word_level_tokenizer("xlnet"), tiny_config("xlnet"))
-    words = refused(export_model, Model.from_folder(folder, "xlnet"), "fp32", tmp_path / "out")
-    assert words.startswith("a classifier of type xlnet can't be exported to ONNX fp32 (optimum: ")
-    assert "; torch, not fused: " in words and not list((tmp_path / "out").iterdir())
+    message = refused(export_model, Model.from_folder(folder, "xlnet"), "fp32", tmp_path / "out")
+    assert all(name in message for name in ("xlnet", *EXPORT_KINDS["fp32"].backends))
+    assert "fp32" in message.lower() and not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.needs("optimum")
@@ -60,17 +63,18 @@ def test_an_exporter_whose_file_is_wrong_gives_way_to_the_next(precision, tiny_m
     wrong = {"optimum": with_a_wrong_head(kind.backends["optimum"])}
     monkeypatch.setitem(EXPORT_KINDS, precision, replace(kind, backends=kind.backends | wrong))
     made = export_model(model, precision, tmp_path)
-    assert "optimum: its file is wrong, by up to 0." in made["findings"][0]
+    assert "optimum" in made["findings"][0] and re.search(r"\b0\.\d", made["findings"][0])
     assert ("2 Attention" in made["nodes"]) == (precision == "fp16")
-    about = json.loads((tmp_path / MANIFEST).read_text())
-    assert about["exporter"] == made["exporter"] == list(kind.backends)[1]
-    assert about["files"] == sorted(path.name for path in tmp_path.iterdir() if path.name != MANIFEST)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    assert manifest["exporter"] == made["exporter"] == list(kind.backends)[1]
+    assert manifest["files"] == sorted(path.name for path in tmp_path.iterdir() if path.name != MANIFEST)
     monkeypatch.setitem(EXPORT_KINDS, precision, replace(kind, backends=wrong))
     (tmp_path / "other").mkdir()
-    assert "its file is wrong, by up to 0." in refused(export_model, model, precision, tmp_path / "other")
+    message = refused(export_model, model, precision, tmp_path / "other")
+    assert "optimum" in message and re.search(r"\b0\.\d", message)
 
 
-def test_a_kind_may_convert_the_file_into_files_of_its_own_and_all_of_them_travel(tiny_model, tmp_path, monkeypatch):
+def test_a_kind_may_convert_the_onnx_file_into_several_files_and_all_of_them_travel(tiny_model, tmp_path, monkeypatch):
     model, kind = Model.from_folder(tiny_model, "tiny"), EXPORT_KINDS["fp32"]
 
     def convert(model, file, folder, words):
@@ -87,4 +91,4 @@ def test_a_kind_may_convert_the_file_into_files_of_its_own_and_all_of_them_trave
     assert {"export/graph.xml", "export/weights.bin", "model/config.json"} <= set(sent)
     assert "model/model.safetensors" not in sent
     (tmp_path / "weights.bin").unlink()
-    assert stale_reason(tmp_path, model.weights_id) == "lacks weights.bin"
+    assert "weights.bin" in stale_reason(tmp_path, model.weights_id)

@@ -1,10 +1,10 @@
-"""Which cells there are, and which are left to measure."""
+"""Which cells are still to be measured."""
 
 from bench.measure.cells import Cell, cells_to_run
 from bench.model.batches import Batching
 
 
-def test_resume_makes_up_what_was_never_timed_end_to_end():
+def test_resume_adds_the_missing_end_to_end_cells():
     several = [Cell("onnx", workers, Batching("sorted", size)) for workers in (1, 2, 3) for size in (1, 2)]
     speeds = dict(zip(several, [5.0, 10, 7, 9, 8], strict=False))
     before = speeds | {Cell("onnx", 2, Batching("sorted", 2), "end-to-end"): 6.5}

@@ -1,4 +1,4 @@
-"""More texts for what is not proven: how many are run, when it ends, and what the row says."""
+"""Checks of unproven variants on more texts: how many texts run, when it ends, and the row that comes out."""
 
 import json
 from types import SimpleNamespace
@@ -11,21 +11,22 @@ from conftest import make_sweep
 from bench.judge import within_tolerance
 from bench.measure import check
 from bench.measure.cells import Cell
-from bench.measure.check import ParityCounter, check_more, counter_of, more_texts
+from bench.measure.check import FurtherCheck, check_more, continue_check, more_texts
 from bench.model.batches import Batching
-from bench.parity import DecisionRule
+from bench.model.classification import MULTI, Classification
+from bench.model.parity import ParityCounter
 
 LABELS = 8
-MULTI = DecisionRule("multi_label_classification", (0.5,) * LABELS)
+TASK = Classification(tuple("abcdefgh"), MULTI, (0.5,) * LABELS)
 
 
 class FakeReference:
-    """Says of every text that no label holds."""
+    """Predicts no label for any text."""
 
     def __init__(self, *_):
         self.asked = 0
 
-    def probabilities(self, texts):
+    def answers(self, texts):
         return np.full((len(texts), LABELS), 0.4)
 
     def __enter__(self):
@@ -36,38 +37,43 @@ class FakeReference:
 
 
 class FakeWorkers:
-    """A variant of which every `wrong`-th text has one changed decision; 0 for none. `texts`: how many it ran."""
+    """A variant that changes one decision in every `wrong`-th text (0: in none). `texts`: how many it ran."""
 
     def __init__(self, wrong: int = 0):
         self.wrong, self.texts = wrong, 0
 
     def call(self, _, file, __):
         count = len(json.loads(file.read_text()))
-        logits = np.full((count, LABELS), np.log(0.4 / 0.6))
+        answers = np.full((count, LABELS), 0.4)
         for i in range(count):
             if self.wrong and (self.texts + i) % self.wrong == 0:
-                logits[i, 0] = 5.0
+                answers[i, 0] = 0.99
         self.texts += count
-        return [(np.arange(count), SimpleNamespace(logits=logits, tokens=9, padded_tokens=10, start=0.0, end=1.0))]
+        return [(np.arange(count), SimpleNamespace(answers=answers, tokens=9, padded_tokens=10, start=0.0, end=1.0))]
 
 
 @pytest.fixture
 def run(monkeypatch):
-    """Checks variants, the fastest first, none of whose 256 texts changed: {variant: (within, texts, decisions)}."""
+    """Check variants, the fastest first, with no change in their first 256 texts.
+
+    Returns {variant: (within, texts, decisions)}.
+    """
     monkeypatch.setattr(check, "CachedReference", FakeReference)
 
     def run(n_texts: int = 100_000, check_time: float = 60.0, **variants: FakeWorkers) -> dict:
         cells = {name: Cell(name.replace("_", "-"), 1, Batching("sorted", 8), "check") for name in variants}
         sweep = make_sweep(
-            model=SimpleNamespace(problem_type=MULTI.problem_type, rule=MULTI, labels=["x"] * LABELS),
+            model=SimpleNamespace(task=TASK, labels=["x"] * LABELS),
             tokens=SimpleNamespace(sample=range(256), reference=np.zeros((256, LABELS))),
             exports={},
             more_texts=["text"] * n_texts,
             check_time=check_time,
         )
         workers = {cells[name]: fake for name, fake in variants.items()}
-        counters = {cell: ParityCounter(cell, changed=0, decisions=256 * LABELS, max_diff=0.01) for cell in workers}
-        found = dict(check_more(sweep, workers, counters))
+        checks = {
+            cell: FurtherCheck(cell, ParityCounter(TASK, decisions=256 * LABELS, max_diff=0.01)) for cell in workers
+        }
+        found = dict(check_more(sweep, workers, checks))
         return {
             name: (found[cell]["within"], workers[cell].texts, found[cell]["decisions"])
             for name, cell in cells.items()
@@ -78,43 +84,43 @@ def run(monkeypatch):
 
 
 def test_none_changed_is_proven_as_soon_as_the_exact_bound_says_so(run):
-    """Look 2 may be wrong with a chance of 1.25%, so that 4,380 decisions of which none changed are a proof."""
+    """The second look has an alpha of 1.25%, so 4,380 unchanged decisions are a proof."""
     [(within, texts, decisions)] = run(torch_bf16=FakeWorkers()).values()
     assert within == "yes" and int(decisions) == (256 + texts) * LABELS
     assert within_tolerance(0, int(decisions), alpha=0.0125) is True
-    assert int(decisions) < 4380 + 2 * 64 * LABELS, "and no more than that in whole blocks"
+    assert int(decisions) < 4380 + 2 * 64 * LABELS, "no more than needed, in whole blocks"
 
 
-def test_many_changed_are_refuted_at_the_next_look(run):
+def test_many_changes_are_refuted_at_the_next_look(run):
     assert run(torch_bf16=FakeWorkers(wrong=20))["torch_bf16"][0] == "no"
 
 
 def test_near_the_tolerance_it_ends_with_the_texts_or_with_the_time(run):
-    """One of 125 texts, of 8 labels: 0.1%."""
+    """One change per 125 texts with 8 labels each is 0.1%."""
     within, texts, _ = run(n_texts=3000, torch_bf16=FakeWorkers(wrong=125))["torch_bf16"]
     assert (within, texts) == ("not proven", 3000)
     assert run(check_time=0.0, torch_bf16=FakeWorkers()) == {}, "no time, no row"
 
 
-def test_one_answer_that_is_no_number_is_enough(run):
-    class NoNumber(FakeWorkers):
+def test_one_nan_refutes_a_variant(run):
+    class OneNan(FakeWorkers):
         def call(self, *arguments):
             [(indices, answers)] = super().call(*arguments)
-            answers.logits[0, 0] = np.nan if self.texts == 64 else answers.logits[0, 0]
+            answers.answers[0, 0] = np.nan if self.texts == 64 else answers.answers[0, 0]
             return [(indices, answers)]
 
-    assert run(torch_bf16=NoNumber())["torch_bf16"][0] == "no"
+    assert run(torch_bf16=OneNan())["torch_bf16"][0] == "no"
 
 
-def test_what_is_slower_than_a_proven_variant_is_not_checked_further(run):
+def test_a_variant_slower_than_a_proven_one_is_not_checked_further(run):
     found = run(torch_bf16=FakeWorkers(), openvino_bf16=FakeWorkers(wrong=125))
     assert found["torch_bf16"][0] == "yes" and found["openvino_bf16"][0] == "not proven"
     assert found["openvino_bf16"][1] == found["torch_bf16"][1]
     found = run(torch_bf16=FakeWorkers(wrong=20), openvino_bf16=FakeWorkers())
-    assert [within for within, *_ in found.values()] == ["no", "yes"], "but it is where the faster one is wrong"
+    assert [within for within, *_ in found.values()] == ["no", "yes"], "it is checked if the faster one is wrong"
 
 
-def test_a_check_goes_on_from_the_batching_that_changed_most():
+def test_a_check_continues_from_the_batching_that_changed_most():
     columns = {"variant": "onnx-int8", "workers": 1, "batch_tokens": 0, "batching": "sorted", "decisions": 512}
     rows = [
         columns
@@ -127,11 +133,12 @@ def test_a_check_goes_on_from_the_batching_that_changed_most():
         }
         for size, changed in ((1, 1), (2, 2), (4, 0))
     ]
-    counter = counter_of(pd.DataFrame(rows))
-    assert (counter.cell.batching, counter.cell.stage) == (Batching("sorted", 2), "check")
-    assert (counter.changed, counter.decisions, counter.max_diff) == (2, 512, 0.04)
+    tokens = SimpleNamespace(reference=np.zeros((256, 2)))
+    begun = continue_check(make_sweep(model=SimpleNamespace(task=TASK), tokens=tokens, exports={}), pd.DataFrame(rows))
+    assert (begun.cell.batching, begun.cell.stage) == (Batching("sorted", 2), "check")
+    assert (begun.parity.changed, begun.parity.decisions, begun.parity.max_diff) == (2, 512, 0.04)
 
 
-def test_more_texts_are_those_that_were_not_compared_each_once():
+def test_more_texts_are_the_ones_not_compared_yet_without_duplicates():
     tokens = SimpleNamespace(texts=lambda: ["a", "b", "c"], sample=[0, 2])
     assert sorted(more_texts(["a", "b", "c", "d", "d", "a"], tokens)) == ["b", "d"]

@@ -1,26 +1,26 @@
-"""How much a device could do, and how much work a model has."""
+"""The peak speed of a device, and the FLOPs of a model."""
 
 import numpy as np
 import pytest
 from tiny import make_tiny_bert
 
-from bench.measure import peak as room
+from bench.measure import peak
 from bench.measure.peak import count_flops, measure_peaks
 from bench.model.model import Model
 from bench.variants import Device
 
 
-def test_peaks_are_possible(monkeypatch):
-    monkeypatch.setattr(room, "PEAK_PRODUCTS", ((256, 256, 256),))
-    monkeypatch.setattr(room, "PEAK_SECONDS", 0.01)
+def test_peaks_are_plausible(monkeypatch):
+    monkeypatch.setattr(peak, "PEAK_PRODUCTS", ((256, 256, 256),))
+    monkeypatch.setattr(peak, "PEAK_SECONDS", 0.01)
     peaks = measure_peaks(["fp32", "bf16", "int8"], Device(None, 1))
-    assert set(peaks) == {"fp32", "bf16", "int8"} and all(1e8 < peak < 1e15 for peak in peaks.values())
+    assert set(peaks) == {"fp32", "bf16", "int8"} and all(1e8 < flops < 1e15 for flops in peaks.values())
 
 
-def test_the_work_of_a_model_is_kaplans_count_and_the_heads(tmp_path, texts):
+def test_the_flops_of_a_model_are_kaplans_count_plus_the_head(tmp_path, texts):
     """Kaplan et al., Scaling Laws for Neural Language Models, 2020, section 2.1, for BERT's layers: for each layer and
-    token 2 x (4 h² + 2 h i), and 4 h L at length L; the pooler and the head once a text. Of the last layer the first
-    token's query, output and feed-forward alone, and all tokens' keys and values.
+    token 2 x (4 h² + 2 h i), and 4 h L at length L; the pooler and the head once a text. In the last layer, query,
+    output and feed-forward run for the first token only, keys and values for all tokens.
     """
     model = Model.from_folder(make_tiny_bert(tmp_path / "bert", texts), "bert")
     config = model.config
@@ -33,5 +33,6 @@ def test_the_work_of_a_model_is_kaplans_count_and_the_heads(tmp_path, texts):
         return (layers - 1) * whole + last + head
 
     assert count_flops(model, np.array([16, 64, 100]), list(range(5, 105))) == sum(map(kaplan, (16, 64, 100)))
-    between = np.arange(5, 120)
-    assert count_flops(model, between, list(range(5, 125))) == pytest.approx(sum(map(kaplan, between)), rel=2e-3)
+    interpolated = np.arange(5, 120)
+    expected = sum(map(kaplan, interpolated))
+    assert count_flops(model, interpolated, list(range(5, 125))) == pytest.approx(expected, rel=2e-3)

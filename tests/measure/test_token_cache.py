@@ -10,7 +10,7 @@ from conftest import refused
 from tiny import make_tiny, make_tiny_distilbert, tiny_config, word_level_tokenizer
 from tokenizers import normalizers
 
-from bench.measure import token_cache as room
+from bench.measure import token_cache
 from bench.measure.peak import count_flops
 from bench.measure.token_cache import load_or_tokenize
 from bench.model.model import Model
@@ -24,12 +24,12 @@ def opened(tiny_model) -> Model:
     return Model.from_folder(tiny_model, "tiny")
 
 
-def test_tokens_and_reference_are_what_the_tokenizer_and_the_model_say(opened, texts):
+def test_tokens_and_reference_are_those_of_the_tokenizer_and_the_model(opened, texts):
     tokens = load_or_tokenize(opened, texts, None)
     ids = opened.tokenize(texts)["input_ids"]
     assert [row.tolist() for row in tokens.rows(range(len(texts)))["input_ids"]] == ids
     assert tokens.texts() == texts
-    assert (opened.problem_type, opened.max_length, len(opened.labels)) == ("multi_label_classification", 128, 5)
+    assert (opened.task.problem_type, opened.max_length, len(opened.labels)) == ("multi_label_classification", 128, 5)
     assert len(tokens.sample) == 256 and tokens.reference.shape == (256, 5)
     alone = Reference.load(opened).of_batch(opened.pad({"input_ids": [ids[int(tokens.sample[-1])]]}))
     assert np.allclose(tokens.reference[-1], alone, atol=1e-6)
@@ -40,10 +40,10 @@ def test_tokens_and_reference_are_what_the_tokenizer_and_the_model_say(opened, t
 @pytest.mark.parametrize(
     "damage", [lambda _: b"", lambda good: good[: len(good) // 2], lambda good: good[:-2], lambda _: b"x" * 99]
 )
-def test_damaged_tokens_in_the_cache_are_made_anew(damage, name, opened, monkeypatch, tmp_path):
-    made, make = [], room.tokenize_into
-    monkeypatch.setattr(room, "CACHE", tmp_path)
-    monkeypatch.setattr(room, "tokenize_into", lambda *arguments: made.append(1) or make(*arguments))
+def test_damaged_tokens_in_the_cache_are_made_again(damage, name, opened, monkeypatch, tmp_path):
+    made, make = [], token_cache.tokenize_into
+    monkeypatch.setattr(token_cache, "CACHE", tmp_path)
+    monkeypatch.setattr(token_cache, "tokenize_into", lambda *arguments: made.append(1) or make(*arguments))
     first, again = (load_or_tokenize(opened, ["text"], None) for _ in range(2))
     assert len(made) == 1
     file = first.folder / name
@@ -65,7 +65,8 @@ def test_a_decoder_without_a_padding_token_is_one_line(tmp_path):
     config = tiny_config("gpt2")
     config.pad_token_id = None
     folder = make_tiny(tmp_path / "gpt2", word_level_tokenizer("gpt2"), config)
-    assert "this gpt2 has no pad_token_id" in refused(Model.from_folder, folder, "gpt2")
+    message = refused(Model.from_folder, folder, "gpt2")
+    assert "gpt2" in message and "pad_token_id" in message
 
 
 @pytest.mark.parametrize("odd", [{"return_dict": False}, {"torchscript": True}])
@@ -79,7 +80,7 @@ def test_a_config_that_asks_for_tuples_changes_nothing(odd, tiny_model, texts, t
 
 
 def test_weights_that_change_make_other_tokens(tiny_model, texts, tmp_path):
-    """Also where a file keeps its size and its time."""
+    """Even if the file keeps its size and modification time."""
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     old = Model.from_folder(folder, "model")
     first = load_or_tokenize(old, texts[:5], None)
@@ -102,4 +103,4 @@ def test_texts_without_any_token_are_left_out_and_counted(tmp_path):
     tokens = load_or_tokenize(model, ["nothing", "w1 w2", "nothing", "w3"], None)
     assert (tokens.lengths.tolist(), tokens.n_empty) == ([2, 1], 2)
     assert tokens.texts() == ["w1 w2", "w3"] and tokens.reference.shape == (2, 3)
-    assert "the tokenizer gives no token for any text" in refused(load_or_tokenize, model, ["nothing"], None)
+    assert "token" in refused(load_or_tokenize, model, ["nothing"], None)

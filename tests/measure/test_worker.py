@@ -1,4 +1,4 @@
-"""What a worker does for a cell, in this process: every variant is right, and what is warmed up and timed."""
+"""A worker's steps for a cell, in this process: every variant is correct; what is warmed up and timed."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ from bench.measure.worker import Report, Worker
 from bench.model import stream
 from bench.model.batches import Batching, make_batches
 from bench.model.model import Model
-from bench.parity import probabilities
 from bench.variants import Device, TokenRunner, Variant
 from runtimes import VARIANTS
 from runtimes.classifier import ClassifierSpec
@@ -21,8 +20,8 @@ CPU = Device(gpu=None, threads=1)
 CPU_VARIANTS = [name for name, variant in VARIANTS.items() if "cpu" not in variant.unsupported]
 BASELINES = [name for name in CPU_VARIANTS if VARIANTS[name].takes_texts]
 CPU_VARIANTS = [name for name in CPU_VARIANTS if name not in BASELINES]
-CPU_VARIANTS.remove("torch-compile-fp16")  # compiles for seconds, and nobody wants it on a CPU
-# where the CPU has no BF16, compiling for it is as slow and as useless, and OpenVINO computes in another precision
+CPU_VARIANTS.remove("torch-compile-fp16")  # takes seconds to compile, and is of no use on a CPU
+# without BF16 in the CPU, compiling for it is just as slow and useless, and OpenVINO computes in another precision
 for name, package in (("torch-compile-bf16", "torch"), ("openvino-bf16", "openvino")):
     CPU_VARIANTS.remove(name)
     CPU_VARIANTS.append(pytest.param(name, marks=[pytest.mark.needs("bf16"), pytest.mark.needs(package)]))
@@ -52,14 +51,14 @@ def start(model, tiny_exports, tokens):
     return start
 
 
-def compare(model: Model, tokens, reports: list[Report]) -> tuple[float, float]:
+def compare(model: Model, tokens, reports: list[Report], stage: str = "end-to-end") -> tuple[float, float]:
     """Returns the largest difference from the reference and the share of flips, over all texts."""
-    logits = np.full((60, 5), np.nan)
-    for report in reports:
-        logits[report.indices] = report.logits
-    probs = probabilities(logits, model.problem_type)
-    changed, decisions = model.rule.count_flips(probs, tokens.reference)
-    return np.abs(probs - tokens.reference).max(), changed / decisions
+    values, items = (np.concatenate([getattr(one, name) for one in reports]) for name in ("values", "items"))
+    answers = values if stage == "end-to-end" else model.task.activate(values)
+    in_order = np.full((60, 5), np.nan)
+    in_order[items] = answers
+    changed, decisions = model.task.count_flips(in_order, tokens.reference)
+    return np.abs(in_order - tokens.reference).max(), changed / decisions
 
 
 @pytest.mark.parametrize("name", CPU_VARIANTS)
@@ -72,30 +71,30 @@ def test_every_cpu_variant_agrees_with_fp32_torch(name, start, model, tokens):
             begin, end = worker.run()
             report = worker.report()
             assert begin < end and report.padded_tokens >= tokens.lengths.sum()
-            assert sorted(report.indices) == list(range(60))
-            max_diff, flips = compare(model, tokens, [report])
-            # this model's logits are wide, so that its rounding errors are larger than a trained model's
+            assert sorted(report.items) == list(range(60))
+            max_diff, flips = compare(model, tokens, [report], stage)
+            # this model's logits have a wide range, so its rounding errors are larger than a trained model's
             assert max_diff < {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2, "int8": 2e-1}[VARIANTS[name].precision]
             assert flips < 0.02
             if VARIANTS[name].precision != "fp32":
-                assert max_diff > 1e-5, "a lower precision that changes nothing did not run"
+                assert max_diff > 1e-5, "a lower precision without any difference did not run"
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_shares_of_all_workers_are_all_texts(stage, start, model, tokens):
+def test_the_shares_of_all_workers_cover_all_texts(stage, start, model, tokens):
     reports = []
     for number in range(3):
         worker = start("onnx", number)
         worker.prepare(Cell("onnx", 3, Batching("sorted", 4), stage))
         worker.run()
         reports.append(worker.report())
-    assert sorted(i for report in reports for i in report.indices) == list(range(60))
-    assert compare(model, tokens, reports)[0] < 1e-5
+    assert sorted(i for report in reports for i in report.items) == list(range(60))
+    assert compare(model, tokens, reports, stage)[0] < 1e-5
 
 
 @pytest.mark.parametrize("batching", [Batching("in-order", 4), Batching("sorted", 4), Batching("token-budget", 0, 128)])
 def test_texts_are_batched_across_chunks_as_if_there_were_none(batching, start, texts, model, monkeypatch):
-    """A chunk's last, partly filled batch goes on in the next chunk."""
+    """The last, partly filled batch of a chunk is continued in the next chunk."""
     monkeypatch.setattr(stream, "CHUNK_TEXTS", 7)
     batches = list(start("onnx").classifier.batches(texts[:60], batching))
     assert sorted(i for batch in batches for i in batch.indices) == list(range(60))
@@ -110,7 +109,7 @@ def test_texts_are_batched_across_chunks_as_if_there_were_none(batching, start, 
 
 @pytest.fixture
 def warmed(monkeypatch, start):
-    """A worker of a stand-in for a variant, and the shapes that are warmed up."""
+    """A worker of a stand-in variant, and the shapes that it warms up."""
     shapes = []
     runner = TokenRunner(
         prepare=lambda inputs: inputs["input_ids"],
@@ -141,18 +140,18 @@ def test_a_report_releases_the_cell(warmed):
     worker.prepare(Cell("stand-in", 1, Batching("sorted", 8)))
     worker.run()
     assert worker.prepared and worker.outputs
-    assert len(worker.report().indices)
+    assert len(worker.report().items)
     assert not (worker.prepared or worker.outputs or worker.batches or worker.latencies)
 
 
 def test_a_worker_on_a_gpu_in_the_memory_of_the_cpu(start, model, tokens, tiny_exports, monkeypatch):
-    """All of its steps: few shapes, warmed up in each cell, batches timed one by one, and right outputs."""
+    """All of its steps: few shapes, warmed up in each cell, batches timed one by one, and correct outputs."""
     import onnxruntime
     import torch
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (2**30, 3 * 2**30))
     session = onnxruntime.InferenceSession(tiny_exports / "tiny-onnx" / "model.onnx")
-    runner = io_bound_runner(session, torch.device("cpu"))
+    runner = io_bound_runner(session, "logits", torch.device("cpu"))
     variant = Variant(lambda *_: runner, "fp16", ("onnxruntime-gpu",), new_shapes_are_costly=lambda gpu: True)
     monkeypatch.setitem(VARIANTS, "stand-in", variant)
     worker = start("stand-in", device=Device(gpu=0, threads=1))
@@ -166,14 +165,14 @@ def test_a_worker_on_a_gpu_in_the_memory_of_the_cpu(start, model, tokens, tiny_e
             assert report.memory_mib == 2048
             if stage == "forward":
                 assert report.latencies and min(report.latencies) > 0
-            assert np.isfinite(report.logits).all()
-            max_diff, flips = compare(model, tokens, [report])
+            assert np.isfinite(report.values).all()
+            max_diff, flips = compare(model, tokens, [report], stage)
             assert max_diff < 1e-5 and flips == 0
 
 
 @pytest.mark.parametrize(("name", "fewer"), [("torch", False), ("torch-bf16", True), ("onnx", False)])
 def test_a_cpu_gets_fewer_lengths_only_in_bf16(name, fewer, start, model, tokens):
-    """Where oneDNN prepares itself for each."""
+    """oneDNN prepares each new length there."""
     worker = start(name)
     assert (worker.widths > tokens.lengths).any() == fewer
     assert (worker.widths >= tokens.lengths).all() and worker.widths.max() <= model.max_length

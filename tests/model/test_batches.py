@@ -1,4 +1,4 @@
-"""Batches, shards and padding: what holds for any lengths, and an example of each."""
+"""Batches, shards and padding: properties for any lengths, and an example of each."""
 
 import math
 
@@ -17,7 +17,7 @@ BATCHINGS = st.one_of(
 
 
 @given(LENGTHS, BATCHINGS)
-def test_every_text_is_in_one_batch_and_its_place_can_be_found_again(lengths, batching):
+def test_every_text_is_in_one_batch_and_outputs_return_to_its_index(lengths, batching):
     batches, size, budget = make_batches(lengths, batching), batching.batch_size, batching.batch_tokens
     if budget:
         assert all(len(batch) == 1 or padded_tokens(lengths, [batch])[0] <= budget for batch in batches)
@@ -30,7 +30,7 @@ def test_every_text_is_in_one_batch_and_its_place_can_be_found_again(lengths, ba
     assert sorted(indices) == list(range(len(lengths)))
     outputs = np.full(len(lengths), -1)
     for batch in batches:
-        outputs[batch] = lengths[batch] * 1000 + batch  # of a text alone, as a model's are
+        outputs[batch] = lengths[batch] * 1000 + batch  # depends on this text only, as a model's output does
     assert (outputs == lengths * 1000 + np.arange(len(lengths))).all()
     if batching.name == "in-order":
         assert (indices == np.arange(len(lengths))).all()
@@ -39,7 +39,7 @@ def test_every_text_is_in_one_batch_and_its_place_can_be_found_again(lengths, ba
 
 
 @given(LENGTHS, st.sampled_from([512, 500]))
-def test_few_lengths_are_hardly_more_padding(lengths, max_length):
+def test_few_lengths_add_little_padding(lengths, max_length):
     lengths = np.minimum(lengths, max_length)
     widths = round_lengths_up(lengths, max_length)
     assert (widths >= lengths).all() and (widths <= np.minimum(max_length, lengths * 17 / 16)).all()
@@ -52,7 +52,7 @@ def test_sorting_by_length_never_pads_more(lengths, size):
     lengths = lengths[: max(len(lengths) // size, 1) * size]  # a smaller last batch would have the longest texts
     size = min(size, len(lengths))
     batches = [make_batches(lengths, Batching(name, batch_size=size)) for name in ("sorted", "in-order")]
-    by_length, in_order = (padded_tokens(lengths, some).sum() / lengths.sum() for some in batches)
+    by_length, in_order = (padded_tokens(lengths, part).sum() / lengths.sum() for part in batches)
     assert 1 <= by_length <= in_order
 
 
@@ -61,8 +61,8 @@ def test_shards_lose_nothing_keep_the_order_and_are_balanced(lengths, batching, 
     batches = make_batches(lengths, batching)
     shards = balance_shards(lengths, batches, workers)
     assert len(shards) == workers
-    place = {tuple(batch): i for i, batch in enumerate(batches)}
-    dealt = [[place[tuple(batch)] for batch in shard] for shard in shards]
+    index = {tuple(batch): i for i, batch in enumerate(batches)}
+    dealt = [[index[tuple(batch)] for batch in shard] for shard in shards]
     assert sorted(i for shard in dealt for i in shard) == list(range(len(batches)))
     assert all(shard == sorted(shard) for shard in dealt)
     loads = [padded_tokens(lengths, shard).sum() for shard in shards]
@@ -88,7 +88,7 @@ def test_padding_keeps_every_token_and_masks_the_rest(rows, pad_id, side, width)
             assert inputs[name][i].sum() == sum(values) + (shape[1] - len(row)) * pad_values[name]
 
 
-def test_token_types_that_are_not_given_are_zeros():
+def test_missing_token_types_are_zeros():
     inputs = pad({"input_ids": [[8], [5, 6, 7]]}, {"input_ids": 1, "attention_mask": 0, "token_type_ids": 0})
     assert {name: array.tolist() for name, array in inputs.items()} == {
         "input_ids": [[8, 1, 1], [5, 6, 7]],
@@ -97,7 +97,7 @@ def test_token_types_that_are_not_given_are_zeros():
     }
 
 
-def test_more_workers_than_batches_leaves_some_without_work():
+def test_more_workers_than_batches_leaves_some_idle():
     batches = make_batches(np.array([5, 7, 9]), Batching("sorted", batch_size=2))
     shards = balance_shards(np.array([5, 7, 9]), batches, 5)
     assert sorted(map(len, shards)) == [0, 0, 0, 1, 1]

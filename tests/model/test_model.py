@@ -1,4 +1,4 @@
-"""Models as people save them: what each version, trainer and tool leaves in a folder, answered as transformers does."""
+"""Models as people save them, with the leftovers of versions, trainers and tools, give the answers of transformers."""
 
 import json
 import shutil
@@ -39,8 +39,8 @@ def rename_weights(folder: Path, rename) -> None:
 
 
 def answers_as_transformers_does(folder: Path, texts: list[str]) -> None:
-    some = classifiers(folder)
-    assert_the_truth(texts, Truth(folder, some[0].model.max_length), some, BATCHINGS)
+    opened = classifiers(folder)
+    assert_the_truth(texts, Truth(folder, opened[0].model.max_length), opened, BATCHINGS)
 
 
 @pytest.mark.parametrize("make", [shutil.copytree, lambda _, folder, texts: make_tiny_bert(folder, texts)])
@@ -54,7 +54,7 @@ def test_left_sides_of_a_tokenizer_change_no_answer(make, side, tiny_model, tmp_
     )
 
 
-def test_a_token_that_transformers_pads_with_but_the_config_does_not_name_is_no_end_of_a_text(tmp_path):
+def test_a_padding_token_that_only_the_tokenizer_names_does_not_end_a_text(tmp_path):
     """GPT-2 finds the end of a text by the config's pad_token_id; its tokenizer may name another token."""
     folder = tmp_path / "gpt2"
     folder.mkdir()
@@ -65,20 +65,18 @@ def test_a_token_that_transformers_pads_with_but_the_config_does_not_name_is_no_
     answers_as_transformers_does(folder, AWKWARD)
 
 
-def test_an_added_token_without_embedding_costs_its_texts_alone(folder, capfd, texts):
+def test_an_added_token_without_embedding_fails_only_its_texts(folder, capfd, texts):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["[USER]", "[URL]"])
     tokenizer.save_pretrained(folder)
     [classifier] = classifiers(folder)
-    assert (
-        "2 added tokens have no embedding in the model, so texts with one get nulls: [USER], [URL]"
-        in capfd.readouterr().err
-    )
+    err = capfd.readouterr().err
+    assert "[USER]" in err and "[URL]" in err
     given = [*texts[:9], "hello [USER]!", *texts[9:12], "[URL]"]
     predictions = classifier.predict(given, Batching("sorted", 4))
     lost = [9, 13]
-    assert list(np.flatnonzero(~predictions.has_tokens)) == lost and np.isnan(predictions.logits[lost]).all()
-    assert np.isfinite(np.delete(predictions.logits, lost, axis=0)).all()
+    assert list(np.flatnonzero(~predictions.has_tokens)) == lost and np.isnan(predictions.answers[lost]).all()
+    assert np.isfinite(np.delete(predictions.answers, lost, axis=0)).all()
 
 
 def test_a_padding_token_without_embedding_is_refused(folder):
@@ -86,11 +84,12 @@ def test_a_padding_token_without_embedding_is_refused(folder):
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(folder)
     change_json(folder / "config.json", pad_token_id=len(tokenizer) - 1, model_type="bert")
-    assert "set pad_token_id in config.json" in refused(Model.from_folder, folder, "x")
+    message = refused(Model.from_folder, folder, "x")
+    assert "pad_token_id" in message and "config.json" in message
 
 
-def test_a_tokenizer_that_is_not_its_file_is_refused(folder, monkeypatch):
-    """As transformers 5 makes of a tokenizer_class that doesn't fit tokenizer.json (its issues 45701 and 47706)."""
+def test_a_tokenizer_that_differs_from_its_file_is_refused(folder, monkeypatch):
+    """transformers 5 does this if tokenizer_class doesn't fit tokenizer.json (its issues 45701 and 47706)."""
     load = transformers.AutoTokenizer.from_pretrained
 
     def rebuilt(*arguments, **options):
@@ -100,43 +99,45 @@ def test_a_tokenizer_that_is_not_its_file_is_refused(folder, monkeypatch):
 
     assert Model.from_folder(folder, "x")
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", rebuilt)
-    assert ' tokens for "A Plain sentence' in (words := refused(Model.from_folder, folder, "x")), words
+    message = refused(Model.from_folder, folder, "x")
+    assert all(name in message for name in (transformers.__version__, "tokenizer.json", "tokenizer_class")), message
 
 
-def test_a_newer_transformers_is_named_where_its_model_can_not_be_read(folder):
+def test_the_error_for_a_model_of_a_newer_transformers_names_its_version(folder):
     change_json(folder / "config.json", transformers_version="99.1.0")
     assert Model.from_folder(folder, "x"), "nothing in it is new"
     change_json(folder / "config.json", rope_parameters_of_99={"theta": 1})
-    words = f"(transformers 99.1.0 saved it, {transformers.__version__} is installed: install "
+    names = ("config.json", "99.1.0", transformers.__version__)
     message = refused(load_config, folder)
-    assert "config.json has rope_parameters_of_99, which is not known here" in message and words in message
+    assert all(name in message for name in ("rope_parameters_of_99", *names)), message
     change_json(folder / "config.json", transformers_version="4.1.0")
-    assert load_config(folder), "an older one's fields are transformers' own business"
+    assert load_config(folder), "fields of an older version are left to transformers"
     change_json(folder / "config.json", transformers_version="99.1.0", model_type="bert_of_99")
-    assert words in refused(load_config, folder)
+    message = refused(load_config, folder)
+    assert all(name in message for name in ("bert_of_99", *names)), message
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_a_git_lfs_pointer_is_called_one(folder, name):
+def test_a_git_lfs_pointer_is_named(folder, name):
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    assert f"{name} is a Git LFS pointer, not the file itself" in refused(resolve_model, str(folder))
+    message = refused(resolve_model, str(folder))
+    assert name in message and "git lfs pull" in message
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "roberta._orig_mod."])
-def test_wrappers_of_a_trainer_before_the_names_of_weights_are_named(prefix, folder):
+def test_weights_saved_with_a_trainers_wrapper_are_refused(prefix, folder):
     rename_weights(folder, lambda name: prefix + name)
-    words = "the names of its weights are torch.compile's or DataParallel's (" + prefix
-    assert words in refused(Model.from_folder(folder, "x").load_torch)
+    assert f"{prefix}classifier.dense.bias" in refused(Model.from_folder(folder, "x").load_torch)
 
 
-def test_an_unused_head_is_no_uncounted_layer(folder, texts):
+def test_an_unused_head_does_not_count_as_an_extra_layer(folder, texts):
     weights = load_file(folder / "model.safetensors")
     head = {f"lm_head.layers.{i}.weight": weights["classifier.dense.weight"] + i for i in range(2)}
     save_file(weights | head, folder / "model.safetensors", {"format": "pt"})
     answers_as_transformers_does(folder, texts[:9])
 
 
-def test_big_bird_does_not_depend_on_the_texts_before(tmp_path, capfd):
+def test_big_bird_does_not_depend_on_earlier_texts(tmp_path, capfd):
     folder = tmp_path / "big_bird"
     folder.mkdir()
     config = tiny_config("big_bird")
@@ -145,19 +146,19 @@ def test_big_bird_does_not_depend_on_the_texts_before(tmp_path, capfd):
     tokenizer.model_max_length = 1000
     make_tiny(folder, tokenizer, config)
     [classifier] = classifiers(folder)
-    assert "runs with full attention" in capfd.readouterr().err
+    assert "attention" in capfd.readouterr().err, "it does not run as configured, which is printed"
     long = " ".join(f"w{i % 190}" for i in range(900))
-    logits = classifier.predict([long, "w1 w2", long], Batching("in-order", 1)).logits
-    assert np.array_equal(logits[0], logits[2])
+    answers = classifier.predict([long, "w1 w2", long], Batching("in-order", 1)).answers
+    assert np.array_equal(answers[0], answers[2])
 
 
-def test_no_bar_of_transformers_is_printed(folder, capfd):
+def test_no_progress_bar_of_transformers_is_printed(folder, capfd):
     Model.from_folder(folder, "x").load_torch()
     assert capfd.readouterr() == ("", "")
 
 
 def test_the_head_stays_in_fp32(folder, texts):
-    """Else logits near 8 have steps of 1/16, and many texts the same probability."""
+    """In BF16, logits near 8 have steps of 1/16, so many texts would get the same probability."""
     import torch
 
     network = Model.from_folder(folder, "x").load_torch("bf16")

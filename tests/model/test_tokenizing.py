@@ -1,4 +1,4 @@
-"""Token ids: what comes back, and what is refused."""
+"""Token ids as transformers gives them, and invalid limits."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import pytest
 from conftest import refused
 from tiny import STRANGE, make_tiny_bert, make_tiny_xlm_roberta
 
-from bench.model import tokenizing as room
+from bench.model import tokenizing
 from bench.model.tokenizing import load_tokenizer, resolve_max_length, tokenize
 
 
@@ -25,18 +25,20 @@ def test_max_length_is_the_models():
     assert max_length(128) == 128
     assert max_length(8192) == 8192
     assert max_length(-1, 64) == max_length(None, 64) == max_length("none", 64.0) == 64
-    assert max_length() == max_length(-1) == 512, "neither says"
+    assert max_length() == max_length(-1) == 512, "without any limit"
 
 
 @pytest.mark.parametrize("wrong", ["512", -1, 0, 1, 2, 64.5, [512]])
-def test_a_max_length_that_can_not_be_is_one_line(wrong):
-    assert "model_max_length is " in refused(max_length, 128, wrong)
+def test_an_invalid_max_length_is_one_line(wrong):
+    message = refused(max_length, 128, wrong)
+    assert "model_max_length" in message and str(wrong) in message
     if wrong != -1:
-        assert "max_position_embeddings is " in refused(max_length, wrong)
+        message = refused(max_length, wrong)
+        assert "max_position_embeddings" in message and str(wrong) in message
 
 
 class Watched:
-    """A fast tokenizer that notes the longest text that it is given."""
+    """A fast tokenizer that records the length of the longest text it gets."""
 
     is_fast, truncation_side = True, "right"
 
@@ -60,7 +62,7 @@ def tokenizers(tmp_path_factory, tiny_model, texts) -> dict:
 
 
 class Slow:
-    """A tokenizer that can't say by itself what it cut off."""
+    """A tokenizer that doesn't return the tokens that it cut off."""
 
     is_fast = False
 
@@ -78,10 +80,10 @@ class Slow:
 
 @pytest.mark.parametrize("name", ["tiny", "bert", "xlm"])
 def test_only_the_beginning_of_a_long_text_is_tokenized_and_gives_the_same_tokens(name, tokenizers, texts, monkeypatch):
-    monkeypatch.setattr(room, "LONG_TEXT", 8_000 // 256)  # characters a token
+    monkeypatch.setattr(tokenizing, "LONG_TEXT", 8_000 // 256)  # characters per token
     letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 20_000))
     long = [" ".join(texts), " ".join(letters[i : i + 5] for i in range(0, 20_000, 5)), "é😀 ß" * 5_000]
-    needs_all = [" " * 9_000 + "behind white space", "x" + "\0" * 9_000 + "y"]
+    needs_all = [" " * 9_000 + "after white space", "x" + "\0" * 9_000 + "y"]
     one_word = [letters, "a" * 20_000]  # one token of a WordPiece tokenizer
     (needs_all if name == "bert" else long).extend(one_word)
     watched = Watched(tokenizers[name])
@@ -89,7 +91,7 @@ def test_only_the_beginning_of_a_long_text_is_tokenized_and_gives_the_same_token
     ids = tokenize(watched, given, 128)
     assert watched.longest == 8_000 // 256 * 256
     mixed = tokenize(watched, [*given, *needs_all], 128)
-    monkeypatch.setattr(room, "LONG_TEXT", 10**9)
+    monkeypatch.setattr(tokenizing, "LONG_TEXT", 10**9)
     assert ids == tokenize(tokenizers[name], given, 128)
     assert mixed == tokenize(tokenizers[name], [*given, *needs_all], 128)
 
@@ -100,7 +102,7 @@ def test_only_the_beginning_of_a_long_text_is_tokenized_and_gives_the_same_token
 def test_lost_tokens_are_those_of_the_whole_text_beyond_the_limit(name, side, fast, tokenizers, texts, monkeypatch):
     tokenizer = tokenizers[name]
     monkeypatch.setattr(tokenizer, "truncation_side", side)
-    monkeypatch.setattr(room, "LONG_TEXT", 10**9)  # else it is estimated
+    monkeypatch.setattr(tokenizing, "LONG_TEXT", 10**9)  # otherwise the number is estimated
     given = ["", "short", *texts, "\ud800 is no Unicode"]
     found = tokenize(tokenizer if fast else Slow(tokenizer), given, 24, ["input_ids", "lost"])
     tokenizer.backend_tokenizer.no_truncation()
@@ -109,7 +111,7 @@ def test_lost_tokens_are_those_of_the_whole_text_beyond_the_limit(name, side, fa
     assert sum(found["lost"]) > 1000 and found["input_ids"][-1] == []
 
 
-def test_what_a_very_long_text_loses_is_estimated(tokenizers, texts):
+def test_the_lost_tokens_of_a_very_long_text_are_estimated(tokenizers, texts):
     text = " ".join(texts * 20)
     whole = len(tokenizers["bert"](text)["input_ids"])
     [lost] = tokenize(tokenizers["bert"], [text], 24, ["input_ids", "lost"])["lost"]
@@ -122,9 +124,10 @@ def test_tokens_are_those_of_transformers(name, side, tokenizers, texts, monkeyp
     tokenizer = tokenizers[name]
     monkeypatch.setattr(tokenizer, "truncation_side", side)
     tokenizer.backend_tokenizer.enable_padding(length=99)  # as in the files of some tokenizers
-    given = [*STRANGE[:-1], *texts]  # the last is of 10 MB
+    given = [*STRANGE[:-1], *texts]  # the last one has 10 MB
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
     expected = tokenizer(given, truncation=True, max_length=24)
     found = tokenize(tokenizer, given, 24, names)
+    assert found.pop("item") == list(range(len(given)))
     assert found == {name: expected[name] for name in names} and len(found) == 1 + (name == "bert")
     assert {len(row) for row in found["input_ids"]} > {23, 24}

@@ -1,6 +1,7 @@
-"""The figures: what is drawn where, and that no text covers another. All rows here are invented."""
+"""The figures: positions of what is drawn, and texts that don't overlap. All rows here are invented."""
 
 import itertools
+import re
 
 import matplotlib
 import pandas as pd
@@ -22,7 +23,7 @@ GPU, CPU = "NVIDIA-GeForce-RTX-4090", "Intel-Xeon-Platinum-8481C-4-cores"
 
 
 def make_row(variant: str = "torch", speed: float = 100.0, **columns) -> dict:
-    """A row as plot_results reads it; what is not given is the same in all."""
+    """A row as plot_results reads it; `columns` replace its defaults."""
     row = {"model": "owner/some_model", "device": GPU, "dataset": "normal", "variant": variant, "texts": 10000}
     row |= {
         "workers": 1,
@@ -49,7 +50,7 @@ def draw(function, rows: list[dict]):
 
 
 def overlaps(figure) -> list[tuple[str, str]]:
-    """The pairs of drawn texts that cover each other, and those that leave the figure, with a blank beside them."""
+    """Return the pairs of drawn texts that overlap; a text outside the figure is paired with ""."""
     texts = [figure._suptitle, *(text for legend in figure.legends for text in legend.get_texts())]
     for ax in figure.axes:
         texts += [*ax.texts, ax._left_title, ax.xaxis.label, ax.yaxis.label]
@@ -63,7 +64,7 @@ def overlaps(figure) -> list[tuple[str, str]]:
 
 
 def bests(devices: int, names: list[str]) -> list[dict]:
-    """The best row of each device and variant; some are alike in speed, or change many decisions."""
+    """Return the best row of each device and variant; some have the same speed, or change many decisions."""
     places = [GPU, CPU, "NVIDIA-RTX-PRO-6000-Blackwell-Server-Edition"][:devices]
     return [
         make_row(name, (9 if device == CPU else 3000) * (i // 2 + 1), device=device, **HOW_RIGHT[i % 4])
@@ -116,18 +117,19 @@ def test_comparison_is_sorted_marks_the_winner_and_shows_the_spread_of_several_p
     assert [bar.get_width() for bar in ax.patches] == [400, 250, 100, 60]
     colors = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in ax.patches]
     assert colors == [figures.LIGHT_GREY, figures.BLUE, figures.PALE_BLUE, figures.PALE_BLUE]
-    assert [text.get_text() for text in ax.texts] == [
-        "400 = 4.0x  in-order, 8 texts, 1 x 1; flips 2.00%",
-        "250 = 2.5x  sorted, 32 texts, 3 x 1",
-        "100 = 1.0x  in-order, 8 texts, 1 x 1",
-        "60 = 0.6x  in-order, 8 texts, 1 x 1; not proven",
-    ]
+    shown = [text.get_text() for text in ax.texts]
+    numbers = [re.findall(r"[\d.]+", text) for text in shown]
+    assert numbers[:2] == [["400", "4.0", "8", "1", "1", "2.00"], ["250", "2.5", "32", "3", "1"]]
+    assert numbers[2:] == [["100", "1.0", "8", "1", "1"], ["60", "0.6", "8", "1", "1"]]
+    assert ["sorted" in text for text in shown] == [False, True, False, False]
+    words = [re.sub(r"[\d.]+", "", text) for text in shown]
+    assert len(words[3]) > len(words[2]), "a variant that is not proven is marked"
     whiskers = [line.get_segments()[0][:, 0].tolist() for line in ax.collections]
-    assert whiskers == [[360, 420], [225, 262.5], [90, 105]], "none where there is one pass"
-    assert ax.get_title(loc="left") == "RTX 4090 (10,000 texts)"
+    assert whiskers == [[360, 420], [225, 262.5], [90, 105]], "a single pass has none"
+    assert "RTX 4090" in ax.get_title(loc="left") and "10,000" in ax.get_title(loc="left")
 
 
-def test_scaling_has_a_panel_a_variant_and_batches_by_tokens_at_their_mean_size():
+def test_scaling_has_a_panel_per_variant_and_shows_token_budgets_at_their_mean_size():
     rows = [make_row(batch_size=size, speed=size) for size in (1, 4)]
     rows += [make_row("onnx", 9 * n, batch_size=size, workers=n) for size in (1, 2, 4) for n in (1, 3)]
     rows += [make_row("onnx", 99, batch_size=0, batch_tokens=1000, batching="token-budget")]
@@ -135,19 +137,19 @@ def test_scaling_has_a_panel_a_variant_and_batches_by_tokens_at_their_mean_size(
     assert [ax.get_title(loc="left") for ax in (onnx, torch)] == ["onnx", "torch"]
     assert [line.get_xydata().tolist() for line in torch.lines] == [[[1, 1], [4, 4]]]
     assert [line.get_xydata().tolist() for line in onnx.lines] == [[[1, 27], [2, 27], [4, 27]], [[20, 99]]]
-    assert [[text.get_text() for text in ax.texts] for ax in (onnx, torch)] == [
-        ["99 with 1 worker"],
-        ["4 with 1 worker"],
-    ]
+    [fastest_onnx], [fastest_torch] = onnx.texts, torch.texts
+    assert re.findall(r"\d+", fastest_onnx.get_text()) == ["99", "1"], "messages/s, workers"
+    assert re.findall(r"\d+", fastest_torch.get_text()) == ["4", "1"]
 
 
-def test_parity_draws_no_change_at_the_left_and_a_line_at_the_tolerance():
+def test_parity_draws_zero_at_the_left_and_a_line_at_the_tolerance():
     rows = [make_row(), make_row("onnx-int8", 200, flips=0.02, max_diff=0.5, verdict=NOT_WITHIN)]
     [ax] = draw(draw_parity, rows).axes
     line, points = ax.lines[0], [line for line in ax.lines if line.get_marker() == "o"]
     assert list(line.get_xdata()) == [0.001, 0.001]
     assert [(point.get_xdata()[0], point.get_ydata()[0]) for point in points] == [(1e-5, 100), (0.02, 200)]
-    assert [text.get_text() for text in ax.texts] == ["tolerance", "torch (1e-03)", "onnx-int8 (5e-01)"]
+    _, torch, int8 = [text.get_text() for text in ax.texts]  # the first belongs to the line
+    assert "torch" in torch and "1e-03" in torch and "onnx-int8" in int8 and "5e-01" in int8
 
 
 def test_device_names():

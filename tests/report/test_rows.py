@@ -1,4 +1,4 @@
-"""Result files: rows appended and read, whatever happened to the file; the latest run of a cell."""
+"""Result files: rows are appended and read even if the file is damaged; the latest run of a cell counts."""
 
 import errno
 import io
@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bench.processes import ProcessPool
-from bench.report import rows as room
+from bench.report import rows as rows_module
 from bench.report.rows import (
     COLUMNS,
     HEADER,
@@ -24,7 +24,7 @@ from utils import clean
 
 
 def make_row(batch_size: int = 8, speed: float = 100.0, **columns) -> dict:
-    """A good row; what is not given is the same in all."""
+    """A valid row; `columns` replace its defaults."""
     row = dict.fromkeys(COLUMNS, "") | {
         "workers": 1,
         "threads": 1,
@@ -53,7 +53,7 @@ TEXT = st.text(max_size=20) | st.sampled_from(["", '"', "\t", "a\tb", 'a"\n"b', 
 
 
 @given(st.lists(st.fixed_dictionaries(dict.fromkeys(COLUMNS, TEXT)), min_size=1, max_size=4))
-def test_rows_come_back_as_they_were_appended_but_for_line_breaks(tmp_path, rows):
+def test_rows_come_back_as_appended_except_for_line_breaks(tmp_path, rows):
     path = tmp_path / "rows.tsv"
     path.unlink(missing_ok=True)
     for row in rows:
@@ -63,7 +63,7 @@ def test_rows_come_back_as_they_were_appended_but_for_line_breaks(tmp_path, rows
     assert path.read_text().count(HEADER) == 1
 
 
-def test_appending_changes_nothing_that_is_there(tmp_path):
+def test_appending_keeps_the_content_of_the_file(tmp_path):
     path = tmp_path / "rows.tsv"
     before = b""
     for damage in ("", "a line that is cut", "\n", "batching\tmessages/s\n1\t2\n", "\xff\n"):
@@ -75,7 +75,7 @@ def test_appending_changes_nothing_that_is_there(tmp_path):
         assert path.read_text(errors="replace").endswith("\n" + line_of(make_row()))
 
 
-def test_a_disk_that_is_full_in_the_middle_of_a_line_is_an_error_and_costs_no_other_row(tmp_path, monkeypatch):
+def test_a_full_disk_in_the_middle_of_a_line_is_an_error_and_loses_no_other_row(tmp_path, monkeypatch):
     path = tmp_path / "rows.tsv"
     append_row(path, make_row(batch_size=1))
 
@@ -85,12 +85,12 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_is_an_error_and_costs_no_ot
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", lambda path, mode, buffering: Full(path, "ab+"))
-        with pytest.raises(OSError, match="No space left") as caught:
+        with pytest.raises(OSError) as caught:
             append_row(path, make_row(batch_size=2))
     assert caught.value.errno == errno.ENOSPC
     append_row(path, make_row(batch_size=3))
     assert sizes(path) == [1, 3]
-    assert read_rows(path)[1] == 0, "the half line is taken back"
+    assert read_rows(path)[1] == 0, "the incomplete line is removed"
 
 
 class Writer:
@@ -111,7 +111,7 @@ def test_two_runs_into_one_file_lose_no_row(tmp_path):
 
 
 def test_files_of_several_versions_can_be_joined(tmp_path):
-    """As a spreadsheet saves them: with a byte order mark and CRLF; with columns less, more and in another order."""
+    """As a spreadsheet saves them, with a byte order mark and CRLF; columns are missing, added and reordered."""
     path = tmp_path / "rows.tsv"
     older = [name for name in COLUMNS if name not in ("busy", "throttled")] + ["kelvin"]
     row = make_row(batch_size=4, kelvin="300")
@@ -149,17 +149,17 @@ def test_files_of_several_versions_can_be_joined(tmp_path):
         {"date": "2026-11"},
     ],
 )
-def test_a_row_that_can_not_be_is_counted_and_left_out(columns, tmp_path):
+def test_an_invalid_row_is_counted_and_left_out(columns, tmp_path):
     path = tmp_path / "rows.tsv"
     append_row(path, make_row(batch_size=1))
     append_row(path, make_row(batch_size=2) | columns)
-    append_row(path, make_row(batch_size=3, status="out of memory") | dict.fromkeys(room.SPEEDS, ""))
+    append_row(path, make_row(batch_size=3, status="out of memory") | dict.fromkeys(rows_module.SPEEDS, ""))
     rows, failed, skipped = read_results([path, tmp_path / "missing.tsv"])
     assert rows["batch_size"].tolist() == [1]
     assert (failed, skipped) == (1, {path: 1, tmp_path / "missing.tsv": 1})
 
 
-def test_the_latest_completed_rows_of_a_cell_count_and_its_repeats_together(tmp_path):
+def test_the_latest_completed_run_of_a_cell_counts_with_its_repeats_combined(tmp_path):
     path = tmp_path / "rows.tsv"
     append_row(path, make_row(speed=500, date="2026-11-20T10:00:00Z"))
     for speed, flips in ((100, 0.2), (90, 0.1), (140, 0.0)):
@@ -201,7 +201,7 @@ def test_rows_under_the_names_of_before_are_read(old, new, tmp_path):
 
 
 def test_the_latest_run_is_the_one_of_the_latest_date(tmp_path):
-    """Wherever in the files its rows are."""
+    """Whatever the order of its rows in the files."""
     append_row(tmp_path / "a.tsv", make_row(speed=9, date="2026-11-20T10:00:00.5Z"))
     append_row(tmp_path / "b.tsv", make_row(speed=99, date="2020-11-20T10:00:00Z"))
     rows, _, _ = read_results([tmp_path / "a.tsv", tmp_path / "b.tsv"])
@@ -224,7 +224,7 @@ NOISE |= NOISE.map(HEADER.encode().__add__) | st.lists(st.sampled_from(PIECES), 
 @given(NOISE)
 @example(b"")
 @example(HEADER.encode() + b"\t".join([b"1"] * len(COLUMNS)) + b"\n")
-def test_whatever_is_in_a_file_it_is_read_or_counted(tmp_path, content):
+def test_any_content_of_a_file_is_read_or_counted(tmp_path, content):
     path = tmp_path / "device_variant_dataset.tsv"
     path.write_bytes(content)
     rows, _, _ = read_results([path])
@@ -239,7 +239,7 @@ EDITS = st.binary(max_size=5) | st.sampled_from([b'"', b'""', b"\t", b"\n", b"\r
 
 
 @given(st.integers(1, 8), st.data())
-def test_an_edit_or_a_cut_within_a_line_costs_no_other_row(tmp_path, count, data):
+def test_an_edit_or_a_cut_within_a_line_loses_no_other_row(tmp_path, count, data):
     path = tmp_path / "device_variant_dataset.tsv"
     lines = [line_of(make_row(batch_size=size)).encode() for size in range(1, count + 1)]
     edited = data.draw(st.integers(0, count - 1))

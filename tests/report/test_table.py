@@ -22,15 +22,10 @@ def test_a_row_is_a_line_under_the_header():
     assert line.split() == ["onnx", "1x2", "8", "sorted", "12.3", "(12-13.1)", "1.02", "51%", "1.0e-03", "0.25%", "ok"]
     for name in ("messages/s", "padding", "peak", "max_diff", "flips"):
         assert line[HEADER.index(name) + len(name)] == " " != line[HEADER.index(name) + len(name) - 1]
-    assert table_line(make_row(passes="1", stage="end-to-end", mfu="")).split()[2:7] == [
-        "8",
-        "sorted",
-        "e2e",
-        "12.3",
-        "1.02",
-    ]
-    assert table_line(make_row(throttled="heat (hardware)")).endswith(" ok (heat (hardware))")
-    assert table_line(make_row(throttled="no")).endswith(" ok")
+    end_to_end = table_line(make_row(passes="1", stage="end-to-end", mfu="")).split()
+    assert end_to_end[2:4] == ["8", "sorted"] and end_to_end[5:7] == ["12.3", "1.02"], "between them is the stage"
+    assert "heat (hardware)" in table_line(make_row(throttled="heat (hardware)"))
+    assert table_line(make_row(throttled="no")) == line
 
 
 def test_lines_have_at_most_100_columns():

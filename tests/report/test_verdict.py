@@ -1,12 +1,15 @@
-"""The verdict: ranks, ties, what is not right, and the next command."""
+"""The verdict: ranks, ties, variants that are not within tolerance, and the next command."""
 
+import re
 from argparse import Namespace
 
 import pytest
 
+from bench.judge import WITHIN
 from bench.report.rows import COLUMNS, completed_rows, latest_per_cell
 from bench.report.verdict import rank, verdict
 from run_benchmark import next_commands
+from runtimes import VARIANTS
 
 
 def row(variant: str, speed: float, spread: float = 0, **columns) -> dict:
@@ -43,10 +46,35 @@ def table(*rows):
     return latest_per_cell(completed_rows(list(rows))[0])
 
 
-def told(*rows, quick: bool = False) -> list[str]:
+def verdict_lines(*rows, quick: bool = False) -> list[str]:
     lines = verdict(table(BASE, *rows), *next_commands(asked(quick)))
     assert max(map(len, lines)) <= 80
     return lines
+
+
+def unfold(lines: list[str]) -> str:
+    return " ".join(" ".join(lines).split())
+
+
+def listed(lines: list[str]) -> dict[str, str]:
+    """Return variant -> its mark: its rank, `?` if it is not proven, `-` if it is not within tolerance."""
+    entries = [line.split()[:2] for line in lines if line.split()[1:2] and line.split()[1] in VARIANTS]
+    return {variant: mark for mark, variant in entries}
+
+
+def advice(lines: list[str]) -> str:
+    """Return the sentences between the table, which ends with a speed, and the commands."""
+    last = max(i for i, line in enumerate(lines) if "messages/s" in line)
+    return unfold(lines[last + 1 :]).partition("python ")[0]
+
+
+def recommended(lines: list[str]) -> str | None:
+    """Return the first variant that the advice names."""
+    return next((word for word in re.findall(r"[\w-]+", advice(lines)) if word in VARIANTS), None)
+
+
+def numbers(line: str) -> list[str]:
+    return re.findall(r"\d[\d.,]*\b", line)
 
 
 def ranks(*rows) -> list[tuple[int, str]]:
@@ -60,47 +88,48 @@ def test_variants_are_ranked_at_their_best_end_to_end():
     assert ranks(*rows, row("openvino-bf16", 999, stage="forward"))[2:] == [(3, "openvino-bf16")]
 
 
-def test_variants_whose_spread_overlaps_tie_and_the_closest_to_the_original_is_taken():
+def test_variants_with_overlapping_spreads_tie_and_the_closest_to_the_original_is_recommended():
     fast, slow = row("onnx-int8", 31, 1, max_diff=0.01, decisions=3000), row("onnx", 29.5, 0.6)
     assert ranks(fast, slow) == [(1, "onnx"), (1, "onnx-int8")]
     assert ranks(fast, slow | {"max": 29.9}) == [(1, "onnx-int8"), (2, "onnx")]
     assert ranks(fast | {"min": 31, "passes": 1}, slow | {"max": 29.5, "passes": 1})[0] == (1, "onnx")
-    lines = told(fast, slow)
-    assert lines[2].split() == ["1.", "onnx", "29.5", "messages/s", "3.0x", "1", "x", "2,", "8", "sorted", "(tie)"]
-    assert any(line.startswith("Take onnx, the closest to the original of 2 that tie") for line in lines)
+    lines = verdict_lines(fast, slow)
+    assert lines[2].split()[:10] == ["1.", "onnx", "29.5", "messages/s", "3.0x", "1", "x", "2,", "8", "sorted"]
+    assert listed(lines) == {"onnx": "1.", "onnx-int8": "1.", "torch": "3."}
+    assert recommended(lines) == "onnx" and "2" in numbers(advice(lines))
 
 
-def test_what_is_not_within_tolerance_stands_apart_with_its_count():
+def test_variants_not_within_tolerance_come_last_with_their_count():
     wrong = row("onnx-int8", 90, flips=3 / 256, max_diff=0.1)
-    lines = told(wrong, row("onnx", 30), row("torch", 12))
-    assert [line.split()[1] for line in lines[2:4]] == ["onnx", "torch"]
-    assert lines[4].startswith("Not within tolerance") and lines[5].startswith("-   onnx-int8")
-    assert lines[5].endswith("; 3 of 256")
-    assert told(wrong, BASE | {"flips": 1})[-1] == "None of them is proven to be within tolerance."
+    lines = verdict_lines(wrong, row("onnx", 30), row("torch", 12))
+    assert list(listed(lines).items()) == [("onnx", "1."), ("torch", "2."), ("onnx-int8", "-")]
+    [line] = [line for line in lines if "onnx-int8" in line]
+    assert numbers(line)[-2:] == ["3", "256"] and recommended(lines) == "onnx"
+    lines = verdict_lines(wrong, BASE | {"flips": 1})
+    assert set(listed(lines).values()) == {"-"} and recommended(lines) is None and "python" not in unfold(lines)
 
 
-def test_what_is_not_proven_is_not_recommended_and_says_what_it_would_be_worth():
-    lines = told(row("torch-bf16", 90, max_diff=0.02), row("onnx", 30), row("torch", 12))
-    assert [line.split()[1] for line in lines[2:4]] == ["onnx", "torch"], "as close as rounding"
-    assert lines[4].startswith("Not proven yet") and lines[5].split()[:2] == ["?", "torch-bf16"]
-    words = " ".join(" ".join(lines).split())
-    assert "0 of 256 changed: 0.00% to 1.43% of the decisions change" in words
-    assert "about 4,124 more texts would tell" in words
-    assert "Take onnx. What is not proven would be 3.0 times as fast." in words
-    assert "To check more texts: python run_benchmark.py --model torch,torch-bf16" in words
-    assert "Not proven" not in " ".join(told(row("torch-bf16", 90, max_diff=0.02, decisions=7000)))
+def test_an_unproven_variant_is_not_recommended_and_its_possible_gain_is_printed():
+    lines = verdict_lines(row("torch-bf16", 90, max_diff=0.02), row("onnx", 30), row("torch", 12))
+    assert list(listed(lines).items()) == [("onnx", "1."), ("torch", "2."), ("torch-bf16", "?")]
+    text = unfold(lines)
+    assert all(number in numbers(text) for number in ("0", "256", "0.00", "1.43", "4,124"))
+    assert recommended(lines) == "onnx" and "3.0" in numbers(advice(lines))
+    assert "python run_benchmark.py --model torch,torch-bf16 " in text and "--check-time" in text
+    assert listed(verdict_lines(row("torch-bf16", 90, max_diff=0.02, decisions=7000)))["torch-bf16"] == "1."
 
 
 def test_near_the_tolerance_the_interval_is_the_answer():
-    """19 of 21,600 decisions on 2,700 comments: no number of texts that anybody would check decides."""
-    words = " ".join(" ".join(told(row("onnx-int8", 90, flips=19 / 21_600, decisions=21_600, max_diff=0.1))).split())
-    assert "0.05% to 0.14% of the decisions change (95% confidence), your tolerance is 0.10%" in words
-    assert "times as many texts would hardly tell" in words and "To check more texts" not in words
-    assert "Take torch. What is not proven would be 9.0 times as fast." in words, "the price in speed"
+    """19 of 21,600 decisions on 2,700 comments: a feasible number of texts decides nothing."""
+    lines = verdict_lines(row("onnx-int8", 90, flips=19 / 21_600, decisions=21_600, max_diff=0.1))
+    text = unfold(lines)
+    assert all(number in numbers(text) for number in ("0.05", "0.14", "95", "0.10"))
+    assert listed(lines)["onnx-int8"] == "?" and "--check-time" not in text
+    assert recommended(lines) == "torch" and "9.0" in numbers(advice(lines)), "the price in speed"
 
 
 def test_a_variant_is_judged_by_its_worst_batching_and_timed_by_its_fastest():
-    """The two verdicts that took the luckiest row, with their counts."""
+    """Both sets of rows once got a verdict from their luckiest row."""
     lucky = [
         row("onnx-int8", 90 - i, flips=n / 512, decisions=512, batch_size=i + 1, max_diff=0.1)
         for i, n in enumerate((1, 2, 0, 0))
@@ -111,62 +140,62 @@ def test_a_variant_is_judged_by_its_worst_batching_and_timed_by_its_fastest():
         row("onnx-int8", speed, stage=stage, flips=n / 1792, decisions=1792, max_diff=0.1, batch_size=n)
         for speed, stage, n in several
     ]
-    lines = told(*rows, row("onnx", 12))
+    lines = verdict_lines(*rows, row("onnx", 12))
     [line] = [line for line in lines if "onnx-int8" in line]
-    assert line.startswith("-   ") and "15.9 messages/s" in line and line.endswith("; 6 of 1,792")
-    assert "Take onnx." in lines
+    assert listed(lines)["onnx-int8"] == "-" and "15.9" in line and numbers(line)[-2:] == ["6", "1,792"]
+    assert recommended(lines) == "onnx"
 
 
-def test_texts_that_were_checked_behind_the_sweep_decide():
-    """0 of 256 prove nothing; 0 of 4,000 do, and a row says so itself."""
-    of_now = {"date": "2026-11-26T00:00:00Z", "commit": "c"}
-    cells = [row("torch-bf16", 90, max_diff=0.02, **of_now), row("onnx", 30, **of_now)]
-    check = row("torch-bf16", 80, stage="check", max_diff=0.03, decisions=4000, within="yes", **of_now)
+def test_a_check_on_more_texts_decides():
+    """0 of 256 prove nothing; 0 of 4,000 do, and the row of the check has the verdict."""
+    latest = {"date": "2026-11-26T00:00:00Z", "commit": "c"}
+    cells = [row("torch-bf16", 90, max_diff=0.02, **latest), row("onnx", 30, **latest)]
+    check = row("torch-bf16", 80, stage="check", max_diff=0.03, decisions=4000, within="yes", **latest)
     assert ranks(*cells)[0] == (1, "onnx") and ranks(*cells, check)[0] == (1, "torch-bf16")
     assert ranks(*cells, check | {"within": "not proven"})[0] == (1, "onnx")
     assert ranks(*cells, check | {"commit": "older", "date": "2020-01-01T00:00:00Z"})[0] == (1, "onnx")
 
 
-def test_what_another_commit_measured_is_not_right_because_this_one_is():
+def test_rows_of_another_commit_are_judged_separately():
     old = row("onnx-int8", 100, batch_size=32, flips=0.02, decisions=4000, commit="a", date="2026-11-25T00:00:00Z")
     new = row("onnx-int8", 50, decisions=4000, commit="b", date="2026-11-26T00:00:00Z", max_diff=0.1)
-    found = rank(table(old | {"max_diff": 0.1}, new))
-    assert found[["messages/s", "verdict"]].to_numpy().tolist() == [[50, "within tolerance"]]
+    ranked = rank(table(old | {"max_diff": 0.1}, new))
+    assert ranked[["messages/s", "verdict"]].to_numpy().tolist() == [[50, WITHIN]]
     check = row(
         "torch-bf16", 80, stage="check", decisions=4000, within="yes", date="2026-11-25T00:00:00Z", max_diff=0.1
     )
     later = row("torch-bf16", 90, batch_size=32, flips=12 / 7168, decisions=7168, date="2026-11-26T00:00:00Z")
-    assert rank(table(check, later | {"max_diff": 0.1}))["verdict"].tolist() != ["within tolerance"]
+    assert rank(table(check, later | {"max_diff": 0.1}))["verdict"].tolist() != [WITHIN]
 
 
-def test_what_was_measured_on_a_busy_device_is_not_ranked_beside_the_rest():
-    lines = told(row("onnx", 90, busy="1.00"), row("torch", 12, busy="0.02"))
-    assert [line.split()[:2] for line in lines[2:4]] == [["1.", "torch"], ["2.", "onnx"]]
-    assert "busy device" in lines[3] and "Take torch." in lines
-    words = " ".join(" ".join(verdict(table(row("onnx", 90, busy="1.00")), "settle", "next")).split())
-    assert "Others kept the device busy: measure again when it is idle, with --resume." in words
+def test_measurements_on_a_busy_device_rank_after_the_others():
+    lines = verdict_lines(row("onnx", 90, busy="1.00"), row("torch", 12, busy="0.02"))
+    assert list(listed(lines).items()) == [("torch", "1."), ("onnx", "2.")] and recommended(lines) == "torch"
+    busy, idle = (verdict(table(row("onnx", 90, busy=share)), "settle", "next") for share in ("1.00", "0.02"))
+    assert len(busy[2].split()) > len(idle[2].split()), "its line is marked"
+    assert "--resume" in unfold(busy) and "--resume" not in unfold(idle)
 
 
-def test_of_batchings_that_tie_one_with_a_token_budget_is_taken():
+def test_a_token_budget_wins_a_tie():
     budget = {"batching": "token-budget", "batch_size": "", "batch_tokens": 512}
     assert ranks(row("onnx", 30, 1, max_diff=1e-6), row("torch", 29.5, 1, max_diff=2e-6, **budget))[0] == (1, "torch")
 
 
 def test_the_factor_is_over_eager_torch_at_its_best_in_order():
-    lines = told(row("onnx", 30), BASE | {"messages/s": 6, "min": 6, "max": 6, "batch_size": 16})
+    lines = verdict_lines(row("onnx", 30), BASE | {"messages/s": 6, "min": 6, "max": 6, "batch_size": 16})
     assert " 3.0x " in lines[2] and any("10 messages/s" in line for line in lines[3:])
-    alone = verdict(table(row("onnx", 30)), "settle", "next")
-    assert not any("x " in line.split("messages/s")[1].split("1 x")[0] for line in alone[2:3])
+    without_base = verdict(table(row("onnx", 30)), "settle", "next")
+    assert "onnx" in without_base[2] and not re.search(r"\dx ", without_base[2])
 
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_the_next_command_can_be_copied(quick):
-    lines = told(row("onnx", 30), row("torch-bf16", 9, decisions=3000), quick=quick)
-    at = next(i for i, line in enumerate(lines) if line.endswith("Next:")) + 1
-    command = " ".join(line.rstrip("\\").strip() for line in lines[at:])
+    lines = verdict_lines(row("onnx", 30), row("torch-bf16", 9, decisions=3000), quick=quick)
+    start = max(i for i, line in enumerate(lines) if line.strip().startswith("python "))
+    command = " ".join(line.rstrip("\\").strip() for line in lines[start:])
     if quick:
         assert command.startswith("python run_benchmark.py --model torch,onnx,torch-bf16 --device cpu")
-        assert "--batches 8,32" in command, "with what won"
+        assert "--batches 8,32" in command, "with the winner's batch size"
     else:
         assert command == "python classify_texts.py 'ann/a model' FILE --output labels --device cpu"
     assert "'ann/a model'" in command

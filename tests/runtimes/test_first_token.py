@@ -1,34 +1,35 @@
-"""The last layer for the first token alone: the same answers, and only where the head reads no other."""
+"""The last layer runs for the first token only, with the same answers, if the head reads no other token."""
 
 import pytest
 import torch
+from model_types import as_parameters
 from tiny import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
 from runtimes.first_token import first_token_only
 
-DONE = "bert", "camembert", "data2vec-text", "deberta-v2", "distilbert", "electra", "ernie", "megatron-bert"
-DONE += "modernbert", "mpnet", "rembert", "roberta", "xlm-roberta"
+SUPPORTED = "bert", "camembert", "data2vec-text", "deberta-v2", "distilbert", "electra", "ernie", "megatron-bert"
+SUPPORTED += "modernbert", "mpnet", "rembert", "roberta", "xlm-roberta"
 WHOLE = "albert", "flaubert", "squeezebert", "xlnet"
 
 
 @pytest.fixture
 def ask():
-    """What a network says of padded texts, of texts of one length, and of a single one."""
+    """Return a network's logits for padded texts, texts of one length, and a single text."""
     ids = torch.randint(10, 90, (4, 30), generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(30) < torch.tensor([[30], [9], [3], [1]])).long()
 
     @torch.inference_mode()
     def ask(network):
         batches = (ids, mask), (ids, torch.ones_like(mask)), (ids[:1], mask[:1])
-        return torch.cat([network(input_ids=texts, attention_mask=own).logits for texts, own in batches])
+        return torch.cat([network(input_ids=rows, attention_mask=masks).logits for rows, masks in batches])
 
     return ask
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("kind", DONE)
+@pytest.mark.parametrize("kind", as_parameters(SUPPORTED))
 def test_the_answers_stay_the_same(kind, implementation, ask):
     config = tiny_config(kind)
     try:
@@ -38,13 +39,13 @@ def test_the_answers_stay_the_same(kind, implementation, ask):
     before, work = ask(network), count(ask, network)
     assert first_token_only(network)
     assert (ask(network) - before).abs().max() < 1e-5 and before.std() > 1e-3
-    if implementation == "eager":  # of two layers one runs nearly for nothing, or without its feed-forward part
+    if implementation == "eager":  # one of two layers costs almost nothing, or lacks its feed-forward part
         assert count(ask, network) < 0.9 * work
 
 
-@pytest.mark.parametrize("kind", DONE)
-def test_a_decoders_first_token_still_sees_nothing_behind_it(kind, ask):
-    """Where nothing is padding, attention goes by the number of queries alone, and one query would see all tokens."""
+@pytest.mark.parametrize("kind", as_parameters(SUPPORTED))
+def test_a_decoders_first_token_still_sees_no_later_tokens(kind, ask):
+    """Without padding, attention is causal only if there are several queries: a single one would see all tokens."""
     config = tiny_config(kind)
     config.is_decoder = True
     network = AutoModelForSequenceClassification.from_config(config).eval()
@@ -54,14 +55,14 @@ def test_a_decoders_first_token_still_sees_nothing_behind_it(kind, ask):
 
 
 def count(ask, network) -> int:
-    """Counts FLOPs, of which torch misses SDPA's on a CPU."""
+    """Return the FLOPs; torch doesn't count those of SDPA on a CPU."""
     with FlopCounterMode(display=False) as counter:
         ask(network)
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("kind", WHOLE)
-def test_what_is_not_known_to_be_the_same_runs_whole(kind, ask):
+@pytest.mark.parametrize("kind", as_parameters(WHOLE))
+def test_other_types_run_the_whole_layer(kind, ask):
     network = AutoModelForSequenceClassification.from_config(tiny_config(kind)).eval()
     before, parts = ask(network), dict(network.named_modules())
     assert not first_token_only(network)

@@ -1,4 +1,4 @@
-"""The OpenVINO runtime: it computes in BF16 or not at all."""
+"""OpenVINO computes in BF16 or fails."""
 
 import sys
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ def test_another_precision_is_an_error(monkeypatch, tmp_path):
     hint = SimpleNamespace(get_type_name=lambda: "f32")
     compiled = SimpleNamespace(get_property={"INFERENCE_PRECISION_HINT": hint}.get)
     monkeypatch.setattr("openvino.compile_model", lambda *_: compiled)
-    with pytest.raises(UserError, match="OpenVINO computes in f32 on this CPU, which has no BF16"):
+    with pytest.raises(UserError, match="f32"):
         load(None, tmp_path, CPU)
 
 

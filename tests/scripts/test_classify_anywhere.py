@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from huggingface_hub import HfFileSystem
 from moto.server import ThreadedMotoServer
 
 import classify_texts
+from bench.judge import WITHIN
 from bench.label.job import locked
 from bench.tables.storage import locate
 
@@ -88,13 +90,18 @@ def start(tiny_model, months, tmp_path):
 def whole(label, tmp_path) -> pd.DataFrame:
     """What a plain run on this machine gives."""
     code, err = label(output="whole")
-    assert code == 0 and "bad rows   3" in err, err
+    assert code == 0 and len((tmp_path / "whole" / "_bad_rows.jsonl").read_text().splitlines()) == 3, err
     return read_parts("whole")
 
 
 def read_parts(folder: str) -> pd.DataFrame:
     parts = [file for file in locate(folder).files() if file.name.startswith("part-")]
     return pd.concat([pq.read_table(part.path, filesystem=part.filesystem).to_pandas() for part in parts])
+
+
+def part_times(folder: Path) -> dict[str, int]:
+    """When each part was written: a part that is labelled again has another time."""
+    return {part.name: part.stat().st_mtime_ns for part in folder.glob("part-*")}
 
 
 def test_months_are_labelled_as_they_lie(whole):
@@ -109,50 +116,54 @@ def test_shards_make_the_parts_of_a_plain_run_which_then_checks_them(label, star
     out = tmp_path / "out"
     kill_after_a_part(second, out)
     _, err = first.communicate()
-    assert first.returncode == 0 and "shard      1-of-2 is done" in err, err
+    assert first.returncode == 0 and "--shard" in err, err
     code, err = label("--shard", "2/2")
-    assert code == 0 and "shard      2-of-2 is done" in err, err
+    assert code == 0 and "--shard" in err, err
     assert json.loads((out / "_receipt-1-of-2.json").read_text())["rows"] == 2 * ROWS
     assert not (out / "_receipt.json").exists() and len((out / "_bad_rows-1-of-2.jsonl").read_text().splitlines()) == 2
-    before = (out / "_receipt-2-of-2.json").read_text()
+    before, times = (out / "_receipt-2-of-2.json").read_text(), part_times(out)
+    assert json.loads(before)["rows"] == ROWS
     code, err = label("--shard", "2/2")
-    assert code == 0 and f"all {ROWS} rows are labelled already" in err
+    assert code == 0 and str(ROWS) in err and part_times(out) == times, "nothing is labelled again"
     assert (out / "_receipt-2-of-2.json").read_text() == before
     last = sorted(out.glob("part-*"))[-1]
     last.unlink()
     code, err = label()
-    assert code == 0 and f"{3 * ROWS} rows in all" in err, err
+    assert code == 0 and str(3 * ROWS) in err, err
     receipt = json.loads((out / "_receipt.json").read_text())
-    assert receipt["rows"] == 3 * ROWS and receipt["bad_rows"] == 3 and receipt["verdict"] == "within tolerance"
+    assert receipt["rows"] == 3 * ROWS and receipt["bad_rows"] == 3 and receipt["verdict"] == WITHIN
     pd.testing.assert_frame_equal(read_parts("out"), whole, check_exact=False, atol=1e-6)
     assert {path.name for path in out.glob("part-*")} == {path.name for path in (tmp_path / "whole").glob("part-*")}
 
 
-def test_shards_that_can_not_be_are_refused(label):
+def test_shards_that_can_not_be_are_refused(label, tmp_path):
     for shard in ("0/2", "3/2", "2", "a/b"):
         code, err = label("--shard", shard)
-        assert code == 2 and "is not like 3/16" in err
+        assert code == 2 and "--shard" in err and shard in err
     for option in ("--check-only", "--overwrite", "--ray"):
         code, err = label("--shard", "1/2", option)
-        assert code == 2 and "--shard goes with neither" in err
-    code, err = label("--shard", "5/9")
-    assert code == 0 and "there are more shards than files to share" in err
+        assert code == 2 and "--shard" in err and option in err
+    code, _ = label("--shard", "5/9")
+    assert code == 0 and not part_times(tmp_path / "out"), "there are only three files to share"
 
 
 def test_from_a_bucket_into_a_bucket(label, start, whole, bucket):
     far = {"source": f"{bucket}/in", "output": f"{bucket}/my labels/100% #1"}
     kill_after_a_part(start(**far), far["output"])
     code, err = label(**far)
-    assert code == 0 and f"{3 * ROWS} rows in all" in err, err
+    assert code == 0 and str(3 * ROWS) in err, err
     pd.testing.assert_frame_equal(read_parts(far["output"]), whole, check_exact=False, atol=1e-6)
-    assert "labelled already" in label(**far)[1]
-    code, err = label("--check-only", **far)
-    assert code == 0 and "receipt    within tolerance" in err
     out = locate(far["output"])
-    assert json.loads((out / "_receipt.json").read())["rows"] == 3 * ROWS
+    before = json.loads((out / "_receipt.json").read())
+    assert before["texts_of_this_run"] < before["texts"]
+    assert label(**far)[0] == 0 and json.loads((out / "_receipt.json").read()) == before, "all is labelled already"
+    (out / "_receipt.json").delete()
+    code, err = label("--check-only", **far)
+    receipt = json.loads((out / "_receipt.json").read())
+    assert (code, receipt["verdict"], receipt["rows"]) == (0, WITHIN, 3 * ROWS), err
     assert len((out / "_bad_rows.jsonl").read().splitlines()) == 3
     code, err = label("--limit", 20, **far)
-    assert code == 2 and "--limit was not given): name another folder" in err
+    assert code == 2 and "--limit" in err.splitlines()[-1]
     code, err = label("--limit", 20, "--overwrite", **far)
     assert code == 0 and len(read_parts(far["output"])) == 20
 
@@ -172,12 +183,12 @@ def test_from_a_dataset_on_the_hub(label, whole, hub, months, monkeypatch):
 def test_what_is_not_in_a_bucket_is_said_in_a_line(label, bucket, months):
     wrong = {
         "s3://nowhere/in": "nowhere",
-        f"{bucket}/none": "there is no s3://comments/none",
-        "nothing://a/b": "can't be reached",
+        f"{bucket}/none": "s3://comments/none",
+        "nothing://a/b": "nothing://a/b",
     }
-    for place, words in wrong.items():
+    for place, name in wrong.items():
         code, err = label(source=place)
-        assert code == 2 and words in err and err.count("\n") == 1, err
+        assert code == 2 and name in err and err.count("\n") == 1, err
     for place in ("s3://nowhere/out", "nothing://a/b"):
         code, err = label(output=place)
         assert code in (1, 2) and "Traceback" not in err and err.splitlines()[-1].startswith("classify_texts.py: "), err
@@ -186,9 +197,9 @@ def test_what_is_not_in_a_bucket_is_said_in_a_line(label, bucket, months):
 def test_a_shard_that_begins_later_does_not_wait_for_the_first(label, months, tmp_path):
     with locked(locate(tmp_path / "out"), shared=True):  # as a shard does that labels
         code, err = label("--shard", "2/2")
-    assert code == 0 and "waiting" not in err, err
+    assert code == 0 and len(part_times(tmp_path / "out")) == 8, err
     code, err = label()
-    assert code == 0 and f"{3 * ROWS} rows in all" in err
+    assert code == 0 and str(3 * ROWS) in err
 
 
 def test_shards_that_planned_otherwise_are_told_apart(label, tmp_path):
@@ -200,21 +211,21 @@ def test_shards_that_planned_otherwise_are_told_apart(label, tmp_path):
     assert label("--shard", "2/2", "--threads", "2")[0] == 0
     for options in ([], ["--check-only"]):
         code, err = label(*options, "--threads", "2")
-        assert code == 2 and "part-000000-0000000000.parquet was made otherwise" in err.splitlines()[-1], err
+        assert code == 2 and "part-000000-0000000000.parquet" in err.splitlines()[-1], err
 
 
 def test_what_stops_a_run_stops_the_next_one_too(label, months, tmp_path):
     for shard in ("--shard=1/2", "--shard=1/2", "--shard=1/1"):
         code, err = label("--strict", shard)
         own = f"_bad_rows{shard.removeprefix('--shard=').replace('/', '-of-').join(['-', ''])}.jsonl"
-        assert code == 1 and "line 31: " in err.splitlines()[-1] and err.endswith(f"; {own} names all\n"), err
+        assert code == 1 and all(name in err.splitlines()[-1] for name in ("line 31", own)), err
         assert (tmp_path / "out" / own).is_file() and not (tmp_path / "out" / "_bad_rows.jsonl").exists()
     for _ in range(2):
         code, err = label("--strict")
-        assert code == 1 and "line 31: " in err.splitlines()[-1], err
+        assert code == 1 and "line 31" in err.splitlines()[-1], err
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "more").symlink_to(months)
     code, err = label(source=tmp_path / "linked", output="of-link")
-    assert code == 0 and f"{3 * ROWS} rows in all" in err
+    assert code == 0 and str(3 * ROWS) in err
     code, err = label("--encoding", "cp1252", source=tmp_path / "linked", output="of-link")
-    assert code == 2 and "made otherwise (--delimiter or --encoding)" in err
+    assert code == 2 and "--encoding" in err.splitlines()[-1]

@@ -5,6 +5,8 @@ import gzip
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,8 @@ import pytest
 from conftest import ROOT, kill_after_a_part, refused
 
 import classify_texts
+import run_benchmark
+from bench.judge import WITHIN
 from bench.label import output as parts
 from bench.label import plan, pool
 from bench.label.job import locked
@@ -66,6 +70,25 @@ def part_files(folder) -> list:
     return sorted(folder.glob("part-*"))
 
 
+def part_times(folder) -> dict[str, int]:
+    """When each part was written: a part that is labelled again has another time."""
+    return {part.name: part.stat().st_mtime_ns for part in part_files(folder)}
+
+
+def read_receipt(folder) -> dict:
+    return json.loads((folder / "_receipt.json").read_text())
+
+
+def numbers(text: str) -> set[int]:
+    return {int(number.replace(",", "")) for number in re.findall(r"\d+(?:,\d{3})*", text)}
+
+
+def check_refused(answer, *names: str) -> None:
+    """Wrong usage or input: code 2, and the last line names what is wrong."""
+    code, err, _ = answer
+    assert code == 2 and all(name in err.splitlines()[-1] for name in names), err
+
+
 def bodies_of(source) -> list:
     tables = [pd.read_csv(source / "a.csv"), pd.read_csv(source / "b.csv.gz"), pd.read_parquet(source / "c.parquet")]
     return pd.concat(tables)["body"].tolist()
@@ -75,7 +98,7 @@ def test_labels_are_those_of_transformers_pipeline_in_the_inputs_order(label, so
     from transformers import pipeline
 
     code, err, found = label()
-    assert code == 0 and "80 texts" in err and "90 rows" in err
+    assert code == 0 and {80, 90} <= numbers(err)
     assert list(found.columns) == ["id", "subreddit", *LABELS] and set(found.dtypes[LABELS]) == {np.dtype("float32")}
     assert list(found["id"]) == [f"r{i}" for i in range(90)]
     assert [len(pd.read_parquet(path)) for path in part_files(source.parent / "out")] == [30, 30, 30]
@@ -99,23 +122,25 @@ def test_the_best_label_alone_and_the_columns_that_are_kept(label):
     assert (~full).sum() == 6
 
 
-def test_a_dry_run_says_what_it_will_be_and_writes_nothing(label, tiny_model, tmp_path):
+def test_a_dry_run_says_what_it_will_be_and_writes_nothing(label, tiny_model, tmp_path, monkeypatch):
     bodies = [random.randbytes(30).hex(" ", 3) for _ in range(30_000)]
     rows = pd.DataFrame({"id": map(str, range(30_000)), "body": bodies})
     rows.to_json(tmp_path / "many.jsonl.zst", orient="records", lines=True, compression="zstd")
     options = {"source": tmp_path / "many.jsonl.zst", "output": "dry"}
     code, err, found = label("--dry-run", **options)
     assert code == 0 and found is None and not (tmp_path / "dry").exists()
-    said = {line.split()[0]: line for line in err.splitlines()}
-    assert int(said["rows"].split()[2].replace(",", "")) == pytest.approx(30_000, rel=0.02)
-    assert said["columns"].endswith("id, " + ", ".join(LABELS)) and "not known" in said["time"]
+    assert any(number == pytest.approx(30_000, rel=0.02) for number in numbers(err))
+    assert ", ".join(["id", *LABELS]) in err
     label("--limit", 2000, "--rows-per-file", 2000, source=options["source"], output="real")
     size = sum(part.stat().st_size for part in part_files(tmp_path / "real")) * 15
     code, err, _ = label("--dry-run", **options)
-    about, unit = next(line for line in err.splitlines() if line.startswith("output")).split()[2:4]
-    assert unit == "kB," and float(about) * 1e3 == pytest.approx(size, rel=0.5)
-    measuring = f"python run_benchmark.py --model torch --quick --device cpu --model-id {tiny_model} --dataset"
-    assert f"{measuring} {options['source']} --column body --threads 1\n" in err
+    [(estimate, unit)] = re.findall(r"([\d.,]+) (kB|MB|GB)\b", err)
+    unit_bytes = {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+    assert float(estimate.replace(",", "")) * unit_bytes == pytest.approx(size, rel=0.5)
+    monkeypatch.setattr(sys, "argv", shlex.split(re.search(r"python (run_benchmark\.py .*)", err)[1]))
+    args = run_benchmark.parse_arguments()  # of the command that measures what isn't known yet
+    assert (args.model, args.quick, args.device, args.threads) == (["torch"], True, "cpu", 1)
+    assert (args.model_id, args.dataset, args.column) == (str(tiny_model), str(options["source"]), "body")
 
 
 def test_folders_by_month_and_semicolons(label, source, tmp_path):
@@ -128,9 +153,9 @@ def test_folders_by_month_and_semicolons(label, source, tmp_path):
     code, err, found = label("--delimiter", ";", "--encoding", "cp1252", **options)
     assert code == 0 and list(found.columns[:4]) == ["id", "subreddit", "year", "month"], err
     assert list(found["month"]) == ["01"] * 30 + ["02"] * 30 and list(found["id"][30:]) == list(rows["id"])
-    assert "no encoding" in label("--encoding", "cp1252x", **options)[1]
-    assert "not one character" in label("--delimiter", "||", **options)[1]
-    assert "no column 'body'" in label(**options)[1]
+    check_refused(label("--encoding", "cp1252x", **options), "--encoding", "cp1252x")
+    check_refused(label("--delimiter", "||", **options), "--delimiter", "||")
+    check_refused(label(**options), "body")
 
 
 def test_small_output_some_labels_in_half_precision_without_low_scores(label, tmp_path):
@@ -142,10 +167,11 @@ def test_small_output_some_labels_in_half_precision_without_low_scores(label, tm
         assert str(found[name].dtype) == "float16" and expected.isna().any() and expected.notna().any()
         assert (found[name].isna() == expected.isna()).all()
         assert np.allclose(found[name].astype(float), expected, rtol=0, atol=2**-12, equal_nan=True)
-    assert json.loads((tmp_path / "out" / "_receipt.json").read_text())["flips"] == 0
-    assert "receipt    within tolerance" in label("--float16", "--top-label", output="top")[1]
-    assert "the model has no label 'joy'; it has LABEL_0" in label("--labels", "joy", output="other")[1]
-    assert "--top-label goes with neither" in label("--labels", "LABEL_1", "--top-label", output="other")[1]
+    assert read_receipt(tmp_path / "out")["flips"] == 0
+    assert label("--float16", "--top-label", output="top")[0] == 0
+    assert read_receipt(tmp_path / "top")["verdict"] == WITHIN
+    check_refused(label("--labels", "joy", output="other"), "--labels", "joy", *LABELS)
+    check_refused(label("--labels", "LABEL_1", "--top-label", output="other"), "--labels", "--top-label")
 
 
 def break_once(monkeypatch, owner, name: str, after: int, error: BaseException) -> None:
@@ -181,7 +207,8 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_result(owner, name, after
     code, _, found = label()
     assert code == 0
     pd.testing.assert_frame_equal(found, whole)
-    assert "already" in label()[1]
+    times = part_times(tmp_path / "out")
+    assert label()[0] == 0 and part_times(tmp_path / "out") == times, "nothing is labelled again"
 
 
 def test_a_worker_that_fails_is_started_again_and_twice_over_the_same_rows_is_the_end(label, monkeypatch):
@@ -189,7 +216,8 @@ def test_a_worker_that_fails_is_started_again_and_twice_over_the_same_rows_is_th
     with monkeypatch.context() as patch:
         break_once(patch, Classifier, "predict_share", 2, WorkerFailed("worker 1 of 1 died (SIGKILL)"))
         code, err, found = label()
-    assert code == 0 and "rows 0 to 29 of file 2: worker 1 of 1 died (SIGKILL); once more" in err
+    [line] = [line for line in err.splitlines() if "worker 1 of 1 died (SIGKILL)" in line]
+    assert code == 0 and {0, 29, 2} <= numbers(line), "the rows and the file"
     pd.testing.assert_frame_equal(found, whole)
 
     def fail(*_):
@@ -197,11 +225,8 @@ def test_a_worker_that_fails_is_started_again_and_twice_over_the_same_rows_is_th
 
     monkeypatch.setattr(Classifier, "predict_share", fail)
     code, err, found = label("--limit", 20, output="other")
-    assert (
-        code == 1
-        and "rows 0 to 19 of file 1: workers fail on more than 3 texts: out of memory" in err
-        and found is None
-    )
+    last = err.splitlines()[-1]
+    assert code == 1 and {0, 19, 1, pool.MAX_FAILED_TEXTS} <= numbers(last) and "memory" in last and found is None
 
 
 def test_kill_9_loses_nothing(tiny_model, tiny_exports, source, tmp_path, label):
@@ -213,7 +238,7 @@ def test_kill_9_loses_nothing(tiny_model, tiny_exports, source, tmp_path, label)
     kill_after_a_part(process, tmp_path / "killed")
     assert 1 <= len(part_files(tmp_path / "killed")) < 12
     again = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "90 rows in all" in again.stderr
+    assert 90 in numbers(again.stderr)
     _, _, whole = label(output="whole")
     found = pd.read_parquet(tmp_path / "killed")
     assert list(found["id"]) == list(whole["id"])
@@ -222,35 +247,36 @@ def test_kill_9_loses_nothing(tiny_model, tiny_exports, source, tmp_path, label)
 
 def test_wrong_input_is_refused_before_anything_runs(label, source, tmp_path):
     refusals = {
-        ("--column", "text"): "no column 'text'",
-        ("--keep-columns", "id,author"): "no column 'author'",
-        ("--variant", "torch", "--gpu", "x"): "not a whole number",
-        ("--rows-per-file", 0): "not a whole number",
-        ("--gpu", "0,1"): "--gpu goes with neither",
-        ("--output", source): "lie in each other",
-        ("--output", source / "labels"): "lie in each other",
-        ("--output", tmp_path / "link"): "lie in each other",
+        ("--column", "text"): ["'text'", "--column"],
+        ("--keep-columns", "id,author"): ["author"],
+        ("--variant", "torch", "--gpu", "x"): ["--gpu", "'x'"],
+        ("--rows-per-file", 0): ["--rows-per-file", "'0'"],
+        ("--gpu", "0,1"): ["--gpu", "--device"],
     }
-    (tmp_path / "link").symlink_to(source)
-    for options, words in refusals.items():
+    for options, names in refusals.items():
         code, err, found = label(*options)
-        assert code == 2 and words in err and err.count("\n") == 1 and found is None
+        check_refused((code, err, found), *names)
+        assert err.count("\n") == 1 and found is None
+    (tmp_path / "link").symlink_to(source)
+    for output in (source, source / "labels", tmp_path / "link"):
+        code, err, found = label(output=output)
+        check_refused((code, err, found), output.name)
+        assert "a.csv" not in err and found is None and not (source / "labels").exists()
     clash = pd.read_csv(source / "a.csv").assign(LABEL_1="x")
     clash.to_csv(tmp_path / "clash.csv", index=False)
     code, err, found = label(source=tmp_path / "clash.csv")
-    assert code == 2 and "'LABEL_1'" in err and found is None
+    assert code == 2 and "LABEL_1" in err and found is None
     assert label("--top-label", source=tmp_path / "clash.csv")[0] == 0
     assert label(source=tmp_path / "none.csv", output="none")[0] == 2
 
 
 def test_another_job_or_foreign_files_in_the_folder_are_refused(label, source, tmp_path):
     assert label("--limit", 10)[0] == 0
-    code, err, _ = label("--limit", 20)
-    assert code == 2 and "parts that were made otherwise (--limit was 10)" in err
+    check_refused(label("--limit", 20), "--limit", "10")
     frame = pd.read_csv(source / "a.csv")
     frame.iloc[::-1].to_csv(source / "a.csv", index=False)
     code, err, _ = label("--limit", 10)
-    assert code == 2 and "parts that were made otherwise (the input)" in err
+    assert code == 2 and "input" in err.splitlines()[-1] and "--limit" not in err
     code, _, found = label("--limit", 10, "--overwrite")
     assert code == 0 and list(found["id"]) == list(frame["id"][::-1][:10])
     (tmp_path / "mine").mkdir()
@@ -261,8 +287,8 @@ def test_another_job_or_foreign_files_in_the_folder_are_refused(label, source, t
     code, err, _ = label(output="mine")
     assert code == 2 and "thesis.tmp" in err and (tmp_path / "mine" / "thesis.tmp").exists()
     with locked(locate(tmp_path / "out")):
-        code, err, _ = label("--limit", 10)
-        assert code == 2 and "another run" in err
+        check_refused(label("--limit", 10), str(tmp_path / "out"))
+    assert label("--limit", 10)[0] == 0
 
 
 def test_parts_that_are_not_whole_are_made_again_and_foreign_ones_are_kept(label, tmp_path):
@@ -272,26 +298,26 @@ def test_parts_that_are_not_whole_are_made_again_and_foreign_ones_are_kept(label
     assert label("--rows-per-file", 30)[2].equals(whole)
     pd.read_parquet(last).head(5).to_parquet(last)
     (tmp_path / "out" / "_job.json").write_text("{")
-    code, err, _ = label("--rows-per-file", 30)
-    assert code == 2 and "parts that were made otherwise (" in err
+    check_refused(label("--rows-per-file", 30), "--overwrite")
     code, _, found = label("--rows-per-file", 30, "--overwrite")
     assert code == 0 and found.equals(whole)
     pd.read_parquet(last).head(5).to_parquet(last)
     assert label("--rows-per-file", 30)[2].equals(whole)
     shutil.copy(first, tmp_path / "out" / "part-000000-0000000070.parquet")
-    code, err, _ = label("--rows-per-file", 30)
-    assert code == 2 and "part-000000-0000000070.parquet is behind the last row" in err
+    check_refused(label("--rows-per-file", 30), "part-000000-0000000070.parquet")
     (tmp_path / "out" / "_job.json").unlink()
-    code, err, _ = label("--rows-per-file", 30, "--overwrite")
-    assert code == 2 and "no run of this script" in err and first.exists()
+    check_refused(label("--rows-per-file", 30, "--overwrite"), first.name)
+    assert first.exists()
 
 
 def test_texts_that_are_none_are_said(label, tmp_path):
     pd.DataFrame({"id": [1, 2], "body": [None, " "]}).to_parquet(tmp_path / "none.parquet")
     code, err, found = label(source=tmp_path / "none.parquet")
-    assert code == 0 and "no row has a text; 2 rows in all" in err and found[LABELS].isna().all(axis=None)
+    assert code == 0 and re.search(r"\b2\b.*\b2\b", err) and found[LABELS].isna().all(axis=None)
+    receipt = read_receipt(tmp_path / "out")
+    assert (receipt["rows"], receipt["texts"], receipt["rows_without_text"]) == (2, 0, 2)
     pd.DataFrame({"id": [1], "body": [5]}).to_parquet(tmp_path / "numbers.parquet")
-    assert "not text, it is int64" in label(source=tmp_path / "numbers.parquet", output="other")[1]
+    check_refused(label(source=tmp_path / "numbers.parquet", output="other"), "body", "int64")
 
 
 def test_a_broken_file_in_the_middle_leaves_what_was_done(label, source):
@@ -299,10 +325,10 @@ def test_a_broken_file_in_the_middle_leaves_what_was_done(label, source):
     whole = gzip.compress(b"id,subreddit,body\n" + b'1,x," "\n' * 40_000)
     (source / "b.csv.gz").write_bytes(whole[:-20])
     code, err, found = label("--rows-per-file", 30)
-    assert code == 2 and "b.csv.gz can't be read" in err.splitlines()[-1] and len(found) >= 30
+    assert code == 2 and "b.csv.gz" in err.splitlines()[-1] and len(found) >= 30
     (source / "b.csv.gz").write_bytes(whole[:20])
     code, err, found = label("--rows-per-file", 30, output="other")
-    assert code == 2 and "b.csv.gz can't be read" in err.splitlines()[-1] and found is None
+    assert code == 2 and "b.csv.gz" in err.splitlines()[-1] and found is None
 
 
 def test_bad_rows_are_set_aside_and_named_and_strict_stops(label, source, tmp_path):
@@ -310,9 +336,10 @@ def test_bad_rows_are_set_aside_and_named_and_strict_stops(label, source, tmp_pa
     (source / "b.csv.gz").unlink()
     (source / "d.jsonl").write_text('{"id": "8", "subreddit": "x", "body": "eight"}\n{"id": 9\n')
     code, err, found = label()
-    assert code == 0 and len(found) == 4 + 30 + 2 and "bad rows   3 could not be read" in err
-    assert f"the first: {source / 'a.csv'}, line 3: 2 fields, the header has 3" in err
-    assert f"of the first 4, such as {source / 'a.csv'}, line 3: " in label("--dry-run")[1]
+    first_bad = f"{source / 'a.csv'}, line 3"
+    assert code == 0 and len(found) == 4 + 30 + 2 and re.search(r"\b3\b.*_bad_rows\.jsonl", err)
+    assert re.search(rf"{re.escape(first_bad)}.*\b2\b.*\b3\b", err), "2 fields where the header has 3"
+    assert re.search(rf"\b2\b.*\b4\b.*{re.escape(first_bad)}", label("--dry-run")[1]), "2 of the first 4 are bad"
     assert list(found["id"][:4].fillna("")) == ["1", "", "", "4"]
     assert list(found[LABELS].isna().all(axis=1)[:4]) == [False, True, True, False]
     bad = [json.loads(line) for line in (tmp_path / "out" / "_bad_rows.jsonl").read_text().splitlines()]
@@ -321,10 +348,10 @@ def test_bad_rows_are_set_aside_and_named_and_strict_stops(label, source, tmp_pa
         ("part-000000-0000000000.parquet", 2, 4),
         ("part-000002-0000000000.parquet", 1, 2),
     ]
-    assert bad[0]["file"] == str(source / "a.csv") and "2 fields, the header has 3" in bad[0]["reason"]
-    assert json.loads((tmp_path / "out" / "_receipt.json").read_text())["bad_rows"] == 3
+    assert bad[0]["file"] == str(source / "a.csv") and numbers(bad[0]["reason"]) == {2, 3}
+    assert read_receipt(tmp_path / "out")["bad_rows"] == 3
     code, err, _ = label("--strict", output="strict")
-    assert code == 1 and "a.csv, line 3: 2 fields, the header has 3" in err.splitlines()[-1]
+    assert code == 1 and all(name in err.splitlines()[-1] for name in (first_bad, "--strict"))
 
 
 def test_a_text_on_which_workers_die_is_found_by_halving_and_set_aside(label, source, tmp_path, monkeypatch):
@@ -343,7 +370,7 @@ def test_a_text_on_which_workers_die_is_found_by_halving_and_set_aside(label, so
     code, err, found = label()
     bad = [json.loads(line) for line in (tmp_path / "out" / "_bad_rows.jsonl").read_text().splitlines()]
     assert code == 0 and [row["row"] for row in bad] == [5, 17]
-    assert "died (SIGKILL)" in bad[0]["reason"] and "halved to find the text" in err
+    assert "SIGKILL" in bad[0]["reason"] and "SIGKILL" in err
     others = [i for i in range(len(whole)) if i not in (5, 17)]
     pd.testing.assert_frame_equal(found.iloc[others], whole.iloc[others])
     assert found.loc[[5, 17], LABELS].isna().all(axis=None)
@@ -379,8 +406,10 @@ def test_the_fastest_row_that_is_proven_says_how(tiny_model, monkeypatch, tmp_pa
     int8 = choose(variant="onnx-int8", batch_tokens=256)
     assert (int8.variant, int8.batching) == ("onnx-int8", Batching("token-budget", batch_tokens=256))
     assert choose(variant="pipeline").batching == Batching("in-order", 1)
-    assert "makes its own batches" in refused(lambda: choose(variant="pipeline", batch_tokens=256))
-    assert "can't run on a gpu" in refused(lambda: choose("gpu", variant="onnx-int8"))
+    message = refused(lambda: choose(variant="pipeline", batch_tokens=256))
+    assert "pipeline" in message and "--batch-tokens" in message
+    message = refused(lambda: choose("gpu", variant="onnx-int8"))
+    assert "onnx-int8" in message and "gpu" in message.lower()
     row = row | {"messages/s": 999, "min": 999, "max": 999, "versions": "transformers 3.0.0", "flips": 0.0}
     append_row(results_path(tmp_path / "results", row), row)
     assert choose().variant == "torch", "a row of other versions is of other tokens, and other speeds"
@@ -393,7 +422,7 @@ def test_the_fastest_row_that_is_proven_says_how(tiny_model, monkeypatch, tmp_pa
 def test_a_variant_that_takes_texts_labels_too(label):
     _, _, whole = label()
     code, err, found = label("--variant", "pipeline", output="pipeline")
-    assert code == 0 and "labelling by pipeline, 1 x 1, 1 in-order" in err and "80 texts, " in err
+    assert code == 0 and "pipeline, 1 x 1, 1 in-order" in err and 80 in numbers(err)
     assert list(found["id"]) == list(whole["id"])
     assert np.allclose(found[LABELS], whole[LABELS], atol=1e-5, equal_nan=True)
 
@@ -409,7 +438,7 @@ def test_on_ray_the_parts_are_the_same(tiny_model, tiny_exports, source, tmp_pat
     killed = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
     kill_after_a_part(killed, tmp_path / "ray")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "90 rows in all" in done.stderr, done.stderr
+    assert done.returncode == 0 and 90 in numbers(done.stderr), done.stderr
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "ray"), whole, check_exact=False, atol=1e-5)
     names = [path.name for path in part_files(tmp_path / "ray")]
     assert names == [path.name for path in part_files(tmp_path / "whole")] and len(names) == 4 + 4 + 5
@@ -419,8 +448,7 @@ def test_on_ray_the_parts_are_the_same(tiny_model, tiny_exports, source, tmp_pat
 def test_new_columns_may_have_a_prefix(label, source):
     scored = pd.read_csv(source / "a.csv").assign(score=7, LABEL_1="x")
     scored.to_csv(source.parent / "scored.csv", index=False)
-    code, err, _ = label("--top-label", source=source.parent / "scored.csv")
-    assert code == 2 and "two columns would be called 'score': --prefix renames the new columns" in err
+    check_refused(label("--top-label", source=source.parent / "scored.csv"), "'score'", "--prefix")
     code, _, top = label("--top-label", "--prefix", "go_", source=source.parent / "scored.csv")
     assert code == 0 and list(top.columns) == ["id", "subreddit", "score", "LABEL_1", "go_label", "go_score"]
     code, _, found = label("--prefix", "p_", source=source.parent / "scored.csv", output="all")
@@ -435,7 +463,8 @@ def test_long_texts_in_windows_are_what_transformers_says_of_its_own_windows(how
     bodies = [texts[0], " ".join(texts[:40]), None, " ".join(texts[40:60]), texts[1], "x" * 3000]
     pd.DataFrame({"body": bodies}).to_parquet(tmp_path / "long.parquet")
     code, err, found = label("--long", how, "--token-count", source=tmp_path / "long.parquet")
-    assert code == 0 and "3 texts are longer than 128 tokens: in windows" in err, err
+    assert code == 0 and re.search(r"\b3\b.*\b128\b", err), err
+    assert read_receipt(tmp_path / "out")["tokens_lost"] == 0
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model)
     for body, row in zip(bodies, found.to_dict("records"), strict=True):
@@ -450,11 +479,10 @@ def test_long_texts_in_windows_are_what_transformers_says_of_its_own_windows(how
         assert np.allclose([row[name] for name in LABELS], expected, rtol=0, atol=1e-5)
         assert row["tokens"] == len(tokenizer(body)["input_ids"])
     _, err, cut = label(source=tmp_path / "long.parquet", output="cut")
-    assert "tokens lost" in err and not np.allclose(
-        cut.loc[1, LABELS].astype(float), found.loc[1, LABELS].astype(float)
-    )
-    code, err, _ = label("--long", how, "--variant", "pipeline", source=tmp_path / "long.parquet", output="pipeline")
-    assert code == 2 and "--long windows: pipeline takes the texts themselves" in err
+    assert read_receipt(tmp_path / "cut")["tokens_lost"] in numbers(err) - {0}
+    assert not np.allclose(cut.loc[1, LABELS].astype(float), found.loc[1, LABELS].astype(float))
+    options = ["--long", how, "--variant", "pipeline"]
+    check_refused(label(*options, source=tmp_path / "long.parquet", output="pipeline"), "--long", "pipeline")
 
 
 def test_comments_that_are_gone_are_no_texts(label, tmp_path):
@@ -464,8 +492,8 @@ def test_comments_that_are_gone_are_no_texts(label, tmp_path):
     kept = ["[removed] it", "why was it [deleted]?", "removed", "[remove]"]
     pd.DataFrame({"body": gone + kept}).to_csv(tmp_path / "gone.csv", index=False)
     _, err, found = label(source=tmp_path / "gone.csv")
-    assert list(found[LABELS].isna().all(axis=1)) == [True] * 7 + [False] * 4 and "4 texts" in err
-    assert "11, 7 of them without text (7 removed or deleted)" in err
+    assert list(found[LABELS].isna().all(axis=1)) == [True] * 7 + [False] * 4 and 4 in numbers(err)
+    assert re.search(r"\b11\b.*\b7\b.*\b7\b", err), "rows, those without text, those removed"
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
@@ -475,7 +503,7 @@ def test_a_file_system_without_locks_is_a_note(number, label, monkeypatch):
 
     monkeypatch.setattr("fcntl.flock", flock)
     code, err, found = label()
-    assert code == 0 and "out can't be locked (" in err and len(found) == 90
+    assert code == 0 and os.strerror(number) in err and len(found) == 90
 
 
 def test_what_is_locked_is_a_file_that_is_open_for_writing(tmp_path, monkeypatch):
@@ -503,10 +531,10 @@ def test_parts_of_a_job_that_is_not_this_one_are_refused_in_one_line(damage, lab
     job = json.loads(file.read_text())
     DAMAGES[damage](job)
     file.write_text(json.dumps(job))
-    code, err, _ = label()
-    word = {"a key too many": "--more was 1", "other versions": "versions of packages"}.get(damage, "how it ran")
-    assert code == 2 and f"holds parts that were made otherwise ({word}): name another folder" in err
-    assert err.count("\n") == 1 or "measured" in err
+    code, err, found = label()
+    name = {"a key too many": "--more", "other versions": "versions"}.get(damage, "--overwrite")
+    check_refused((code, err, found), name)
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("variant", ["torch", "onnx"])
@@ -528,5 +556,6 @@ def test_a_model_or_an_export_that_is_replaced_meanwhile_stops_the_run(
 
     monkeypatch.setattr(Classifier, "predict_share", replaced)
     code, err, found = label("--variant", variant, model=model)
-    assert code == 1 and f"{'tiny' if variant == 'torch' else 'tiny-onnx'} has changed since the run began" in err
+    changed = str(model) if variant == "torch" else "tiny-onnx"
+    assert code == 1 and changed in err.splitlines()[-1]
     assert len(found) == 30, "the part before stays"

@@ -1,5 +1,6 @@
 """plot_results.py: what it reads, what it writes into the README, and what it refuses. All rows here are invented."""
 
+import errno
 import os
 import re
 import resource
@@ -16,6 +17,7 @@ from conftest import ROOT
 
 import plot_results
 import run_benchmark
+from bench.judge import UNPROVEN
 from bench.report.readmes import RESULTS
 from bench.report.rows import COLUMNS, append_row, results_path
 
@@ -43,6 +45,18 @@ def make_row(variant: str = "torch", speed: float = 100.0, **columns) -> dict:
 def save(results: Path, *rows: dict) -> None:
     for row in rows:
         append_row(results_path(results, row), row)
+
+
+def lines_with(text: str, *names: str) -> list[str]:
+    """The lines that hold all of these names and numbers."""
+    return [line for line in text.splitlines() if all(name in line for name in names)]
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The rows of a README's tables, without their headers. Batches are as `sorted 64`, however they are put."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines_with(text, "| ")]
+    rows = [row for row in rows if row[0] != "device" and set(row) != {"---"}]
+    return [[*row[:4], " ".join(re.findall(r"sorted|in-order|\d+", row[4])), *row[5:]] for row in rows]
 
 
 @pytest.fixture
@@ -92,24 +106,20 @@ def test_all_is_drawn_and_the_readme_written_between_its_markers(project, plot):
     readme = Path("README.md").read_text()
     assert readme.startswith(f"# Title\nabove\n{BEGIN}\n")
     assert readme.endswith(f"\n{END}\nbelow\n")
-    headline = (
-        "- RTX 4090, some\\_model: **12.3 times eager FP32 torch in the file's order**: onnx-fp16, 1,234 messages/s"
-    )
-    assert headline in readme
+    assert lines_with(readme, "RTX 4090", "some\\_model", "12.3", "FP32", "onnx-fp16", "1,234 messages/s")
     results = Path("results/README.md").read_text()
-    table = [line for line in results.splitlines() if line.startswith("|")][2:]
     cpu = "Intel Xeon Platinum 8481C, 4 cores"
-    figures = "0.001 | 0.050% | not proven yet |"
-    assert table == [  # the fastest device first, and its variants; 1234 / 100 = 12.34
-        f"| RTX 4090 | onnx-fp16 | 1,234 | 12.34 | sorted, 64 texts | 2 x 1 | 1,111 | - | {figures}",
-        f"| RTX 4090 | torch | 250 | 2.50 | sorted, 32 texts | 1 x 1 | - | - | {figures}",
-        f"| {cpu} | onnx | 12 | 2.40 | in-order, 8 texts | 1 x 1 | - | - | {figures}",
-        f"| {cpu} | torch | 5 | 1.00 | in-order, 8 texts | 1 x 4 | - | - | {figures}",
+    figures = ["0.001", "0.050%", UNPROVEN]
+    assert table_rows(results) == [  # the fastest device first, and its variants; 1234 / 100 = 12.34
+        ["RTX 4090", "onnx-fp16", "1,234", "12.34", "sorted 64", "2 x 1", "1,111", "-", *figures],
+        ["RTX 4090", "torch", "250", "2.50", "sorted 32", "1 x 1", "-", "-", *figures],
+        [cpu, "onnx", "12", "2.40", "in-order 8", "1 x 1", "-", "-", *figures],
+        [cpu, "torch", "5", "1.00", "in-order 8", "1 x 4", "-", "-", *figures],
     ]
     assert all((project / link).is_file() for link in re.findall(r"\]\((.+?)\)", readme))
     assert all((project / "results" / link).is_file() for link in re.findall(r"\]\((.+?)\)", results))
-    origin = "- RTX 4090 (10,000 texts): onnxruntime 1.31.1, torch 2.13.0, commit 0123456789, 2026-11-22\n"
-    assert origin in Path("results/README.md").read_text()
+    origin = ["RTX 4090", "10,000 texts", "onnxruntime 1.31.1", "torch 2.13.0", "0123456789", "2026-11-22"]
+    assert lines_with(results, *origin)
 
 
 def test_the_first_figure_is_over_transformers_pipeline_where_it_was_measured(project, plot, drawn):
@@ -121,9 +131,10 @@ def test_the_first_figure_is_over_transformers_pipeline_where_it_was_measured(pr
         make_row("onnx-int8", 60, **texts | {"flips": "0.2"}),
     )
     assert plot()[0] == 0
-    headline = "**2.5 times transformers' own pipeline in batches of 32**: onnx, 15 messages/s against 6; 0.05%"
-    assert headline in Path("README.md").read_text()
-    assert "| pipeline | - | - | in-order, 32 texts | 1 x 1 | 6 | - |" in Path("results/README.md").read_text()
+    headline = r"\b2\.5\b.*\bpipeline\b.*\b32\b.*\bonnx\b.*\b15 messages/s\b.*\b6\b.*\b0\.05%"
+    assert re.search(headline, Path("README.md").read_text())
+    [pipeline] = [row for row in table_rows(Path("results/README.md").read_text()) if row[1] == "pipeline"]
+    assert pipeline[2:8] == ["-", "-", "in-order 32", "1 x 1", "6", "-"]
 
 
 def test_commands_in_the_readme_are_run_benchmarks(project, plot, drawn, monkeypatch):
@@ -150,7 +161,7 @@ def test_check_finds_what_is_out_of_date_and_writes_nothing(project, plot):
     readme = Path("README.md").read_text()
     Path("README.md").write_text(readme.replace("1,234", "9,999"))
     code, _, err = plot("--check")
-    assert (code, err) == (1, f"{project / 'README.md'} is out of date\n")
+    assert (code, err.count("\n")) == (1, 1) and str(project / "README.md") in err
     Path("README.md").write_text(readme)
 
     save(
@@ -159,7 +170,7 @@ def test_check_finds_what_is_out_of_date_and_writes_nothing(project, plot):
     )
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
     code, _, err = plot("--check")
-    stale = [Path(line.removesuffix(" is out of date")).name.split("_")[0] for line in err.splitlines()]
+    stale = [re.search(r"[^/\s]+\.(png|md)\b", line)[0].split("_")[0] for line in err.splitlines()]
     assert (code, stale) == (1, ["overview.png", "comparison", "scaling", "parity", "README.md", "README.md"])
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
 
@@ -190,11 +201,9 @@ def test_the_published_tables_of_three_devices(tmp_path, plot):
     assert kinds == ["comparison"] * 2 + ["scaling"] * 6  # they say nothing about parity
     assert "H200" not in (tmp_path / "README.md").read_text()  # nobody here measured it: no headline
     readme = (tmp_path / "results" / "README.md").read_text()
-    assert "| H200 | onnx-fp16 | 4,037 | 3.98 | in-order, 8 texts | 10 x 1 | - | - | - | - |" in readme
-    assert (
-        "- RTX 5060 Ti (10,000 texts, published elsewhere): tables of the repository joaopn/"
-        in (tmp_path / "results" / "README.md").read_text()
-    )
+    first_cells = ["H200", "onnx-fp16", "4,037", "3.98", "in-order 8", "10 x 1", "-", "-", "-", "-"]
+    assert first_cells in [row[:10] for row in table_rows(readme)]
+    assert lines_with(readme, "RTX 5060 Ti", "10,000 texts", "joaopn/encoder-optimization-guide")
 
 
 def test_what_is_left_out_is_counted(project, plot, drawn):
@@ -206,13 +215,15 @@ def test_what_is_left_out_is_counted(project, plot, drawn):
     save(Path("results"), make_row("onnx", 99999, texts=256), make_row("onnx", 88888, texts=20000, batch_size=1))
     code, _, err = plot()
     assert code == 0
-    assert f"{good}: 2 lines can't be read and are left out\n" in err
-    assert "1 failed cells are left out\n" in err
+    unreadable, failed, *others = err.splitlines()
+    assert str(good) in unreadable and re.search(r"\b2\b", unreadable.replace(str(good), ""))
+    assert re.search(r"\b1\b", failed) and len(others) == 2
     for texts in (256, 20000):
-        said = f"{MODEL}, {GPU}, normal: 1 cell(s) on {texts} texts are left out, since there are more on others\n"
-        assert said in err
+        [line] = lines_with(err, MODEL, GPU, "normal", str(texts))
+        assert re.search(r"\b1\b", line)
     readme = Path("results/README.md").read_text()
-    assert "| onnx-fp16 | 1,234 | 12.34 |" in readme, "a failed cell does not replace a good one"
+    figures = [row[1:4] for row in table_rows(readme)]
+    assert ["onnx-fp16", "1,234", "12.34"] in figures, "a failed cell does not replace a good one"
     assert "99,999" not in readme and "88,888" not in readme
 
 
@@ -223,7 +234,7 @@ def test_models_of_one_name_and_texts_of_one_name_stay_apart(project, plot, draw
     paths = [chart.path for chart in drawn]
     assert len(set(paths)) == len(paths)
     readme = Path("results/README.md").read_text()
-    assert "## run\\_1/model, dataset normal" in readme and "## run-1/model, dataset normal" in readme
+    assert len(lines_with(readme, "## ", "run\\_1/model")) == len(lines_with(readme, "## ", "run-1/model")) == 1
     assert plot()[0] == 0
     assert Path("results/README.md").read_text() == readme, "it does not grow"
     assert len(readme.splitlines()) < 160
@@ -237,14 +248,15 @@ def test_rows_of_other_texts_or_weights_are_not_mixed(project, plot, drawn):
     _, _, err = plot("--model", "m")
     [comparison, *_] = [chart for chart in drawn if chart.path.name == "comparison_m_normal"]
     assert comparison.rows["messages/s"].tolist() == [20]
-    assert err.count("are left out, since there are more on others") == 2
+    assert len(lines_with(err, "m, ", GPU, "10000")) == 2, "of the texts a, and of the weights v"
 
 
 def test_what_is_no_file_is_passed_over(project, plot, drawn):
     os.mkfifo("results/pipe.tsv")
     Path("results/folder.tsv").mkdir()
     code, _, err = plot()
-    assert code == 0 and err.count("1 lines can't be read") == 2
+    assert (code, err.count("\n")) == (0, 2)
+    assert lines_with(err, "pipe.tsv", "1 ") and lines_with(err, "folder.tsv", "1 ")
 
 
 def test_machines_are_compared_from_several_folders(project, plot, drawn):
@@ -269,7 +281,7 @@ def test_filters_take_names_and_parts_of_names(project, drawn):
 def test_a_part_leaves_the_readme_alone_and_keeps_the_factor(project, plot, drawn):
     code, _, err = plot("--devices", "4090", "--variants", "onnx", "--output", "part", "--model", "some")
     assert (code, err.count("\n")) == (0, 1)
-    assert err.startswith("README.md is left alone")
+    assert "README.md" in err
     assert Path("README.md").read_text() == README
     assert {chart.path.parent for chart in drawn} == {Path("part")}
     assert {(row["device"], row["variant"]) for chart in drawn for _, row in chart.rows.iterrows()} == {
@@ -279,23 +291,22 @@ def test_a_part_leaves_the_readme_alone_and_keeps_the_factor(project, plot, draw
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        (["--devices", "M1"], "no device 'm1' among"),
-        (["--variants", "torch,openvino"], "no variant 'openvino' among"),
-        (["--dataset", ","], "argument --dataset: '' is not a name"),
-        *((["--figsize", value], "not a width and a height") for value in ("12", "0,0", "1e9,4", "nan,4", "8,,8", "")),
-        (["--format", "png,gif"], "'gif' is not one of png, svg, pdf"),
-        (["--results-dir", "nowhere"], "no results in nowhere"),
-        (["--results-dir", "README.md"], "no results in README.md"),
-        (["--chek"], "unrecognized arguments"),
+        (["--devices", "M1"], ["m1", GPU, CPU]),
+        (["--variants", "torch,openvino"], ["openvino", "onnx-fp16"]),
+        (["--dataset", ","], ["--dataset", "''"]),
+        *((["--figsize", value], ["--figsize", f"'{value}'"]) for value in ("12", "0,0", "1e9,4", "nan,4", "8,,8", "")),
+        (["--format", "png,gif"], ["--format", "'gif'", "png", "svg", "pdf"]),
+        (["--results-dir", "nowhere"], ["nowhere"]),
+        (["--results-dir", "README.md"], ["README.md"]),
+        (["--chek"], ["--chek", "--check?"]),
     ],
 )
-def test_wrong_usage_is_one_line(project, plot, arguments, message):
+def test_wrong_usage_is_one_line(project, plot, arguments, names):
     code, out, err = plot(*arguments)
-    lines = [line for line in err.splitlines() if not line.startswith("README.md is left alone")]
-    assert (code, out, len(lines)) == (2, "", 1)
-    assert message in lines[0]
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert lines_with(err, *names), err
 
 
 def test_a_figure_that_cant_be_saved_is_one_line(project, plot):
@@ -314,7 +325,7 @@ def test_a_full_disk_costs_no_figure_and_no_readme(project, plot):
         code, _, err = plot()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert code == 1 and "File too large" in err
+    assert code == 1 and os.strerror(errno.EFBIG) in err
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
@@ -322,11 +333,11 @@ def test_a_readme_without_markers_is_an_error_and_without_a_readme_figures_are_d
     Path("README.md").write_text(README.replace(END, ""))
     code, out, err = plot()
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "a README.md lacks the lines" in err
+    assert lines_with(err, "README.md", BEGIN, END)
     Path("README.md").unlink()
     code, out, err = plot()
     assert (code, len(drawn), err.count("\n")) == (0, 5, 1)
-    assert "without their tables" in err
+    assert "README.md" in err
 
 
 def test_the_committed_figures_and_table_are_up_to_date(plot, monkeypatch, tmp_path):

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from bench import parity
 from bench.judge import (
     ALPHA,
     NOT_WITHIN,
@@ -24,14 +23,8 @@ from bench.judge import (
     judge_export,
     within_tolerance,
 )
-from bench.parity import (
-    DecisionRule,
-    probabilities,
-    read_thresholds,
-    resolve_problem_type,
-    statistics,
-    worst_texts,
-)
+from bench.model.classification import Classification, combine_windows, resolve_problem_type
+from bench.model.parity import N_WORST_TEXTS, ParityCounter, worst_texts
 from bench.report.judged import judge_row
 
 PROBLEMS = ("multi_label_classification", "single_label_classification", "regression")
@@ -48,16 +41,26 @@ def test_probabilities_by_problem_type():
     assert np.isnan(probabilities(infinite, "multi_label_classification")).tolist() == [[True, True, False]]
 
 
-def rule(problem_type: str, labels: int = 2) -> DecisionRule:
-    return DecisionRule(problem_type, (0.5,) * labels)
+def task(problem_type: str, labels: int = 2) -> Classification:
+    return Classification(tuple(f"label {i}" for i in range(labels)), problem_type, (0.5,) * labels)
+
+
+def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    return task(problem_type, logits.shape[1]).activate(logits)
+
+
+def statistics(probs: np.ndarray, reference: np.ndarray, problem_type: str) -> dict:
+    parity = ParityCounter(task(problem_type, probs.shape[1]))
+    parity.add(probs, reference)
+    return parity.statistics()
 
 
 def flips(probs, reference, problem_type: str) -> float:
-    changed, decisions = rule(problem_type, probs.shape[1]).count_flips(probs, reference)
+    changed, decisions = task(problem_type, probs.shape[1]).count_flips(probs, reference)
     return changed / decisions
 
 
-def test_flips_counts_flips():
+def test_flips_are_the_share_of_changed_decisions():
     reference = np.array([[0.4, 0.6], [0.1, 0.9]])
     assert flips(reference, reference, "multi_label_classification") == 0
     one_label = np.array([[0.51, 0.6], [0.1, 0.9]])
@@ -79,14 +82,14 @@ def test_flips_counts_flips():
         ("multi_label_classification", 3, "multi_label_classification"),
     ],
 )
-def test_problem_type_of_none_is_resolved_from_the_labels(declared, labels, resolved):
+def test_a_missing_problem_type_is_resolved_from_the_labels(declared, labels, resolved):
     assert resolve_problem_type(SimpleNamespace(problem_type=declared, num_labels=labels)) == resolved
 
 
 def test_statistics_of_hand_computed_arrays():
     reference = np.array([[0.1, 0.2], [0.4, 0.6], [0.5, 0.9], [0.3, 0.3]])
     probs = np.array([[0.1, 0.3], [0.6, 0.6], [0.5, 0.5], [np.nan, 0.3]])
-    stats = statistics(probs, reference, rule("multi_label_classification"))
+    stats = statistics(probs, reference, "multi_label_classification")
     largest = stats["largest_difference"]
     assert largest["mean"] == pytest.approx((0.1 + 0.2 + 0.4) / 3)
     assert (largest["min"], largest["median"], largest["max"]) == pytest.approx((0.1, 0.2, 0.4))
@@ -94,7 +97,7 @@ def test_statistics_of_hand_computed_arrays():
     assert stats["mean_over_labels"] == pytest.approx(0.7 / 6)
     assert stats["flips"] == 3 / 8  # 0.4 -> 0.6, 0.9 -> 0.5 and the nan
     assert stats["non_finite_texts"] == 1
-    assert statistics(probs[:3], reference[:3], rule("regression"))["flips"] == 3 / 6
+    assert statistics(probs[:3], reference[:3], "regression")["flips"] == 3 / 6
     worst = worst_texts(probs, reference, list("abcd"), ["x", "y"])
     assert [text["excerpt"] for text in worst] == ["d", "c", "b"]
     assert [row["label"] for row in worst[1]["labels"]] == ["y", "x"]
@@ -107,7 +110,7 @@ def test_binomial_chances_are_exact(n, k, p):
 
 
 def test_a_verdict_needs_enough_decisions():
-    """The bounds of 0.1% at 95%: none of 2,995, or the larger counts of a table of the binomial distribution."""
+    """The bounds for 0.1% at 95%: none of 2,995, and larger counts from a table of the binomial distribution."""
     assert within_tolerance(0, 2994) is None and within_tolerance(0, 2995) is True
     assert within_tolerance(1, 800) is None, "one changed decision of 800 is no proof"
     assert within_tolerance(3, 800) is False and within_tolerance(2, 800) is None
@@ -116,17 +119,19 @@ def test_a_verdict_needs_enough_decisions():
     assert (within_tolerance(0, 10, 0), within_tolerance(1, 10, 0), within_tolerance(10, 10, 1)) == (True, False, True)
     assert decisions_needed(0, 800) == 2995 and decisions_needed(1, 1000) is None
     assert within_tolerance(2, decisions_needed(2, 10_000)) is True and within_tolerance(3, 7000) is None
-    words = {"non_finite_texts": 0, "changed": 0, "decisions": 2995, "largest_difference": {"max": 0.01}}
-    assert judge_export(words, 0.001)[0] == WITHIN
-    assert judge_export(words | {"changed": 30}, 0.001) == (
-        NOT_WITHIN,
-        "30 of 2,995 decisions changed, more than the tolerance of 0.100% with 95% confidence",
-    )
-    undecided, why = judge_export(words | {"decisions": 800}, 0.001)
-    assert undecided == UNPROVEN and "0 of 800" in why and "about 3.7 times as many" in why
-    near = judge_export(words | {"changed": 19, "decisions": 21_600}, 0.001)
-    assert near[0] == UNPROVEN and "0.05% to 0.14% of the decisions change" in near[1] and "near the toler" in near[1]
-    assert judge_export(words | {"non_finite_texts": 1}, 1)[0] == NOT_WITHIN
+
+
+def test_an_export_is_judged_with_its_numbers():
+    stats = {"non_finite_texts": 0, "changed": 0, "decisions": 2995, "largest_difference": {"max": 0.01}}
+    assert judge_export(stats, 0.001)[0] == WITHIN
+    judged, reason = judge_export(stats | {"changed": 30}, 0.001)
+    assert judged == NOT_WITHIN and all(number in reason for number in ("30", "2,995", "0.1", "95%"))
+    judged, reason = judge_export(stats | {"decisions": 800}, 0.001)
+    assert judged == UNPROVEN and "800" in reason and "3.7" in reason, "that many times as many texts decide"
+    judged, reason = judge_export(stats | {"changed": 19, "decisions": 21_600}, 0.001)
+    assert judged == UNPROVEN and all(number in reason for number in ("19", "21,600", "0.05%", "0.14%"))
+    assert decisions_needed(19, 21_600) is None
+    assert judge_export(stats | {"non_finite_texts": 1}, 1)[0] == NOT_WITHIN
 
 
 def test_rows_from_before_decisions_were_counted_are_judged_by_their_share():
@@ -135,31 +140,30 @@ def test_rows_from_before_decisions_were_counted_are_judged_by_their_share():
     assert judge_row(row | {"flips": 3 / 800}) == NOT_WITHIN
     assert judge_row(row | {"flips": 0, "decisions": 2995}) == WITHIN
     assert judge_row(row | {"flips": 0.002, "decisions": np.nan}) == NOT_WITHIN
-    assert judge_row(row | {"flips": np.nan, "decisions": np.nan}) == UNPROVEN, "nobody compared its outputs"
+    assert judge_row(row | {"flips": np.nan, "decisions": np.nan}) == UNPROVEN, "its outputs were not compared"
     assert judge_row(row | {"flips": 0, "variant": "onnx", "max_diff": 1e-6}) == WITHIN, "rounding needs no proof"
-    assert judge_row(row | {"flips": 0, "within": "no"}) == NOT_WITHIN, "a row knows better than its figures"
+    assert judge_row(row | {"flips": 0, "within": "no"}) == NOT_WITHIN, "the column `within` wins over the figures"
 
 
 def test_several_looks_together_are_wrong_no_more_often_than_one():
-    """A variant that changes exactly as much as tolerated, looked at as often as a check may: 3,000 of them."""
+    """3,000 variants change exactly as much as tolerated, and are checked as many times as allowed."""
     assert sum(alpha_for_look(look) for look in range(1, 60)) <= ALPHA
     numbers, proven, refuted = np.random.default_rng(0), 0, 0
     for _ in range(3000):
-        changed, decisions, look, said = 0, 0, 0, None
-        while look < 6 and said is None:
+        changed, decisions, look, within = 0, 0, 0, None
+        while look < 6 and within is None:
             look += 1
             more = 1000 * 2 ** (look - 1)
             changed, decisions = changed + numbers.binomial(more, 0.001), decisions + more
-            said = within_tolerance(changed, decisions, alpha=alpha_for_look(look))
-        proven, refuted = proven + (said is True), refuted + (said is False)
+            within = within_tolerance(changed, decisions, alpha=alpha_for_look(look))
+        proven, refuted = proven + (within is True), refuted + (within is False)
     assert 0 < proven < 3000 * ALPHA and 0 < refuted < 3000 * ALPHA
-    assert (
-        judge(0, 10) == UNPROVEN and judge(0, 10, rounded=True) == WITHIN and judge(5, 10, rounded=True) == NOT_WITHIN
-    )
+    assert judge(0, 10) == UNPROVEN and judge(0, 10, rounded=True) == WITHIN
+    assert judge(5, 10, rounded=True) == NOT_WITHIN
 
 
 @given(changed=st.integers(0, 30), decisions=st.integers(30, 3000))
-def test_an_interval_holds_the_share_and_no_more_than_it_must(changed, decisions):
+def test_an_interval_contains_the_share_and_is_tight(changed, decisions):
     low, high = interval(changed, decisions)
     assert low <= changed / decisions <= high
     if changed:
@@ -168,45 +172,71 @@ def test_an_interval_holds_the_share_and_no_more_than_it_must(changed, decisions
         assert binomial_cdf(changed, decisions, high) == pytest.approx(ALPHA / 2, rel=1e-6)
 
 
-def test_a_label_holds_above_its_threshold(tmp_path):
-    probs, labels = np.array([[0.2, 0.4]]), ["joy", "fear"]
-    multi = "multi_label_classification"
-    assert read_thresholds(None, labels, multi).decide(probs).tolist() == [[False, False]]
-    low = read_thresholds("0.3", labels, multi)
-    assert low.decide(probs).tolist() == [[False, True]] and (low.name, low.words) == ("0.3", "labels that cross 0.3")
-    assert low.count_flips(probs, np.array([[0.2, 0.29]])) == (1, 2), "which 0.5 would not see"
+def with_thresholds(text: str | None, problem_type: str = PROBLEMS[0]) -> Classification:
+    return Classification(("joy", "fear"), problem_type, (0.5, 0.5)).with_thresholds(text)
+
+
+def test_a_label_is_predicted_above_its_threshold(tmp_path):
+    probs = np.array([[0.2, 0.4]])
+    assert with_thresholds(None).decide(probs).tolist() == [[False, False]]
+    low = with_thresholds("0.3")
+    assert low.decide(probs).tolist() == [[False, True]] and low.rule_id == "0.3" and "0.3" in low.decision_words
+    assert low.count_flips(probs, np.array([[0.2, 0.29]])) == (1, 2), "a threshold of 0.5 would miss it"
     (tmp_path / "own.json").write_text('{"joy": 0.1}')
-    own = read_thresholds(str(tmp_path / "own.json"), labels, multi)
+    own = with_thresholds(str(tmp_path / "own.json"))
     assert own.thresholds == (0.1, 0.5) and own.decide(probs).tolist() == [[True, False]]
-    assert own.name.startswith("labels ") and "threshold of each" in own.words
-    assert read_thresholds("0.5", labels, multi).name == "", "as nothing was said"
+    assert own.rule_id not in ("", "0.1", "0.5") and not {"0.1", "0.5"} & set(own.decision_words.split())
+    assert with_thresholds("0.5").rule_id == "", "0.5 is the default"
+
+
+def test_windows_of_a_text_are_combined_by_maximum_or_mean():
+    """The second text has two windows, the third none, and the fourth one that is not finite."""
+    windows, owners = np.array([[0.1], [0.2], [0.6], [np.nan], [0.5]]), np.array([0, 1, 1, 3, 3])
+    largest = combine_windows(windows, owners, 4, mean=False)
+    assert largest[:2].tolist() == [[0.1], [0.6]] and np.isnan(largest[2:]).all()
+    mean = combine_windows(windows, owners, 4, mean=True)
+    assert mean[:2].ravel() == pytest.approx([0.1, 0.4]) and np.isnan(mean[2:]).all()
+    assert combine_windows(windows[:2], np.array([2, 0]), 3, mean=False)[[0, 2]].tolist() == [[0.2], [0.1]]
+
+
+def test_calls_add_up_and_what_the_reference_cannot_answer_is_left_out():
+    parity, reference = ParityCounter(task(PROBLEMS[0])), np.array([[0.4, 0.6], [0.1, 0.9], [np.nan, np.nan]])
+    parity.add(reference, reference)
+    assert (parity.verdict(), parity.columns()["within"]) == (UNPROVEN, "not proven")
+    parity.add(np.array([[0.6, 0.6], [0.1, 0.8], [0.5, 0.5]]), reference)
+    assert (parity.items, parity.changed, parity.decisions, parity.non_finite) == (4, 1, 8, 0)
+    assert parity.max_diff == pytest.approx(0.2) and parity.verdict() == NOT_WITHIN
+    assert parity.columns() == {"max_diff": parity.max_diff, "flips": 1 / 8, "decisions": 8, "within": "no"}
+    parity.add(np.full((3, 2), np.nan), reference)
+    assert parity.non_finite == 2 and parity.verdict() == NOT_WITHIN and np.isnan(parity.columns()["max_diff"])
 
 
 @pytest.mark.parametrize(
-    ("given", "problem_type", "message"),
+    ("given", "problem_type", "names"),
     [
-        ("0", PROBLEMS[0], "joy has 0.0, where a number between 0 and 1 is needed"),
-        ("1.5", PROBLEMS[0], "between 0 and 1"),
-        ("nan", PROBLEMS[0], "between 0 and 1"),
-        ('{"jyo": 0.3}', PROBLEMS[0], "has no label 'jyo'; it has joy, fear"),
-        ('{"joy": "0.3"}', PROBLEMS[0], "joy has '0.3'"),
-        ('{"joy": true}', PROBLEMS[0], "joy has True"),
+        ("0", PROBLEMS[0], "--threshold joy 0.0"),
+        ("1.5", PROBLEMS[0], "--threshold joy 1.5"),
+        ("nan", PROBLEMS[0], "--threshold joy nan"),
+        ('{"jyo": 0.3}', PROBLEMS[0], "--threshold own.json jyo joy fear"),
+        ('{"joy": "0.3"}', PROBLEMS[0], "--threshold own.json joy '0.3'"),
+        ('{"joy": true}', PROBLEMS[0], "--threshold own.json joy True"),
         ("[0.3]", PROBLEMS[0], "own.json"),
         ("nowhere", PROBLEMS[0], "nowhere"),
-        ("0.3", PROBLEMS[1], "for models of which several labels may hold"),
-        ("0.3", PROBLEMS[2], "for models of which several labels may hold"),
+        ("0.3", PROBLEMS[1], f"--threshold {PROBLEMS[1]}"),
+        ("0.3", PROBLEMS[2], f"--threshold {PROBLEMS[2]}"),
     ],
 )
-def test_what_can_be_no_threshold_is_said(given, problem_type, message, tmp_path):
+def test_an_invalid_threshold_is_named(given, problem_type, names, tmp_path):
     if given[0] in "[{":
         (tmp_path / "own.json").write_text(given)
         given = str(tmp_path / "own.json")
-    assert message in refused(read_thresholds, given, ["joy", "fear"], problem_type)
+    message = refused(with_thresholds, given, problem_type)
+    assert all(name in message for name in names.split()), message
 
 
 @st.composite
 def pairs(draw):
-    """A problem and two arrays of logits [texts, labels], the second with values that are not finite."""
+    """A problem type and two arrays of logits [texts, labels], the second with values that are not finite."""
     shape = draw(st.tuples(st.integers(1, 12), st.integers(1, 5)))
     logits = draw(arrays.arrays(np.float32, shape, elements=st.floats(-1e4, 1e4, width=32)))
     others = draw(arrays.arrays(np.float32, shape, elements=st.floats(width=32), fill=st.just(np.float32(0))))
@@ -232,10 +262,10 @@ def test_parity_and_its_statistics(pair):
     if problem != "regression" and not lost.any():
         assert flips(reference, probs, problem) == changed
 
-    same = statistics(reference, reference, rule(problem, reference.shape[1]))
-    assert set(same["largest_difference"].values()) == {0.0}
-    assert (same["mean_over_labels"], same["flips"], same["non_finite_texts"]) == (0, 0, 0)
-    stats = statistics(probs, reference, rule(problem, reference.shape[1]))
+    unchanged = statistics(reference, reference, problem)
+    assert set(unchanged["largest_difference"].values()) == {0.0}
+    assert (unchanged["mean_over_labels"], unchanged["flips"], unchanged["non_finite_texts"]) == (0, 0, 0)
+    stats = statistics(probs, reference, problem)
     assert stats["non_finite_texts"] == lost.any(axis=1).sum()
     largest = stats["largest_difference"]
     ordered = [largest[key] for key in ("min", "p25", "median", "p75", "p90", "p95", "p99", "max")]
@@ -247,4 +277,4 @@ def test_parity_and_its_statistics(pair):
         assert stats["mean_over_labels"] <= largest["mean"] * (1 + 1e-9)
     assert (judge_export(stats, 1)[0] == NOT_WITHIN) == bool(lost.any())
     worst = worst_texts(probs, reference, ["a text"] * len(probs), ["label"] * probs.shape[1])
-    assert len(worst) == min(parity.N_WORST_TEXTS, len(probs))
+    assert len(worst) == min(N_WORST_TEXTS, len(probs))
