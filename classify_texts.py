@@ -11,12 +11,13 @@ Exit code: 0 on success, 1 if something failed or rows are wrong, 2 for wrong us
 """
 
 import contextlib
+import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 from bench.machine import process_count
-from bench.options import add_text_options, add_threshold, float_from
+from bench.options import add_text_options, add_threshold
 from utils import CACHE, Parser, UserError, int_from, list_of, run
 
 # options that determine the output: another run with the same ones resumes
@@ -91,16 +92,25 @@ def shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def open_job(args: Namespace, call: Callable):
-    """Open the model and the input, and define the output. `call` runs a function in a helper process."""
-    from bench.label.folder import read_record
-    from bench.label.rows import OutputSpec, choose_columns
-    from bench.label.splits import LabelJob, cut_splits
-    from bench.model.resolve import open_model
-    from bench.tables.folders import common_schema, find_files, open_tables
-    from bench.tables.format_csv import Csv
-    from bench.tables.storage import locate
+if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
+    parse_arguments()  # answers before the imports below, which take a second
 
+from bench.files import check_writable
+from bench.label import on_ray
+from bench.label.folder import locked, read_record, refuse_foreign_files
+from bench.label.plan import PlanOptions, find_plan, measuring_command
+from bench.label.rows import OutputSpec, choose_columns
+from bench.label.run import check_folder, label, prepare, report_estimate
+from bench.label.splits import LabelJob, cut_splits
+from bench.model.resolve import open_model
+from bench.processes import helper_process
+from bench.tables.folders import common_schema, find_files, open_tables
+from bench.tables.format_csv import Csv
+from bench.tables.storage import locate
+
+
+def open_job(args: Namespace, call: Callable) -> LabelJob:
+    """Open the model and the input, and define the output. `call` runs a function in a helper process."""
     source, folder = locate(args.input), locate(args.output)
     files = find_files(source)
     if folder.is_in(source) or any(file.is_in(folder) for file in files):
@@ -144,14 +154,6 @@ def open_job(args: Namespace, call: Callable):
 
 def main() -> int:
     args = parse_arguments()
-    # imported now, so that --help is instant
-    from bench.files import check_writable
-    from bench.label import on_ray
-    from bench.label import run as steps
-    from bench.label.folder import locked, refuse_foreign_files
-    from bench.label.plan import PlanOptions, find_plan, measuring_command
-    from bench.processes import helper_process
-
     check_writable(CACHE)
     options = PlanOptions(
         device=args.device,
@@ -171,7 +173,7 @@ def main() -> int:
         job = open_job(args, call)
         if args.dry_run:
             plan = find_plan(job, options, call)
-            steps.report_estimate(job, plan, measuring_command(job, plan, options, args.threshold))
+            report_estimate(job, plan, measuring_command(job, plan, options, args.threshold))
             return 0
         if not args.check_only:
             refuse_foreign_files(job.folder)
@@ -180,13 +182,13 @@ def main() -> int:
             stack.enter_context(locked(job.folder, job.own_file("_lock").name))
         if args.check_only:
             helper.close()
-            steps.check_folder(job, options)
+            check_folder(job, options)
             return 0
         with locked(job.folder, "_lock-plan", wait=True):  # all shards use the plan of the first
             plan = find_plan(job, options, call)
             helper.close()
-            pool, checker = steps.prepare(job, plan, options)
-        steps.label(pool, checker, on_cluster=options.ray)
+            pool, checker = prepare(job, plan, options)
+        label(pool, checker, on_cluster=options.ray)
     return 0
 
 

@@ -4,7 +4,17 @@ import shlex
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
-from bench.tables.format_csv import delimiter, encoding
+
+def delimiter(text: str) -> str:
+    from bench.tables import format_csv  # imports pyarrow, which --help does not need
+
+    return format_csv.delimiter(text)
+
+
+def encoding(text: str) -> str:
+    from bench.tables import format_csv
+
+    return format_csv.encoding(text)
 
 
 def add_text_options(group) -> None:

@@ -3,7 +3,6 @@
 The benchmark's end-to-end rows, the check of an export and the labelling all use it: what is timed is what labels.
 """
 
-import json
 import os
 import time
 from collections import Counter
@@ -145,9 +144,8 @@ class Classifier:
                 raise
         return None
 
-    def predict_share(self, file: Path, batching: Batching) -> tuple[np.ndarray, Predictions]:
+    def predict_share(self, texts: list[Item], batching: Batching) -> tuple[np.ndarray, Predictions]:
         """Run the model over this worker's share of the texts; return (their indices, its Predictions)."""
-        texts = json.loads(file.read_text(encoding="utf-8"))
         share = share_of(texts, self.number, self.workers)
         return share, self.predict([texts[i] for i in share], batching, heartbeat, True)
 

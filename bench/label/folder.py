@@ -222,12 +222,12 @@ def write_rows(table: pa.Table, file: BinaryIO) -> None:
     pq.write_table(table, file, use_dictionary=repeated or False, compression="zstd")
 
 
-def first_bad(footers: dict[str, Footer]) -> str:
-    """Return where the first bad row is and why it is bad; empty if there is none."""
-    for name in sorted(footers):
-        for bad in footers[name].bad[:1]:
-            place = f"{bad['file']}, line {bad['line']}" if "file" in bad else f"{name}, row {bad['row']}"
-            return f"{place}: {bad['reason']}"
+def first_bad(bad: dict[str, list[dict]]) -> str:
+    """Return where the first bad row is and why it is bad, given the bad rows of each part; empty if there is none."""
+    for name in sorted(bad):
+        for row in bad[name][:1]:
+            place = f"{row['file']}, line {row['line']}" if "file" in row else f"{name}, row {row['row']}"
+            return f"{place}: {row['reason']}"
     return ""
 
 

@@ -99,7 +99,7 @@ class Checker:
             return
         footers = folder.own_parts(self.job)
         folder.write_bad_rows(self.job, footers)
-        guilty = {name: footer for name, footer in footers.items() if self.has_too_many_bad_rows(footer.counts)}
+        guilty = {name: footer.bad for name, footer in footers.items() if self.has_too_many_bad_rows(footer.counts)}
         reason = "--strict stops at bad rows" if self.job.strict else "more than half of the rows in a part are bad"
         raise RunError(f"{reason}: {folder.first_bad(guilty)}. {self.job.own_file(folder.BAD_FILE).name} lists all")
 
@@ -125,7 +125,8 @@ class Checker:
         """Compare these rows, then write and print the receipt. Raises RunError if rows are wrong."""
         self.compare(samples or [])
         receipt = self.write(footers)
-        print_receipt(self.job, receipt, folder.first_bad(footers))
+        bad = {name: footer.bad for name, footer in footers.items()}
+        print_receipt(self.job, receipt, folder.first_bad(bad))
         if receipt["verdict"] == NOT_WITHIN:
             self.stop()
 

@@ -1,6 +1,7 @@
 """The steps of a run: estimate a job, prepare its folder and workers, label what is missing, check the result."""
 
 import io
+import json
 import sys
 import time
 from dataclasses import replace
@@ -17,6 +18,7 @@ from bench.label.folder import (
     complete_parts,
     describe_difference,
     find_parts,
+    first_bad,
     job_digest,
     prepare_folder,
     read_footers,
@@ -26,7 +28,7 @@ from bench.label.folder import (
 from bench.label.plan import LabelPlan, PlanOptions, read_plan, worker_specs
 from bench.label.pool import LabelPool
 from bench.label.receipt import Checker, read_receipt, read_samples
-from bench.label.rows import Answers, Counts, label_table, texts_of
+from bench.label.rows import BAD_ROWS, Answers, Counts, label_table, texts_of
 from bench.label.splits import LabelJob, digest_input
 from bench.machine import describe_device
 from bench.provenance import project_commit, versions
@@ -57,9 +59,10 @@ def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
     texts = rows * counts.texts / counts.rows
     say(f"rows       about {rows:,} in {len(job.tables):,} files, about {texts:,.0f} with text")
     if counts.bad:
-        say(f"bad rows   {counts.bad:,} of the first {counts.rows:,}")
+        bad = json.loads(labelled.schema.metadata[BAD_ROWS])
+        say(f"bad rows   {counts.bad:,} of the first {counts.rows:,}, such as {first_bad({'the input': bad})}")
     say(f"columns    {', '.join(labelled.schema.names)}")
-    say(f"output     about {rows * file.tell() / counts.rows / 1e6:,.3g} MB, in parts of {output.rows_per_file:,} rows")
+    say(f"output     about {rows * file.tell() / counts.rows / 1e6:,.1f} MB, in parts of {output.rows_per_file:,} rows")
     if plan.speed:
         say(f"time       about {time_words(texts / plan.speed)}: {plan.speed:,.1f} messages/s with {plan}")
     elif measuring:
