@@ -29,6 +29,7 @@ OUTPUT_OPTIONS = (
 
 def parse_arguments() -> Namespace:
     parser, count, names = Parser(__doc__), int_from(1), list_of(str.strip)
+    parser.usage = "%(prog)s MODEL INPUT --output DIR [options]"
     parser.add_argument("model_id", metavar="MODEL", help="model id on the Hub, or a local folder")
     parser.add_argument("input", metavar="INPUT", help="CSV, TSV, JSON Lines or Parquet: a file or folder, or its URL")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder for the output, or its URL")

@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 
 import classify_texts
 from bench.judge import WITHIN
-from bench.label.job import locked
+from bench.label.folder import locked
 from bench.tables.storage import locate
 
 MONTHS = ("2023", "11"), ("2023", "12"), ("2024", "01")
@@ -206,7 +206,7 @@ def test_shards_that_planned_otherwise_are_told_apart(label, tmp_path):
     assert label("--shard", "1/2")[0] == 0
     file = tmp_path / "out" / "_job.json"
     job = json.loads(file.read_text())  # in a bucket, without locks, another shard may write its own plan over it
-    job["plan"]["threads"] = job["options"]["threads"] = 2
+    job["plan"]["threads"] = job["options"]["--threads"] = 2
     file.write_text(json.dumps(job))
     assert label("--shard", "2/2", "--threads", "2")[0] == 0
     for options in ([], ["--check-only"]):

@@ -19,10 +19,9 @@ from conftest import ROOT, kill_after_a_part, refused
 import classify_texts
 import run_benchmark
 from bench.judge import WITHIN
-from bench.label import output as parts
-from bench.label import plan, pool
-from bench.label.job import locked
-from bench.label.plan import LabelPlan, choose_plan, fastest_valid_row
+from bench.label import folder, pool
+from bench.label.folder import locked
+from bench.label.plan import LabelPlan, PlanOptions, choose_plan, fastest_valid_row
 from bench.machine import cpu_cores, cpu_name
 from bench.model.batches import Batching
 from bench.model.model import Model
@@ -191,7 +190,7 @@ STAGES = [
     (pool, "label_table", 2),
     (pool, "write_part", 1),
     (pool, "write_part", 3),
-    (parts.pq, "write_table", 2),
+    (folder.pq, "write_table", 2),
 ]
 
 
@@ -252,6 +251,7 @@ def test_wrong_input_is_refused_before_anything_runs(label, source, tmp_path):
         ("--variant", "torch", "--gpu", "x"): ["--gpu", "'x'"],
         ("--rows-per-file", 0): ["--rows-per-file", "'0'"],
         ("--gpu", "0,1"): ["--gpu", "--device"],
+        ("--variant", "onx"): ["--variant", "onx", "onnx"],
     }
     for options, names in refusals.items():
         code, err, found = label(*options)
@@ -360,10 +360,10 @@ def test_a_text_on_which_workers_die_is_found_by_halving_and_set_aside(label, so
     rows.to_csv(source / "a.csv", index=False)
     predict = Classifier.predict_share
 
-    def fail(self, file, batching):
-        if "the deadly text" in file.read_text():
+    def fail(self, texts, batching):
+        if "the deadly text" in texts:
             raise WorkerFailed("worker 1 of 1 died (SIGKILL)")
-        return predict(self, file, batching)
+        return predict(self, texts, batching)
 
     _, _, whole = label(output="whole")
     monkeypatch.setattr(Classifier, "predict_share", fail)
@@ -397,8 +397,8 @@ def test_the_fastest_row_that_is_proven_says_how(tiny_model, monkeypatch, tmp_pa
         append_row(results_path(tmp_path / "results", row), row)
 
     def choose(kind: str = "cpu", name: str = device, tokens: float = 40, model=model, **asked) -> LabelPlan:
-        asked = dict.fromkeys(plan.PLAN_OPTIONS) | asked
-        return choose_plan(kind, fastest_valid_row(tmp_path, name, model, tokens, asked["variant"]), asked)
+        options = PlanOptions(**asked)
+        return choose_plan(kind, fastest_valid_row(tmp_path, name, model, tokens, options.variant), options)
 
     measured = Batching("token-budget", batch_tokens=8 * 50)  # of 8 texts with 40 tokens and a quarter of padding
     assert choose() == LabelPlan("cpu", "torch", 1, 1, measured)
@@ -532,7 +532,7 @@ def test_parts_of_a_job_that_is_not_this_one_are_refused_in_one_line(damage, lab
     DAMAGES[damage](job)
     file.write_text(json.dumps(job))
     code, err, found = label()
-    name = {"a key too many": "--more", "other versions": "versions"}.get(damage, "--overwrite")
+    name = {"a key too many": "more", "other versions": "versions"}.get(damage, "--overwrite")
     check_refused((code, err, found), name)
     assert err.count("\n") == 1
 
