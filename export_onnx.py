@@ -260,7 +260,7 @@ def main() -> int:
     else:
         check_target(target, source, args.overwrite)
     csv = format_csv.Csv(args.delimiter, args.encoding)
-    dataset = load_dataset(args.dataset, args.column, args.limit, args.label_column, csv)
+    dataset = load_dataset(args.dataset, [args.column], args.limit, args.label_column, csv)
     for note in dataset.notes:
         say(clean(note))
     if args.batch_size > len(dataset.texts):

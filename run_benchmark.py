@@ -244,7 +244,7 @@ def main() -> int:
     args = parse_arguments()
     args.model = variants = choose_variants(args.model, args.device, args.quick)
     csv = format_csv.Csv(args.delimiter, args.encoding)
-    device, dataset = find_device(args), load_dataset(args.dataset, args.column, args.limit, csv=csv)
+    device, dataset = find_device(args), load_dataset(args.dataset, [args.column], args.limit, csv=csv)
     info = run_in_subprocess(describe_device, args.gpu) if args.device == "gpu" else describe_device(None)
     cells = choose_cells(args, variants, len(dataset.texts))
     if not (args.no_save or args.dry_run):

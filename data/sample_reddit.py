@@ -1,18 +1,17 @@
-"""Draws a uniform sample of Reddit comments from monthly Pushshift dumps, a dataset for run_benchmark.py.
+"""Draw a uniform random sample of Reddit comments from monthly Pushshift dumps, as a dataset for run_benchmark.py.
 
     python data/sample_reddit.py dumps/RC_*.zst --workers 4
     python data/sample_reddit.py RC_2012-*.zst --subreddit askscience,physics --min-chars 201 --output science.csv.gz
 
-A dump is read once, by one process, which needs memory for its window of up to 2 GiB and for two samples. Every comment
-gets a priority, the 64-bit XXH3 hash of its id with the seed; the sample is the --count comments of the lowest priority
-that no rule excludes ("bottom-k", Cohen and Kaplan, Summarizing Data Using Bottom-k Sketches, 2007). So it is uniform
-without replacement, and a seed gives the same sample whatever the number of workers and the order of the dumps. A
-comment that occurs twice, in overlapping dumps, can be drawn once only.
+Each comment gets a priority, the 64-bit XXH3 hash of its id with the seed, and the sample is the --count eligible
+comments with the lowest priorities ("bottom-k", Cohen and Kaplan, Summarizing Data Using Bottom-k Sketches, 2007). So
+it is uniform and without replacement, and a seed gives the same sample for any number of workers and any order of the
+dumps. A comment that occurs in several dumps is drawn at most once.
 
-The file has the columns id, subreddit and body, sorted by id, that is by age. A body is what the dump has (with its
-line breaks, and `&gt;` for >); half a surrogate pair becomes U+FFFD. Counts and progress go to standard error.
+The output has the columns id, subreddit and body, sorted by id, which is by age. Bodies are verbatim (line breaks,
+`&gt;` for >), except that half a surrogate pair becomes U+FFFD. Counts and progress go to standard error.
 
-Exit code: 0, 1 if a dump is corrupt or no comment is left, 2 for wrong usage or input, 130 after Ctrl-C.
+Exit code: 0, 1 if a dump is corrupt or no comment is eligible, 2 for wrong usage or input, 130 after Ctrl-C.
 """
 
 import csv
@@ -37,84 +36,71 @@ from xxhash import xxh3_64_intdigest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.files import LONGEST_NAME, check_writable, new_file
 from bench.processes import ProcessPool, heartbeat
-from bench.tables.datasets import DATASETS, has_text, removal
+from bench.tables.datasets import DATASETS
 from bench.tables.format_json_lines import NOT_JSON
+from bench.tables.items import has_text, removal
 from bench.tables.readers import Table, UnreadableFile
-from bench.tables.storage import locate
-from utils import Parser, RunError, first_line, int_from, run, say
+from bench.tables.storage import locate, saving
+from utils import Parser, RunError, int_from, run, say
 
-# what is read of a comment; `created_utc`, in seconds since 1970, stands in quotes in some early dumps
+# `created_utc` is in seconds since 1970; some early dumps have it in quotes
 SCHEMA = pa.schema([("id", "string"), ("subreddit", "string"), ("body", "string"), ("created_utc", "float64")])
-# What becomes of a line. Each is counted once, under the first of these that is true of it.
+# Each line is counted once, under the first category that applies.
 COUNTS = {
     "broken": "not JSON",
-    "other": "JSON, but no comment: without id, subreddit or body",
-    "empty": "nothing but white space",
-    "deleted": "[deleted] and the like",
-    "removed": "[removed], [ Removed by Reddit ] and the like",
+    "other": "JSON, but not a comment: id, subreddit or body is missing",
+    "empty": "only white space",
+    "deleted": "[deleted] and similar",
+    "removed": "[removed], [ Removed by Reddit ] and similar",
     "subreddit": "not in --subreddit",
     "date": "outside --after and --before, or without a date",
     "length": "outside --min-chars and --max-chars",
-    "eligible": "all others: from these is drawn",
+    "eligible": "all others; the sample is drawn from these",
 }
 
-# priority, id, subreddit, body
-Drawn = tuple[int, str, str, str]
-
-
-class BadDump(RunError):
-    """A dump can't be read to its end; the message names it and says why."""
-
-
-# ------------------------------------------------------------------------------------------------- in a worker
+Drawn = tuple[int, str, str, str]  # priority, id, subreddit, body
 
 
 def sample_dumps(dumps: list[Path], rules: Namespace) -> tuple[Counter, list[Drawn], list[str]]:
-    """Counts the lines of the dumps by COUNTS, and draws the eligible comments of the lowest priority.
-
-    With --skip-bad, bad dumps are left out and named in the third value; else raises BadDump.
-    """
-    counts, drawn, bad, before = Counter(), [], [], 0
+    """Return (lines by COUNTS, eligible comments with the lowest priorities, errors of dumps skipped by --skip-bad)."""
+    counts, drawn, errors, bytes_done = Counter(), [], [], 0
     for path in dumps:
         try:
-            more, comments = sample_dump(path, rules, before)
-            counts += more
+            dump_counts, comments = sample_dump(path, rules, bytes_done)
+            counts += dump_counts
             drawn = lowest(drawn + comments, rules.count)
-        except BadDump as error:
+        except UnreadableFile as error:
             if not rules.skip_bad:
-                raise
-            bad.append(str(error))
-        before += path.stat().st_size
-    return counts, drawn, bad
+                raise RunError(str(error)) from error
+            errors.append(str(error))
+        bytes_done += path.stat().st_size
+    return counts, drawn, errors
 
 
-def sample_dump(path: Path, rules: Namespace, before: int = 0) -> tuple[Counter, list[Drawn]]:
-    """Counts and draws from one dump; `before`: bytes of the dumps that were read before. Raises BadDump."""
+def sample_dump(path: Path, rules: Namespace, bytes_done: int = 0) -> tuple[Counter, list[Drawn]]:
+    """Count and draw from one dump; `bytes_done` of other dumps were read before. Raises UnreadableFile."""
     counts, drawn, bound = Counter(), [], 2**64
-    try:
-        for rows in Table(locate(path), SCHEMA).rows(SCHEMA):
-            comments = list(zip(*(column.to_pylist() for column in rows.table.columns), strict=True))
-            verdicts = [judge(*comment, rules) for comment in comments]
-            for i, (_, reason) in rows.bad.items():
-                verdicts[i] = "broken" if reason == NOT_JSON else "other"
-            counts.update(verdicts)
-            for (name, subreddit, body, _), verdict in zip(comments, verdicts, strict=True):
-                if verdict == "eligible":
-                    priority = xxh3_64_intdigest(name.encode(), rules.seed)
-                    if priority <= bound:
-                        drawn.append((priority, name, subreddit, body))
-            if len(drawn) >= 2 * rules.count + 1000:
-                drawn = lowest(drawn, rules.count)
-                bound = drawn[-1][0] if len(drawn) == rules.count else bound
-            heartbeat(before + rows.bytes_read)
-    except UnreadableFile as error:
-        raise BadDump(str(error)) from error
+    for rows in Table(locate(path), SCHEMA).rows(SCHEMA):
+        comments = list(zip(*(column.to_pylist() for column in rows.table.columns), strict=True))
+        categories = [categorize(*comment, rules) for comment in comments]
+        for i, (_, reason) in rows.bad.items():
+            categories[i] = "broken" if reason == NOT_JSON else "other"
+        counts.update(categories)
+        for (id, subreddit, body, _), category in zip(comments, categories, strict=True):
+            if category == "eligible":
+                priority = xxh3_64_intdigest(id.encode(), rules.seed)
+                if priority <= bound:
+                    drawn.append((priority, id, subreddit, body))
+        if len(drawn) >= 2 * rules.count + 1000:
+            drawn = lowest(drawn, rules.count)
+            bound = drawn[-1][0] if len(drawn) == rules.count else bound
+        heartbeat(bytes_done + rows.bytes_read)
     return counts, lowest(drawn, rules.count)
 
 
-def judge(name: str | None, subreddit: str | None, body: str | None, created: float | None, rules: Namespace) -> str:
-    """Returns the key of COUNTS that fits a comment."""
-    if name is None or subreddit is None or body is None:
+def categorize(id: str | None, subreddit: str | None, body: str | None, created: float | None, rules: Namespace) -> str:
+    """Return the key of COUNTS for a comment."""
+    if id is None or subreddit is None or body is None:
         return "other"
     if not has_text(body):
         return removal(body) or "empty"
@@ -129,18 +115,15 @@ def judge(name: str | None, subreddit: str | None, body: str | None, created: fl
 
 
 def lowest(drawn: list[Drawn], count: int) -> list[Drawn]:
-    """Returns the `count` comments of the lowest priority, in this order, each id once."""
-    once = {}
+    """Return the `count` comments with the lowest priorities, sorted by priority, each id once."""
+    distinct = {}
     for comment in sorted(drawn):
-        once.setdefault(comment[1], comment)
-    return list(once.values())[:count]
-
-
-# -------------------------------------------------------------------------------------------------- the script
+        distinct.setdefault(comment[1], comment)
+    return list(distinct.values())[:count]
 
 
 def sample_all(rules: Namespace) -> tuple[Counter, list[Drawn], list[str]]:
-    """Deals the dumps to the workers, the largest first, and takes their counts and samples together."""
+    """Distribute the dumps over the workers, the largest first, and merge their results, see sample_dumps."""
     sizes = {path: path.stat().st_size for path in rules.dumps}
     shards, total = [[] for _ in range(min(rules.workers, len(sizes)))], sum(sizes.values())
     for path in sorted(sizes, key=sizes.get, reverse=True):
@@ -151,68 +134,69 @@ def sample_all(rules: Namespace) -> tuple[Counter, list[Drawn], list[str]]:
     ):
         samples = pool.call(call, on_heartbeat=lambda done: progress.update(sum(filter(None, done)) - progress.n))
         progress.update(total - progress.n)
-    counts, drawn, bad = zip(*samples, strict=True)
-    return sum(counts, Counter()), lowest(list(chain(*drawn)), rules.count), list(chain(*bad))
+    counts, drawn, errors = zip(*samples, strict=True)
+    return sum(counts, Counter()), lowest(list(chain(*drawn)), rules.count), list(chain(*errors))
 
 
 def write_sample(path: Path, sample: list[Drawn]) -> None:
-    """Writes a CSV.gz, whole or not at all, without a time stamp, so that the same sample gives the same file.
+    """Write a CSV.gz, complete or not at all; without a time stamp, so that equal samples give equal files.
 
-    Every field is quoted, since pandas takes a bare carriage return for the end of a row.
+    Every field is quoted, since pandas ends a row at a bare carriage return.
     """
     with (
         new_file(path) as file,
-        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
-        io.TextIOWrapper(packed, encoding="utf-8", newline="") as text,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as compressed,
+        io.TextIOWrapper(compressed, encoding="utf-8", newline="") as text,
     ):
         writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow(("id", "subreddit", "body"))
-        # ids are numbers in base 36, so that the shorter one is the smaller
+        # ids are numbers in base 36: a shorter one is smaller
         writer.writerows(row[1:] for row in sorted(sample, key=lambda row: (len(row[1]), row[1])))
 
 
 def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add("dumps", nargs="+", type=dump, metavar="DUMPS", help="RC_*.zst files")
-    add("--count", type=int_from(1), default=10_000, help="comments to draw (default: 10000)")
-    add("--min-chars", type=int_from(0), default=0, help="the shortest body drawn (default: 0)")
-    add("--max-chars", type=int_from(1), default=math.inf, help="the longest body drawn (default: any)")
-    add("--subreddit", type=subreddits, default=frozenset(), metavar="LIST", help="only these, in any case: a,b,c")
-    add("--after", type=day, default=-math.inf, metavar="DATE", help="only from YYYY-MM-DD on, 00:00 UTC, inclusive")
-    add("--before", type=day, default=math.inf, metavar="DATE", help="only before YYYY-MM-DD, 00:00 UTC, exclusive")
-    add("--seed", type=int_from(0, 2**64 - 1), default=0, help="another draws another sample (default: 0)")
-    add("--workers", type=int_from(1), default=1, help="dumps read at once, 2 GiB of memory each (default: 1)")
-    add("--skip-bad", action="store_true", help="pass over corrupt and truncated dumps, as if they were not given")
+    parser.add_argument("dumps", nargs="+", type=dump, metavar="DUMPS", help="RC_*.zst files")
+    add = parser.add_argument_group("which comments").add_argument
+    add("--count", type=int_from(1), default=10_000, help="number of comments to draw (default: 10000)")
+    add("--min-chars", type=int_from(0), default=0, help="minimum length of a body (default: 0)")
+    add("--max-chars", type=int_from(1), default=math.inf, help="maximum length of a body (default: no limit)")
+    add("--subreddit", type=subreddits, default=frozenset(), metavar="LIST", help="only these: a,b,c (in any case)")
+    add("--after", type=day, default=-math.inf, metavar="DATE", help="only from YYYY-MM-DD on (00:00 UTC, inclusive)")
+    add("--before", type=day, default=math.inf, metavar="DATE", help="only before YYYY-MM-DD (00:00 UTC, exclusive)")
+    add("--seed", type=int_from(0, 2**64 - 1), default=0, help="seed of the sample (default: 0)")
+    add = parser.add_argument_group("how to run").add_argument
+    add("--workers", type=int_from(1), default=1, help="dumps to read in parallel; each may take 2 GiB (default: 1)")
+    add("--skip-bad", action="store_true", help="skip corrupt and truncated dumps instead of stopping")
     sample = Path(__file__).with_name("my_sample.csv.gz")
-    add("--output", type=csv_gz, default=sample, help="default: data/my_sample.csv.gz")
+    add("--output", type=csv_gz, default=sample, help="a .csv.gz file (default: data/my_sample.csv.gz)")
     args = parser.parse_args()
     if len({path.resolve() for path in args.dumps}) < len(args.dumps):
-        parser.error("the same dump is given twice")
+        parser.error("a dump is given twice")
     if args.min_chars > args.max_chars:
-        parser.error("--min-chars is more than --max-chars: no comment has such a length")
+        parser.error("--min-chars is greater than --max-chars")
     if args.output.resolve() in [path.resolve() for path in args.dumps]:
-        parser.error(f"--output {args.output} is one of the dumps")
+        parser.error(f"--output {args.output} would overwrite a dump; choose another file")
     if args.after >= args.before:
-        parser.error("--after is not before --before: no comment has such a date")
+        parser.error("--after must be earlier than --before")
     return args
 
 
 def dump(text: str) -> Path:
     if not os.path.isfile(text) or not os.access(text, os.R_OK):
-        raise ArgumentTypeError(f"{text!r} is not a file that can be read")
+        raise ArgumentTypeError(f"{text!r} is not a readable file")
     return Path(text)
 
 
 def subreddits(text: str) -> frozenset[str]:
     names = [name.strip().lower().removeprefix("/").removeprefix("r/") for name in text.split(",")]
     if not all(re.fullmatch(r"[\w:.-]+", name) for name in names):
-        raise ArgumentTypeError(f"{text!r} is not a comma list of subreddits")
+        raise ArgumentTypeError(f"{text!r} is not a comma-separated list of subreddits")
     return frozenset(names)
 
 
 def day(text: str) -> float:
-    """Returns the seconds from 1970 to 00:00 UTC of a date."""
+    """Return the seconds from 1970 to 00:00 UTC of a date."""
     try:
         return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()
     except ValueError as error:
@@ -221,35 +205,33 @@ def day(text: str) -> float:
 
 def csv_gz(text: str) -> Path:
     if not text.endswith(".csv.gz") or os.path.isdir(text) or len(os.fsencode(Path(text).name)) > LONGEST_NAME:
-        raise ArgumentTypeError(f"{text!r} is no name of a .csv.gz file")
+        raise ArgumentTypeError(f"{text!r} is not a valid name for a .csv.gz file")
     if Path(text).name in chain(*DATASETS.values()):
-        raise ArgumentTypeError(f"{text!r} is the name of a published or bundled dataset")
+        raise ArgumentTypeError(f"{text!r} is reserved for a published or bundled dataset")
     return Path(text)
 
 
 def main() -> int:
     args = parse_arguments()
     check_writable(args.output.parent)
-    counts, sample, bad = sample_all(args)
-    for line in bad:
-        say(f"passed over {line}")
-    rows = [("dumps", len(args.dumps) - len(bad), f"read to their end; bad and passed over: {len(bad)}")]
-    rows += [("lines", counts.total(), "of these dumps, blank ones left out")]
+    counts, sample, errors = sample_all(args)
+    for error in errors:
+        say(f"skipped {error}")
+    rows = [("dumps", len(args.dumps) - len(errors), f"read to the end; skipped: {len(errors)}")]
+    rows += [("lines", counts.total(), "in these dumps, without blank lines")]
     rows += [(f"  {name}", counts[name], meaning) for name, meaning in COUNTS.items()]
-    for name, count, meaning in [*rows, ("drawn", len(sample), "each id once")]:
+    for name, count, meaning in [*rows, ("drawn", len(sample), "distinct ids")]:
         say(f"{name:<11} {count:>14,}  {meaning}")
     if not sample:
-        raise RunError("no comment is eligible, so nothing is written")
-    try:
+        raise RunError("nothing written: no comment is eligible; the counts above show why")
+    with saving(locate(args.output)):
         write_sample(args.output, sample)
-    except OSError as error:
-        raise RunError(f"{args.output}: {first_line(error)}") from error
-    fewer = f", fewer than the {args.count} asked for" if len(sample) < args.count else ""
-    say(f"{args.output}: {len(sample)} comments{fewer}")
+    note = "" if len(sample) == args.count else f" (fewer than --count {args.count})"
+    say(f"{args.output}: {len(sample)} comments{note}")
     return 0
 
 
 if __name__ == "__main__":
-    import sample_reddit  # workers need its functions under this name
+    import sample_reddit  # workers import its functions under this name
 
     run(sample_reddit.main)

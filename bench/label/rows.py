@@ -7,9 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from bench.model.task import Task
-from bench.tables.datasets import removal
 from bench.tables.folders import nested_columns
-from bench.tables.items import Item, items_of
+from bench.tables.items import Item, items_of, removal
 from bench.tables.readers import BAD, Table
 from utils import UserError, say
 

@@ -23,7 +23,8 @@ from bench.model.model import Model
 from bench.report import rows
 from bench.report.table import HEADER, table_line
 from bench.report.verdict import rank
-from bench.tables.datasets import Dataset, evenly_spaced, has_text
+from bench.tables.datasets import Dataset, evenly_spaced
+from bench.tables.items import has_text
 from bench.tables.readers import Table, UnreadableFile
 from bench.variants import Device
 from utils import say

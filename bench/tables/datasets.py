@@ -1,44 +1,38 @@
 """A dataset's name or file -> its texts."""
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from bench.tables.folders import common_schema
 from bench.tables.format_csv import Csv
-from bench.tables.readers import COMMAS, FORMAT_WORDS, open_table, read_all, reading
+from bench.tables.items import items_of
+from bench.tables.readers import DEFAULT_CSV, FORMAT_WORDS, open_table, read_all, reading
 from bench.tables.storage import locate
 from utils import ROOT, UserError
 
-# name: the published file, and the bundled one that takes its place until it is downloaded
+# name -> (published file, bundled file used until it is downloaded)
 DATASETS = {
     "normal": ("random_sample_10k.csv.gz", "synthetic_10k.csv.gz"),
     "filtered": ("random_sample_10k_filtered.csv.gz", "synthetic_10k_filtered.csv.gz"),
-}
-# what Reddit and its archives put in the place of a comment that is gone
-REMOVALS = {
-    "deleted": re.compile(r"\[ ?(deleted( by user)?|unavailable) ?\]", re.IGNORECASE),
-    "removed": re.compile(r"\[ ?removed( by (reddit|moderator)[^\[\]\n]*)? ?\]", re.IGNORECASE),
 }
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The `texts` in the file's order, the `name` that rows carry, and `notes`: what was not as asked.
+    """Texts in file order."""
 
-    all_texts: also those beyond the limit; gold: what the label column says of each of the `texts`; empty without one.
-    """
-
-    name: str
-    texts: list[str]
-    notes: list[str]
-    all_texts: list[str]
-    gold: list = field(default_factory=list)
+    name: str  # as results show it
+    texts: list[str]  # up to the limit
+    notes: list[str]  # deviations from what was asked, to be printed
+    all_texts: list[str]  # without the limit
+    gold: list = field(default_factory=list)  # labels of `texts`; empty without a label column
 
     def limited(self, limit: int | None) -> "Dataset":
-        """Returns the dataset with so many of all its texts, evenly spaced."""
+        """Return the dataset with at most `limit` texts, evenly spaced."""
         if limit is None or limit >= len(self.texts):
             return self
         chosen = evenly_spaced(len(self.texts), limit)
@@ -48,72 +42,59 @@ class Dataset:
 
 def load_dataset(
     name_or_path: str,
-    column: str = "body",
+    columns: Sequence[str] = ("body",),
     limit: int | None = None,
     label_column: str | None = None,
-    csv: Csv = COMMAS,
+    csv: Csv = DEFAULT_CSV,
 ) -> Dataset:
-    """Reads the texts of `normal`, `filtered` or a file, which is named as its file is.
+    """Read the texts of `normal`, `filtered` or a file, at most `limit` of them, evenly spaced.
 
-    Rows without text (missing, empty, only white space) are left out and counted in the notes. `limit` keeps that many
-    texts, evenly spaced through the file. Raises UserError where the file, the column or every text is missing.
+    Rows without text are dropped and counted in the notes. Raises UserError if the file, the column or all text is
+    missing.
     """
     notes = []
     if name_or_path in DATASETS:
-        real, synthetic = (ROOT / "data" / file for file in DATASETS[name_or_path])
-        path, name = (real, name_or_path) if real.exists() else (synthetic, f"synthetic-{name_or_path}")
-        if path is synthetic:
+        published, bundled = (ROOT / "data" / file for file in DATASETS[name_or_path])
+        path, name = (published, name_or_path) if published.exists() else (bundled, f"synthetic-{name_or_path}")
+        if path is bundled:
             notes.append(
-                f"dataset {name_or_path}: data/{real.name} is not there, so the bundled data/{synthetic.name} is used "
-                "(random words with Reddit's lengths); `python data/download.py` fetches the real one"
+                f"dataset {name_or_path}: data/{published.name} is missing, using the bundled data/{bundled.name} "
+                "(random words with Reddit's lengths); run `python data/download.py` to get the real texts"
             )
     else:
         path, name = name_or_path, locate(name_or_path).name
-    bodies, *labels = read_columns(path, [column, *([label_column] if label_column else [])], csv)
-    full = [i for i, body in enumerate(bodies) if has_text(body)]
-    texts = [bodies[i] for i in full]
-    if len(texts) < len(bodies):
-        notes.append(f"dataset {name}: {len(bodies) - len(texts)} of {len(bodies)} rows have no text and are left out")
+    table = read_columns(path, columns, [label_column] if label_column else [], csv)
+    items = items_of(table, columns)
+    kept = [i for i, item in enumerate(items) if item is not None]
+    texts = [items[i] for i in kept]
+    if len(texts) < len(items):
+        notes.append(f"dataset {name}: dropped {len(items) - len(texts)} of {len(items)} rows, which have no text")
     if not texts:
-        raise UserError(f"{path} has no text in column {column!r}")
-    return Dataset(name, texts, notes, texts, [column[i] for column in labels for i in full]).limited(limit)
+        names = " and ".join(map(repr, columns))
+        raise UserError(f"{path} has no text in column {names}; choose another one with --column")
+    labels = table[label_column].to_pylist() if label_column else []
+    return Dataset(name, texts, notes, texts, [labels[i] for i in kept] if labels else []).limited(limit)
 
 
-def read_columns(path: str | Path, columns: list[str], csv: Csv = COMMAS) -> list[list]:
-    """Reads a file's column of texts, the first, and others, as they stand there.
-
-    Raises UserError if one can't be read, or if the texts are not text.
-    """
+def read_columns(
+    path: str | Path, text_columns: Sequence[str], others: Sequence[str] = (), csv: Csv = DEFAULT_CSV
+) -> pa.Table:
+    """Return these columns of a file. Raises UserError, also if the `text_columns` are not text."""
     file = locate(path)
     with reading(file):
-        there = file.is_file()
-    if not there:
-        names = f"names: {', '.join(DATASETS)}; or a file: {FORMAT_WORDS}"
-        raise UserError(f"no dataset file {path} ({names})")
+        if not file.is_file():
+            raise UserError(f"dataset not found: {path}. Use {', '.join(DATASETS)}, or a file of {FORMAT_WORDS}")
     table = open_table(file, csv)
-    rows = list(read_all([table], common_schema([table], list(dict.fromkeys(columns)), columns[0])))
-    return [[value for some in rows for value in some[name].to_pylist()] for name in columns]
+    schema = common_schema([table], list(dict.fromkeys([*text_columns, *others])), text_columns)
+    return pa.concat_tables([schema.empty_table(), *read_all([table], schema)])
 
 
 def bundled_texts(name: str) -> list[str]:
-    """Returns the texts of a bundled file: the same on every machine."""
-    [texts] = read_columns(ROOT / "data" / DATASETS[name][1], ["body"])
-    return texts
-
-
-def has_text(value: str | None) -> bool:
-    """Says whether a row has a text: more than white space, and not what says that a comment is gone."""
-    return value is not None and bool(value.strip()) and removal(value) is None
-
-
-def removal(text: str) -> str | None:
-    """Returns `deleted` or `removed` if a text only says that a comment is gone, see REMOVALS."""
-    if not text.lstrip().startswith("["):
-        return None
-    return next((kind for kind, words in REMOVALS.items() if words.fullmatch(text.strip())), None)
+    """Return the texts of a bundled file, which are the same on every machine."""
+    return read_columns(ROOT / "data" / DATASETS[name][1], ["body"])["body"].to_pylist()
 
 
 def evenly_spaced(total: int, count: int) -> np.ndarray:
-    """Returns `count` (or `total`, if fewer) distinct indices below `total`, evenly spaced, ascending."""
+    """Return `count` (or `total`, if fewer) distinct indices below `total`, evenly spaced, ascending."""
     count = min(count, total)
     return np.arange(count) * total // count

@@ -1,156 +1,123 @@
-"""A folder of files -> tables that go together: which files there are, and which types their columns have."""
+"""A folder of files -> tables with common columns."""
 
 import contextlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
+from pyarrow.fs import FileType
 
 from bench.tables import format_json_lines
 from bench.tables.format_csv import Csv
-from bench.tables.format_json_lines import LEFT_OUT
-from bench.tables.readers import COMMAS, FORMAT_WORDS, EmptyFile, Table, decoded, format_of, open_table, reading
+from bench.tables.readers import DEFAULT_CSV, FORMAT_WORDS, EmptyFile, Table, decoded, format_of, open_table, reading
 from bench.tables.storage import CONCURRENT_FILES, Location, locate
 from utils import UserError, clean, say
 
 TEXT_TYPES = ("string", "large_string", "string_view", "null")
-WHOLE_BITS = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}  # of the whole numbers that each holds exactly
+WIDENING = (  # in each row, a type holds all values of the types before it
+    (pa.int8(), pa.int16(), pa.int32(), pa.int64()),
+    (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()),
+    (pa.float16(), pa.float32(), pa.float64()),
+    (pa.string(), pa.large_string()),
+    (pa.binary(), pa.large_binary()),
+    (pa.date32(), pa.date64()),
+    (pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns")),
+)
+TIMESTAMP_UNITS = ("s", "ms", "us")  # likewise for timestamps; nanoseconds only reach 2262
 
 
 def find_files(path: Path | Location) -> list[Location]:
-    """Returns the file, or those files of a folder and its sub-folders that can be read, in the order of their paths.
+    """Return a file, or the readable files in a folder and its sub-folders, sorted by path.
 
-    Passes over what begins with a dot or an underscore; says what else is there. Raises UserError if there is none.
+    Names that begin with a dot or an underscore are ignored; other unreadable files are reported on standard error.
+    Raises UserError if nothing is readable.
     """
-    place = locate(path)
-    with reading(place):
-        if not place.is_folder():
-            if not place.exists():
-                raise UserError(f"there is no {place}")
-            if not place.is_file() or not format_of(place.name):
-                raise UserError(f"{place} is no file that can be read: what can is {FORMAT_WORDS}")
-            return [place]
-        hidden = ".", "_"
-        seen = [
-            file
-            for file in place.files(recursive=True)
-            if not any(name.startswith(hidden) for name in file.parts_below(place))
-        ]
-    files = [file for file in seen if format_of(file.name) and (not file.local or file.is_file())]
-    if not files:
-        raise UserError(f"{place} holds no file that can be read: what can is {FORMAT_WORDS}")
-    readable = {file.path for file in files}
-    if others := [file.name for file in seen if file.path not in readable]:
-        say(f"{place}: {len(others)} other files in it are passed over, such as {clean(others[0])}")
-    return files
+    root = locate(path)
+    with reading(root):
+        kind = root.info().type
+        if kind == FileType.NotFound:
+            raise UserError(f"input not found: {root}")
+        if kind != FileType.Directory:
+            if kind != FileType.File or not format_of(root.name):
+                raise UserError(f"unsupported file type: {root}. Supported: {FORMAT_WORDS}")
+            return [root]
+        files = root.files(recursive=True)
+        visible = [file for file in files if not any(name.startswith((".", "_")) for name in file.parts_below(root))]
+        supported = [file for file in visible if format_of(file.name) and (not file.local or file.is_file())]
+    if not supported:
+        raise UserError(f"no supported files in {root}. Supported: {FORMAT_WORDS}")
+    if others := sorted(set(visible) - set(supported), key=str):
+        say(f"{root}: skipping unsupported files: {len(others)}, such as {clean(others[0].name)}")
+    return supported
 
 
-def open_tables(files: list[Location], csv: Csv = COMMAS, root: Location | None = None) -> list[Table]:
-    """Opens several files, see open_table; passes over empty ones, and says so. Raises UserError if all are."""
+def open_tables(files: list[Location], csv: Csv = DEFAULT_CSV, root: Location | None = None) -> list[Table]:
+    """Open several files, see open_table; empty ones are skipped and reported. Raises UserError if all are empty."""
 
     def table_or_none(file: Location) -> Table | None:
         try:
             return open_table(file, csv, root)
         except EmptyFile:
-            if len(files) == 1:
-                raise
             return None
 
-    with ThreadPoolExecutor(1 if files[0].local else CONCURRENT_FILES) as pool:  # in a bucket each takes some 100 ms
+    with ThreadPoolExecutor(1 if files[0].local else CONCURRENT_FILES) as pool:  # a bucket takes about 100 ms per file
         tables = list(pool.map(table_or_none, files))
     if empty := [file for file, table in zip(files, tables, strict=True) if not table]:
-        say(f"{len(empty)} empty files are passed over, such as {clean(empty[0].name)}")
         if len(empty) == len(files):
-            raise EmptyFile(f"all {len(files)} files are empty, such as {empty[0]}")
+            raise EmptyFile(f"the input is empty: {empty[0]} has no columns")
+        say(f"skipping empty files: {len(empty)}, such as {clean(empty[0].name)}")
     return [table for table in tables if table]
 
 
-def common_schema(tables: list[Table], columns: list[str], text_column: str) -> pa.Schema:
-    """Returns the types that these columns have in all files, wide enough for each of them.
+def common_schema(tables: list[Table], columns: list[str], text_columns: Sequence[str]) -> pa.Schema:
+    """Return each column with a type that holds its values in all files.
 
-    Raises UserError if a file lacks the texts' column, if all lack another, if two files don't go together, or if the
-    texts' column is not text.
+    Raises UserError if a file lacks a text column or it is not text, if all files lack another column, or if the
+    types of a column are incompatible.
     """
     fields = []
     for name in columns:
-        having = [table for table in tables if name in table.schema.names]
-        if name == text_column or not having:
-            having = tables
-        kinds = [decoded(table.field(name, "--column" if name == text_column else "")).type for table in having]
-        kind = common_type(name, list(dict.fromkeys(kinds)))
-        if pa.types.is_null(kind) and any(table.format is format_json_lines for table in having):
-            kind = pa.string()  # for what comes further on
+        sources = [table for table in tables if name in table.schema.names]
+        if name in text_columns or not sources:
+            sources = tables
+        option = "--column" if name in text_columns else ""
+        types = [decoded(table.field(name, option)).type for table in sources]
+        kind = common_type(name, list(dict.fromkeys(types)))
+        if pa.types.is_null(kind) and any(table.format is format_json_lines for table in sources):
+            kind = pa.string()  # later lines may have values
         fields.append(pa.field(name, kind))
-    common = pa.schema(fields)
-    kind = common.field(text_column).type
-    if str(kind) not in TEXT_TYPES:
-        raise UserError(f"column {text_column!r} is not text, it is {kind}")
-    return common
+    schema = pa.schema(fields)
+    for name in text_columns:
+        if str(schema.field(name).type) not in TEXT_TYPES:
+            kind = schema.field(name).type
+            raise UserError(f"column {name!r} is not text but {kind}; choose another one with --column")
+    return schema
 
 
-def common_type(name: str, kinds: list[pa.DataType]) -> pa.DataType:
-    """Returns a type that holds each value that a column has in several files: text where there is no other.
+def common_type(name: str, types: list[pa.DataType]) -> pa.DataType:
+    """Return a type that holds all values of a column with several types: one of these, or text.
 
-    Raises UserError if not even text holds them, such as lists, objects and bytes.
+    Raises UserError if some values cannot become text (lists, objects, bytes).
     """
-    words = " and ".join(map(str, kinds))
     with contextlib.suppress(pa.ArrowException):
-        found = pa.unify_schemas([pa.schema([(name, kind)]) for kind in kinds], promote_options="permissive")
-        kind = found.field(name).type
-        if all(can_hold(own, kind) for own in kinds):
-            return kind
-    if not all(map(castable_to_text, kinds)):
-        raise UserError(f"column {name!r} is {words}: --keep-columns names those to copy")
-    say(f"column {name} is {words}: it is copied as text")
+        schemas = [pa.schema([(name, kind)]) for kind in types]
+        return pa.unify_schemas(schemas).field(name).type  # they differ at most in nulls
+    types = [kind for kind in types if not pa.types.is_null(kind)]
+    timestamps = [pa.timestamp(unit, getattr(types[0], "tz", None)) for unit in TIMESTAMP_UNITS]
+    for wider in (*WIDENING, timestamps):
+        if all(kind in wider for kind in types):
+            return max(types, key=wider.index)
+    listed = " and ".join(map(str, types))
+    if not all(map(castable_to_text, types)):
+        raise UserError(f"column {name!r} is {listed}: no common type; leave it out with --keep-columns")
+    say(f"column {name!r} is {listed}: copying it as text")
     return pa.string()
 
 
-def can_hold(own: pa.DataType, kind: pa.DataType) -> bool:
-    """Says whether a type holds each value of another to the last digit: what pyarrow makes of two does not always."""
-    is_a = pa.types
-    if own == kind or is_a.is_null(own):
-        return True
-    if is_a.is_nested(own):
-        return can_hold_nested(own, kind)
-    if is_a.is_integer(own) or is_a.is_floating(own) or is_a.is_decimal(own):
-        return can_hold_number(own, kind)
-    if is_a.is_timestamp(own) or is_a.is_duration(own):
-        return own.id == kind.id and kind.unit != "ns"  # nanoseconds end in 2262
-    wider = (is_a.is_string, is_a.is_large_string), (is_a.is_time32, is_a.is_time64), (is_a.is_date32, is_a.is_date64)
-    wider += ((is_a.is_binary, is_a.is_large_binary),)
-    return any(narrow(own) and wide(kind) for narrow, wide in wider)
-
-
-def can_hold_nested(own: pa.DataType, kind: pa.DataType) -> bool:
-    """Says what can_hold() says, of lists, objects and maps."""
-    is_a = pa.types
-    if is_a.is_struct(own):
-        return is_a.is_struct(kind) and all(can_hold(child.type, kind.field(child.name).type) for child in own)
-    if is_a.is_map(own):
-        return is_a.is_map(kind) and can_hold(own.key_type, kind.key_type) and can_hold(own.item_type, kind.item_type)
-    return hasattr(own, "value_type") and hasattr(kind, "value_type") and can_hold(own.value_type, kind.value_type)
-
-
-def can_hold_number(own: pa.DataType, kind: pa.DataType) -> bool:
-    """Says what can_hold() says, of numbers."""
-    is_a = pa.types
-    if is_a.is_decimal(own):
-        whole_digits = own.precision - own.scale
-        return is_a.is_decimal(kind) and kind.scale >= own.scale and kind.precision - kind.scale >= whole_digits
-    if is_a.is_floating(own):
-        return is_a.is_floating(kind) and kind.bit_width > own.bit_width
-    if is_a.is_floating(kind):
-        return own.bit_width <= WHOLE_BITS[kind]
-    if not is_a.is_integer(kind):
-        return False
-    signs = is_a.is_signed_integer(own), is_a.is_signed_integer(kind)
-    wide_enough = own.bit_width < kind.bit_width if signs == (False, True) else own.bit_width <= kind.bit_width
-    return wide_enough and signs != (True, False)
-
-
 def castable_to_text(kind: pa.DataType) -> bool:
-    """Says whether values of a type can be written as text: not lists, objects, bytes, and numbers without a unit."""
+    """True unless values are lists, objects, bytes, or durations, whose text would lack the unit."""
     try:
         pa.array([], kind).cast(pa.string())
     except pa.ArrowException:
@@ -158,7 +125,8 @@ def castable_to_text(kind: pa.DataType) -> bool:
     return not pa.types.is_duration(kind) and "binary" not in str(kind)
 
 
-def left_out(tables: list[Table]) -> list[str]:
-    """Returns the names of the columns that are not copied since they hold lists or objects in JSON."""
-    names = [name for table in tables for name in json.loads((table.schema.metadata or {}).get(LEFT_OUT, b"[]"))]
+def nested_columns(tables: list[Table]) -> list[str]:
+    """Return the names of the JSON columns that hold lists or objects, which are not copied."""
+    metadata = [table.schema.metadata or {} for table in tables]
+    names = [name for entry in metadata for name in json.loads(entry.get(format_json_lines.NESTED, b"[]"))]
     return list(dict.fromkeys(names))

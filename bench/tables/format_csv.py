@@ -1,4 +1,4 @@
-"""CSV files, and others whose fields a character separates. Their columns stay text."""
+"""CSV files, and others with a delimiter. Every column is text."""
 
 import codecs
 import csv
@@ -11,103 +11,97 @@ from itertools import islice
 
 import pyarrow as pa
 
-from bench.tables.blocks import MAX_LINE, N_ROWS, Rows, open_text, read_head
+from bench.tables.blocks import CHUNK_ROWS, MAX_LINE, Rows, open_text, read_head
 from bench.tables.storage import Location
 
-TABBED = re.compile(r"\.tsv(\.gz|\.zst)?$", re.IGNORECASE)  # the names of files with tabs
-UNDECODED = re.compile(r"[\udc80-\udcff]")  # what a byte that can't be decoded becomes, see PEP 383
-FAULTS = {  # what the csv module says, in words that help here
-    "end of data": "a quote that is not closed: it swallows the lines before",
-    "new-line character": "a carriage return alone, outside quotes: lines end in \\n or \\r\\n",
+TSV_NAME = re.compile(r"\.tsv(\.gz|\.zst)?$", re.IGNORECASE)
+UNDECODED = re.compile(r"[\udc80-\udcff]")  # bytes that could not be decoded, see PEP 383
+CLEARER_MESSAGES = {  # part of the csv module's message -> clearer message
+    "end of data": "unclosed quote: this row swallowed the lines above",
+    "new-line character": "carriage return outside quotes; lines must end in \\n or \\r\\n",
 }
 
 
 @dataclass(frozen=True)
 class Csv:
-    """Reads files whose fields are separated by a `delimiter`: without one by a tab in .tsv files, else by a comma.
+    """Reader of files with delimited fields. A UTF-8 byte order mark is ignored."""
 
-    encoding: of the text, by one of Python's names. A byte order mark of UTF-8 is no text.
-    """
-
-    delimiter: str | None = None
-    encoding: str = "utf-8"
+    delimiter: str | None = None  # None: a tab in .tsv files, else a comma
+    encoding: str = "utf-8"  # as Python names it
 
     def read_schema(self, file: Location) -> pa.Schema:
-        line, header, why = next(self.read_fields(file), (1, [], ""))
-        if why := why or undecoded(header, self.encoding):
-            raise ValueError(f"line {line}: {why}")
+        line, header, reason = next(self.read_fields(file), (1, [], ""))
+        if reason := reason or undecoded(header, self.encoding):
+            raise ValueError(f"line {line}: {reason}")
         return pa.schema([(name, pa.string()) for name in header])
 
     def read_rows(self, file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
         rows = self.read_fields(file)
         _, header, _ = next(rows)
-        places = [header.index(name) for name in schema.names]
-        while some := list(islice(rows, N_ROWS)):
-            bad = {i: (line, why) for i, (line, _, why) in enumerate(some) if why}
-            values = [None if why else fields for _, fields, why in some]
+        indices = [header.index(name) for name in schema.names]
+        while chunk := list(islice(rows, CHUNK_ROWS)):
+            bad = {i: (line, reason) for i, (line, _, reason) in enumerate(chunk) if reason}
+            values = [None if reason else fields for _, fields, reason in chunk]
             try:
-                yield Rows(to_table(values, places, schema), bad)
+                yield Rows(to_table(values, indices, schema), bad)
             except UnicodeEncodeError:
-                for i, (line, fields, _) in enumerate(some):
-                    if fields and (why := undecoded(fields, self.encoding)):
-                        bad[i], values[i] = (line, why), None
-                yield Rows(to_table(values, places, schema), bad)
+                for i, (line, fields, _) in enumerate(chunk):
+                    if fields and (reason := undecoded(fields, self.encoding)):
+                        bad[i], values[i] = (line, reason), None
+                yield Rows(to_table(values, indices, schema), bad)
 
     def read_fields(self, file: Location) -> Iterator[tuple[int, list[str], str]]:
-        """Yields (number of its last line, fields, why it can't be read) of the header and of each row.
+        """Yield (number of its last line, fields, why it is bad or "") of the header and of each row.
 
-        Rows have as many fields as the header, or as many as it has without empty ones at its end. Where a delimiter, a
-        quote or a line break stands unquoted in a field, a row has more or fewer: that is not guessed at. A blank line
-        is a row where there is one column. A byte that can't be decoded becomes half of a surrogate pair.
+        A row must have as many fields as the header; empty ones at the end of the header are optional. Any other number
+        means an unquoted delimiter, quote or line break in a field: such a row is bad, nothing is guessed. A blank line
+        is a row only if there is one column. An undecodable byte becomes half of a surrogate pair.
         """
-        csv.field_size_limit(MAX_LINE)  # what an unclosed quote swallows, at most
-        with open_text(file, self.encoding) as text:
-            reader, most = csv.reader(text, strict=True, delimiter=self.delimiter_of(file)), 0
-            while True:
-                try:
-                    fields = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    why = next((words for part, words in FAULTS.items() if part in str(error)), str(error))
-                    yield reader.line_num, [], why
-                    continue
-                if not fields and most != 1:
-                    continue
-                fields = fields or [""]
-                if not most:
-                    most = len(fields)
-                    while fields and not fields[-1]:
-                        fields.pop()
-                    least = len(fields)
-                fits = least <= len(fields) <= most
-                yield reader.line_num, fields, "" if fits else f"{len(fields)} fields, the header has {least}"
+        csv.field_size_limit(MAX_LINE)  # so that an unclosed quote does not swallow the whole file
+        lines = open_text(file, self.encoding)
+        reader, longest = csv.reader(lines, strict=True, delimiter=self.delimiter_of(file)), 0
+        while True:
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                clearer = (message for part, message in CLEARER_MESSAGES.items() if part in str(error))
+                yield reader.line_num, [], next(clearer, str(error))
+                continue
+            if not fields and longest != 1:
+                continue
+            fields = fields or [""]
+            if not longest:  # the header
+                longest = len(fields)
+                while fields and not fields[-1]:
+                    fields.pop()
+                shortest = len(fields)
+            valid = shortest <= len(fields) <= longest
+            yield reader.line_num, fields, "" if valid else f"{len(fields)} fields, the header has {shortest}"
 
     def delimiter_of(self, file: Location) -> str:
-        return self.delimiter or ("\t" if TABBED.search(file.name) else ",")
+        return self.delimiter or ("\t" if TSV_NAME.search(file.name) else ",")
 
     def estimate_rows(self, file: Location) -> int:
-        head, times = read_head(file)
+        head, ratio = read_head(file)
         text = io.StringIO(head.decode(self.encoding, errors="replace"), newline="")
-        lines = csv.reader(text, delimiter=self.delimiter_of(file))
-        return round((sum(1 for _ in lines) - 1) * times)
-
-    def row_groups(self, file: Location) -> None:
-        """Says that a file can only be read from its beginning."""
+        rows = csv.reader(text, delimiter=self.delimiter_of(file))
+        return round((sum(1 for _ in rows) - 1) * ratio)
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Adds the options of a Csv: --delimiter and --encoding."""
-    parser.add_argument("--delimiter", type=delimiter, help="of CSV files, or tab (default: a comma; of .tsv a tab)")
-    parser.add_argument(
-        "--encoding", type=encoding, default="utf-8", help="of CSV files, such as cp1252 (default: utf-8)"
-    )
+    """Add the options of a Csv: --delimiter and --encoding."""
+    help_text = "CSV delimiter: one character, or 'tab' (default: a comma, or a tab for .tsv files)"
+    parser.add_argument("--delimiter", type=delimiter, help=help_text)
+    help_text = "encoding of CSV files, such as cp1252 (default: utf-8)"
+    parser.add_argument("--encoding", type=encoding, default="utf-8", help=help_text)
 
 
 def delimiter(text: str) -> str:
     character = {"tab": "\t", "\\t": "\t"}.get(text, text)
     if len(character) != 1 or character in '"\n\r':
-        raise ArgumentTypeError(f"{text!r} is not one character, or tab")
+        raise ArgumentTypeError(f"{text!r} is neither a single character nor 'tab'")
     return character
 
 
@@ -115,16 +109,16 @@ def encoding(text: str) -> str:
     try:
         return codecs.lookup(text).name
     except LookupError as error:
-        raise ArgumentTypeError(f"{text!r} is no encoding that Python knows") from error
+        raise ArgumentTypeError(f"unknown encoding {text!r}; use a name that Python knows, such as cp1252") from error
 
 
-def to_table(rows: list[list[str] | None], places: list[int], schema: pa.Schema) -> pa.Table:
-    """Returns the fields in these places as columns; nulls where there is no row."""
-    columns = [pa.array([fields and fields[i] for fields in rows], pa.string()) for i in places]
+def to_table(rows: list[list[str] | None], indices: list[int], schema: pa.Schema) -> pa.Table:
+    """Return these fields of the rows as columns; a row that is None becomes nulls."""
+    columns = [pa.array([fields and fields[i] for fields in rows], pa.string()) for i in indices]
     return pa.table(columns, names=schema.names)
 
 
 def undecoded(fields: list[str], encoding: str) -> str:
-    """Says which byte of the fields is not of the encoding; nothing if all are."""
-    bad = UNDECODED.search("".join(fields))
-    return f"the byte 0x{ord(bad[0]) - 0xDC00:02x}, which is no {encoding.upper()}: see --encoding" if bad else ""
+    """Return a message that names the first undecodable byte in the fields; empty if there is none."""
+    byte = UNDECODED.search("".join(fields))
+    return f"byte 0x{ord(byte[0]) - 0xDC00:02x} is not valid {encoding.upper()}; set --encoding" if byte else ""

@@ -1,4 +1,4 @@
-"""JSON Lines, such as Pushshift's dumps: an object a line, of which scalars are columns."""
+"""JSON Lines such as Pushshift's dumps: one object per line, whose scalars become columns."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -8,90 +8,90 @@ from typing import Annotated
 import msgspec
 import pyarrow as pa
 
-from bench.tables.blocks import N_ROWS, Rows, read_head, read_lines
+from bench.tables.blocks import CHUNK_ROWS, Rows, read_head, read_lines
 from bench.tables.storage import Location
 
-N_LINES = 1000  # that say which columns there are
+SCHEMA_LINES = 1000  # lines from which the columns are inferred
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-Exact = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]  # what a double holds without rounding it
+Exact = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]  # integers that a double holds without rounding
 TYPES = {pa.string(): str | int | float | bool, pa.int64(): Int64, pa.float64(): Exact | float, pa.bool_(): bool}
-LEFT_OUT = b"left out"  # the key, in a schema's metadata, of the names of columns that hold lists or objects
-NOT_JSON, NO_OBJECT = "not JSON", "no object"
+NESTED = b"nested"  # key in a schema's metadata: names of the columns that hold lists or objects
+NOT_JSON, NOT_AN_OBJECT = "not JSON", "not a JSON object"
 
 
 def read_schema(file: Location) -> pa.Schema:
-    """Returns the columns of the first lines: those that are texts, numbers or booleans, or always null (pa.null()).
+    """Return the columns of the first lines: text, numbers, booleans, or always null (pa.null()).
 
-    The names of the others are in the metadata, under LEFT_OUT.
+    The names of columns that hold lists or objects are in the metadata, under NESTED.
     """
     kinds = {}
     lines = (line for block, _ in read_lines(file) for line in block.split(b"\n") if line.strip())
-    for line in islice(lines, N_LINES):
+    for line in islice(lines, SCHEMA_LINES):
         record = parse_json(line)
         for name, value in record.items() if isinstance(record, dict) else ():
             kinds.setdefault(name, set()).update({kind_of(value)} - {type(None)})
-    columns = {name: column_type(found) for name, found in kinds.items()}
-    left_out = [name for name, kind in columns.items() if not kind]
-    metadata = {LEFT_OUT: json.dumps(left_out)} if left_out else None
-    return pa.schema([(name, kind) for name, kind in columns.items() if kind], metadata)
+    types = {name: column_type(values) for name, values in kinds.items()}
+    nested = [name for name, kind in types.items() if not kind]
+    metadata = {NESTED: json.dumps(nested)} if nested else None
+    return pa.schema([(name, kind) for name, kind in types.items() if kind], metadata)
 
 
 def kind_of(value: object) -> object:
-    """Returns a value's type; of a whole number the narrowest that holds it: Exact, Int64 or text."""
+    """Return a value's type; for an integer the narrowest that holds it: Exact, Int64 or text."""
     if type(value) is not int:
         return type(value)
     return Exact if abs(value) <= 2**53 else Int64 if -(2**63) <= value < 2**63 else str
 
 
-def column_type(found: set) -> pa.DataType | None:
-    """Returns the type of a column whose values are of these kinds: text for a mixture; None for lists and objects."""
-    if found & {list, dict}:
+def column_type(kinds: set) -> pa.DataType | None:
+    """Return the type of a column with values of these kinds: text for a mixture, None for lists and objects."""
+    if kinds & {list, dict}:
         return None
-    if not found:
+    if not kinds:
         return pa.null()
-    for kind, held in ((pa.int64(), {Exact, Int64}), (pa.float64(), {Exact, float}), (pa.bool_(), {bool})):
-        if found <= held:
-            return kind
+    for column, allowed in ((pa.int64(), {Exact, Int64}), (pa.float64(), {Exact, float}), (pa.bool_(), {bool})):
+        if kinds <= allowed:
+            return column
     return pa.string()
 
 
 def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
-    """Yields the rows, blank lines left out.
+    """Yield the rows without blank lines.
 
-    In quotes a number or boolean is one, if the schema says so and JSON would write it like that; any scalar is a text.
-    Of a line that is no object all values are null; of another one those that are of another type.
+    Text columns accept any scalar. Numbers and booleans may be quoted if the content is written as in JSON. A line that
+    is not an object becomes nulls; in any other line, values of another type do.
     """
-    names = [f"column_{i}" for i in range(len(schema))]  # any text can be a name in JSON, but not in Python
+    names = [f"column_{i}" for i in range(len(schema))]  # JSON names need not be valid in Python
     types = [TYPES.get(kind, TYPES[pa.string()]) for kind in schema.types]
     nullable = [(name, kind | None, None) for name, kind in zip(names, types, strict=True)]
     row_type = msgspec.defstruct("Row", nullable, rename=dict(zip(names, schema.names, strict=True)), gc=False)
-    decoder, fields = msgspec.json.Decoder(row_type), msgspec.structs.fields(row_type)
-    found, bad, line = [], {}, 0
+    decoder, fields = msgspec.json.Decoder(row_type), msgspec.structs.fields(row_type)  # fields() is slow
+    records, bad, line = [], {}, 0
 
-    def rows(bytes_read: int) -> Rows:
-        columns = zip(*map(msgspec.structs.astuple, found), strict=True) if found else [[]] * len(schema)
+    def chunk(bytes_read: int) -> Rows:
+        columns = zip(*map(msgspec.structs.astuple, records), strict=True) if records else [[]] * len(schema)
         arrays = [to_array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
         return Rows(pa.table(arrays, schema=schema), bad, bytes_read)
 
     for block, bytes_read in read_lines(file):
         try:
-            found += decoder.decode_lines(block)
+            records += decoder.decode_lines(block)
         except (ValueError, RecursionError):
             for number, text in enumerate(block.split(b"\n"), line + 1):
                 if text.strip():
-                    row, why = parse_line(text, decoder, fields)
-                    if why:
-                        bad[len(found)] = number, why
-                    found.append(row)
+                    record, reason = parse_line(text, decoder, fields)
+                    if reason:
+                        bad[len(records)] = number, reason
+                    records.append(record)
         line += block.count(b"\n")
-        if len(found) >= N_ROWS:
-            yield rows(bytes_read)
-            found, bad = [], {}
-    yield rows(file.size())
+        if len(records) >= CHUNK_ROWS:
+            yield chunk(bytes_read)
+            records, bad = [], {}
+    yield chunk(file.info().size)
 
 
 def to_array(values: Iterable, kind: pa.DataType) -> pa.Array:
-    """Returns a column of a type; numbers and booleans in one of text are written as in JSON."""
+    """Return a column; in a text column, numbers and booleans are written as in JSON."""
     try:
         return pa.array(values, kind)
     except pa.ArrowTypeError:
@@ -100,17 +100,14 @@ def to_array(values: Iterable, kind: pa.DataType) -> pa.Array:
 
 
 def parse_line(line: bytes, decoder: msgspec.json.Decoder, fields: tuple) -> tuple[msgspec.Struct, str]:
-    """Decodes a line that may be at fault; returns (the row, what is wrong). Half surrogate pairs are replaced.
-
-    fields: of the decoder's type, as msgspec.structs.fields gives them: too slow for each line.
-    """
+    """Decode a line that may be bad; return (the row, why it is bad or ""). Half surrogate pairs are replaced."""
     try:
         return decoder.decode(line), ""
     except (ValueError, RecursionError):
         pass
-    record, row, wrong = parse_json(line), decoder.type(), []
+    record, row, misfits = parse_json(line), decoder.type(), []
     if not isinstance(record, dict):
-        return row, NOT_JSON if record is NOT_JSON else NO_OBJECT
+        return row, NOT_JSON if record is NOT_JSON else NOT_AN_OBJECT
     for field in fields:
         value = record.get(field.encode_name)
         if isinstance(value, str):
@@ -118,12 +115,12 @@ def parse_line(line: bytes, decoder: msgspec.json.Decoder, fields: tuple) -> tup
         try:
             setattr(row, field.name, to_type(value, field.type))
         except ValueError:
-            wrong.append(f"{field.encode_name} is {json.dumps(value)[:40]}, unlike before")
-    return row, "; ".join(wrong)
+            misfits.append(f"{field.encode_name} is {json.dumps(value)[:40]}, unlike the first rows")
+    return row, "; ".join(misfits)
 
 
 def to_type(value: object, kind: object) -> object:
-    """Returns a value that is of a type, or what of that type stands in quotes. Raises ValueError."""
+    """Return a value as this type; quoted numbers and booleans are unquoted. Raises ValueError."""
     try:
         return msgspec.convert(value, kind)
     except ValueError:
@@ -133,7 +130,7 @@ def to_type(value: object, kind: object) -> object:
 
 
 def parse_json(line: bytes) -> object:
-    """Returns the value that a line holds, or NOT_JSON."""
+    """Return the value in a line, or NOT_JSON."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
@@ -141,9 +138,5 @@ def parse_json(line: bytes) -> object:
 
 
 def estimate_rows(file: Location) -> int:
-    head, times = read_head(file)
-    return round(head.count(b"\n") * times)
-
-
-def row_groups(file: Location) -> None:
-    """Says that a file can only be read from its beginning."""
+    head, ratio = read_head(file)
+    return round(head.count(b"\n") * ratio)

@@ -1,14 +1,19 @@
 """Items: what a model answers at once, a text or several texts that belong together."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
 from bench.files import digest
-from bench.tables.datasets import has_text
 
 Item = str | tuple[str, ...]  # a tuple: the texts of several columns, such as a pair
+# placeholders of Reddit and its archives for comments that are gone
+REMOVALS = {
+    "deleted": re.compile(r"\[ ?(deleted( by user)?|unavailable) ?\]", re.IGNORECASE),
+    "removed": re.compile(r"\[ ?removed( by (reddit|moderator)[^\[\]\n]*)? ?\]", re.IGNORECASE),
+}
 
 
 def parts_of(item: Item) -> tuple[str, ...]:
@@ -40,3 +45,15 @@ def items_of(table: pa.Table, columns: Sequence[str]) -> list[Item | None]:
     rows = zip(*values, strict=True)
     items = [row if all(map(has_text, row)) else None for row in rows]
     return items if len(columns) > 1 else [item and item[0] for item in items]
+
+
+def has_text(value: str | None) -> bool:
+    """True for more than white space, unless it is a placeholder for a removed comment."""
+    return value is not None and bool(value.strip()) and removal(value) is None
+
+
+def removal(text: str) -> str | None:
+    """Return `deleted` or `removed` for a placeholder in REMOVALS; None for any other text."""
+    if not text.lstrip().startswith("["):
+        return None
+    return next((kind for kind, pattern in REMOVALS.items() if pattern.fullmatch(text.strip())), None)

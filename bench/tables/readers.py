@@ -1,4 +1,4 @@
-"""Files of texts -> rows: the one reader for every script. A format is a module or class, and a line in FORMATS."""
+"""Files of texts -> rows, for every script. A format is a module or class, and a line in FORMATS."""
 
 import contextlib
 import json
@@ -17,63 +17,58 @@ from bench.tables.format_csv import Csv
 from bench.tables.storage import Location, check_no_pointer, locate
 from utils import UserError, first_line, nearest
 
-# how a file's name ends: what reads it, which has
-# read_schema(file) -> names and types of the columns;
-# read_rows(file, schema, skip) -> yields Rows of these columns in the file's order; it may pass over the first `skip`;
-# estimate_rows(file) -> how many rows there are, exactly or about;
-# row_groups(file) -> how many rows there are in each piece that can be read by itself, None if there is only the whole
+# Name suffix -> reader, which has
+# read_schema(file) -> names and types of the columns
+# read_rows(file, schema, skip) -> yields Rows of these columns in file order; may omit the first `skip` rows
+# estimate_rows(file) -> number of rows, exact or estimated
 JSON_LINES = ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst", ".zst"
 CSV = ".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst"
 FORMATS = dict.fromkeys(CSV, Csv) | dict.fromkeys(JSON_LINES, format_json_lines) | {".parquet": format_parquet}
 FORMAT_WORDS = "CSV or TSV (.csv, .tsv), JSON Lines (.jsonl, .ndjson), both also as .gz or .zst, and Parquet (.parquet)"
-COMMAS = Csv()
-SEPARATORS = {";": "';'", "|": "'|'", "\t": "tab"}  # of files that call themselves CSV -> how --delimiter names them
-BAD = "classify_texts: bad row"  # the column that says why a row can't be read, see read_all
+DEFAULT_CSV = Csv()
+DELIMITERS = {";": "';'", "|": "'|'", "\t": "tab"}  # in files named .csv -> value for --delimiter
+BAD = "classify_texts: bad row"  # column with the reason why a row is bad, see read_all
 
 
 class UnreadableFile(UserError):
-    """A file that can't be read to its end; the message names it and says why."""
+    """A file cannot be read to its end; the message names it and the reason."""
 
 
 class EmptyFile(UserError):
-    """A file that has not even columns."""
+    """A file has not even columns."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A file of rows.
-
-    schema: names and types of its columns; csv: how it is read if it is CSV; of_folders: columns that the names of its
-    folders give, with their values.
-    """
+    """A file of rows."""
 
     file: Location
     schema: pa.Schema
-    csv: Csv = COMMAS
-    of_folders: dict[str, str] = field(default_factory=dict)
+    csv: Csv = DEFAULT_CSV  # how to read it if it is CSV
+    folder_columns: dict[str, str] = field(default_factory=dict)  # columns that its folders' names give -> their values
 
     def rows(self, schema: pa.Schema, skip: int = 0) -> Iterator[Rows]:
-        """Yields the rows, cast to the schema; the first `skip` may be passed over. Raises UnreadableFile.
+        """Yield the rows cast to `schema`; may omit the first `skip`. Raises UnreadableFile.
 
-        A column that the file lacks is null. JSON is read as the schema's types at once: what becomes text is no number
-        before, and a column may come further on than where the file's own schema was found.
+        A column that the file lacks is null. JSON is parsed as the types of `schema`, not cast to them: `1.0` in a text
+        column stays `1.0`, and a column may first appear after the lines from which the file's schema was inferred.
         """
-        own = []
+        fields = []
         for column in schema:
-            if column.name in self.of_folders:
+            if column.name in self.folder_columns:
                 continue
             if self.format is format_json_lines and column.type in format_json_lines.TYPES:
-                own.append(column)
+                fields.append(column)
             elif column.name in self.schema.names:
-                own.append(decoded(self.field(column.name)))
-        read = pa.schema(own)
+                fields.append(decoded(self.field(column.name)))
+        stored = pa.schema(fields)
         with reading(self.file):
-            for rows in self.format.read_rows(self.file, read, skip):
+            for rows in self.format.read_rows(self.file, stored, skip):
                 table = rows.table
-                for name in schema.names:
-                    if name not in read.names:
-                        same = pa.repeat(pa.scalar(self.of_folders.get(name), schema.field(name).type), len(table))
-                        table = table.append_column(name, same)
+                for column in schema:
+                    if column.name not in stored.names:
+                        value = pa.scalar(self.folder_columns.get(column.name), column.type)
+                        table = table.append_column(column.name, pa.repeat(value, len(table)))
                 yield replace(rows, table=table.select(schema.names).cast(schema))
 
     @property
@@ -85,61 +80,61 @@ class Table:
             return self.format.estimate_rows(self.file)
 
     def row_groups(self) -> list[int] | None:
+        """Return the number of rows in each row group of a Parquet file; None for other formats."""
         with reading(self.file):
-            return self.format.row_groups(self.file)
+            return format_parquet.row_groups(self.file) if self.format is format_parquet else None
 
     def field(self, name: str, option: str = "") -> pa.Field:
-        """Returns a column's name and type. Raises UserError if there is none, with what may have been meant.
-
-        `option`: of the command line, that names another.
-        """
+        """Return a column's name and type. Raises UserError, which suggests similar columns and this `option`."""
         names = self.schema.names
         if name in names:
             return self.schema.field(name).with_nullable(True)
-        words = f"{self.file} has no column {name!r}{f' ({option} names another)' if option else ''}"
-        words += f"; its columns: {', '.join(names)}"
-        if near := nearest(name, names):
-            words += f". Did you mean {near!r}?"
-        signs = [sign for sign in SEPARATORS if sign in names[0]] if len(names) == 1 else []
-        if signs and isinstance(self.format, Csv):
-            words += f". --delimiter {SEPARATORS[signs[0]]} may tell them apart"
-        raise UserError(words)
+        message = f"{self.file} has no column {name!r}"
+        if option:
+            message += f"; choose another with {option}"
+        message += f". Its columns: {', '.join(names)}"
+        if similar := nearest(name, names):
+            message += f". Did you mean {similar!r}?"
+        delimiters = [sign for sign in DELIMITERS if sign in names[0]]
+        if len(names) == 1 and delimiters and isinstance(self.format, Csv):
+            message += f". Try --delimiter {DELIMITERS[delimiters[0]]}"
+        raise UserError(message)
 
 
-def open_table(file: Path | Location, csv: Csv = COMMAS, root: Location | None = None) -> Table:
-    """Opens a file. Folders below the `root` of names like `year=2024` give columns of text, as Hive and Spark do it.
+def open_table(file: Path | Location, csv: Csv = DEFAULT_CSV, root: Location | None = None) -> Table:
+    """Open a file. Folders below `root` with names like `year=2024` become text columns, as in Hive and Spark.
 
-    Raises UserError if it can't be read or has two columns of one name, EmptyFile if it has none.
+    Raises UserError if the file is unreadable or has two columns of the same name, EmptyFile if it has no columns.
     """
     file = locate(file)
     if not format_of(file.name):
-        raise UserError(f"{file} can't be read: what can is {FORMAT_WORDS}")
+        raise UserError(f"unsupported file type: {file}. Supported: {FORMAT_WORDS}")
     with reading(file):
         check_no_pointer(file)
-        schema = format_of(file.name, csv).read_schema(file) if file.size() else pa.schema([])
-    if not schema.names:
+        schema = format_of(file.name, csv).read_schema(file) if file.info().size else pa.schema([])
+    names = schema.names
+    if not names:
         raise EmptyFile(f"{file} is empty: it has no columns")
-    if twice := [name for name in schema.names if schema.names.count(name) > 1]:
-        columns = ", ".join(schema.names)
-        raise UserError(f"{file} has {len(twice)} columns {twice[0]!r}; its columns: {columns}")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{file} has {len(repeated)} columns {repeated[0]!r}; its columns: {', '.join(names)}")
     folders = file.parts_below(root)[:-1] if root else ()
-    pairs = [name.split("=", 1) for name in folders if "=" in name]
-    of_folders = {unquote(key): unquote(value) for key, value in pairs if unquote(key) not in schema.names}
-    for name in of_folders:
+    pairs = [map(unquote, folder.split("=", 1)) for folder in folders if "=" in folder]
+    folder_columns = {name: value for name, value in pairs if name not in names}
+    for name in folder_columns:
         schema = schema.append(pa.field(name, pa.string()))
-    return Table(file, schema, csv, of_folders)
+    return Table(file, schema, csv, folder_columns)
 
 
-def format_of(name: str, csv: Csv = COMMAS) -> ModuleType | Csv | None:
-    """Returns what reads a file of this name, `csv` if it is one; None if nothing does."""
+def format_of(name: str, csv: Csv = DEFAULT_CSV) -> ModuleType | Csv | None:
+    """Return the reader for a file of this name (`csv` for CSV files); None if there is none."""
     suffixes = [suffix for suffix in FORMATS if name.lower().endswith(suffix)]
-    found = FORMATS[max(suffixes, key=len)] if suffixes else None
-    return csv if found is Csv else found
+    reader = FORMATS[max(suffixes, key=len)] if suffixes else None
+    return csv if reader is Csv else reader
 
 
 @contextlib.contextmanager
 def reading(file: Location) -> Iterator[None]:
-    """Turns the errors of reading a file into an UnreadableFile."""
+    """Turn errors of reading a file into an UnreadableFile."""
     try:
         yield
     except MemoryError as error:
@@ -149,28 +144,27 @@ def reading(file: Location) -> Iterator[None]:
 
 
 def decoded(field: pa.Field) -> pa.Field:
-    """Returns a column of categories as one of their values: each file has categories of its own."""
+    """Return a column of categories as a column of their values, since each file has its own categories."""
     return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0, set_aside: bool = False) -> Iterator[pa.Table]:
-    """Yields the rows of all files behind the first `skip`, thousands at once. Raises UnreadableFile.
+    """Yield the rows of all files after the first `skip`, in chunks. Raises UnreadableFile, also for a bad row.
 
-    Of a bad row it is raised, too; `set_aside` gives nulls instead, and a column BAD with the file, the line and the
-    reason, as JSON.
+    With `set_aside`, bad rows have nulls instead, and a column BAD has the file, line and reason as JSON.
     """
     for table in tables:
         for rows in table.rows(schema, skip):
-            skip = max(skip - rows.passed_over, 0)
-            bad, found = {i: place for i, place in rows.bad.items() if i >= skip}, rows.table
-            if bad and not set_aside:
-                line, why = next(iter(bad.values()))
-                raise UnreadableFile(f"{table.file} can't be read: line {line}: {why}")
+            skip = max(skip - rows.skipped, 0)
+            chunk, bad = rows.table, {i: fault for i, fault in rows.bad.items() if i >= skip}
             if set_aside:
-                words = [None] * len(found)
-                for i, (line, why) in bad.items():
-                    words[i] = json.dumps({"file": str(table.file), "line": line, "reason": why})
-                found = found.append_column(BAD, pa.array(words, pa.string()))
-            if len(found) > skip:
-                yield found.slice(skip)
-            skip = max(skip - len(found), 0)
+                faults = [None] * len(chunk)
+                for i, (line, reason) in bad.items():
+                    faults[i] = json.dumps({"file": str(table.file), "line": line, "reason": reason})
+                chunk = chunk.append_column(BAD, pa.array(faults, pa.string()))
+            elif bad:
+                line, reason = next(iter(bad.values()))
+                raise UnreadableFile(f"{table.file} can't be read: line {line}: {reason}")
+            if len(chunk) > skip:
+                yield chunk.slice(skip)
+            skip = max(skip - len(chunk), 0)

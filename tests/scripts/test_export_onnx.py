@@ -33,7 +33,7 @@ import export_onnx
 from bench.export.select import EXPORT_KINDS
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.machine import cpu_features
-from bench.model import model
+from bench.model import task
 from bench.model.model import Model
 from bench.model.parity import EXCERPT
 from bench.model.reference import Reference
@@ -133,13 +133,13 @@ def test_the_precisions_have_their_own_folders(tiny_model, here, export):
 
 def test_a_fault_that_original_and_export_would_share_is_seen(tiny_model, here, export, monkeypatch):
     """The original runs by transformers' own call: neither its tokens nor its padding are ours."""
-    tokenize = model.tokenize
+    tokenize = task.tokenize
 
     def cut(*arguments):
         rows = tokenize(*arguments)
         return rows | {"input_ids": [ids[:-3] or ids for ids in rows["input_ids"]]}
 
-    monkeypatch.setattr(model, "tokenize", cut)
+    monkeypatch.setattr(task, "tokenize", cut)
     code, out, _ = export(tiny_model, "--no-upload", "--precision", "fp32")
     assert code == 1 and NOT_WITHIN in out.upper()
 

@@ -496,7 +496,7 @@ def test_a_hub_out_of_reach_is_said_in_one_line(tmp_path):
 @pytest.mark.parametrize("script", ["run_benchmark", "export_onnx", "plot_results", "sample_reddit", "download"])
 def test_help_is_instant_because_nothing_heavy_is_imported(script):
     heavy = {"torch", "transformers", "optimum", "onnxruntime", "openvino", "huggingface_hub", "pandas", "matplotlib"}
-    heavy |= {"pooch", "requests", "zstandard", "tokenizers"}
+    heavy |= {"requests", "zstandard", "tokenizers"}
     code = f"import sys; sys.path.insert(0, 'data'); import {script}; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
