@@ -124,7 +124,7 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
     tables = open_tables(files, Csv(args.delimiter, args.encoding), source)
     columns = choose_columns(tables, [args.column], args.keep_columns, args.keep_text)
     output = OutputSpec(
-        schema=common_schema(tables, list(dict.fromkeys([*columns, args.column])), args.column),
+        schema=common_schema(tables, list(dict.fromkeys([*columns, args.column])), [args.column]),
         text_columns=[args.column],
         keep_columns=columns,
         model_labels=model.labels,
