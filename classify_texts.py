@@ -119,7 +119,8 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
     if args.check_only:
         if not (record := read_record(folder)):
             raise UserError(f"--check-only: {folder} has no parts of this version")
-        args.rows_per_file, args.limit = (record["options"][name] for name in ("--rows-per-file", "--limit"))
+        args.limit = record["options"].get("--limit")
+        args.rows_per_file = record["options"].get("--rows-per-file", args.rows_per_file)
     model = open_model(args.model_id, call).with_thresholds(args.threshold)
     tables = open_tables(files, Csv(args.delimiter, args.encoding), source)
     columns = choose_columns(tables, [args.column], args.keep_columns, args.keep_text)

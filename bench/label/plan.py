@@ -24,7 +24,7 @@ from bench.report.verdict import rank
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from runtimes.classifier import ClassifierSpec
-from utils import UserError, nearest, say
+from utils import UserError, say
 
 # if nothing was measured: at or near the best in all our CPU sweeps; the value for GPUs is a guess
 DEFAULT_TOKENS = {"gpu": 16384, "cpu": 1024}
@@ -47,10 +47,7 @@ class PlanOptions:
 
     def __post_init__(self) -> None:
         if self.variant and self.variant not in VARIANTS:
-            message = f"--variant {self.variant}: choose from {', '.join(VARIANTS)}"
-            if similar := nearest(self.variant, VARIANTS):
-                message += f". Did you mean {similar}?"
-            raise UserError(message)
+            raise UserError(f"--variant {self.variant}: choose from {', '.join(VARIANTS)}")
 
     def recorded(self) -> dict[str, object]:
         """Return the options that must be the same for a run to resume with its plan."""

@@ -11,20 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.judge import NOT_WITHIN
-from bench.label import on_ray
-from bench.label.folder import (
-    Footer,
-    check_complete,
-    complete_parts,
-    describe_difference,
-    find_parts,
-    first_bad,
-    job_digest,
-    prepare_folder,
-    read_footers,
-    read_record,
-    write_rows,
-)
+from bench.label import folder, on_ray
 from bench.label.plan import LabelPlan, PlanOptions, read_plan, worker_specs
 from bench.label.pool import LabelPool
 from bench.label.receipt import Checker, read_receipt, read_samples
@@ -54,22 +41,21 @@ def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
     texts, file = texts_of(table, output), io.BytesIO()
     scores = np.random.default_rng(0).random((len(texts), len(output.model_labels)), np.float32)
     labelled, counts = label_table(table, Answers(scores, np.arange(len(texts))), output)
-    write_rows(labelled, file)
+    folder.write_rows(labelled, file)
     rows = job.estimate_rows()
     texts = rows * counts.texts / counts.rows
     say(f"rows       about {rows:,} in {len(job.tables):,} files, about {texts:,.0f} with text")
     if counts.bad:
         bad = json.loads(labelled.schema.metadata[BAD_ROWS])
-        say(f"bad rows   {counts.bad:,} of the first {counts.rows:,}, such as {first_bad({'the input': bad})}")
+        say(f"bad rows   {counts.bad:,} of the first {counts.rows:,}, such as {folder.first_bad({'the input': bad})}")
     say(f"columns    {', '.join(labelled.schema.names)}")
     say(f"output     about {rows * file.tell() / counts.rows / 1e6:,.1f} MB, in parts of {output.rows_per_file:,} rows")
     if plan.speed:
         say(f"time       about {time_words(texts / plan.speed)}: {plan.speed:,.1f} messages/s with {plan}")
-    elif measuring:
-        say(f"time       unknown: no result for {plan}; this command measures it:")
-        say(f"           {measuring}")
-    else:
-        say(f"time       unknown: no result for {plan}")
+        return
+    say(f"time       unknown: there is no result for {plan}")
+    if measuring:
+        say(f"           this command measures it: {measuring}")
 
 
 def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[LabelPool, Checker]:
@@ -90,7 +76,7 @@ def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[Label
         "plan": plan.record(),
         "versions": versions("tokenizers", "transformers", *variant.packages),
     }
-    prepare_folder(job, record)
+    folder.prepare_folder(job, record)
     receipt = read_receipt(job)
     if receipt.get("verdict") == NOT_WITHIN and not job.no_check:
         message = f"{job.folder}: rows are {NOT_WITHIN}: {receipt['reason']}"
@@ -99,15 +85,14 @@ def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[Label
     workers = len(specs)
     if options.ray:
         workers = min(on_ray.count_actors(specs[0].device, options.workers), len(job.own_splits))
-    fields = {"workers": workers, "threads": plan.threads, "export": origin}
-    job = with_record(job, record)
-    checker = Checker(job, variant.precision, None if options.ray else specs[0].device.gpu, fields)
-    checker.fields |= describe(job, record, plan)
+    gpu = None if options.ray else specs[0].device.gpu
+    fields = {"workers": workers, "threads": plan.threads, "export": origin} | describe(job, record, plan)
+    checker = Checker(with_record(job, record), variant.precision, gpu, fields)
     return LabelPool(specs, plan.batching, job.folder), checker
 
 
 def with_record(job: LabelJob, record: dict) -> LabelJob:
-    return replace(job, output=replace(job.output, job=job_digest(record)))
+    return replace(job, output=replace(job.output, job=folder.job_digest(record)))
 
 
 def describe(job: LabelJob, record: dict, plan: LabelPlan | None) -> dict:
@@ -115,8 +100,8 @@ def describe(job: LabelJob, record: dict, plan: LabelPlan | None) -> dict:
     return {
         "variant": plan.variant if plan else "",
         "batches": str(plan.batching) if plan else "",
-        "export_id": record["export"],
-        "versions": record["versions"],
+        "export_id": record.get("export", ""),
+        "versions": record.get("versions", {}),
         "model": job.model.id,
         "weights_id": job.model.weights_id,
         "input": str(job.source),
@@ -154,9 +139,9 @@ def label_missing(pool: LabelPool, checker: Checker, actors: int) -> tuple[Count
     Returns their counts, and the seconds without loading and comparing.
     """
     job, output = checker.job, checker.job.output
-    existing = complete_parts(read_footers(job), output)
+    existing = folder.complete_parts(folder.read_footers(job), output)
     checker.stop_at_bad_rows([footer.counts for footer in existing.values()])
-    states = [(split, *find_parts(split, existing)[1:]) for split in job.own_splits]
+    states = [(split, *folder.find_parts(split, existing)[1:]) for split in job.own_splits]
     missing = [(split, rows) for split, rows, complete in states if not complete]
     done = before = sum(rows for _, rows, _ in states)
     total = done + sum(max(split.estimate_rows() - rows, 0) for split, rows in missing)
@@ -190,7 +175,7 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
     """Label what is missing, print the speed, and check the result."""
     job = checker.job
     counts, seconds = label_missing(pool, checker, checker.fields["workers"] if on_cluster else 0)
-    footers = check_complete(job)
+    footers = folder.check_complete(job)
     total = sum(footer.rows for footer in footers.values())
     if counts.rows:
         checker.fields |= report_speed(counts, seconds, total, pool.busy)
@@ -224,7 +209,7 @@ def report_speed(counts: Counts, seconds: float, total: int, busy: float) -> dic
     return fields
 
 
-def check_all(job: LabelJob, checker: Checker, footers: dict[str, Footer]) -> None:
+def check_all(job: LabelJob, checker: Checker, footers: dict[str, folder.Footer]) -> None:
     """Compare rows of all parts, whichever run wrote them, and write the receipt."""
     earlier = {name: value for name, value in read_receipt(job).items() if name in RUN_FIELDS}
     replace(checker, fields=earlier | checker.fields).finish(read_samples(job, footers), footers)
@@ -235,15 +220,16 @@ def check_folder(job: LabelJob, options: PlanOptions) -> None:
 
     Raises UserError if its parts are not of this job, RunError if rows are wrong.
     """
-    record = read_record(job.folder)
+    record = folder.read_record(job.folder)
     now = {"model": job.model.weights_id, "input": digest_input(job.tables), "options": job.options}
-    then = {"model": record["model"], "input": record["input"]}
+    then = {name: record.get(name) for name in now}
     then["options"] = {name: record["options"].get(name) for name in job.options}
     if then != now:
-        raise UserError(f"--check-only: {job.folder} belongs to a different job ({describe_difference(then, now)})")
+        difference = folder.describe_difference(then, now)
+        raise UserError(f"--check-only: {job.folder} belongs to a different job ({difference}); give the same options")
     plan, gpu = read_plan(record), None
     if plan and plan.device == "gpu" and options.device != "cpu" and not options.ray:
         gpu = (options.gpus or [0])[0]
     job = with_record(job, record)
     precision = VARIANTS[plan.variant].precision if plan else ""
-    check_all(job, Checker(job, precision, gpu, describe(job, record, plan)), check_complete(job))
+    check_all(job, Checker(job, precision, gpu, describe(job, record, plan)), folder.check_complete(job))
