@@ -119,8 +119,7 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
     if args.check_only:
         if not (record := read_record(folder)):
             raise UserError(f"--check-only: {folder} has no parts of this version")
-        args.limit = record["options"].get("--limit")
-        args.rows_per_file = record["options"].get("--rows-per-file", args.rows_per_file)
+        args.limit, args.rows_per_file = record["options"].get("--limit"), record["options"]["--rows-per-file"]
     model = open_model(args.model_id, call).with_thresholds(args.threshold)
     tables = open_tables(files, Csv(args.delimiter, args.encoding), source)
     columns = choose_columns(tables, [args.column], args.keep_columns, args.keep_text)

@@ -44,7 +44,8 @@ def write_object(file: Location, content: dict) -> None:
 def read_record(folder: Location) -> dict:
     """Return the record of the job whose parts are in a folder; empty if it is missing, damaged or outdated."""
     record = read_object(folder / JOB_FILE)
-    return record if isinstance(record.get("options"), dict) else {}
+    options = record.get("options")
+    return record if isinstance(options, dict) and "--rows-per-file" in options else {}
 
 
 def job_digest(record: dict) -> str:
@@ -199,7 +200,7 @@ def check_complete(job: LabelJob) -> dict[str, Footer]:
             raise UserError(f"{missing} is missing or incomplete; rerun the same command without --shard to write it")
     others = [] if job.shard else [file for file in part_files(job.folder) if file.name not in footers]
     if others:
-        raise UserError(f"{others[0]} lies past the end of its input file; it belongs to another run")
+        raise UserError(f"{others[0]} lies past the end of its input file; delete it, or choose another --output")
     if not job.shard and not sum(footer.rows for footer in footers.values()):
         raise UserError(f"the input has no rows: {job.source}")
     return footers

@@ -44,7 +44,7 @@ def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
     folder.write_rows(labelled, file)
     rows = job.estimate_rows()
     texts = rows * counts.texts / counts.rows
-    say(f"rows       about {rows:,} in {len(job.tables):,} files, about {texts:,.0f} with text")
+    say(f"rows       about {rows:,}, about {texts:,.0f} with text; input files: {len(job.tables):,}")
     if counts.bad:
         bad = json.loads(labelled.schema.metadata[BAD_ROWS])
         say(f"bad rows   {counts.bad:,} of the first {counts.rows:,}, such as {folder.first_bad({'the input': bad})}")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.label.rows import Answers, Counts, OutputSpec, columns_to_answers, label_table
+from bench.label.rows import Answers, Counts, OutputSpec, columns_to_answers, label_table, texts_of
 from bench.label.run import progress_bar
 from bench.label.splits import cut_splits
 from bench.tables.readers import open_table
@@ -104,3 +104,12 @@ def test_columns_become_answers_again_as_far_as_they_allow():
     high = pa.table({"a": [None, 0.6, None], "b": [0.7, None, None]})
     answers = columns_to_answers(high, reference, output(min_score=0.25))
     assert answers.tolist() == [[0.2, 0.7], [0.6, 0.25], [0.25, 0.1]]
+
+
+def test_an_item_may_be_the_texts_of_several_columns():
+    table = pa.table({"id": [1, 2, 3], "body": ["x", "y", "z"], "title": ["a", None, "[deleted]"]})
+    spec = output(text_columns=["title", "body"])
+    assert texts_of(table, spec) == [("a", "x")]
+    labelled, counts = label_table(table, Answers(np.array([[0.25, 0.75]]), np.array([2])), spec)
+    assert labelled["b"].to_pylist() == [0.75, None, None]
+    assert counts == Counts(rows=3, texts=1, removed=1)
