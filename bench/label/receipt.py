@@ -20,7 +20,7 @@ from bench.tables.datasets import evenly_spaced
 from bench.tables.items import Item, count_characters, items_of, parts_of
 from utils import RunError, say
 
-FIRST_ROWS = 64  # compared of the first part
+FIRST_ROWS = 64  # to compare of the first part
 LATER_ROWS = 8  # of each later part
 MOST_ROWS = 256  # in total
 TOLERATED_BAD_ROWS = 3  # per part, however few other rows it has
@@ -29,7 +29,7 @@ HALF_ROUNDING = 2**-11  # relative error of a float16
 
 @dataclass(frozen=True)
 class Sample:
-    """Some rows of a part, those first that represent it best."""
+    """Some rows of a part; the first ones represent it best."""
 
     part: str
     rows: list[int]
@@ -86,7 +86,7 @@ class Checker:
     precision: str  # of the variant that labelled, empty if unknown
     gpu: int | None  # for the original model
     fields: dict  # of the receipt: how the job was labelled
-    later: list[Sample] | None = None  # of the parts after the first one with texts; None until there is one
+    later: list[Sample] | None = None  # of parts after the first one with texts; None before that
     checks: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)  # spent on comparing
 

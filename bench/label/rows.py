@@ -46,7 +46,7 @@ class OutputSpec:
 
     @property
     def indices(self) -> list[int]:
-        """Where the written labels are in the model's answers."""
+        """The indices of the written labels in the model's answers."""
         return [self.model_labels.index(name) for name in self.labels]
 
     def decisions(self, task: Task) -> Task:
@@ -78,7 +78,7 @@ class Counts:
     truncated: int = 0  # texts longer than the model takes
     lost: int = 0  # tokens cut off from them
     bad: int = 0  # rows that cannot be parsed or answered
-    removed: int = 0  # rows that only say that a comment is gone
+    removed: int = 0  # rows with a placeholder for a removed comment
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
@@ -167,8 +167,8 @@ def answers_to_columns(values: np.ndarray, missing: np.ndarray, output: OutputSp
 def columns_to_answers(table: pa.Table, reference: np.ndarray, output: OutputSpec) -> np.ndarray:
     """Return the answers that a part's columns hold, float64 [rows, labels]; nan if a row has none.
 
-    Numbers that were not written become those of the `reference` as far as the columns allow: with a top label all
-    others are below its score, and with a minimum score nulls are not above it.
+    Values that were not written are taken from the `reference`, within what the columns allow: below the score of the
+    top label, or not above the minimum score.
     """
     columns = [table[name].to_pylist() for name in output.answer_columns]
     if not output.top_label:

@@ -19,6 +19,7 @@ from bench.label.rows import BAD_ROWS, Answers, Counts, label_table, texts_of
 from bench.label.splits import LabelJob, digest_input
 from bench.machine import describe_device
 from bench.provenance import project_commit, versions
+from bench.tables.items import count_characters
 from bench.timing import time_words
 from runtimes import VARIANTS
 from utils import RunError, UserError, say
@@ -40,7 +41,7 @@ def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
         raise UserError(f"the input has no rows: {job.source}")
     texts, file = texts_of(table, output), io.BytesIO()
     scores = np.random.default_rng(0).random((len(texts), len(output.model_labels)), np.float32)
-    labelled, counts = label_table(table, Answers(scores, np.arange(len(texts))), output)
+    labelled, counts = label_table(table, Answers(scores, np.array(list(map(count_characters, texts)), int)), output)
     folder.write_rows(labelled, file)
     rows = job.estimate_rows()
     texts = rows * counts.texts / counts.rows
