@@ -3,10 +3,14 @@
     python classify_texts.py SamLowe/roberta-base-go_emotions comments.csv.gz --output labelled
     python classify_texts.py ./my-model s3://bucket/texts --output s3://bucket/labelled --column text --shard 3/16
 
-The output is Parquet: the input's rows in order, its other columns, and the probability of each label. Rows without a
-usable text have nulls. Some rows are compared with the original model; _receipt.json has the result. Rerun the same
-command to resume after an interruption. README.md describes formats, variants, checks and clusters.
+INPUT: a file of CSV, TSV, JSON Lines (also .gz, .zst) or Parquet, or a folder of them, local or in a bucket (s3://,
+gs://, hf://datasets/...). Sub-folders such as year=2024 become columns.
 
+DIR gets Parquet files, named by input file and first row (part-000000-0000000000.parquet), with the input's rows in
+order, its other columns, and the probability of each label. Rows without a usable text have nulls; _bad_rows.jsonl
+lists those that cannot be parsed or answered. Some rows are compared with the original model: see _receipt.json.
+
+After an interruption, rerun the same command to resume. See README.md for how the variant is chosen, and for clusters.
 Exit code: 0 on success, 1 if something failed or rows are wrong, 2 for wrong usage or input, 130 after Ctrl-C.
 """
 
@@ -21,20 +25,19 @@ from bench.options import add_text_options, add_threshold
 from utils import CACHE, Parser, UserError, int_from, list_of, run
 
 # options that determine the output: another run with the same ones resumes
-OUTPUT_OPTIONS = (
-    *("column", "delimiter", "encoding", "long", "limit", "keep_columns", "keep_text", "top_label", "labels"),
-    *("min_score", "float16", "token_count", "prefix", "rows_per_file"),
-)
+RECORDED_OPTIONS = "column", "delimiter", "encoding", "limit", "long", "rows_per_file"
+RECORDED_OPTIONS += "keep_columns", "keep_text", "top_label", "labels", "min_score", "float16", "token_count", "prefix"
 
 
 def parse_arguments() -> Namespace:
     parser, count, names = Parser(__doc__), int_from(1), list_of(str.strip)
     parser.usage = "%(prog)s MODEL INPUT --output DIR [options]"
     parser.add_argument("model_id", metavar="MODEL", help="model id on the Hub, or a local folder")
-    parser.add_argument("input", metavar="INPUT", help="CSV, TSV, JSON Lines or Parquet: a file or folder, or its URL")
-    parser.add_argument("--output", metavar="DIR", required=True, help="folder for the output, or its URL")
+    parser.add_argument("input", metavar="INPUT", help="file or folder of texts")
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder for the output")
 
-    add_text_options(group := parser.add_argument_group("input"))
+    group = parser.add_argument_group("input")
+    add_text_options(group)
     add = group.add_argument
     add("--limit", type=count, metavar="ROWS", help="label only the first rows")
     long_help = "truncate long texts, or read overlapping windows and take each label's maximum or mean (default: cut)"
@@ -145,7 +148,7 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
         folder=folder,
         splits=cut_splits(tables, output),
         output=output,
-        options={f"--{name.replace('_', '-')}": getattr(args, name) for name in OUTPUT_OPTIONS},
+        options={f"--{name.replace('_', '-')}": getattr(args, name) for name in RECORDED_OPTIONS},
         shard=args.shard,
         overwrite=args.overwrite,
         strict=args.strict,
