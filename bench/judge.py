@@ -105,26 +105,3 @@ def share_words(changed: int, decisions: int, tolerance: float = TOLERANCE) -> s
         low, high = interval(changed, decisions, alpha)
     share = f"{low:.2%} to {high:.2%} of the decisions change ({100 * (1 - alpha):.3g}% confidence)"
     return f"{share}, your tolerance is {tolerance:.2%}"
-
-
-def judge_export(stats: dict, tolerance: float, precision: str = "") -> tuple[str, str]:
-    """Returns the verdict on an export with these parity.statistics (WITHIN, UNPROVEN or NOT_WITHIN), and why."""
-    if stats["non_finite_texts"]:
-        return NOT_WITHIN, f"{stats['non_finite_texts']} texts have outputs that are not finite"
-    changed, decisions = stats["changed"], stats["decisions"]
-    rounded = is_rounded(precision, stats["largest_difference"]["max"])
-    verdict, words = (
-        judge(changed, decisions, tolerance, rounded=rounded),
-        f"{changed:,} of {decisions:,} decisions changed",
-    )
-    if verdict == UNPROVEN:
-        needed = decisions_needed(changed, decisions, tolerance)
-        often = (
-            f"about {needed / decisions:.1f} times as many texts would tell" if needed else "it is near the tolerance"
-        )
-        return UNPROVEN, f"{words}: {share_words(changed, decisions, tolerance)}; {often}"
-    if rounded and not changed:
-        return WITHIN, f"{words}, and no probability by more than {ROUNDING:g}: that is rounding"
-    than = "at most" if verdict == WITHIN else "more than"
-    confidence = " with 95% confidence" if 0 < tolerance < 1 else ""
-    return verdict, f"{words}, {than} the tolerance of {tolerance:.3%}{confidence}"

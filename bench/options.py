@@ -1,20 +1,12 @@
-"""Options that several scripts share, and the commands that scripts print for the user to copy."""
+"""Options that several scripts share, and the commands that scripts print for the user to copy.
 
+Nothing heavy is imported here, so that --help answers at once.
+"""
+
+import codecs
 import shlex
 from argparse import ArgumentTypeError
 from collections.abc import Callable
-
-
-def delimiter(text: str) -> str:
-    from bench.tables import format_csv  # imports pyarrow, which --help does not need
-
-    return format_csv.delimiter(text)
-
-
-def encoding(text: str) -> str:
-    from bench.tables import format_csv
-
-    return format_csv.encoding(text)
 
 
 def add_text_options(group) -> None:
@@ -22,6 +14,20 @@ def add_text_options(group) -> None:
     group.add_argument("--column", default="body", help="the text column (default: body)")
     group.add_argument("--delimiter", type=delimiter, help="of CSV files: a character, or tab (default: by file name)")
     group.add_argument("--encoding", type=encoding, default="utf-8", help="of CSV files (default: utf-8)")
+
+
+def delimiter(text: str) -> str:
+    character = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(character) != 1 or character in '"\n\r':
+        raise ArgumentTypeError(f"{text!r} is neither a single character nor 'tab'")
+    return character
+
+
+def encoding(text: str) -> str:
+    try:
+        return codecs.lookup(text).name
+    except LookupError as error:
+        raise ArgumentTypeError(f"unknown encoding {text!r}; use a name that Python knows, such as cp1252") from error
 
 
 def add_threshold(group) -> None:

@@ -72,7 +72,7 @@ def fake_hub():
                     files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
                     self.answer(200, {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]})
                     return
-                if self.path.startswith(f"{api}/tree/"):  # huggingface_hub 2 lists the files so, and hf:// a folder
+                if self.path.startswith(f"{api}/tree/"):  # used by huggingface_hub 2 and by hf://
                     below = unquote(self.path).split("?")[0].partition("/tree/")[2].partition("/")[2]
                     inside = [*(folder / below).glob("**/*" if "recursive=true" in self.path.lower() else "*")]
                     self.answer(200, [describe(file, folder) for file in inside])

@@ -10,7 +10,6 @@ LAYERS = (
     "utils",
     "bench",
     "bench.tables",
-    "bench.options",
     "bench.model",
     "bench.exporters",
     "runtimes",

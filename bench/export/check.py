@@ -1,82 +1,117 @@
-"""An export -> the report of what it says beside the original."""
+"""Check an export: run it and the original model over the same texts, and judge the differences."""
 
-import json
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from bench.export.gold import score
-from bench.judge import judge_export
+from bench.export.select import EXPORT_KINDS
+from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN, WITHIN, decisions_needed, share_words
+from bench.machine import describe_device
 from bench.model.batches import Batching
 from bench.model.parity import ParityCounter, worst_texts
 from bench.model.reference import Reference
-from bench.processes import ProcessPool
+from bench.processes import ProcessPool, run_in_subprocess
 from bench.tables.datasets import Dataset
+from bench.variants import Device
 from runtimes import VARIANTS
 from runtimes.classifier import Classifier, ClassifierSpec
-from utils import UserError
+from utils import UserError, say
+
+
+def choose_device(precision: str, kind: str | None, gpu: int, threads: int) -> tuple[Device, str]:
+    """Return the device for the check, and the machine's name.
+
+    `kind`: gpu or cpu; None for a GPU if there is one that can run this precision, otherwise the CPU.
+    """
+    variant = VARIANTS[EXPORT_KINDS[precision].variant]
+    if kind != "cpu":
+        try:
+            if "gpu" in variant.unsupported:
+                raise UserError(f"no {precision} on a gpu: {variant.unsupported['gpu']}; use --device cpu")
+            info = run_in_subprocess(describe_device, gpu)
+            run_in_subprocess(variant.check_device, gpu)
+            return Device(gpu, threads), f"{info.name} (driver {info.driver})"
+        except UserError as error:
+            if kind == "gpu":
+                raise
+            say(f"checking on the CPU: {error}")
+    return Device(None, threads), f"{describe_device(None).name}, {threads} threads"
 
 
 def check_export(exported: ClassifierSpec, dataset: Dataset, batching: Batching, tolerance: float) -> dict:
-    """Runs an export and the original over the same texts; returns what the report says of both.
+    """Run an export and the original over the same texts; return the part of the report that compares them.
 
-    The original runs text by text, as transformers documents it, see Reference. Raises UserError if no text has a
-    token.
+    The original runs text by text, see Reference. Raises UserError if no text can be compared.
     """
     model, device, texts = exported.model, exported.device, dataset.texts
-    arguments = texts, exported.variant, Classifier, (exported,), Classifier.predict_share, batching
-    _, predictions = run_over(*arguments)
-    full = np.flatnonzero(predictions.has_tokens)
-    if not len(full):
-        raise UserError("the tokenizer gives no token for any text")
-    full_texts = [texts[i] for i in full]
-    arguments = full_texts, "original", Reference.load, (model, device.gpu, device.threads), Reference.of_file
-    reference, seconds = run_over(*arguments)
-    probs = predictions.answers[full]
-    speed = {"original": len(full) / seconds, "export": len(texts) / (predictions.end - predictions.start)}
+    arguments = (exported,)
+    _, predictions = run_over(texts, exported.variant, Classifier, arguments, Classifier.predict_share, batching)
+    valid = np.flatnonzero(predictions.has_tokens)
+    if not len(valid):
+        raise UserError(f"the tokenizer returns no tokens for any text of {dataset.name}; choose another --dataset")
+    valid_texts = [texts[i] for i in valid]
+    arguments = model, device.gpu, device.threads
+    reference, seconds = run_over(valid_texts, "original", Reference.load, arguments, Reference.timed)
+    answers = predictions.answers[valid]
     parity = ParityCounter(model.task, VARIANTS[exported.variant].computes_in(device.gpu), tolerance)
-    parity.add(probs, reference)
-    stats = parity.statistics()
-    verdict, reason = judge_export(stats, tolerance, parity.precision)
-    gold = [dataset.gold[i] for i in full] if dataset.gold else []
+    parity.add(answers, reference)
+    if not parity.decisions:
+        raise UserError(f"{model.id} returns NaN or infinity for every text; its weights may be damaged")
+    gold = [dataset.gold[i] for i in valid] if dataset.gold else []
+    scores = {}
+    if gold:
+        scores = {"original": score(gold, reference, model.task), "export": score(gold, answers, model.task)}
+    kind = VARIANTS[exported.variant].export
+    verdict = parity.verdict()
     return {
+        "provider": "CPUExecutionProvider" if device.gpu is None else "CUDAExecutionProvider",
+        "fp16_exercised": kind.precision != "fp16" or device.gpu is not None,
+        "dataset": dataset.name,
+        "texts": len(texts),
+        "batches": str(batching),
+        "batches_matter": kind.batches_matter,
         "max_length": model.max_length,
         "task": model.task.name,
         "card": model.task.card,
         "decision_words": model.task.decision_words,
-        **stats,
-        "gold": {"original": score(gold, reference, model), "export": score(gold, probs, model)} if gold else {},
-        "speed": speed,
-        "worst": worst_texts(probs, reference, full_texts, model.labels),
+        **parity.statistics(),
+        "gold": scores,
+        "speed": {"original": len(valid) / seconds, "export": len(texts) / (predictions.end - predictions.start)},
+        "worst": worst_texts(answers, reference, valid_texts, model.labels),
         "tolerance": tolerance,
         "verdict": verdict,
-        "reason": reason,
+        "reason": explain(verdict, parity),
     }
 
 
-def run_over(texts: list[str], name: str, make: Callable, arguments: tuple, method: Callable, *more):
-    """Calls method(made object, file of the texts, *more) in a process of its own, with a progress bar."""
+def explain(verdict: str, parity: ParityCounter) -> str:
+    """Return the reason for a verdict, in one line."""
+    if parity.non_finite:
+        return f"{parity.non_finite:,} texts have NaN or infinite outputs"
+    changed = f"{parity.changed:,} of {parity.decisions:,} decisions changed"
+    if verdict == UNPROVEN:
+        needed = decisions_needed(parity.changed, parity.decisions, parity.tolerance)
+        advice = "the share is too close to the tolerance to decide"
+        if needed:
+            advice = f"about {needed / parity.decisions:.1f} times as many texts would decide"
+        return f"{changed}: {share_words(parity.changed, parity.decisions, parity.tolerance)}; {advice}"
+    if verdict == WITHIN and parity.is_rounding and not parity.changed:
+        word = parity.task.card["output_word"]
+        return f"{changed}, and no {word} by more than {ROUNDING:g}, which is rounding"
+    limit = "more than" if verdict == NOT_WITHIN else "at most"
+    confidence = " with 95% confidence" if 0 < parity.tolerance < 1 else ""
+    return f"{changed}, {limit} the tolerance of {parity.tolerance:.3%}{confidence}"
+
+
+def run_over(texts: list[str], name: str, make: Callable, arguments: tuple, step: Callable, *options):
+    """Return step(make(*arguments), texts, *options), run in another process with a progress bar."""
     with (
-        tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file,
         ProcessPool(make, [arguments], forked=True) as pool,
         tqdm(desc=name, total=len(texts), unit="text", file=sys.stderr) as progress,
     ):
-        json.dump(texts, file)
-        file.flush()
-        request = method, Path(file.name), *more
-        [answer] = pool.call(*request, on_heartbeat=lambda done: progress.update(done[0] - progress.n))
+        [result] = pool.call(step, texts, *options, on_heartbeat=lambda done: progress.update(done[0] - progress.n))
         progress.update(progress.total - progress.n)
-    return answer
-
-
-def without_nan(value):
-    """Replaces what is not finite in a report by None, since JSON has no word for it."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    return result

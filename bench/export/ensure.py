@@ -1,13 +1,14 @@
-"""Which export a variant loads: one that lies here, one that is published, or one that is made now."""
+"""Folders of exports: which one a variant loads, and what may be checked, replaced or created."""
 
 import os
+import shutil
 from pathlib import Path
 
-from bench.export.select import EXPORT_KINDS, MANIFEST, export_model
-from bench.files import check_writable, new_folder, read_json
+from bench.export.select import EXPORT_KINDS, MANIFEST, export_model, read_manifest
+from bench.files import LONGEST_NAME, check_writable, new_folder, read_json
 from bench.judge import NOT_WITHIN
 from bench.model.hub import download
-from bench.model.model import Model
+from bench.model.model import WEIGHTS, Model
 from bench.model.resolve import DEFAULT_MODEL
 from bench.processes import run_in_subprocess
 from bench.provenance import versions
@@ -20,18 +21,21 @@ PUBLISHED = {
     (DEFAULT_MODEL, "fp32"): ("SamLowe/roberta-base-go_emotions-onnx", "onnx"),
     (DEFAULT_MODEL, "fp16"): ("joaopn/roberta-base-go_emotions-onnx-fp16", "."),
 }
+TEMPORARY_SUFFIX = 20  # bytes, at most, that new_folder adds to a name
+NEEDED_SPACE = 3  # times the model's weights: the files of several exporters exist at the same time
 
 
 def export_folder(model_id: str, precision: str) -> Path:
-    """Returns where a model's export belongs: in the working directory, named after the model."""
+    """Return the default folder of an export, in the working directory."""
     return Path(Path(model_id).resolve().name + EXPORT_KINDS[precision].suffix)
 
 
 def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
-    """Returns the folder of a model's export, and a few words that say where it is from.
+    """Return the folder of a model's export, and its origin in a few words.
 
-    A local export in the working directory comes first, then the default model's published ones; if there is neither,
-    the model is exported now. Raises UserError where none can be had, or would have to replace what isn't ours.
+    A local export in the working directory is preferred to a published one. If there is neither, or the local one is
+    out of date, the model is exported. Raises UserError if that fails, or would replace a checked export or files
+    that no export created.
     """
     folder = export_folder(model.id, precision)
     if os.path.lexists(folder):
@@ -40,55 +44,79 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
             say_caveats(folder, precision)
             return folder, f"local export ./{folder}"
         if (folder / REPORT).is_file():
-            raise UserError(f"./{folder} {reason}: export_onnx.py --overwrite makes and checks it anew")
+            raise UserError(f"./{folder} {reason}; export_onnx.py --overwrite recreates and checks it")
         if foreign := foreign_files(folder):
-            raise UserError(f"./{folder} {reason}, and it holds {foreign[0]}, which no export made; move it away")
-        say(f"./{folder} {reason}: exporting anew")
+            raise UserError(f"./{folder} {reason}, and contains {foreign[0]}, which no export created; move it away")
+        say(f"./{folder} {reason}: exporting again")
     elif (model.id, precision) in PUBLISHED:
-        repo, place = PUBLISHED[model.id, precision]
-        file = f"{place}/model.onnx".removeprefix("./")
+        repo, subfolder = PUBLISHED[model.id, precision]
+        file = f"{subfolder}/model.onnx".removeprefix("./")
         try:
             downloaded = download(repo, allow_patterns=[file, f"{file}_data"])
             if (downloaded / file).is_file():
-                return downloaded / place, f"published export {repo}, {file}"
+                return downloaded / subfolder, f"published export {repo}, {file}"
             say(f"no published export: {repo} has no file {file}")
         except UserError as error:
             say(f"no published export: {error}")
     check_writable(folder.absolute().parent)
     with step(f"export     {model.id} into ./{folder}"), new_folder(folder, replace=True) as temporary:
         plain = export_folder(model.id, "fp32")
-        plain = plain if plain.is_dir() and not stale_reason(plain, model.weights_id) else None
-        made = run_in_subprocess(export_model, model, precision, temporary, True, plain)
-    for finding in (f"made by {made['exporter']}", *made["findings"]):
+        if stale_reason(plain, model.weights_id):
+            plain = None
+        graph = run_in_subprocess(export_model, model, precision, temporary, True, plain)
+    for finding in (f"made by {graph['exporter']}", *graph["findings"]):
         say(f"{folder}: {finding}")
     return folder, f"exported now into ./{folder}"
 
 
 def stale_reason(folder: Path, weights_id: str) -> str:
-    """Says why a local export is not one of the model with these weights; nothing if it is."""
+    """Return why a folder is not an export of the model with these weights; empty if it is."""
+    if not folder.is_dir():
+        return "is not a folder"
     if not (folder / MANIFEST).is_file():
-        return f"has no {MANIFEST} that says whose export it is"
-    manifest = read_json(folder / MANIFEST)
+        return f"has no {MANIFEST}, so its model is unknown"
+    manifest = read_manifest(folder)
     if missing := [name for name in map(str, manifest.get("files", [])) if not (folder / name).is_file()]:
         return f"lacks {missing[0]}"
     if manifest.get("weights_id") != weights_id:
-        return "is of another model, or of weights that changed since"
+        return "was made from another model, or its weights have changed"
     [installed] = versions("transformers").values()
     made_with = manifest.get("transformers", installed)
-    return "" if made_with == installed else f"was made with transformers {made_with}, {installed} is installed"
+    return "" if made_with == installed else f"was made with transformers {made_with}; {installed} is installed"
 
 
 def say_caveats(folder: Path, precision: str) -> None:
-    """Says what speaks against a local export."""
-    report, manifest = (read_json(path) if path.is_file() else {} for path in (folder / REPORT, folder / MANIFEST))
+    """Print why a local export may be wrong: it failed its check, or does not suit this machine."""
+    report = read_json(folder / REPORT) if (folder / REPORT).is_file() else {}
     if report.get("verdict") == NOT_WITHIN:
         say(f"./{folder} failed its check: {report.get('reason')}")
-    if caveat := EXPORT_KINDS[precision].caveat(manifest):
+    if caveat := EXPORT_KINDS[precision].caveat(read_manifest(folder)):
         say(f"./{folder} {caveat}")
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Returns the names in a folder that no export of ours made."""
-    manifest = folder / MANIFEST
-    files = read_json(manifest).get("files", []) if manifest.is_file() else []
-    return sorted({path.name for path in folder.iterdir()} - {*map(str, files), MANIFEST, REPORT, CARD})
+    """Return the names in a folder that belong to no export."""
+    known = {*map(str, read_manifest(folder).get("files", [])), MANIFEST, REPORT, CARD}
+    return sorted({path.name for path in folder.iterdir()} - known)
+
+
+def check_target(target: Path, model: Path, overwrite: bool) -> None:
+    """Raise UserError if an export can't be written to `target`, or if that would replace anything but an export."""
+    output, source = target.resolve(), model.resolve()
+    if output.is_relative_to(source) or source.is_relative_to(output):
+        raise UserError(f"output folder {target} overlaps the model's own folder {model}; choose another --save-dir")
+    if os.path.lexists(target):
+        if not overwrite:
+            raise UserError(f"{target} exists; choose another --save-dir, or replace it with --overwrite")
+        if not target.is_dir() or target.is_symlink():
+            raise UserError(f"--overwrite: {target} is not a folder; choose another --save-dir")
+        if foreign := foreign_files(target):
+            raise UserError(f"--overwrite: {target} contains {foreign[0]}, which no export created; move it away")
+    if len(os.fsencode(target.name)) > LONGEST_NAME - TEMPORARY_SUFFIX:
+        raise UserError(f"--save-dir: the name {target.name[:20]}... is too long; choose a shorter one")
+    check_writable(target.absolute().parent)
+    needed = NEEDED_SPACE * sum(file.stat().st_size for file in model.iterdir() if file.suffix in WEIGHTS)
+    free = shutil.disk_usage(target.absolute().parent).free
+    if free < needed:
+        sizes = f"{needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free"
+        raise UserError(f"not enough disk space for {target}: {sizes}; choose another --save-dir")

@@ -1,4 +1,4 @@
-"""Model -> a folder with model.onnx: tries one exporter after another until a file is right."""
+"""Model -> a folder with model.onnx: try one exporter after another until a file is correct."""
 
 import json
 import shutil
@@ -22,124 +22,139 @@ from runtimes import VARIANTS
 from runtimes.onnx import load
 from utils import UserError, first_line
 
-MANIFEST = "export.json"  # beside model.onnx: whose export it is, what made it, and its files
-LONGEST_REASON = 120  # characters of an exporter's own error: its first words say what is wrong
+MANIFEST = "export.json"  # beside model.onnx: its model, its exporter and its files
+LONGEST_REASON = 120  # characters of an exporter's error message
 
-# precision -> its kind of export
 EXPORT_KINDS = {variant.export.precision: variant.export for variant in VARIANTS.values() if variant.export}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that is right: its exporter's `backend`, how it was `made`, and how many `attention` nodes are fused."""
+    """A correct ONNX file."""
 
-    backend: str
-    made: str
-    attention: int
+    backend: str  # its exporter, a key of ExportKind.backends
+    made: str  # how it was made, in words
+    attention: int = 0  # fused attention nodes
 
 
 def export_model(
     model: Model, precision: str, target: Path, shape_inference: bool = True, plain: Path | None = None
 ) -> dict:
-    """Exports a model into `target`, as model.onnx or what its kind converts that into, with config and tokenizer.
+    """Export a model into `target`: model.onnx, or the files that its kind converts it into, config and tokenizer.
 
-    The first backend of the precision's ExportKind whose file is right makes it, or the one that fuses most. `plain`: a
-    folder with the model's FP32 export, of which a kind that converts that makes its files. Returns what
-    describe_export says. Raises UserError for a model that can't be exported so.
+    The first backend of the precision's ExportKind that gives a correct and fused file is used, otherwise the correct
+    file with the most fused attention. `plain`: a folder with the model's FP32 export, which a kind with `convert`
+    starts from. Returns describe_export(). Raises UserError if no backend gives a correct file.
     """
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)
-    kind, manifest = EXPORT_KINDS[precision], {"precision": precision}
-    with tempfile.TemporaryDirectory(dir=target) as place:
-        folder = Path(place)
-        best, findings = known_candidate(plain, folder) if kind.convert else None, []
+    kind = EXPORT_KINDS[precision]
+    manifest = {"precision": precision}
+    with tempfile.TemporaryDirectory(dir=target) as temporary:
+        folder = Path(temporary)
+        best, findings = copy_candidate(plain, folder) if kind.convert else None, []
         if not best:
             best, findings = choose_candidate(model, kind, folder, shape_inference)
-        made, words = [*(folder / best.backend).glob("model.onnx*")], best.made
+        files = [*(folder / best.backend).glob("model.onnx*")]
+        options = best.made
         if kind.convert:
-            (folder / "converted").mkdir()
-            words, more = kind.convert(model, folder / best.backend / "model.onnx", folder / "converted", words)
-            made, manifest = [*(folder / "converted").iterdir()], manifest | more
-        for part in made:
-            part.rename(target / part.name)
+            converted = folder / "converted"
+            converted.mkdir()
+            options, details = kind.convert(model, folder / best.backend / "model.onnx", converted, best.made)
+            manifest |= details
+            files = [*converted.iterdir()]
+        for file in files:
+            file.rename(target / file.name)
     if (target / "model.onnx").exists():
         store_weights(target / "model.onnx")
     model.config.save_pretrained(target)
-    tokenizer = load_tokenizer(model.folder)  # anew: tokenizing has set the other one to truncate
+    tokenizer = load_tokenizer(model.folder)  # again: the model's own one is set to truncate by now
     tokenizer.padding_side = model.padding_side
     tokenizer.save_pretrained(target)
-    manifest |= {"exporter": best.backend, "made": best.made, "options": words, "findings": findings}
+    manifest |= {"exporter": best.backend, "made": best.made, "options": options, "findings": findings}
     manifest |= {"weights_id": model.weights_id} | versions("transformers")
     manifest["files"] = sorted(path.name for path in target.iterdir())
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     return describe_export(model, target)
 
 
+def read_manifest(folder: Path) -> dict:
+    return read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+
+
 def describe_export(model: Model, folder: Path) -> dict:
-    """Returns what an export's files say: `precision`, `options` (how it was made, in words), `exporter`, `findings`,
-    and what describe_graph says of its graph."""
-    manifest, file = read_json(folder / MANIFEST), folder / "model.onnx"
+    """Return the part of the report that an export's files tell.
+
+    `precision`, `exporter`, `options` (how it was made, in words), and describe_graph() with all `findings`.
+    """
+    manifest = read_json(folder / MANIFEST)
     graph = {"nodes": "", "opset": "", "findings": []}
-    if file.exists():
-        kind = EXPORT_KINDS[manifest["precision"]]
-        graph = describe_graph(file, layers_of(model) if kind.fused else None)
-    known = {"precision": manifest["precision"], "options": manifest.get("options", manifest.get("made", ""))}
-    known |= {"exporter": manifest.get("exporter", "")}
-    return known | graph | {"findings": [*manifest.get("findings", []), *graph["findings"]]}
+    if (folder / "model.onnx").exists():
+        is_fused = EXPORT_KINDS[manifest["precision"]].fused
+        graph = describe_graph(folder / "model.onnx", count_layers(model) if is_fused else None)
+    return {
+        "precision": manifest["precision"],
+        "exporter": manifest.get("exporter", ""),
+        "options": manifest.get("options", ""),
+        **graph,
+        "findings": [*manifest.get("findings", []), *graph["findings"]],
+    }
 
 
-def known_candidate(plain: Path | None, folder: Path) -> Candidate | None:
-    """Copies an export that was made before into a subfolder of `folder`; None where it doesn't say how it was made."""
-    manifest = read_json(plain / MANIFEST) if plain else {}
+def copy_candidate(plain: Path | None, folder: Path) -> Candidate | None:
+    """Copy an existing export into a subfolder of `folder`; None if its manifest does not tell how it was made."""
+    manifest = read_manifest(plain) if plain else {}
     if not {"exporter", "made"} <= manifest.keys():
         return None
     (folder / manifest["exporter"]).mkdir()
     for file in plain.glob("model.onnx*"):
         shutil.copy(file, folder / manifest["exporter"])
-    return Candidate(manifest["exporter"], manifest["made"], attention=0)
+    return Candidate(manifest["exporter"], manifest["made"])
 
 
-def layers_of(model: Model) -> int:
+def count_layers(model: Model) -> int:
     return getattr(model.config, "num_hidden_layers", 0)
 
 
 def choose_candidate(
     model: Model, kind: ExportKind, folder: Path, shape_inference: bool
 ) -> tuple[Candidate, list[str]]:
-    """Exports a model into subfolders of `folder`, one for each backend, until a file is right and fused as it should.
+    """Export a model into subfolders of `folder`, one per backend, until a file is correct and fused.
 
-    Returns (the best file, what was wrong with others and what padding does). Raises UserError if none is right.
+    Returns the best file and the findings: wrong files of other backends, and effects of padding.
     """
-    enough = layers_of(model) if kind.fused else 0
     reference, batches = Reference.load(model), example_batches(model)
     expected = [reference.of_batch(batch) for batch in batches]
-    scale = max(1, *(np.abs(probs).max() for probs in expected))  # of a regression's values
-    found, failed, wrong = [], [], []
-    for backend, make in kind.backends.items():
+    scale = max(1, *(np.abs(answers).max() for answers in expected))  # values of a regression exceed 1
+    correct, failed, findings = [], [], []
+    for backend, export in kind.backends.items():
         (folder / backend).mkdir()
+        file = folder / backend / "model.onnx"
         try:
-            made = make(model, folder / backend, shape_inference)
-            if first_token_only(folder / backend / "model.onnx", batches[0]):
-                made += ", with the last layer from behind the attention on for the first token alone"
+            made = export(model, folder / backend, shape_inference)
+            if first_token_only(file, batches[0]):
+                made += " (the last layer, after its attention, for the first token only)"
             runner = load(model, folder / backend, Device(None, cpu_cores()))
-            probs = [run_batch(runner, model, batch) for batch in batches]
-            off = np.abs(np.concatenate(probs) - np.concatenate(expected)).max() / scale
-            if not off <= kind.max_deviation:
-                wrong.append(f"{backend}: its file is wrong, by up to {off:.2g} on {N_PADDED_TEXTS + 1} texts")
+            answers = [run_batch(runner, model, batch) for batch in batches]
+            deviation = np.abs(np.concatenate(answers) - np.concatenate(expected)).max() / scale
+            if not deviation <= kind.max_deviation:
+                texts = f"{N_PADDED_TEXTS + 1} test texts"
+                findings.append(f"{backend}: output differs from PyTorch by up to {deviation:.2g} on {texts}")
                 continue
-            found.append(Candidate(backend, made, count_attention(folder / backend / "model.onnx")))
-            if found[-1].attention >= enough:
+            correct.append(Candidate(backend, made, count_attention(file)))
+            if not kind.fused or correct[-1].attention >= count_layers(model):
                 break
         except UserError as error:
             failed.append(f"{backend}: {error}")
-        except Exception as error:  # each exporter fails in many ways for what it doesn't know
+        except Exception as error:  # each exporter raises its own types
             failed.append(f"{backend}: {first_line(error.__cause__ or error)[:LONGEST_REASON]}")
-    if not found:
-        what = f"a {model.model_type} model can't be exported to ONNX {kind.precision}"
-        raise UserError(f"{what} ({'; '.join(failed + wrong)})")
-    padding = padding_note(model, reference.padding_effect(example_items(model)))
-    return max(found, key=lambda candidate: candidate.attention), [*wrong, *[padding] * bool(padding)]
+    if not correct:
+        reasons = "; ".join(failed + findings)
+        raise UserError(f"a {model.model_type} model can't be exported to ONNX {kind.precision}: {reasons}")
+    if padding := padding_note(model, reference.padding_effect(example_items(model))):
+        findings.append(padding)
+    return max(correct, key=lambda candidate: candidate.attention), findings
 
 
 def run_batch(runner: TokenRunner, model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:

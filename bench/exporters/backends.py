@@ -1,4 +1,4 @@
-"""Exporters, model -> model.onnx: optimum's, or torch's own with onnxscript's fusions."""
+"""Exporters, model -> model.onnx: optimum's, or torch's with onnxscript's fusions."""
 
 import contextlib
 import io
@@ -15,36 +15,36 @@ from bench.tables.datasets import bundled_texts, evenly_spaced
 from bench.tables.items import Item
 from utils import UserError
 
-OPSET = 18  # torch's exporter writes the standard Attention operator from 23 on, which CUDA has no fused kernel for
+OPSET = 18  # from 23 on, torch writes the standard Attention operator, for which CUDA has no fused kernel
 SHORT, LONG = 128, 1024  # tokens of an example, at most
-MASKED = -1e4  # and below: what a bias adds to a score that a softmax is to ignore
-# where the fused nodes have their bias, and the lengths of the texts
-BIAS, LENGTHS = 5, {"Attention": 3, "MultiHeadAttention": 4}
+MASKED = -1e4  # and below: biases of scores that a softmax ignores
+BIAS = 5  # index of the bias among the inputs of fused attention
+LENGTHS = {"Attention": 3, "MultiHeadAttention": 4}  # index of the lengths of the texts
+O4_DESCRIPTION = (
+    "optimum's AutoOptimizationConfig.O4: fusion of attention, layer norm, GELU (tanh approximation) and bias nodes, "
+    "then FP16 with FP32 inputs and outputs"
+)
 
 
-def example_items(model: Model) -> list[Item]:
-    """Return items made of a few bundled texts of different lengths."""
+def example_items(model: Model, count: int = N_PADDED_TEXTS) -> list[Item]:
+    """Return items made of bundled texts of different lengths."""
     texts = bundled_texts("normal")
-    return model.task.examples([texts[i] for i in evenly_spaced(len(texts), N_PADDED_TEXTS)])
+    return model.task.examples([texts[i] for i in evenly_spaced(len(texts), count)])
 
 
 def example_batches(model: Model) -> list[dict[str, np.ndarray]]:
-    """Returns the example texts as a padded batch, and a long text alone: int64 [texts, tokens] by name.
+    """Return a padded batch of short texts, and one long text: int64 [texts, tokens] by input name.
 
-    A window of attention, such as ModernBERT's, shows in long texts only.
+    Windowed attention, such as ModernBERT's, only makes a difference in long texts.
     """
-    long = " ".join(bundled_texts("normal")[: LONG // 10])
-    batches = (example_items(model), SHORT), (model.task.examples([long]), LONG)
-    return [model.pad(model.tokenize(items, tokens)) for items, tokens in batches]
-
-
-# ------------------------------------------------------------------------------------------------------------ optimum
+    long = model.task.examples([" ".join(bundled_texts("normal")[: LONG // 10])])
+    return [model.pad(model.tokenize(items, n)) for items, n in ((example_items(model), SHORT), (long, LONG))]
 
 
 def with_optimum(model: Model, target: Path, shape_inference: bool, optimized: bool = False) -> str:
-    """Exports by optimum as `target`/model.onnx, plain or with its O4 optimization. Returns how it was made.
+    """Export to `target`/model.onnx with optimum, plain or with its O4 optimization. Return how it was made.
 
-    Raises UserError where optimum-onnx is not installed, or doesn't know the type.
+    Raises UserError if optimum-onnx is not installed, or does not support the model type.
     """
     try:
         import optimum.exporters.onnx.model_configs  # noqa: F401  registers the model types
@@ -55,56 +55,47 @@ def with_optimum(model: Model, target: Path, shape_inference: bool, optimized: b
         optimum_class = model.task.optimum_class()
     except ImportError as error:
         raise UserError("optimum-onnx is not installed") from error
+    kind = model.model_type
     try:
-        tasks = TasksManager.get_supported_tasks_for_model_type(model.model_type, "onnx", library_name="transformers")
-        if model.task.name not in tasks:
-            raise KeyError(model.model_type)
+        tasks = TasksManager.get_supported_tasks_for_model_type(kind, "onnx", library_name="transformers")
         if optimized:
-            ORTConfigManager.get_model_ort_type(model.model_type)
-    except KeyError as error:
-        done = "optimized" if optimized else "exported"
-        raise UserError(f"a {model.model_type} model for {model.task.name} can't be {done} by it") from error
-    with tempfile.TemporaryDirectory(dir=target) as plain:
-        tempfile.tempdir = plain  # where optimum exports to: nothing is left elsewhere by an interruption
+            ORTConfigManager.get_model_ort_type(kind)
+    except KeyError:
+        tasks = ()
+    if model.task.name not in tasks:
+        raise UserError(f"{kind} models for {model.task.name} are not supported")
+    options = {"export": True, "trust_remote_code": False, "local_files_only": True}
+    with tempfile.TemporaryDirectory(dir=target) as temporary:
+        tempfile.tempdir = temporary  # optimum exports to it; an interrupted export leaves nothing elsewhere
         try:
-            exported = optimum_class.from_pretrained(
-                model.folder, export=True, trust_remote_code=False, local_files_only=True
-            )
+            exported = optimum_class.from_pretrained(model.folder, **options)
             if not optimized:
                 exported.save_pretrained(target)
                 return "optimum's plain export"
-            optimization = AutoOptimizationConfig.O4(disable_shape_inference=not shape_inference)
-            optimization.optimize_for_gpu = False  # else it asks for CUDA, for the same file
-            ORTOptimizer.from_pretrained(exported).optimize(
-                save_dir=target, optimization_config=optimization, file_suffix=""
-            )
+            config = AutoOptimizationConfig.O4(disable_shape_inference=not shape_inference)
+            config.optimize_for_gpu = False  # True requires CUDA and gives the same file
+            optimizer = ORTOptimizer.from_pretrained(exported)
+            optimizer.optimize(save_dir=target, optimization_config=config, file_suffix="")
         finally:
             tempfile.tempdir = None
-    return (
-        "optimum's AutoOptimizationConfig.O4: fusion of attention, layer norm, GELU (tanh approximation) and bias "
-        "nodes, then FP16 with FP32 inputs and outputs"
-    )
-
-
-# -------------------------------------------------------------------------------------------------------------- torch
+    return O4_DESCRIPTION
 
 
 def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: bool = False) -> str:
-    """Exports by torch as `target`/model.onnx, perhaps fused by onnxscript, perhaps in FP16. Returns how it was made.
+    """Export to `target`/model.onnx with torch, optionally `fused` by onnxscript or in FP16. Return how it was made.
 
-    Raises whatever torch, onnxscript and onnxruntime raise for a model that they can't export.
+    Raises whatever torch, onnxscript and onnxruntime raise for models that they can't export.
     """
     import onnx_ir
     import torch
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
     network, file = model.load_torch(), target / "model.onnx"
-    config, example = network.config, model.pad(model.tokenize(example_items(model), SHORT))
-    inputs = {name: array[1:, :16].copy() for name, array in example.items()}
-    if config.eos_token_id is not None and config.is_encoder_decoder:
-        inputs["input_ids"][:, -1] = config.eos_token_id  # BART's head is at the last of these
+    inputs = {name: array[1:, :16].copy() for name, array in example_batches(model)[0].items()}
+    if network.config.eos_token_id is not None and network.config.is_encoder_decoder:
+        inputs["input_ids"][:, -1] = network.config.eos_token_id  # BART's head reads the last of these tokens
     if "attention_mask" in inputs:
-        inputs["attention_mask"][1:, -3:] = 0  # an example must have padding in it
+        inputs["attention_mask"][1:, -3:] = 0  # the example must contain padding
     names = list(inputs)
 
     class Wrapper(torch.nn.Module):
@@ -119,7 +110,7 @@ def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: b
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(
             Wrapper().eval(),
-            tuple(torch.from_numpy(array) for array in inputs.values()),
+            tuple(map(torch.from_numpy, inputs.values())),
             dynamo=True,
             input_names=names,
             output_names=[model.task.output],
@@ -127,18 +118,18 @@ def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: b
             opset_version=OPSET,
             verbose=False,
         )
-    made = program.model
+    onnx_model, made = program.model, "torch's ONNX exporter"
     if fused:
-        made, _ = optimize_for_ort(made)
-        expand_positions(made)
+        onnx_model, _ = optimize_for_ort(onnx_model)
+        made += ", fused by onnxscript for onnxruntime"
+        expand_positions(onnx_model)
         if model.padding_side == "right":
-            replace_mask_bias_by_lengths(made, model.max_length)
-    onnx_ir.save(made, file, external_data=f"{file.name}.data")
-    words = "torch's ONNX exporter" + (", fused by onnxscript for onnxruntime" if fused else "")
+            replace_mask_bias_by_lengths(onnx_model, model.max_length)
+    onnx_ir.save(onnx_model, file, external_data=f"{file.name}.data")
     if half:
         convert_to_fp16(file)
-        words += "; then FP16 by onnxruntime, with FP32 logits"
-    return words
+        made += "; then FP16 by onnxruntime, with FP32 outputs"
+    return made
 
 
 def convert_to_fp16(file: Path) -> None:
@@ -154,7 +145,7 @@ def convert_to_fp16(file: Path) -> None:
 
 
 def expand_positions(onnx_model) -> None:
-    """Gives every text its positions, where one line of them serves all: onnxruntime's RotaryEmbedding wants so."""
+    """Repeat shared position ids for each text, as onnxruntime's RotaryEmbedding requires."""
     import onnx_ir as ir
 
     texts = next(value for value in onnx_model.graph.inputs if value.name == "input_ids")
@@ -166,47 +157,50 @@ def expand_positions(onnx_model) -> None:
 
 
 def replace_mask_bias_by_lengths(onnx_model, max_length: int) -> None:
-    """Gives fused attention the lengths of the texts instead of a bias that hides the padding, which is on the right.
+    """Pass the lengths of the texts to fused attention instead of a bias that masks the padding on the right.
 
-    CUDA's fused kernels want lengths. A bias that says more than that (a causal one, a window, relative positions)
-    stays: each is computed for padded texts of up to `max_length` tokens (at most 1,024) and compared.
+    CUDA's fused kernels take lengths only. A bias that encodes more (causality, a window, relative positions) stays.
     """
     import onnx_ir as ir
 
-    users = {}
+    readers = {}
     for node in onnx_model.graph:
         if node.op_type in LENGTHS and len(node.inputs) > BIAS and node.inputs[BIAS] is not None:
-            users.setdefault(node.inputs[BIAS], []).append(node)
-    hiding = [bias for bias in users if is_pure_padding_mask(onnx_model, bias, max_length)]
-    if not hiding:
+            readers.setdefault(node.inputs[BIAS], []).append(node)
+    masks = [bias for bias in readers if is_pure_padding_mask(onnx_model, bias, max_length)]
+    if not masks:
         return
-    mask = next(value for value in onnx_model.graph.inputs if value.name == "attention_mask")
-    one = ir.Value(name="tokens_axis", const_value=ir.tensor(np.array([1]), name="tokens_axis"))
-    onnx_model.graph.register_initializer(one)
-    total = ir.node("ReduceSum", [mask, one], {"keepdims": 0})
+    attention_mask = next(value for value in onnx_model.graph.inputs if value.name == "attention_mask")
+    axis = ir.Value(name="tokens_axis", const_value=ir.tensor(np.array([1]), name="tokens_axis"))
+    onnx_model.graph.register_initializer(axis)
+    total = ir.node("ReduceSum", [attention_mask, axis], {"keepdims": 0})
     lengths = ir.node("Cast", [total.outputs[0]], {"to": ir.DataType.INT32.value})
     onnx_model.graph.insert_before(onnx_model.graph[0], [total, lengths])
-    for bias in hiding:
-        for node in users[bias]:
+    for bias in masks:
+        for node in readers[bias]:
             node.replace_input_with(BIAS, None)
             node.replace_input_with(LENGTHS[node.op_type], lengths.outputs[0])
     ir.passes.common.RemoveUnusedNodesPass()(onnx_model)
 
 
 def is_pure_padding_mask(onnx_model, bias, max_length: int) -> bool:
-    """Says whether a bias [texts, heads, queries, keys] is 0 for every token of a text, and hides all behind it."""
+    """True if `bias` [texts, heads, queries, keys] masks padding and nothing else.
+
+    It is computed for texts of up to `max_length` tokens, and at most LONG.
+    """
     import onnx_ir as ir
 
     inputs = [value.name for value in onnx_model.graph.inputs]
     graph = ir.convenience.extract(onnx_model.graph, inputs, [bias.name])
-    only = ir.Model(graph, ir_version=onnx_model.ir_version)
-    only.opset_imports.update(onnx_model.opset_imports)
+    bias_model = ir.Model(graph, ir_version=onnx_model.ir_version)
+    bias_model.opset_imports.update(onnx_model.opset_imports)
     tokens = min(max_length, LONG)
     lengths = [tokens, tokens // 2, 1]
-    mask = (np.arange(tokens) < np.array(lengths)[:, None]).astype(np.int64)
-    session = cpu_session(ir.to_proto(only).SerializeToString())
-    [values] = session.run(None, {value.name: mask for value in session.get_inputs()})
-    for length, of_text in zip(lengths, np.broadcast_to(values, (len(lengths), *values.shape[1:])), strict=True):
-        if of_text[..., :length].any() or (of_text[..., length:] > MASKED).any():
-            return False
-    return True
+    attention_mask = (np.arange(tokens) < np.array(lengths)[:, None]).astype(np.int64)
+    session = cpu_session(ir.to_proto(bias_model).SerializeToString())
+    [values] = session.run(None, {value.name: attention_mask for value in session.get_inputs()})
+    values = np.broadcast_to(values, (len(lengths), *values.shape[1:]))
+    return all(
+        not text[..., :length].any() and (text[..., length:] <= MASKED).all()
+        for length, text in zip(lengths, values, strict=True)
+    )

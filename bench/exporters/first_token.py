@@ -1,8 +1,8 @@
-"""The last layer of an ONNX graph for the first token alone, where the classifier's head reads no other.
+"""Restrict the last layer of an ONNX graph to the first token, if the head reads no other.
 
-The node that picks the first token is moved up, over all that treats each token alone: the last layer's feed-forward
-part, its norms and the attention's own output. That leaves out three quarters of the last layer's products, and what is
-left gives the same answers.
+The node that selects the first token moves up past all nodes that treat each token separately: the last layer's
+feed-forward part, its norms and the output projection of its attention. That saves three quarters of the last layer's
+products without changing the answers.
 """
 
 from collections import defaultdict
@@ -10,139 +10,141 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.exporters.graph import replace_nodes, select_inputs, session_with
+from bench.exporters.graph import load_graph, replace_nodes, run_session, session_with
 
-FIRST = "first_token"  # the constant [0]
+FIRST = "first_token"  # name of the constant [0]
 ELEMENTWISE = {"Abs", "Add", "BiasGelu", "Cast", "Div", "Erf", "FastGelu", "Gelu", "Identity", "Max", "Min", "Mul"}
 ELEMENTWISE |= {"Neg", "Pow", "QuickGelu", "Reciprocal", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh"}
-# along the channels -> how many of their inputs are tokens
+# types of nodes that work along the channels -> how many of their inputs are tensors of tokens
 ALONG_CHANNELS = {"LayerNormalization": 1, "SimplifiedLayerNormalization": 1, "ReduceMean": 1, "Slice": 1, "Split": 1}
 ALONG_CHANNELS |= {"SkipLayerNormalization": 2, "SkipSimplifiedLayerNormalization": 2}
-INNER = 5, 10  # attributes that are graphs: AttributeProto.GRAPH and GRAPHS
-CHANNELS = 2  # the last axis of tokens [texts, tokens, channels]
-TOLERANCES = {False: 1e-4, True: 1e-2}  # of the largest logit, in FP32 and in FP16: a smaller product rounds otherwise
+SUBGRAPH_TYPES = (5, 10)  # AttributeProto.GRAPH and GRAPHS
+CHANNELS = 2  # the last axis of [texts, tokens, channels]
+FP32_TOLERANCE, FP16_TOLERANCE = 1e-4, 1e-2  # of the largest output: smaller products round differently
 
 
 def first_token_only(file: Path, batch: dict[str, np.ndarray]) -> bool:
-    """Has an ONNX file compute its last layer for the first token alone; says whether that could be done.
+    """Rewrite an ONNX file to compute its last layer for the first token only. Return True if that was possible.
 
-    It is done if the answers for a padded `batch`, int64 [texts, tokens] by name, stay the same. Raises what
-    onnxruntime raises for a file that it can't run.
+    The file stays the same if the answers for a padded `batch`, int64 [texts, tokens] by input name, would change.
+    Raises what onnxruntime raises for a file that it can't run.
     """
     import onnx
 
-    graph = (onnx_model := onnx.load(file, load_external_data=False)).graph
-    constants, tokens = constants_of(graph), batch["input_ids"].shape[1]
-    alone = nodes_for_first(graph, constants, set())
-    if not alone:
+    onnx_model = load_graph(file)
+    graph = onnx_model.graph
+    constants = constants_of(graph)
+    nodes = nodes_for_first(graph, constants, set())
+    if not nodes:
         return False
-    logits, arrays = run(file, batch, sorted({name for node in alone for name in tokens_of(node, constants)}))
-    unfit = {name for name, array in arrays.items() if array.shape[1:-1] != (tokens,)}
-    alone = nodes_for_first(graph, constants, unfit)
-    if not alone:
+    outputs, arrays = run(file, batch, sorted({name for node in nodes for name in tokens_of(node, constants)}))
+    n_tokens = batch["input_ids"].shape[1]
+    without_tokens = {name for name, array in arrays.items() if array.shape[1:-1] != (n_tokens,)}
+    nodes = nodes_for_first(graph, constants, without_tokens)
+    if not nodes:
         return False
-    pick_above(graph, constants, alone)
+    select_first(graph, constants, nodes)
     del graph.value_info[:]  # shapes that are no longer true
-    half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
+    is_half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
+    tolerance = FP16_TOLERANCE if is_half else FP32_TOLERANCE
     rewritten = file.with_name("first_token.onnx")
     onnx.save(onnx_model, rewritten)
     try:
-        off = np.abs(run(rewritten, batch, [])[0] - logits).max()
-        if off <= TOLERANCES[half] * np.abs(logits).max():
+        deviation = np.abs(run(rewritten, batch, [])[0] - outputs).max()
+        if deviation <= tolerance * np.abs(outputs).max():
             rewritten.replace(file)
             return True
-    except Exception:  # onnxruntime's: the file stays as it was
+    except Exception:  # of onnxruntime: it can't run the rewritten file, so the original stays
         pass
     finally:
         rewritten.unlink(missing_ok=True)
     return False
 
 
-def nodes_for_first(graph, constants: dict, unfit: set[str]) -> list:
-    """Finds the nodes above the choice of the first token that treat each token alone, and serve nothing else.
+def nodes_for_first(graph, constants: dict, without_tokens: set[str]) -> list:
+    """Return the nodes before the selection of the first token that treat each token separately, and only feed it.
 
-    `unfit`: what has no token axis, though its place in the graph asks for one. Without a product there are none: the
+    `without_tokens`: tensors that turned out to have no token axis. Empty if there is no product among the nodes: the
     others cost next to nothing.
     """
-    if any(attribute.type in INNER for node in graph.node for attribute in node.attribute):
-        return []  # a graph in the graph may read whatever is outside
-    readers, found = defaultdict(list), {}
+    if any(attribute.type in SUBGRAPH_TYPES for node in graph.node for attribute in node.attribute):
+        return []  # a subgraph may read any tensor of the graph
+    readers = defaultdict(list)
+    found = {}
     for node in graph.node:
         for name in node.input:
             readers[name].append(node)
-    kept = {value.name for value in graph.output}
+    outputs = {value.name for value in graph.output}
 
-    def serves_first(name: str) -> bool:
-        return name not in kept and all(
-            node.output[0] in found or picks_first(node, constants) or asks_for_channels(node, readers, constants)
+    def feeds_first(name: str) -> bool:
+        return name not in outputs and all(
+            node.output[0] in found or selects_first(node, constants) or reads_channels(node, readers, constants)
             for node in readers[name]
         )
 
     for node in reversed(graph.node):
         names = tokens_of(node, constants)
-        if names and not unfit & set(names) and all(map(serves_first, filter(None, node.output))):
+        if names and not without_tokens & set(names) and all(map(feeds_first, filter(None, node.output))):
             found[node.output[0]] = node
     return list(found.values()) if any(node.op_type == "MatMul" for node in found.values()) else []
 
 
 def tokens_of(node, constants: dict) -> list[str]:
-    """Returns a node's inputs that are [texts, tokens, channels], if it treats each token alone; else none."""
+    """Return a node's inputs [texts, tokens, channels] if it treats each token separately, otherwise none."""
     if node.op_type == "MatMul":
         return [node.input[0]] if node.input[1] in constants else []
     if node.op_type in ELEMENTWISE:
-        fixed = [constants[name].dims for name in node.input if name in constants]
-        if any(len(shape) > 1 and shape[-2] > 1 for shape in fixed):
-            return []  # a constant for each token
+        shapes = [constants[name].dims for name in node.input if name in constants]
+        if any(len(shape) > 1 and shape[-2] > 1 for shape in shapes):
+            return []  # a constant with a value per token
         return [name for name in node.input if name and name not in constants]
-    if node.op_type not in ALONG_CHANNELS:
-        return []
-    is_along = axis_of(node, constants) in (-1, CHANNELS) and option(node, "keepdims", 1)
-    return list(node.input[: ALONG_CHANNELS[node.op_type]]) if is_along else []
+    if node.op_type in ALONG_CHANNELS and axis_of(node, constants) in (-1, CHANNELS) and option(node, "keepdims", 1):
+        return list(node.input[: ALONG_CHANNELS[node.op_type]])
+    return []
 
 
-def option(node, name: str, default: int | None = None) -> int | None:
+def option(node, name: str, default: int) -> int:
     return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
 
 
 def axis_of(node, constants: dict) -> int | None:
-    """Returns along which axis a node works; None if that is not known, or if there are several."""
-    place = {"Slice": 3, "ReduceMean": 1}.get(node.op_type)  # of the axes among its inputs
-    if place is None:
+    """Return the axis that a node works along; None if it is unknown, or if there are several."""
+    index = {"Slice": 3, "ReduceMean": 1}.get(node.op_type)  # of the axes among its inputs
+    if index is None:
         return option(node, "axis", 0 if node.op_type in ("Gather", "Split") else -1)
-    axes = [*node.input, *[""] * place][place]
-    older = [attribute.ints for attribute in node.attribute if attribute.name == "axes" and len(attribute.ints) == 1]
-    return older[0][0] if older else value_of(axes, constants)
+    for attribute in node.attribute:
+        if attribute.name == "axes" and len(attribute.ints) == 1:  # as in older opsets
+            return attribute.ints[0]
+    return value_of(node.input[index], constants) if index < len(node.input) else None
 
 
-def picks_first(node, constants: dict) -> bool:
+def selects_first(node, constants: dict) -> bool:
     return node.op_type == "Gather" and axis_of(node, constants) == 1 and value_of(node.input[1], constants) == 0
 
 
-def asks_for_channels(node, readers: dict, constants: dict) -> bool:
-    """Says whether a node asks for the number of channels, which stays the same."""
-    return (
-        node.op_type == "Shape"
-        and not node.attribute
-        and all(
-            reader.op_type == "Gather" and value_of(reader.input[1], constants) in (-1, CHANNELS)
-            for reader in readers[node.output[0]]
-        )
+def reads_channels(node, readers: dict, constants: dict) -> bool:
+    """True if a node reads the number of channels, which stays the same."""
+    if node.op_type != "Shape" or node.attribute:
+        return False
+    return all(
+        reader.op_type == "Gather" and value_of(reader.input[1], constants) in (-1, CHANNELS)
+        for reader in readers[node.output[0]]
     )
 
 
 def constants_of(graph) -> dict:
-    """Returns a graph's weights and other constants, name -> TensorProto."""
+    """Return a graph's weights and other constants, name -> TensorProto."""
     constants = {weight.name: weight for weight in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
-        elif node.op_type == "Identity" and node.input[0] in constants:  # of weights that are alike
+        elif node.op_type == "Identity" and node.input[0] in constants:  # shared weights
             constants[node.output[0]] = constants[node.input[0]]
     return constants
 
 
 def value_of(name: str, constants: dict) -> int | None:
-    """Returns the one number of a constant; None where it is something else."""
+    """Return the value of a constant with one element, otherwise None."""
     import onnx
 
     if name not in constants or np.prod(constants[name].dims) != 1:
@@ -150,29 +152,28 @@ def value_of(name: str, constants: dict) -> int | None:
     return onnx.numpy_helper.to_array(constants[name]).item()
 
 
-def pick_above(graph, constants: dict, alone: list) -> None:
-    """Gives nodes, of what comes from others, the first token alone."""
+def select_first(graph, constants: dict, nodes: list) -> None:
+    """Give `nodes` only the first token of each tensor of tokens that they read from other nodes."""
     import onnx
 
-    inside = {name for node in alone for name in node.output}
-    above = {name for node in alone for name in tokens_of(node, constants)} - inside
-    for node in alone:
-        own = above & set(tokens_of(node, constants))
+    computed = {name for node in nodes for name in node.output}
+    read = {name for node in nodes for name in tokens_of(node, constants)} - computed
+    for node in nodes:
+        tokens = read.intersection(tokens_of(node, constants))
         for i, name in enumerate(node.input):
-            if name in own:
+            if name in tokens:
                 node.input[i] = f"{name}_{FIRST}"
-    nodes = []
+    all_nodes = []
     for node in graph.node:
-        nodes.append(node)
-        for name in above & set(node.output):
-            nodes.append(onnx.helper.make_node("Gather", [name, FIRST], [f"{name}_{FIRST}"], axis=1))
-    replace_nodes(graph, nodes)
+        all_nodes.append(node)
+        for name in read.intersection(node.output):
+            all_nodes.append(onnx.helper.make_node("Gather", [name, FIRST], [f"{name}_{FIRST}"], axis=1))
+    replace_nodes(graph, all_nodes)
     graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), FIRST))
 
 
 def run(file: Path, batch: dict[str, np.ndarray], names: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Returns a file's logits for a batch, and what it computes under `names`."""
+    """Return a file's first output for a batch, and the tensors `names` of its graph."""
     session = session_with(file, names)
-    wanted = [session.get_outputs()[0].name, *names]
-    logits, *others = session.run(wanted, select_inputs([node.name for node in session.get_inputs()], batch))
-    return logits, dict(zip(names, others, strict=True))
+    outputs, *tensors = run_session(session, [session.get_outputs()[0].name, *names], batch)
+    return outputs, dict(zip(names, tensors, strict=True))

@@ -1,12 +1,9 @@
 """The reference: the original model in eager FP32 PyTorch, called as its library documents it."""
 
 import contextlib
-import json
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -55,9 +52,9 @@ class Reference:
             heartbeat(i + 1)
         return answers
 
-    def of_file(self, file: Path) -> tuple[np.ndarray, float]:
-        """Returns (what of_items() gives for the items in a JSON file, the seconds that it took)."""
-        items, start = json.loads(file.read_text(encoding="utf-8")), time.monotonic()
+    def timed(self, items: list[Item]) -> tuple[np.ndarray, float]:
+        """Return of_items() and the seconds that it took."""
+        start = time.monotonic()
         return self.of_items(items), time.monotonic() - start
 
     def of_batch(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -102,19 +99,14 @@ class CachedReference:
             cached = np.load(file)
             if cached.shape == (len(texts), len(model.labels)):
                 return cached
-        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as handed_over:
-            json.dump(texts, handed_over)
-            handed_over.flush()
-            self.pool = self.pool or self.stack.enter_context(
-                ProcessPool(Reference.load, [self.arguments], forked=True)
-            )
-            request = Reference.of_file, Path(handed_over.name)
-            [(probs, seconds)] = self.pool.call(*request, on_heartbeat=on_heartbeat)
+        if not self.pool:
+            self.pool = self.stack.enter_context(ProcessPool(Reference.load, [self.arguments], forked=True))
+        [(answers, seconds)] = self.pool.call(Reference.timed, texts, on_heartbeat=on_heartbeat)
         self.seconds, self.texts = self.seconds + seconds, self.texts + len(texts)
         file.parent.mkdir(parents=True, exist_ok=True)
         with new_file(file) as whole:
-            np.save(whole, probs)
-        return probs
+            np.save(whole, answers)
+        return answers
 
     def __enter__(self) -> "CachedReference":
         return self

@@ -1,16 +1,16 @@
 """CSV files, and others with a delimiter. Every column is text."""
 
-import codecs
 import csv
 import io
 import re
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
 
+from bench.options import delimiter, encoding
 from bench.tables.blocks import CHUNK_ROWS, MAX_LINE, Rows, open_text, read_head
 from bench.tables.storage import Location
 
@@ -96,20 +96,6 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--delimiter", type=delimiter, help=help_text)
     help_text = "encoding of CSV files, such as cp1252 (default: utf-8)"
     parser.add_argument("--encoding", type=encoding, default="utf-8", help=help_text)
-
-
-def delimiter(text: str) -> str:
-    character = {"tab": "\t", "\\t": "\t"}.get(text, text)
-    if len(character) != 1 or character in '"\n\r':
-        raise ArgumentTypeError(f"{text!r} is neither a single character nor 'tab'")
-    return character
-
-
-def encoding(text: str) -> str:
-    try:
-        return codecs.lookup(text).name
-    except LookupError as error:
-        raise ArgumentTypeError(f"unknown encoding {text!r}; use a name that Python knows, such as cp1252") from error
 
 
 def to_table(rows: list[list[str] | None], indices: list[int], schema: pa.Schema) -> pa.Table:

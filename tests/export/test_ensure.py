@@ -38,7 +38,7 @@ def test_an_export_of_other_weights_is_made_again_and_foreign_files_are_refused(
     assert "export_onnx.py --overwrite" in refused(ensure)
 
 
-def test_the_default_models_published_export_is_taken_before_exporting(
+def test_the_published_export_of_the_default_model_is_preferred(
     hub, tiny_model, tmp_path, capsys, monkeypatch, in_this_process
 ):
     monkeypatch.chdir(tmp_path)
@@ -58,7 +58,7 @@ def test_the_default_models_published_export_is_taken_before_exporting(
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
-def test_a_broken_report_beside_an_export_is_one_line(content, tiny_model, tmp_path, monkeypatch):
+def test_a_broken_report_or_manifest_is_named(content, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = Model.from_folder(tiny_model, "tiny")
     Path("tiny-onnx").mkdir()

@@ -46,7 +46,7 @@ def test_external_weights_are_found_under_the_name_that_loaders_expect(
     assert (logits[0] == logits[1]).all()
 
 
-def test_a_type_that_no_exporter_knows_is_refused(tmp_path):
+def test_a_model_type_that_no_exporter_supports_is_refused(tmp_path):
     folder = tmp_path / "xlnet"
     folder.mkdir()
     (tmp_path / "out").mkdir()
@@ -58,7 +58,7 @@ def test_a_type_that_no_exporter_knows_is_refused(tmp_path):
 
 @pytest.mark.needs("optimum")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_an_exporter_whose_file_is_wrong_gives_way_to_the_next(precision, tiny_model, tmp_path, monkeypatch):
+def test_the_next_exporter_is_tried_after_a_wrong_file(precision, tiny_model, tmp_path, monkeypatch):
     model, kind = Model.from_folder(tiny_model, "tiny"), EXPORT_KINDS[precision]
     wrong = {"optimum": with_a_wrong_head(kind.backends["optimum"])}
     monkeypatch.setitem(EXPORT_KINDS, precision, replace(kind, backends=kind.backends | wrong))

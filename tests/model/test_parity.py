@@ -20,7 +20,6 @@ from bench.judge import (
     decisions_needed,
     interval,
     judge,
-    judge_export,
     within_tolerance,
 )
 from bench.model.classification import Classification, combine_windows, resolve_problem_type
@@ -119,19 +118,6 @@ def test_a_verdict_needs_enough_decisions():
     assert (within_tolerance(0, 10, 0), within_tolerance(1, 10, 0), within_tolerance(10, 10, 1)) == (True, False, True)
     assert decisions_needed(0, 800) == 2995 and decisions_needed(1, 1000) is None
     assert within_tolerance(2, decisions_needed(2, 10_000)) is True and within_tolerance(3, 7000) is None
-
-
-def test_an_export_is_judged_with_its_numbers():
-    stats = {"non_finite_texts": 0, "changed": 0, "decisions": 2995, "largest_difference": {"max": 0.01}}
-    assert judge_export(stats, 0.001)[0] == WITHIN
-    judged, reason = judge_export(stats | {"changed": 30}, 0.001)
-    assert judged == NOT_WITHIN and all(number in reason for number in ("30", "2,995", "0.1", "95%"))
-    judged, reason = judge_export(stats | {"decisions": 800}, 0.001)
-    assert judged == UNPROVEN and "800" in reason and "3.7" in reason, "that many times as many texts decide"
-    judged, reason = judge_export(stats | {"changed": 19, "decisions": 21_600}, 0.001)
-    assert judged == UNPROVEN and all(number in reason for number in ("19", "21,600", "0.05%", "0.14%"))
-    assert decisions_needed(19, 21_600) is None
-    assert judge_export(stats | {"non_finite_texts": 1}, 1)[0] == NOT_WITHIN
 
 
 def test_rows_from_before_decisions_were_counted_are_judged_by_their_share():
@@ -275,6 +261,8 @@ def test_parity_and_its_statistics(pair):
         assert ordered == pytest.approx(sorted(ordered)) and ordered[0] >= 0
         assert ordered[0] <= largest["mean"] * (1 + 1e-9) and largest["mean"] <= ordered[-1] * (1 + 1e-9)
         assert stats["mean_over_labels"] <= largest["mean"] * (1 + 1e-9)
-    assert (judge_export(stats, 1)[0] == NOT_WITHIN) == bool(lost.any())
+    parity = ParityCounter(task(problem, probs.shape[1]), tolerance=1)
+    parity.add(probs, reference)
+    assert (parity.verdict() == NOT_WITHIN) == bool(lost.any())
     worst = worst_texts(probs, reference, ["a text"] * len(probs), ["label"] * probs.shape[1])
     assert len(worst) == min(N_WORST_TEXTS, len(probs))

@@ -1,4 +1,4 @@
-"""export_onnx.py: exports that are checked, described, uploaded, refused and interrupted."""
+"""export_onnx.py: exports, checks, cards, uploads, wrong usage and interruptions."""
 
 import base64
 import contextlib
@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,14 +29,15 @@ from tiny import (
 )
 
 import export_onnx
+from bench.export.publish import upload
 from bench.export.select import EXPORT_KINDS
-from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
+from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN
 from bench.machine import cpu_features
 from bench.model import task
+from bench.model.batches import BATCHINGS
 from bench.model.model import Model
 from bench.model.parity import EXCERPT
 from bench.model.reference import Reference
-from export_onnx import upload
 from utils import RunError, UserError
 
 SCRIPT = ROOT / "export_onnx.py"
@@ -61,7 +61,7 @@ def here(monkeypatch, tmp_path):
 
 @pytest.fixture
 def export(call):
-    """Runs export_onnx.py in this process over 40 texts: its exit code, standard output and standard error."""
+    """Run export_onnx.py in this process over 40 texts; return its exit code, standard output and standard error."""
     options = ["--limit", 40, "--batch-size", 8, "--device", "cpu"]
     return lambda model, *arguments: call(export_onnx, model, *options, *arguments)
 
@@ -77,7 +77,7 @@ def read_report(folder: Path) -> dict:
 
 
 def usage_example(card: str) -> dict:
-    """Runs the card's example as it is printed, and returns its names."""
+    """Run the card's example as printed; return its global names."""
     [example] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     names, printed = {}, io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -87,7 +87,7 @@ def usage_example(card: str) -> dict:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_export_is_right_and_its_card_says_how_to_use_it(name, models, here, export):
+def test_an_export_is_correct_and_the_example_in_its_card_runs(name, models, here, export):
     code, out, _ = export(models[name], "--no-upload", "--tolerance", 0.1)
     folder = here / f"my-{name}-onnx-fp16"
     assert code == 0 and folder.name in out.splitlines()[-1] and WITHIN in out.splitlines()[-1]
@@ -114,7 +114,7 @@ def test_an_export_is_right_and_its_card_says_how_to_use_it(name, models, here, 
     assert with_none[0] == pytest.approx(expected[0], abs=5e-3) and np.isnan(with_none[1]).all()
 
 
-def test_the_precisions_have_their_own_folders(tiny_model, here, export):
+def test_each_precision_has_its_own_folder(tiny_model, here, export):
     assert export(tiny_model, "--no-upload", "--precision", "fp32", "--tolerance", 0)[0] == 0
     assert export(tiny_model, "--no-upload", "--precision", "int8", "--tolerance", 0.05)[0] == 0
     assert sorted(folder.name for folder in here.iterdir()) == ["tiny-onnx", "tiny-onnx-int8"]
@@ -131,8 +131,8 @@ def test_the_precisions_have_their_own_folders(tiny_model, here, export):
     assert (fp32["batches"], int8["batches"]) == ("8 sorted", "1024 tokens"), "as each labels"
 
 
-def test_a_fault_that_original_and_export_would_share_is_seen(tiny_model, here, export, monkeypatch):
-    """The original runs by transformers' own call: neither its tokens nor its padding are ours."""
+def test_a_fault_in_our_tokenizing_is_found(tiny_model, here, export, monkeypatch):
+    """The original is called as transformers documents it, with neither our tokens nor our padding."""
     tokenize = task.tokenize
 
     def cut(*arguments):
@@ -144,13 +144,13 @@ def test_a_fault_that_original_and_export_would_share_is_seen(tiny_model, here, 
     assert code == 1 and NOT_WITHIN in out.upper()
 
 
-def test_int8_of_layers_that_share_their_weights(tmp_path, texts, here, export):
+def test_int8_with_shared_layer_weights(tmp_path, texts, here, export):
     model = make_tiny_albert(tmp_path / "albert", texts)
     assert export(model, "--no-upload", "--precision", "int8", "--tolerance", 1)[0] == 0
     assert read_report(here / "albert-onnx-int8")["largest_difference"]["max"] < 0.05
 
 
-def test_a_wrong_export_fails_the_gate_and_is_not_uploaded(tiny_model, here, hub, export, monkeypatch):
+def test_a_wrong_export_fails_its_check_and_is_not_uploaded(tiny_model, here, hub, export, monkeypatch):
     kind = EXPORT_KINDS["fp16"]
     wrong = {name: with_a_wrong_head(make) for name, make in kind.backends.items()}
     monkeypatch.setitem(EXPORT_KINDS, "fp16", replace(kind, backends=wrong, max_deviation=1))
@@ -163,7 +163,7 @@ def test_a_wrong_export_fails_the_gate_and_is_not_uploaded(tiny_model, here, hub
     assert f"{read_report(folder)['changed']:,} of {read_report(folder)['decisions']:,}" in top, "it warns at the top"
 
 
-def test_upload_makes_one_commit_with_everything_but_texts(tiny_model, here, hub, export, monkeypatch, texts):
+def test_upload_makes_one_commit_with_all_files_and_without_texts(tiny_model, here, hub, export, monkeypatch, texts):
     monkeypatch.setenv("HF_TOKEN", "good")
     pd.DataFrame({"body": texts[:40]}).to_csv(here / "mine.csv")
     options = ["--upload", "--repo-id", "team/tiny", "--private", "--tolerance", 0.1, "--dataset", "mine.csv"]
@@ -183,17 +183,12 @@ def test_upload_makes_one_commit_with_everything_but_texts(tiny_model, here, hub
     assert "good" not in card and "HF_TOKEN" not in card
 
 
-def test_a_token_on_the_command_line_is_written_nowhere(tiny_model, here, hub, export):
+def test_a_token_on_the_command_line_is_not_written_to_any_file(tiny_model, here, hub, export):
     options = ["--upload", "--hf-token", "fine", "--create-pr", "--repo-id", "other/tiny"]
     _, *printed = export(tiny_model, *options)
     written = "".join(file.read_text() for file in (here / "tiny-onnx-fp16").glob("*.[jm][sd]*"))
     assert "--hf-token ..." in written
     assert not re.search(r"hf-token[ =]fine", written + "".join(printed))
-
-
-@pytest.fixture
-def arguments():
-    return Namespace(create_pr=False, private=False, precision="fp16")
 
 
 @pytest.fixture
@@ -203,26 +198,23 @@ def api(hub):
     return HfApi(token="good")
 
 
-def test_an_upload_that_breaks_keeps_the_folder_and_says_how_to_go_on(tiny_exports, hub, api, arguments):
+def test_an_upload_that_breaks_keeps_the_folder_and_prints_the_command_to_retry(tiny_exports, hub, api):
     hub.broken = True
     folder = tiny_exports / "tiny-onnx"
     with pytest.raises(RunError, match=f"hf upload ann/tiny {folder} [.]"):
-        upload(api, "ann/tiny", folder, arguments)
+        upload(api, "ann/tiny", folder, private=False, create_pr=False)
     assert (folder / "model.onnx").exists()
 
 
-def test_a_private_upload_to_a_public_repository_is_refused_without_a_hint_how_to_publish_it(
-    tiny_exports, hub, api, arguments
-):
-    hub.public = arguments.private = True
+def test_a_private_upload_to_a_public_repository_is_refused_without_a_command_that_publishes_it(tiny_exports, hub, api):
+    hub.public = True
     with pytest.raises(UserError, match="ann/tiny") as caught:
-        upload(api, "ann/tiny", tiny_exports / "tiny-onnx", arguments)
+        upload(api, "ann/tiny", tiny_exports / "tiny-onnx", private=True, create_pr=False)
     assert caught.value.code == 2 and "hf upload" not in str(caught.value) and not hub.commits
 
 
-def test_upload_as_a_pull_request(tiny_exports, hub, api, arguments, capsys):
-    arguments.create_pr = True
-    upload(api, "other/tiny", tiny_exports / "tiny-onnx", arguments)
+def test_upload_as_a_pull_request(tiny_exports, hub, api, capsys):
+    upload(api, "other/tiny", tiny_exports / "tiny-onnx", private=False, create_pr=True)
     assert f"{hub.url}/other/tiny/discussions/7" in capsys.readouterr().err
     assert not hub.repos
 
@@ -238,13 +230,26 @@ def test_upload_as_a_pull_request(tiny_exports, hub, api, arguments, capsys):
         ("fine", "--repo-id team/tiny", ["team", "ann", "--repo-id"]),
     ],
 )
-def test_a_token_that_can_not_upload_is_one_line_before_the_export(
+def test_a_token_without_write_access_is_refused_before_the_export(
     token, options, names, tiny_model, here, hub, export, monkeypatch
 ):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
     code, _, err = export(tiny_model, "--upload", *options.split())
     assert code == 2 and all(name in err.splitlines()[-1] for name in names), err
     assert list(here.iterdir()) == []
+
+
+def test_the_choices_agree_with_the_modules_that_define_them():
+    """The script has copies, since these modules import numpy."""
+    assert sorted(export_onnx.PRECISIONS) == sorted(EXPORT_KINDS)
+    assert export_onnx.BATCHINGS == BATCHINGS
+    assert export_onnx.argument_parser().get_default("tolerance") == TOLERANCE
+
+
+def test_help_is_printed_before_anything_heavy_is_imported():
+    script = "import sys; import export_onnx; print({'numpy', 'onnx', 'pandas', 'pyarrow', 'torch'} & {*sys.modules})"
+    printed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert printed.stdout == "set()\n"
 
 
 WRONG_VALUES = [("--batch-size", "0"), ("--limit", "1,,2"), ("--threads", "1000000000"), ("--gpu", "-1")]
@@ -277,8 +282,8 @@ def test_wrong_usage_is_one_line_and_code_2(options, names, tiny_model, here, ex
 
 
 @pytest.mark.parametrize("where", ["", "..", "inside", "link"])
-def test_the_models_own_folder_is_never_a_target(where, tiny_model, here, export):
-    """Nor what holds it or lies in it, though it also holds an export."""
+def test_the_models_own_folder_is_never_overwritten(where, tiny_model, here, export):
+    """Neither are its parents and subfolders, even if it also contains an export."""
     source = shutil.copytree(tiny_model, here / "all" / "source")
     (source / "model.onnx").touch()
     (source / "notes.txt").touch()
@@ -290,7 +295,7 @@ def test_the_models_own_folder_is_never_a_target(where, tiny_model, here, export
     assert sorted(path.name for path in here.rglob("*")) == before
 
 
-def test_overwrite_replaces_an_export_and_nothing_else(tiny_model, here, export):
+def test_overwrite_replaces_nothing_but_an_export(tiny_model, here, export):
     options = ["--no-upload", "--precision", "fp32", "--overwrite"]
     assert export(tiny_model, *options)[0] == 0
     assert export(tiny_model, *options)[0] == 0
@@ -303,7 +308,7 @@ def test_overwrite_replaces_an_export_and_nothing_else(tiny_model, here, export)
 LABEL = "half \ud83d <b>|</b>\n![x](http://evil)"
 
 
-def test_strange_label_names_harm_neither_report_nor_card(tiny_model, here, export):
+def test_strange_label_names_are_escaped(tiny_model, here, export):
     model = shutil.copytree(tiny_model, here / "odd")
     config = json.loads((model / "config.json").read_text())
     config["id2label"] = {str(i): f"{LABEL} {i}" for i in range(5)}
@@ -314,8 +319,8 @@ def test_strange_label_names_harm_neither_report_nor_card(tiny_model, here, expo
     assert "<b>" not in card and "![" not in card and "half   &lt;b&gt;\\|&lt;/b&gt;" in card
 
 
-def test_a_card_is_for_strangers(tiny_model, here, export, texts):
-    """No path of this machine, and no text unless it is asked for."""
+def test_a_card_is_safe_to_publish(tiny_model, here, export, texts):
+    """It has no path of this machine, and no text without --excerpts."""
     pd.DataFrame({"body": texts[:40]}).to_csv(here / "mine.csv")
     code, out, _ = export(tiny_model, "--no-upload", "--save-dir", here / "ex", "--dataset", here / "mine.csv")
     assert code == 0 and any(" ".join(text.split())[:50] in out for text in texts[:40])
@@ -325,13 +330,13 @@ def test_a_card_is_for_strangers(tiny_model, here, export, texts):
     assert read_report(here / "ex")["worst"] == []
 
 
-def test_too_little_room_is_said_before_the_export(tiny_model, here, monkeypatch, export):
+def test_a_full_disk_is_reported_before_the_export(tiny_model, here, monkeypatch, export):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
     code, _, err = export(tiny_model, "--no-upload")
     assert code == 2 and "tiny-onnx-fp16" in err and "GiB" in err and list(here.iterdir()) == []
 
 
-def test_an_interrupted_export_leaves_nothing_behind(tmp_path, tiny_model):
+def test_an_interrupted_export_leaves_no_files_behind(tmp_path, tiny_model):
     sent = {signal.SIGINT: 130, signal.SIGHUP: 129}
     for sign in sent:
         (tmp_path / sign.name).mkdir()
@@ -357,7 +362,7 @@ def test_an_interrupted_export_leaves_nothing_behind(tmp_path, tiny_model):
 STRANGE = ['quotes "", commas,\nand\r\nlines', "😀 " * 20, "NUL \0 inside", "\u200b", "text without end " * 60_000]
 
 
-def test_strange_texts_are_exported_and_shown(tiny_model, here, call):
+def test_strange_texts_are_checked_and_shown(tiny_model, here, call):
     pd.DataFrame({"body": [*STRANGE, None, " \n\t "]}).to_csv(here / "strange.csv.gz", index=False, quoting=1)
     options = ["--no-upload", "--device", "cpu", "--dataset", "strange.csv.gz", "--tolerance", 1, "--precision", "fp32"]
     options += ["--excerpts"]
@@ -376,7 +381,7 @@ def test_one_text_is_enough(tiny_model, here, export):
     assert export(tiny_model, *options)[0] == 0 and read_report(here / "tiny-onnx")["texts"] == 1
 
 
-def test_what_is_not_proven_says_how_many_texts_would_tell(tiny_model, tiny_exports, here, export, texts):
+def test_a_check_without_a_verdict_prints_the_command_of_a_larger_one(tiny_model, tiny_exports, here, export, texts):
     shutil.copytree(tiny_exports / "tiny-onnx-fp16", here / "tiny-onnx-fp16")
     pd.DataFrame({"text": texts + texts}).to_csv("some.csv")
     options = ["--check-only", "--no-upload", "--dataset", "some.csv", "--column", "text"]
@@ -392,8 +397,8 @@ def test_what_is_not_proven_says_how_many_texts_would_tell(tiny_model, tiny_expo
     assert "some.csv" in line and re.search(r"\b50\b", line) and "export_onnx.py" not in err
 
 
-def test_an_export_of_the_benchmark_is_checked_with_gold_labels(tiny_model, tiny_exports, here, export, texts):
-    """--check-only makes nothing anew: the report and the card alone."""
+def test_check_only_checks_an_existing_export_with_gold_labels(tiny_model, tiny_exports, here, export, texts):
+    """It writes the report and the card, and no other file."""
     shutil.copytree(tiny_exports / "tiny-onnx", here / "tiny-onnx")
     before = {path.name: path.read_bytes() for path in (here / "tiny-onnx").iterdir()}
     gold = [f"LABEL_{i % 5}" if i % 7 else "" for i in range(40)]

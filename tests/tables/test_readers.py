@@ -80,10 +80,10 @@ def test_files_with_different_types_get_a_common_schema(tmp_path):
     assert common_schema(tables, ["id", "body"], ["body"]).types == [pa.string(), pa.string()]
     pq.write_table(pa.table({"id": [["a"]], "body": ["x"]}), tmp_path / "d.parquet")
     tables.append(open_table(tmp_path / "d.parquet"))
-    message = refused(common_schema, tables, ["id", "body"], "body")
+    message = refused(common_schema, tables, ["id", "body"], ["body"])
     for named in ("column 'id'", "int64", "double", "string", "list<element: string>", "--keep-columns"):
         assert named in message
-    message = refused(common_schema, tables[:1], ["id", "body"], "id")
+    message = refused(common_schema, tables[:1], ["id", "body"], ["id"])
     assert "column 'id'" in message and "int64" in message and "--column" in message
 
 
@@ -153,7 +153,7 @@ def test_missing_columns_are_null_and_empty_files_are_skipped(tmp_path, capfd):
     nulls = {"id": None, "body": "w", "flair": None, "score": None}
     assert result[:3] == [nulls | {"id": "1", "body": "x"}, nulls | {"body": "y", "flair": "z"}, nulls]
     assert result[-2:] == [nulls | {"flair": "true"}, nulls | {"body": "v", "score": 3}]
-    message = refused(common_schema, tables, ["text"], "text")
+    message = refused(common_schema, tables, ["text"], ["text"])
     assert "column 'text'" in message and "--column" in message
     for empty in (["e.csv"], ["e.csv", "e.zst"]):
         assert "e.csv" in refused(open_tables, [locate(tmp_path / name) for name in empty])
@@ -197,7 +197,7 @@ def test_a_column_with_several_types_gets_a_common_type_or_is_refused(kinds, com
     if common:
         assert str(common_schema(tables, ["x", "body"], ["body"]).field("x").type) == common
     else:
-        message = refused(common_schema, tables, ["x", "body"], "body")
+        message = refused(common_schema, tables, ["x", "body"], ["body"])
         assert "column 'x'" in message and "--keep-columns" in message
 
 

@@ -1,9 +1,9 @@
-"""The model card: what it takes over from the source model's card, however broken that is."""
+"""The model card: metadata from the card of the source model, even from a broken one, and the project's link."""
 
 import pytest
 
 from bench import provenance
-from bench.export.card import write_card
+from bench.export.reports import write_card
 
 CARDS = {
     b"": ["onnx"],
@@ -48,6 +48,6 @@ def test_a_broken_card_of_the_source_does_not_stop_the_export(card, tmp_path, ti
         ("", ""),
     ],
 )
-def test_the_card_links_the_project_where_it_is_public(origin, url, monkeypatch):
+def test_the_card_links_the_project_if_it_is_public(origin, url, monkeypatch):
     monkeypatch.setattr(provenance, "git", lambda *_: origin)
     assert provenance.project_url() == url
