@@ -70,7 +70,7 @@ def parse_arguments() -> Namespace:
     group = parser.add_argument_group("checking")
     add_threshold(group)
     exclusive = group.add_mutually_exclusive_group()
-    exclusive.add_argument("--no-check", action="store_true", help="continue if rows are wrong, and report it")
+    exclusive.add_argument("--no-check", action="store_true", help="report wrong rows at the end instead of stopping")
     exclusive.add_argument("--check-only", action="store_true", help="only check an existing DIR")
 
     add = parser.add_argument_group("many machines").add_argument

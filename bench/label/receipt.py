@@ -86,7 +86,7 @@ class Checker:
     precision: str  # of the variant that labelled, empty if unknown
     gpu: int | None  # for the original model
     fields: dict  # of the receipt: how the job was labelled
-    later: list[Sample] | None = None  # of parts after the first one with texts; None before that
+    later_samples: list[Sample] | None = None  # of parts after the first one with texts; None before that
     checks: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)  # spent on comparing
 
@@ -112,14 +112,14 @@ class Checker:
         Raises RunError if rows are wrong, after writing the receipt, or if too many are bad.
         """
         self.stop_at_bad_rows([counts])
-        if self.later is not None:
-            self.later = add_sample(self.later, sample)
+        if self.later_samples is not None:
+            self.later_samples = add_sample(self.later_samples, sample)
         elif sample.rows:
-            self.later = []
+            self.later_samples = []
             self.compare([sample])
             if self.verdict()[0] == NOT_WITHIN:
                 self.write(folder.own_parts(self.job))
-                self.stop()
+                self.report_wrong_rows()
 
     def finish(self, samples: list[Sample] | None, footers: dict[str, folder.Footer]) -> None:
         """Compare these rows, then write and print the receipt. Raises RunError if rows are wrong."""
@@ -128,9 +128,9 @@ class Checker:
         bad = {name: footer.bad for name, footer in footers.items()}
         print_receipt(self.job, receipt, folder.first_bad(bad))
         if receipt["verdict"] == NOT_WITHIN:
-            self.stop()
+            self.report_wrong_rows()
 
-    def stop(self) -> None:
+    def report_wrong_rows(self) -> None:
         message = f"{self.job.folder}: rows are {NOT_WITHIN}: {self.verdict()[1]}"
         if not self.job.no_check:
             raise RunError(f"{message}. To continue anyway, add --no-check")

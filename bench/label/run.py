@@ -187,12 +187,14 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
     receipt, decisions = read_receipt(job), checker.parity.task.decision_words
     is_current = receipt.get("rows") == total and receipt.get("decisions_are") == decisions
     if counts.rows and (job.shard or counts.rows == total):
-        checker.finish(checker.later, footers)
+        checker.finish(checker.later_samples, footers)
     elif not job.shard and (counts.rows or not is_current):  # other runs wrote parts, too
         check_all(job, checker, footers)
     if job.shard:
         number, count = job.shard
-        say(f"shard      {number}/{count} done. When all are done, run the same command without --shard to verify them")
+        say(
+            f"shard      {number}/{count} done. When all are done, run the same command without --shard to verify the result"
+        )
 
 
 def report_speed(counts: Counts, seconds: float, total: int, busy: float) -> dict:

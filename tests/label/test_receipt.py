@@ -143,7 +143,7 @@ def test_the_first_wrong_part_stops_the_run_and_leaves_a_receipt(model, table, a
     assert read_receipt(checker.job)["verdict"] == NOT_WITHIN
     checker = compare(model, table, wrong, tmp_path, no_check=True)
     checker.add(Counts(), Sample("part", [], []))
-    assert checker.later is None, "a part without texts is not the first that can be compared"
+    assert checker.later_samples is None, "a part without texts is not the first that can be compared"
     checker.add(Counts(rows=104), sample)
     checker.add(Counts(rows=104), sample)
-    assert [len(later.rows) for later in checker.later] == [LATER_ROWS]
+    assert [len(later.rows) for later in checker.later_samples] == [LATER_ROWS]
