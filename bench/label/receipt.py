@@ -119,7 +119,7 @@ class Checker:
             self.compare([sample])
             if self.verdict()[0] == NOT_WITHIN:
                 self.write(folder.own_parts(self.job))
-                self.report_wrong_rows()
+                self.stop_at_wrong_rows()
 
     def finish(self, samples: list[Sample] | None, footers: dict[str, folder.Footer]) -> None:
         """Compare these rows, then write and print the receipt. Raises RunError if rows are wrong."""
@@ -128,9 +128,10 @@ class Checker:
         bad = {name: footer.bad for name, footer in footers.items()}
         print_receipt(self.job, receipt, folder.first_bad(bad))
         if receipt["verdict"] == NOT_WITHIN:
-            self.report_wrong_rows()
+            self.stop_at_wrong_rows()
 
-    def report_wrong_rows(self) -> None:
+    def stop_at_wrong_rows(self) -> None:
+        """Raise RunError, or with --no-check only report it."""
         message = f"{self.job.folder}: rows are {NOT_WITHIN}: {self.verdict()[1]}"
         if not self.job.no_check:
             raise RunError(f"{message}. To continue anyway, add --no-check")

@@ -193,7 +193,7 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
     if job.shard:
         number, count = job.shard
         say(
-            f"shard      {number}/{count} done. When all are done, run the same command without --shard to verify the result"
+            f"shard      {number}/{count} done. When all are done, run the command without --shard to verify the result"
         )
 
 
