@@ -1,7 +1,4 @@
-"""What every script shares: errors, the command line, signals and printing.
-
-Nothing heavy is imported here, so that every `--help` is instant.
-"""
+"""What every script shares: errors, the command line, signals and printing. It imports nothing heavy."""
 
 import atexit
 import contextlib
@@ -19,35 +16,37 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("BENCHMARK_CACHE", ROOT / ".cache"))  # random-roberta-base, token ids, references
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # no row, card or line of output holds these
-SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT  # that end a script
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # never in a row, a card or a line of output
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT  # each ends a script
 
 
 class UserError(Exception):
-    """Wrong usage or input: the scripts print its one line and exit with its code."""
+    """Wrong usage or input: a script prints the message on one line and exits with `code`."""
 
     code = 2
 
 
 class RunError(UserError):
-    """Something that went wrong on the way, through no fault of the input."""
+    """A failure that is not the input's fault."""
 
     code = 1
 
 
 class Parser(ArgumentParser):
-    """An argument parser that shows the script's docstring, and whose errors are one line with exit code 2."""
+    """An argument parser that shows the script's docstring and reports an error on one line, with exit code 2."""
 
     def __init__(self, description: str):
         super().__init__(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
 
     def parse_args(self, *arguments):
-        """Parses all arguments; an unknown one is named without its value, which may be a token."""
+        """Parse all arguments; name an unknown one without its value, which may be a token."""
         args, unknown = self.parse_known_args(*arguments)
         if unknown:
-            names = [word.split("=")[0] for word in unknown if word.startswith("-")] or ["a word too many"]
-            near = nearest(names[0], self._option_string_actions)
-            self.error(f"unrecognized arguments: {' '.join(names)}" + f"; did you mean {near}?" * bool(near))
+            names = [word.split("=")[0] for word in unknown if word.startswith("-")] or ["a value without an option"]
+            message = f"unrecognized arguments: {' '.join(names)}"
+            if suggestion := nearest(names[0], self._option_string_actions):
+                message += f"; did you mean {suggestion}?"
+            self.error(message)
         return args
 
     def error(self, message: str) -> None:
@@ -55,7 +54,7 @@ class Parser(ArgumentParser):
 
 
 def int_from(least: int, most: float = math.inf) -> Callable[[str], int]:
-    """Makes a parser of whole numbers from `least` to `most`."""
+    """Return a parser of whole numbers from `least` to `most`."""
 
     def parse(text: str) -> int:
         if not text.strip().isdecimal() or not least <= int(text) <= most:
@@ -67,28 +66,28 @@ def int_from(least: int, most: float = math.inf) -> Callable[[str], int]:
 
 
 def list_of(parse: Callable) -> Callable[[str], list]:
-    """Makes a parser of comma lists; of equal items the first stays."""
+    """Return a parser of comma-separated lists that drops repeated items."""
     return lambda text: list(dict.fromkeys(parse(item) for item in text.split(",")))
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """Returns which of some names was probably meant; None if none is like it."""
-    known = {other.lower(): other for other in names}
-    return next((known[like] for like in get_close_matches(name.lower(), known, n=1, cutoff=0.85)), None)
+    """Return the most similar of some names, or None if none is similar."""
+    by_lower_case = {other.lower(): other for other in names}
+    return next(map(by_lower_case.get, get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.85)), None)
 
 
 def say(line: str = "") -> None:
-    """Prints a line on standard error."""
+    """Print a line on standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def clean(text: str) -> str:
-    """Replaces line breaks, escape codes and half surrogates by spaces."""
+    """Replace line breaks, control characters and lone surrogates by spaces."""
     return CONTROL.sub(" ", text)
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, with those that it announces by a colon; else the error's type."""
+    """Return the first line of an error message, with the next if it ends in a colon, or the error's type."""
     line = ""
     for line in accumulate(str(error).strip().splitlines(), "{} {}".format):
         if not line.endswith(":"):
@@ -97,7 +96,7 @@ def first_line(error: BaseException) -> str:
 
 
 def stop(number: int, _) -> NoReturn:
-    """Handles a signal: ends the script so that everything half-made is cleaned up; a second signal does nothing."""
+    """Handle a signal: end the script in a way that cleans up; further signals are ignored."""
     ignore_signals()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -110,7 +109,7 @@ def ignore_signals() -> None:
 
 
 def open_standard_streams() -> None:
-    """Opens to nothing what is closed (`2>&-`): else the next file that is opened would get what is printed."""
+    """Reopen closed standard streams (`2>&-`) on /dev/null: else the next opened file would receive our output."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
@@ -120,30 +119,30 @@ def open_standard_streams() -> None:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Runs a script and exits with what `main` returns.
+    """Run a script and exit with the code that `main` returns.
 
-    A UserError, or what the system refuses, is one line; Ctrl-C is code 130, a reader who has gone (`| head`) 141.
+    A UserError or OSError is reported on one line. Exit code 130 is for Ctrl-C, 141 for a closed pipe (`| head`).
     """
-    script, message = Path(sys.argv[0]).name, ""
+    message = ""
     open_standard_streams()
-    sys.stdout.reconfigure(errors="backslashreplace")  # for text that the terminal can't show
+    sys.stdout.reconfigure(errors="backslashreplace")  # for characters that the terminal can't show
     for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell or nohup has it
+        if signal.getsignal(number) != signal.SIG_IGN:  # by a shell or nohup
             signal.signal(number, stop)
     try:
         if CONTROL.search("".join(sys.argv[1:])):
-            raise UserError("an argument has a line break, a control character or bytes that are no UTF-8")
+            raise UserError("an argument contains a line break, a control character or invalid UTF-8")
         code = main()
         sys.stdout.flush()
     except UserError as error:
         code, message = error.code, clean(str(error))
     except KeyboardInterrupt:
         code, message = 130, "interrupted"
-    except OSError as error:  # a full disk, a terminal or a reader that is gone
+    except OSError as error:  # a full disk, a closed terminal or pipe
         code, message = (141, "") if isinstance(error, BrokenPipeError) else (1, first_line(error))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest when it ends
-    atexit.register(ignore_signals)  # called first of all that is registered: what ends now ends in order
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends
+    atexit.register(ignore_signals)  # runs first at exit, so that signals don't disturb the others
     with contextlib.suppress(OSError):
         if message:
-            say(f"{script}: {message}")
+            say(f"{Path(sys.argv[0]).name}: {message}")
     sys.exit(code)

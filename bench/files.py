@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, digests of what is in them, and JSON."""
+"""Files and folders that appear whole or not at all, digests of their contents, and JSON."""
 
 import contextlib
 import json
@@ -14,21 +14,21 @@ from xxhash import xxh3_64
 from utils import RunError, UserError, first_line
 
 LONGEST_NAME = 255  # bytes, on most file systems
-BLOCK_BYTES = 2**20  # that are hashed at a time
+BLOCK_BYTES = 2**20  # hashed at a time
 
 
 def check_writable(folder: Path) -> None:
-    """Makes `folder` if need be; raises UserError if no file can be made in it."""
+    """Create `folder` if needed. Raises UserError if no file can be created in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"nothing can be saved in {folder}: {error.strerror}") from error
+        raise UserError(f"can't write to folder {folder}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that becomes `path` at the end of the block, or vanishes if the block fails."""
+    """Open a file that becomes `path` at the end of the block, or vanishes if the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
@@ -44,9 +44,9 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
-    """Makes a temporary folder that becomes `folder` at the end of the block, or vanishes if the block fails.
+    """Create a temporary folder that becomes `folder` at the end of the block, or vanishes if the block fails.
 
-    With `replace` it takes the place of an older one, else RunError is raised if there is a `folder` by then.
+    With `replace` an older `folder` is replaced; otherwise raises RunError if one exists by then.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
         try:
             temporary.rename(folder)
         except OSError as error:
-            raise RunError(f"{folder} can't be made: {error.strerror}") from error
+            raise RunError(f"can't create folder {folder}: {error.strerror}") from error
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
@@ -69,7 +69,7 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def make_once(folder: Path, make: Callable[[Path], object]) -> None:
-    """Fills `folder` by calling `make` on a temporary one, unless it is there, or another run makes it meanwhile."""
+    """Fill `folder` by calling `make` on a temporary one, unless it exists or another run creates it meanwhile."""
     if folder.exists():
         return
     try:
@@ -81,7 +81,7 @@ def make_once(folder: Path, make: Callable[[Path], object]) -> None:
 
 
 def digest(content: Iterable[bytes | Path]) -> str:
-    """Returns 16 hexadecimal digits for byte strings, and names and contents of files, in this order."""
+    """Return 16 hexadecimal digits for byte strings, and for names and contents of files, in this order."""
     total = xxh3_64()
     for part in content:
         single = xxh3_64(part if isinstance(part, bytes) else os.fsencode(part.name))
@@ -94,7 +94,7 @@ def digest(content: Iterable[bytes | Path]) -> str:
 
 
 def read_json(file: Path) -> dict:
-    """Reads the object in a JSON file. Raises UserError if there is none."""
+    """Return the object in a JSON file. Raises UserError if there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

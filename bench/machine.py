@@ -1,4 +1,4 @@
-"""The machine: its devices, what they compute natively, and what others do on them."""
+"""The machine: its devices, their native precisions, and the load that other processes put on them."""
 
 import contextlib
 import math
@@ -11,55 +11,50 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from utils import UserError, first_line, int_from
 
-# what makes a GPU's clock lower than its load and its settings ask for, by NVML's nvmlClocksEventReasons; the software
-# power cap (0x04) is the normal state of a busy GPU
+# bits of NVML's nvmlClocksEventReasons -> why a GPU's clock is lower than its load and settings ask for; the software
+# power cap (0x04) is left out, because it is the normal state of a busy GPU
 THROTTLING = {0x08: "hardware slowdown", 0x20: "heat (driver)", 0x40: "heat (hardware)", 0x80: "power brake"}
-# what /proc/cpuinfo says of a CPU that multiplies in BF16, or in INT8 without sums that saturate
+# flags in /proc/cpuinfo of CPUs that multiply in BF16, or in INT8 without saturating sums
 CPU_FEATURES = {
     "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
     "vnni": {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"},
 }
-# how much a processor multiplies at once, the widest first, and what /proc/cpuinfo says then
+# instruction sets, the widest first -> their flag in /proc/cpuinfo
 WIDTHS = {"amx": "amx_tile", "avx512": "avx512f", "avx2": "avx2"}
-POLL_SECONDS = 0.2  # between two looks at a GPU's clock: shorter than a pass, and hardly any work
-BUSY = 0.1  # others' share of a device above which what is measured on it can't be compared
-BUSY_SECONDS = 0.25  # over which the load of a CPU is taken: 25 ticks of /proc/stat
-
-
-# ------------------------------------------------------------------------------------------------- what it is
+POLL_SECONDS = 0.2  # between two readings of a GPU's clock: shorter than a pass, and hardly any work
+BUSY = 0.1  # share of a device used by other processes above which measurements on it can't be compared
+BUSY_SECONDS = 0.25  # of CPU load to average: 25 ticks of /proc/stat
 
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """A device's `name`; of a GPU also its `driver` and NVML's id (`uuid`), empty where NVML does not tell."""
+    """A device."""
 
     name: str
-    driver: str = ""
-    uuid: str = ""
+    driver: str = ""  # of a GPU; empty if NVML does not know it
+    uuid: str = ""  # of a GPU, as in NVML
 
 
 def cpu_cores() -> int:
-    """Counts the cores that this process may use, by its affinity and by the quotas of its control groups."""
+    """Return the number of cores that this process may use, by its affinity and its control groups' quotas."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, math.ceil(min([cores, *cpu_quotas()])))
 
 
-def cpu_quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
-    """Yields the quotas, in cores, of this process's control group and of all that hold it; none outside Linux.
+def cpu_quotas(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
+    """Yield the quotas, in cores, of this process's control group and its ancestors; none outside Linux.
 
-    Source: cpu.max (version 2) and cpu.cfs_quota_us (version 1) in the kernel's documents. A container sees its own
-    group as the root.
+    Source: cpu.max (version 2) and cpu.cfs_quota_us (version 1) in the kernel's documentation. A container sees its
+    own group as the root.
     """
-    for line in own.read_text().splitlines() if own.exists() else ():
+    for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, path = line.split(":", 2)
         base = root / "cpu" if "cpu" in controllers.split(",") else root
         group = base / path.strip("/")
         for folder in [group, *(parent for parent in group.parents if parent.is_relative_to(base))]:
-            with contextlib.suppress(OSError, ValueError):  # no such file, or "max" where there is no limit
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max" for no limit
                 if controllers:
                     quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
                 else:
@@ -69,15 +64,15 @@ def cpu_quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self
 
 
 def process_count(text: str) -> int:
-    """Parses a number of workers or threads; more than the machine could ever use is a slip of the finger."""
+    """Parse a number of workers or threads; more than the machine could ever use is a typing error."""
     return int_from(1, max(64, cpu_cores()))(text)
 
 
 def cpu_name() -> str:
-    """Returns the processor's name without trade marks and clock, and its cores: `Intel Xeon 8481C, 4 cores`.
+    """Return the processor's name without trademarks and clock, and its cores: `Intel Xeon 8481C, 4 cores`.
 
-    Where a virtual machine hides the model's number, family, model and what it multiplies stand in for it: `AMD EPYC
-    25-1 avx2, 2 cores`.
+    If a virtual machine hides the model number, family, model and instruction set replace it: `AMD EPYC 25-1 avx2,
+    2 cores`.
     """
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -86,36 +81,36 @@ def cpu_name() -> str:
     name = known.get("model name", name)
     name = " ".join(re.sub(r"\((R|TM|tm)\)|\bCPU\b|\bProcessor\b|@.*$|\d+-Core", " ", name).split())
     if "cpu family" in known and not re.search(r"\d{3}", name):
-        widest = [word for word, flag in WIDTHS.items() if flag in text.split()][:1]
+        widest = [name for name, flag in WIDTHS.items() if flag in text.split()][:1]
         name = " ".join([name, f"{known['cpu family']}-{known['model']}", *widest, *sorted(cpu_features())])
     return f"{name}, {cpu_cores()} cores"
 
 
 def cpu_features() -> set[str]:
-    """Returns what the processor multiplies natively, see CPU_FEATURES; nothing outside Linux, which doesn't say."""
+    """Return the keys of CPU_FEATURES that this processor has; empty outside Linux, where they are unknown."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     return {name for name, signs in CPU_FEATURES.items() if flags & signs}
 
 
 def describe_device(gpu: int | None) -> DeviceInfo:
-    """Describes a GPU, or with None the CPU. For a GPU call it in a process of its own: it starts CUDA.
+    """Describe a GPU, or with None the CPU. For a GPU, call it in a separate process, because it initializes CUDA.
 
-    Raises UserError if there is no such GPU, with the reason that torch gives, such as a driver that is too old.
+    Raises UserError with torch's reason if there is no such GPU, for instance because the driver is too old.
     """
     if gpu is None:
         return DeviceInfo(cpu_name())
     import torch
 
     if not torch.cuda.is_available():
-        reason = "torch finds no CUDA device here"
+        reason = "torch finds no CUDA device"
         try:
             torch.cuda.init()
-        except Exception as error:  # torch's, and its assertions
+        except Exception as error:  # from the driver, or an assertion of torch
             reason = first_line(error)
-        raise UserError(f"no GPU: {reason} (CUDA 13 needs driver 580 or newer); --device cpu runs without one")
+        raise UserError(f"no GPU: {reason}. CUDA 13 needs driver 580 or newer; --device cpu runs without a GPU")
     if gpu >= torch.cuda.device_count():
-        raise UserError(f"no GPU {gpu}: there are {torch.cuda.device_count()}, numbered from 0")
+        raise UserError(f"no GPU {gpu}: this machine has {torch.cuda.device_count()}, numbered from 0")
     import pynvml
 
     driver, uuid = "", f"GPU-{torch.cuda.get_device_properties(gpu).uuid}"
@@ -125,33 +120,30 @@ def describe_device(gpu: int | None) -> DeviceInfo:
     return DeviceInfo(torch.cuda.get_device_name(gpu), driver, uuid)
 
 
-# ---------------------------------------------------------------------------------------- what others do on it
-
-
 def cpu_busy() -> float | None:
-    """Returns the share of this process's cores that others keep busy now; None where it is not known (not Linux)."""
+    """Return the share of this process's cores that is busy now; None if the system does not tell."""
     try:
-        before = cpu_seconds()
+        busy_before, total_before = cpu_ticks()
         time.sleep(BUSY_SECONDS)
-        busy, total = cpu_seconds() - before
-    except (OSError, AttributeError, TypeError, ValueError):  # other systems, and containers that number cores anew
+        busy, total = cpu_ticks()
+    except (OSError, AttributeError, ValueError):  # not Linux, or a container that numbers its cores differently
         return None
-    return busy / max(total, 1)
+    return (busy - busy_before) / max(total - total_before, 1)
 
 
-def cpu_seconds() -> np.ndarray:
-    """Returns for the cores that this process may use, since the machine's start: busy and all time, in 1/100 s."""
+def cpu_ticks() -> tuple[int, int]:
+    """Return the busy and the total time of this process's cores since the machine started, in 1/100 s."""
     cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
     lines = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.split()[0] in cores]
-    user, nice, system, idle, iowait, irq, softirq, steal = np.array([line[1:9] for line in lines], int).sum(axis=0)
-    busy = user + nice + system + irq + softirq + steal  # proc(5)
-    return np.array([busy, busy + idle + iowait])
+    ticks = [sum(map(int, column)) for column in zip(*(line[1:9] for line in lines), strict=True)]
+    _, _, _, idle, iowait, *_ = ticks  # proc(5)
+    return sum(ticks) - idle - iowait, sum(ticks)
 
 
 def gpu_busy(uuid: str) -> tuple[float, int, float]:
-    """Returns what others do on a GPU: the share of the last second in which it was busy, processes, and used MiB.
+    """Return a GPU's load: its busy share of the last second, the number of processes, and the used MiB.
 
-    Raises UserError where NVML does not tell. In a container, the processes outside are not seen.
+    Raises UserError if NVML fails. A container does not see the processes outside.
     """
     import pynvml
 
@@ -161,7 +153,7 @@ def gpu_busy(uuid: str) -> tuple[float, int, float]:
         others = len(pynvml.nvmlDeviceGetComputeRunningProcesses(gpu))
         return busy, others, pynvml.nvmlDeviceGetMemoryInfo(gpu, version=pynvml.nvmlMemory_v2).used / 2**20
     except pynvml.NVMLError as error:
-        raise UserError(f"whether others use the GPU, or its clock is throttled, is not known: {error}") from error
+        raise UserError(f"the GPU's load and throttling are unknown: NVML reports {error}") from error
 
 
 def nvml_handle(uuid: str):
@@ -173,18 +165,18 @@ def nvml_handle(uuid: str):
 
 @contextlib.contextmanager
 def watch_throttling(uuid: str) -> Iterator[set[str]]:
-    """Yields a set that collects, while the block runs, why the GPU's clock is held down: see THROTTLING."""
+    """Yield a set that collects the reasons in THROTTLING that occur while the block runs."""
     import pynvml
 
     reasons, done = set(), threading.Event()
 
     def watch() -> None:
         try:
-            gpu, over = nvml_handle(uuid), False
-            while not over:
+            gpu, finished = nvml_handle(uuid), False
+            while not finished:
                 bits = pynvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)
                 reasons.update(name for bit, name in THROTTLING.items() if bits & bit)
-                over = done.wait(POLL_SECONDS)
+                finished = done.wait(POLL_SECONDS)
         except pynvml.NVMLError:
             reasons.add("not known")
 

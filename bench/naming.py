@@ -1,4 +1,4 @@
-"""Names for files, and text for Markdown."""
+"""File names and Markdown text from any string."""
 
 import html
 import re
@@ -7,15 +7,15 @@ from utils import clean
 
 
 def slug(name: str) -> str:
-    """Turns a name into letters, digits, dots and dashes: `RTX 4090` into `RTX-4090`."""
+    """Reduce a name to letters, digits, dots and dashes: `RTX 4090` becomes `RTX-4090`."""
     return re.sub(r"(?:[^\w.]|_)+", "-", name).strip("-.")
 
 
 def file_name(name: str) -> str:
-    """Turns a name into a part of a file name, each into another: `a b` into `a%20b`."""
+    """Return a valid part of a file name, different for every name: `a b` becomes `a%20b`."""
     return re.sub(r"^\.|[^\w.-]", lambda character: f"%{ord(character[0]):02X}", name) or "%"
 
 
 def markdown(text: str) -> str:
-    """Escapes a text for Markdown, so that it brings no HTML, links, pictures or table cells."""
+    """Escape a text for Markdown, so that it can't add HTML, links, pictures or table cells."""
     return re.sub(r"([\\`*_\[\]()!|~#])", r"\\\1", html.escape(clean(text), quote=False))

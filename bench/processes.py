@@ -1,82 +1,113 @@
-"""Runs work in processes that may die, hang or be interrupted: the only protocol of workers in the project.
+"""Run work in processes that may die, hang or be interrupted: the only protocol for workers in this project.
 
-A worker makes one object and then answers requests: call this method of it with these arguments. Requests are pickled
-and must be small; large data goes through files. A worker is in a process group of its own, so that Ctrl-C reaches the
-parent alone. The end of its pipe means that it died. No heartbeat for too long means that it hangs, so long work calls
-`heartbeat` as it goes.
+A worker creates one object, then answers requests: call this method of it with these arguments. Requests are pickled
+and may be large: 100,000 texts take 0.2 s. Each worker leads its own process group, so Ctrl-C reaches only the parent.
+If its pipe closes, the worker has died. If it sends no heartbeat for too long, it hangs; so long work calls
+`heartbeat` regularly.
 """
 
 import contextlib
 import os
+import pickle
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from types import SimpleNamespace
 
-from bench.fork_server import CAN_FORK, be_a_worker, fork_python, start_python
+from bench.start_process import become_worker, can_fork, fork_python, start_python, wait_for_end
 from utils import RunError, UserError, first_line
 
-POLL_SECONDS = 1.0  # between two heartbeats, and between two looks at the clock
-OUT_OF_MEMORY = "out of memory"  # what error_summary says of these:
+PIPE_BYTES = 2**16  # a pipe holds this much even if nobody reads
+OUT_OF_MEMORY = "out of memory"  # the message for all of MEMORY_SIGNS
 MEMORY_SIGNS = "OutOfMemory", "out of memory", "can't allocate memory", "Failed to allocate memory", "ALLOC_FAILED"
-parent = SimpleNamespace(connection=None, last_heartbeat=0.0)  # in a worker: its pipe to the parent
+parent = SimpleNamespace(connection=None, pause=0.0, last_heartbeat=0.0)  # of a worker
 
 
 class WorkerFailed(RunError):
-    """A worker died, hung or raised; the message says which, and in what step."""
+    """A worker died, hung or raised; the message names the worker and the step."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that a ProcessPool waits."""
+
+    heartbeat: float = 1.0  # between two heartbeats, and between two checks for stalled workers
+    start: float = 300  # for a fork; the first one waits until torch is imported, perhaps from a slow disk
+    exit: float = 10  # for the end of a killed worker; it may have much memory to give back
 
 
 class ProcessPool:
-    """Starts a process for each tuple of arguments, calls methods in all of them, and kills them at the end.
+    """A context manager that starts a worker per tuple of arguments, calls methods in all, and kills them at the end.
 
-    A context manager. Each process makes its object with `make(*arguments)`. `stall_timeout`: seconds without a
-    heartbeat after which a worker counts as hung, 0 for never; forked: whether the processes start with torch and
-    transformers imported, see fork_server, or with nothing.
+    Each worker creates its object with `make(*arguments)`.
+    stall_timeout: seconds without a heartbeat after which a worker counts as hung, 0 for never;
+    forked: whether workers start with torch and transformers already imported (see preload.py), or with nothing.
     """
 
-    def __init__(self, make: Callable, arguments: list[tuple], stall_timeout: float = 0, forked: bool = False):
-        self.stall_timeout, self.forked, self.connections, self.processes = stall_timeout, forked, [], []
+    def __init__(
+        self,
+        make: Callable,
+        arguments: list[tuple],
+        stall_timeout: float = 0,
+        forked: bool = False,
+        limits: Limits = Limits(),
+    ):
+        self.stall_timeout, self.limits = stall_timeout, limits
+        self.connections, self.processes, self.senders = [], [], []
+        start = partial(fork_python, seconds=limits.start) if forked and can_fork() else start_python
         try:
             for _ in arguments:
-                self.start()
-            for connection, own in zip(self.connections, arguments, strict=True):
-                self.send(connection, (make, own))
+                connection, theirs = Pipe()
+                self.connections.append(connection)
+                with theirs:
+                    self.processes.append(start(serve, theirs))
+            for connection, worker_arguments in zip(self.connections, arguments, strict=True):
+                self.send(connection, pickle.dumps((make, worker_arguments, limits.heartbeat)))
             self.collect("load")
-        except OSError as error:  # there are no more processes or files
+        except OSError as error:
+            number = len(self.processes) + 1
             self.kill()
-            raise WorkerFailed(f"worker {len(self.processes) + 1} can't be started: {first_line(error)}") from error
+            raise WorkerFailed(f"can't start worker {number} of {len(arguments)}: {first_line(error)}") from error
         except BaseException:
             self.kill()
             raise
 
-    def start(self) -> None:
-        mine, theirs = Pipe()
-        self.connections.append(mine)
-        with theirs:
-            start = fork_python if self.forked and CAN_FORK else start_python
-            self.processes.append(start(serve, theirs))
+    def send(self, connection: Connection, request: bytes) -> None:
+        """Send a pickled request. A large one is sent by a thread, because a worker that hangs may never read it."""
 
-    def send(self, connection: Connection, request: tuple) -> None:
-        with contextlib.suppress(OSError):  # it died: collect() says how
-            connection.send(request)
+        def write() -> None:
+            with contextlib.suppress(OSError):  # the worker died; collect() reports it
+                connection.send_bytes(request)
+
+        if len(request) < PIPE_BYTES:
+            write()
+        else:
+            self.senders.append(threading.Thread(target=write, daemon=True))
+            self.senders[-1].start()
 
     def call(self, step: Callable, *arguments, on_heartbeat: Callable[[list], object] | None = None) -> list:
-        """Calls `step(object, *arguments)` in every worker and returns the values in the workers' order.
+        """Call `step(object, *arguments)` in every worker and return the values in the order of the workers.
 
-        `on_heartbeat` gets the value of each worker's latest heartbeat. Raises WorkerFailed at once if a worker died or
-        hangs, and after all have answered if one raised an error; a UserError is raised as it is.
+        `on_heartbeat` gets a list with the value of each worker's latest heartbeat. Raises WorkerFailed at once if a
+        worker died or hangs. If a worker raised an error, waits for the others and then raises it: a UserError as it
+        is, any other as WorkerFailed.
         """
+        self.senders.clear()  # they have finished, since all workers have answered
+        request = pickle.dumps((step, arguments))
         for connection in self.connections:
-            self.send(connection, (step, arguments))
+            self.send(connection, request)
         return self.collect(step.__name__, on_heartbeat)
 
     def collect(self, step: str, on_heartbeat: Callable | None = None) -> list:
         waiting, heard = dict(enumerate(self.connections)), [time.monotonic()] * len(self.connections)
         values, beats, errors = [None] * len(waiting), [None] * len(waiting), []
         while waiting:
-            ready = wait(waiting.values(), POLL_SECONDS)
+            ready = wait(waiting.values(), self.limits.heartbeat)
             now = time.monotonic()
             for i, connection in list(waiting.items()):
                 if connection in ready:
@@ -88,7 +119,8 @@ class ProcessPool:
                             on_heartbeat(beats)
                         continue
                     values[i] = value
-                    errors += [value] if kind == "error" else []
+                    if kind == "error":
+                        errors.append(value)
                     del waiting[i]
                 elif 0 < self.stall_timeout < now - heard[i]:
                     raise WorkerFailed(f"stalled: no heartbeat for {self.stall_timeout:g} s (step {step})")
@@ -100,16 +132,19 @@ class ProcessPool:
         try:
             return self.connections[i].recv()
         except (EOFError, OSError):
-            code = self.processes[i].wait()
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            how = wait_for_end(self.processes[i], self.limits.exit)
             raise WorkerFailed(f"worker {i + 1} of {len(self.processes)} died ({how}) in step {step}") from None
 
     def kill(self) -> None:
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # with the compilers that it may have started
+                os.killpg(process.pid, signal.SIGKILL)  # includes the compilers that it may have started
+            process.kill()  # a fork that has just started may not lead its group yet
         for process in self.processes:
-            process.wait()
+            wait_for_end(process, self.limits.exit)
+        self.processes.clear()  # closes their descriptors
+        for sender in self.senders:
+            sender.join()
         for connection in self.connections:
             connection.close()
 
@@ -120,12 +155,31 @@ class ProcessPool:
         self.kill()
 
 
+class InProcessPool(ProcessPool):
+    """A ProcessPool without processes, for tests: its objects live in this process, and send no heartbeats."""
+
+    def __init__(self, make: Callable, arguments: list[tuple], *_, **__):
+        self.objects = [self.attempt(make, *worker_arguments) for worker_arguments in arguments]
+
+    def call(self, step: Callable, *arguments, on_heartbeat: Callable | None = None) -> list:
+        return [self.attempt(step, target, *arguments) for target in self.objects]
+
+    def attempt(self, function: Callable, *arguments):
+        kind, value = attempt(function, *arguments)
+        if kind == "error":
+            raise value
+        return value
+
+    def kill(self) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def helper_process() -> Iterator[Callable]:
-    """Starts a process and yields call(function, *arguments), which runs a function there.
+    """Start a process and yield call(function, *arguments), which runs a function there.
 
-    Its imports, memory and GPU context stay out of this process, and several calls share them. What it prints goes to
-    standard error. A UserError is raised here as it is, any other error as a RunError; either ends the process.
+    Its imports, memory and GPU context stay out of this process, and several calls share them. Its output goes to
+    standard error. A UserError is raised here as it is, any other error as RunError; either ends the process.
     """
     with ProcessPool(Helper, [()], forked=True) as pool:
 
@@ -139,46 +193,46 @@ def helper_process() -> Iterator[Callable]:
 
 
 class Helper:
-    """Calls functions in a process of its own."""
+    """The object of a helper process: it calls functions."""
 
     def call(self, function: Callable, *arguments):
         return function(*arguments)
 
 
 def run_in_subprocess(function: Callable, *arguments):
-    """Calls one function in a process of its own, see helper_process."""
+    """Call one function in its own process, see helper_process."""
     with helper_process() as call:
         return call(function, *arguments)
 
 
 def heartbeat(value=None) -> None:
-    """Sends a heartbeat to the parent, at most once a second, with a value that tells how far the work is.
+    """Send a heartbeat to the parent, unless the last one is recent; `value` tells the progress.
 
-    Does nothing in a process that is no worker.
+    Does nothing in a process that is not a worker.
     """
     now = time.monotonic()
-    if parent.connection and now - parent.last_heartbeat >= POLL_SECONDS:
+    if parent.connection and now - parent.last_heartbeat >= parent.pause:
         parent.last_heartbeat = now
         parent.connection.send(("heartbeat", value))
 
 
-def serve(descriptor: int) -> None:
-    """Runs a worker over the pipe's descriptor, until the parent closes it or dies, or a request fails."""
-    connection = parent.connection = Connection(descriptor)
-    be_a_worker()
+def serve(connection: Connection) -> None:
+    """Answer requests until the parent closes the pipe or dies, or until one fails."""
+    become_worker()
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
-        make, arguments = connection.recv()
+        make, arguments, parent.pause = connection.recv()
+        parent.connection = connection
         kind, target = attempt(make, *arguments)
         connection.send((kind, target if kind == "error" else None))
         while kind == "value":
             step, arguments = connection.recv()
             kind, value = attempt(step, target, *arguments)
             connection.send((kind, value))
-            del value
+            del value, arguments
 
 
 def attempt(function: Callable, *arguments) -> tuple[str, object]:
-    """Calls the function; returns ("value", its result) or ("error", a UserError)."""
+    """Call the function; return ("value", its result) or ("error", a UserError)."""
     try:
         return "value", function(*arguments)
     except UserError as error:
@@ -188,7 +242,7 @@ def attempt(function: Callable, *arguments) -> tuple[str, object]:
 
 
 def error_summary(error: Exception) -> str:
-    """Says what went wrong in one line: `out of memory`, or the error's type and first line."""
+    """Return an error's type and first line, or `out of memory`."""
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) or any(sign in text for sign in MEMORY_SIGNS):
         return OUT_OF_MEMORY

@@ -1,8 +1,7 @@
-"""Where a figure comes from: versions of packages, and the commit of this project."""
+"""The origin of a figure: versions of packages, and the commit of this project."""
 
 import contextlib
 import hashlib
-import importlib.metadata
 import re
 import subprocess
 
@@ -11,22 +10,24 @@ from utils import ROOT
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Returns the versions of those of the packages that are installed."""
-    found = {}
+    """Return package -> version for the installed ones among `packages`."""
+    from importlib import metadata
+
+    installed = {}
     for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[package] = metadata.version(package)
+    return installed
 
 
 def package_versions(variant: Variant) -> str:
-    """Returns the versions that a variant runs with, as rows have them."""
-    known = versions("torch", "transformers", *variant.packages)
-    return ", ".join(f"{name} {version}" for name, version in known.items())
+    """Return the versions of a variant's packages, as a result row shows them."""
+    installed = versions("torch", "transformers", *variant.packages)
+    return ", ".join(f"{name} {version}" for name, version in installed.items())
 
 
 def project_commit() -> str:
-    """Returns this project's commit; where the code is not the commit's, "+" and a digest of the code follow."""
+    """Return this project's commit; if the code was changed since, append "+" and a digest of the code."""
     code = sorted([*ROOT.glob("*.py"), *ROOT.glob("bench/**/*.py"), *ROOT.glob("runtimes/*.py")])
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()[:8]
     try:
@@ -38,15 +39,15 @@ def project_commit() -> str:
 
 
 def project_url() -> str:
-    """Returns the public address that this project was cloned from; nothing where there is none."""
+    """Return the public address that this project was cloned from, or an empty string."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         origin = git("config", "--get", "remote.origin.url").removesuffix(".git")
-        if found := re.fullmatch(r"(?:https://|(?:ssh://)?git@)([\w.-]+)[/:]([\w./-]+)", origin):
-            return "https://{}/{}".format(*found.groups())
+        if match := re.fullmatch(r"(?:https://|(?:ssh://)?git@)([\w.-]+)[/:]([\w./-]+)", origin):
+            return "https://{}/{}".format(*match.groups())
     return ""
 
 
 def git(*arguments: str) -> str:
-    """Asks git about this project. Raises OSError or CalledProcessError."""
+    """Return the output of a git command in this project. Raises OSError or CalledProcessError."""
     command = ["git", "-C", ROOT, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

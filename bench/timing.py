@@ -1,4 +1,4 @@
-"""How long things take: said when they end, and in words."""
+"""Print how long things take."""
 
 import contextlib
 import time
@@ -8,16 +8,16 @@ from utils import say
 
 
 @contextlib.contextmanager
-def step(what: str) -> Iterator[None]:
-    """Says what the block does, and at its end how long it took."""
+def step(heading: str) -> Iterator[None]:
+    """Print a heading before the block and its duration after it."""
     start = time.monotonic()
-    say(what)
+    say(heading)
     yield
     say(f"           {time.monotonic() - start:.0f} s")
 
 
 def time_words(seconds: float) -> str:
-    """Says how long something takes, in seconds, minutes or hours."""
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

@@ -59,12 +59,17 @@ def refused(function, *arguments) -> str:
 
 
 def children_of(pid: int) -> list[int]:
-    """Returns the processes that a process has started itself, the oldest first."""
+    """Return the child processes of a process, the oldest first."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def workers_of(pid: int) -> list[int]:
+    """Return the forked workers of a script, the oldest first."""
+    return [worker for child in children_of(pid) for worker in children_of(child)]
+
+
 def kill_after_a_part(process: subprocess.Popen, folder: str | Path) -> None:
-    """Kills a run that labels when there is a part in its folder, here or in a bucket."""
+    """Kill a labelling run once its folder (local or in a bucket) has a part."""
     limit = time.monotonic() + 60
     while not any("part-" in file.name for file in locate(folder).files()) and time.monotonic() < limit:
         time.sleep(0.02)  # not more often: it may be on the same core
@@ -99,28 +104,6 @@ def tiny_exports(tmp_path_factory, tiny_model) -> Path:
     return folder
 
 
-class PoolHere:
-    """Stands in for bench.processes.ProcessPool, in this process: torch is imported once."""
-
-    def __init__(self, make, arguments, stall_timeout=0, forked=False):
-        self.objects = [self.attempt(make, *own) for own in arguments]
-
-    def call(self, step, *arguments, on_heartbeat=None):
-        return [self.attempt(step, made, *arguments) for made in self.objects]
-
-    def attempt(self, function, *arguments):
-        kind, value = bench.processes.attempt(function, *arguments)
-        if kind == "error":
-            raise value
-        return value
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-
 @pytest.fixture(autouse=True)
 def subnormal_numbers():
     """A variant that is loaded in this process sets them to zero; the next test has them again."""
@@ -131,14 +114,14 @@ def subnormal_numbers():
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Everything that the scripts do in processes of their own; the peak is measured in no time."""
+    """Run workers and helpers in this process, and measure the peak in no time."""
     for module in (bench.processes, sweep, pool, export_check, reference):
-        monkeypatch.setattr(module, "ProcessPool", PoolHere)
+        monkeypatch.setattr(module, "ProcessPool", bench.processes.InProcessPool)
     monkeypatch.setattr(peak, "PEAK_SECONDS", 0.001)
     monkeypatch.setattr(peak, "PEAK_PRODUCTS", ((64, 64, 64),))
     before = dict(os.environ)
     yield
-    os.environ.clear()  # workers set variables
+    os.environ.clear()  # because workers set variables
     os.environ.update(before)
 
 

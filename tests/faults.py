@@ -1,16 +1,16 @@
-"""What workers do in the tests: small functions that count, fail, hang and die."""
+"""Small functions for workers in tests: they count, fail, hang and die."""
 
 import os
 import signal
 import sys
 import time
 
-from bench.processes import ProcessPool, heartbeat
-from utils import UserError
+from bench.processes import Limits, ProcessPool, heartbeat
+from utils import UserError, run
 
 
 class Echo:
-    """A worker's object that knows its name, and whose every step can go wrong."""
+    """A worker's object that knows its name and fails on request."""
 
     def __init__(self, name: str, fault: str = ""):
         self.name = name
@@ -24,13 +24,16 @@ class Echo:
             fail(how)
 
     def count(self, seconds: float, pause: float) -> int:
-        """Works for so long, with a heartbeat in each pause."""
+        """Work for this many seconds, with a heartbeat after each pause."""
         begin, done = time.monotonic(), 0
         while time.monotonic() - begin < seconds:
             time.sleep(pause)
             done += 1
             heartbeat(done)
         return done
+
+    def evaluate(self, expression: str):
+        return eval(expression)
 
     def own_pid(self) -> int:
         return os.getpid()
@@ -56,7 +59,12 @@ def fail(how: str) -> None:
 
 
 def parent(forked: bool) -> None:
-    """Has two workers, of which the second loops for ever; prints their pids."""
-    with ProcessPool(Echo, [("a",), ("b",)], forked=forked) as pool:
-        print(*pool.call(Echo.own_pid), flush=True)
-        pool.call(Echo.fail_in, "b", "loop")
+    """Run a script with two workers, of which the second loops for ever; print their pids."""
+
+    def main() -> int:
+        with ProcessPool(Echo, [("a",), ("b",)], forked=forked, limits=Limits(exit=0.2)) as pool:
+            print(*pool.call(Echo.own_pid), flush=True)
+            pool.call(Echo.fail_in, "b", "loop")
+        return 0
+
+    run(main)

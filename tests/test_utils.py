@@ -1,4 +1,4 @@
-"""What every script shares: arguments, printing, signals."""
+"""utils.py: arguments, printing and signals."""
 
 import io
 import os
@@ -18,13 +18,12 @@ import utils
 
 @pytest.mark.parametrize("script", [run_benchmark, export_onnx, plot_results])
 @pytest.mark.parametrize("argument", ["two\nlines", "no UTF-8: \udcff", "NUL: \0", "\x1b[31m"])
-def test_an_argument_that_no_row_card_or_line_can_hold_is_refused(script, argument, call):
+def test_arguments_with_control_characters_are_refused(script, argument, call):
     code, out, err = call(script, argument)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "a line break, a control character or bytes that are no UTF-8" in err
 
 
-def test_a_terminal_that_can_not_show_a_text_does_not_end_the_script(monkeypatch):
+def test_a_terminal_that_can_not_show_a_character_does_not_end_the_script(monkeypatch):
     screen = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding="ascii"))
     monkeypatch.setattr(sys, "argv", ["script.py"])
@@ -35,10 +34,11 @@ def test_a_terminal_that_can_not_show_a_text_does_not_end_the_script(monkeypatch
 
 
 def test_an_unknown_option_is_named_without_its_value(call):
-    assert "unrecognized arguments: --limt; did you mean --limit?" in call(export_onnx, "model", "--limt=5")[2]
+    err = call(export_onnx, "model", "--limt=5")[2]
+    assert "--limt" in err and "--limit?" in err and "=5" not in err
     for secret in (["--hf_token", "SECRET"], ["--hf_token=SECRET"], ["SECRET"]):
         code, out, err = call(export_onnx, "model", *secret)
-        assert (code, out) == (2, "") and "unrecognized arguments: " in err and "SECRET" not in err
+        assert (code, out, err.count("\n")) == (2, "", 1) and "SECRET" not in err
 
 
 SCRIPT = """
@@ -53,7 +53,7 @@ utils.run(main)
 
 
 @pytest.mark.parametrize(
-    ("how", "code", "said"),
+    ("how", "code", "output"),
     [
         ('python -c "$SCRIPT" 9999 | head -1', 141, "row 0\n"),
         ('python -c "$SCRIPT" 1 >/dev/full', 1, ""),
@@ -63,13 +63,13 @@ utils.run(main)
         ('python -c "$SCRIPT" 1 <&- >&- 2>&-', 0, ""),
     ],
 )
-def test_streams_that_are_closed_full_or_left(how, code, said):
+def test_standard_streams_may_be_closed_or_full(how, code, output):
     how = how.replace("python", sys.executable)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SCRIPT": SCRIPT}
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", how], env=environment, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout) == (code, said)
+    assert (done.returncode, done.stdout) == (code, output)
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
@@ -87,9 +87,9 @@ utils.run(main)
 
 
 @pytest.mark.parametrize(
-    ("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, 131)]
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, 131)]
 )
-def test_a_signal_cleans_up_whatever_follows(sign, code):
+def test_a_signal_cleans_up_whatever_signal_follows(number, code):
     process = subprocess.Popen(
         [sys.executable, "-c", SLEEPER],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -98,15 +98,15 @@ def test_a_signal_cleans_up_whatever_follows(sign, code):
         text=True,
     )
     process.stdout.readline()
-    process.send_signal(sign)
+    process.send_signal(number)
     time.sleep(0.1)
-    process.send_signal(signal.SIGINT if sign == signal.SIGTERM else signal.SIGTERM)
+    process.send_signal(signal.SIGINT if number == signal.SIGTERM else signal.SIGTERM)
     out, err = process.communicate(timeout=10)
     assert (process.returncode, out) == (code, "cleaned up\n")
     assert "Traceback" not in err
 
 
-def test_what_nohup_has_ignored_stays_ignored():
+def test_a_signal_that_nohup_ignores_stays_ignored():
     command = ["bash", "-c", 'trap "" HUP; exec "$0" -c "$SLEEPER"', sys.executable]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SLEEPER": SLEEPER.replace("30", "1")}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)

@@ -1,7 +1,4 @@
-"""With this folder in PYTHONPATH every Python process runs as on a GPU, with the CPU in its place.
-
-torch's device is the CPU, what it says of CUDA is made up, onnxruntime computes on the CPU and says that it is CUDA.
-"""
+"""With this folder in PYTHONPATH every Python process behaves as if it had a GPU, but computes on the CPU."""
 
 from types import SimpleNamespace
 
@@ -16,7 +13,7 @@ MIB = 2**20
 
 
 class DeviceType(type):
-    """Of a class that stands for torch.device and gives the CPU for a GPU."""
+    """The type of a stand-in for torch.device that returns the CPU instead of a GPU."""
 
     real = torch.device
 

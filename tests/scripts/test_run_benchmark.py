@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from conftest import ROOT, children_of, make_sweep
+from conftest import ROOT, make_sweep, workers_of
 
 import classify_texts
 import run_benchmark
@@ -223,10 +223,9 @@ def running(tiny_model, tiny_exports, tmp_path):
         text=True,
     )
     _header, _row = process.stdout.readline(), process.stdout.readline()
-    [that_forks] = children_of(process.pid)
-    workers = children_of(that_forks)
+    workers = workers_of(process.pid)
     assert len(workers) == 2
-    yield process, that_forks, workers
+    yield process, workers
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -239,10 +238,10 @@ def statuses(folder: Path) -> list[tuple[str, str]]:
 
 def test_a_failed_cell_is_a_row_and_code_1(running, tmp_path):
     """A worker is killed in the second cell, and in the fourth one of those that took their place is stopped."""
-    process, that_forks, workers = running
+    process, workers = running
     os.kill(workers[0], signal.SIGKILL)
     _killed, _ok = process.stdout.readline(), process.stdout.readline()
-    os.kill(children_of(that_forks)[1], signal.SIGSTOP)
+    os.kill(workers_of(process.pid)[1], signal.SIGSTOP)
     process.communicate(timeout=60)
     assert process.returncode == 1
     first, killed, third, stopped, end_to_end = (status for _, status in statuses(tmp_path))
@@ -253,7 +252,7 @@ def test_a_failed_cell_is_a_row_and_code_1(running, tmp_path):
 @pytest.mark.parametrize("times", [1, 30])
 def test_ctrl_c_keeps_what_was_measured(running, times, tmp_path):
     """However often it is pressed, and with a worker that is stopped."""
-    process, _, workers = running
+    process, workers = running
     os.kill(workers[1], signal.SIGSTOP)
     for _ in range(times):
         if process.poll() is None:

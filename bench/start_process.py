@@ -1,0 +1,126 @@
+"""Start a worker's process: a fresh Python, or a fork of one that has imported torch (see preload.py).
+
+Either leads its own process group, prints to standard error, imports nothing from the working directory, and has the
+environment, working directory and sys.path that its parent has now.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from multiprocessing import forkserver, get_context, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from types import ModuleType
+
+from bench.machine import cpu_cores
+from utils import ROOT, SIGNALS
+
+MAX_TEMP_PATH = 70  # characters; the fork server's socket adds 32, and the system takes 107
+PR_SET_PDEATHSIG = 1  # prctl(2)
+STANDARD_ERROR = 2
+
+
+def start_python(serve: Callable, connection: Connection) -> subprocess.Popen:
+    """Start a fresh Python that calls `serve(connection)`. Raises OSError."""
+    descriptor, name = connection.fileno(), serve.__name__
+    code = f"import sys; sys.path[:] = {[*filter(None, sys.path)]}; from {serve.__module__} import {name}; "
+    code += f"from multiprocessing.connection import Connection; {name}(Connection({descriptor}))"
+    streams = {"stdin": subprocess.DEVNULL, "stdout": STANDARD_ERROR}
+    command = [sys.executable, "-P", "-c", code]
+    return subprocess.Popen(command, env=environment(), pass_fds=[descriptor], process_group=0, **streams)
+
+
+def environment() -> dict[str, str]:
+    """Return this process's variables, with the number of cores for libraries that ignore a container's quota."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(cpu_cores())) | os.environ
+
+
+def can_fork() -> bool:
+    """True if this system's libraries survive a fork, and the fork server can import this project and be reached."""
+    importable = os.pathsep not in str(ROOT)  # PYTHONPATH can't quote it
+    return sys.platform == "linux" and importable and len(tempfile.gettempdir()) <= MAX_TEMP_PATH
+
+
+def fork_python(serve: Callable, connection: Connection, seconds: float) -> BaseProcess:
+    """Fork a process that calls `serve(connection)`. Raises OSError, also if that takes longer than `seconds`."""
+    start_fork_server()
+    errors = Connection(os.dup(STANDARD_ERROR))  # because connections can be sent
+    process = get_context("forkserver").Process(target=run_fork, args=(serve, connection, errors, environment()))
+    main, limit = sys.modules["__main__"], threading.Timer(seconds, stop_fork_server)
+    limit.daemon = True  # never delays the exit of the script
+    try:
+        limit.start()
+        sys.modules["__main__"] = ModuleType("__main__")  # else the fork would run the script's imports again
+        process.start()
+    except EOFError:
+        raise OSError("the process that forks workers died or did not answer") from None
+    finally:
+        limit.cancel()
+        sys.modules["__main__"] = main
+    return process
+
+
+def start_fork_server() -> None:
+    """Start the fork server, unless it runs."""
+    variables = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONSAFEPATH"] = "1"  # as -P
+    forkserver.set_forkserver_preload(["bench.preload"])
+    resource_tracker.ensure_running()  # here, because it ends with unblocking the signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # for the server, which starts in this process group
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(variables)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def stop_fork_server() -> None:
+    """Kill the fork server, and with it all forks."""
+    server = forkserver._forkserver  # multiprocessing has no public way
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        server._stop()
+
+
+def run_fork(serve: Callable, connection: Connection, errors: Connection, variables: dict[str, str]) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    os.dup2(errors.fileno(), STANDARD_ERROR)
+    errors.close()
+    os.environ.clear()
+    os.environ.update(variables)
+    serve(connection)
+
+
+def become_worker() -> None:
+    """Make this process end with its parent, ignore the terminal's signals, and print to standard error."""
+    os.setpgid(0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # else it would finish its work for nobody
+    os.dup2(STANDARD_ERROR, 1)  # standard output is for rows
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+
+
+def wait_for_end(process: subprocess.Popen | BaseProcess, seconds: float) -> str:
+    """Wait for the end of a process that was killed or has died; return its signal or its exit code in words.
+
+    Only the fork server knows them of a fork. If it doesn't answer within `seconds`, kill it.
+    """
+    if isinstance(process, subprocess.Popen):
+        code = process.wait()
+    else:
+        process.join(seconds)
+        code = process.exitcode
+        if code is None:
+            stop_fork_server()
+            return "exit code unknown"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
