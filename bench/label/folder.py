@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.files import digest
-from bench.label.rows import BAD_ROWS, Counts, OutputSpec
+from bench.label.rows import BAD_ROWS, Counts
 from bench.label.splits import InputPart, InputSplit, LabelJob, part_name
 from bench.tables.format_parquet import read_metadata
 from bench.tables.storage import CONCURRENT_FILES, Location, saving
@@ -166,11 +166,6 @@ def read_footers(job: LabelJob) -> dict[str, Footer]:
         if footer and footer.job != job.output.job:
             raise UserError(f"{part} was written by a run with other options; choose another --output")
     return {part.name: footer for part, footer in footers.items() if footer}
-
-
-def complete_parts(footers: dict[str, Footer], output: OutputSpec) -> dict[str, Footer]:
-    """Return the parts that need not be written again."""
-    return {name: footer for name, footer in footers.items() if footer.rows == output.rows_per_file or footer.last}
 
 
 def find_parts(split: InputSplit, footers: dict[str, Footer]) -> tuple[list[str], int, bool]:

@@ -111,7 +111,9 @@ class LabelPool:
                 values[group[indices]] = predictions.answers
                 if predictions.lengths is not None:
                     lengths[group[indices]] = predictions.lengths
-                counts.update({name: getattr(predictions, name) for name in ("tokens", "truncated", "lost")})
+                counts["tokens"] += predictions.tokens
+                counts["texts_truncated"] += predictions.truncated
+                counts["tokens_lost"] += predictions.lost
                 self.busy += (predictions.end - predictions.start - predictions.waited) / len(self.specs)
         return Answers(values, lengths, dict(counts), failed)
 

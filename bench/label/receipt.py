@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -104,7 +104,7 @@ class Checker:
         raise RunError(f"{reason}: {folder.first_bad(guilty)}. {self.job.own_file(folder.BAD_FILE).name} lists all")
 
     def has_too_many_bad_rows(self, part: Counts) -> bool:
-        return part.bad > (0 if self.job.strict else max(TOLERATED_BAD_ROWS, part.rows / 2))
+        return part.bad_rows > (0 if self.job.strict else max(TOLERATED_BAD_ROWS, part.rows / 2))
 
     def add(self, counts: Counts, sample: Sample) -> None:
         """Compare rows of the first part with texts at once, and keep those of later parts for the end.
@@ -181,7 +181,8 @@ class Checker:
         """Write the receipt and the list of bad rows for these parts; return the receipt."""
         folder.write_bad_rows(self.job, footers)
         verdict, reason = self.verdict()
-        receipt = count_parts(footers) | self.fields
+        counts = sum((footer.counts for footer in footers.values()), Counts())
+        receipt = asdict(counts) | {"rows_without_text": counts.rows - counts.texts} | self.fields
         receipt |= {
             "max_length": self.job.model.max_length,
             "decisions_are": self.parity.task.decision_words,
@@ -200,21 +201,6 @@ class Checker:
 def read_rows(job: LabelJob, sample: Sample) -> pa.Table:
     with (job.folder / sample.part).open_seekable() as file:
         return pq.ParquetFile(file).read(columns=job.output.answer_columns).take(pa.array(sample.rows))
-
-
-def count_parts(footers: dict[str, folder.Footer]) -> dict[str, int]:
-    total = sum((footer.counts for footer in footers.values()), Counts())
-    return {
-        "rows": total.rows,
-        "texts": total.texts,
-        "rows_without_text": total.rows - total.texts,
-        "rows_removed": total.removed,
-        "texts_without_answer": total.no_answer,
-        "tokens": total.tokens,
-        "texts_truncated": total.truncated,
-        "tokens_lost": total.lost,
-        "bad_rows": total.bad,
-    }
 
 
 def read_receipt(job: LabelJob) -> dict:

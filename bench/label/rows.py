@@ -69,16 +69,16 @@ class OutputSpec:
 
 @dataclass(frozen=True)
 class Counts:
-    """What is counted in a part, and stored in its file."""
+    """What is counted in a part, stored in its file, and added up for the receipt."""
 
     rows: int = 0
     texts: int = 0  # rows with a text
-    no_answer: int = 0  # texts that have nulls
+    rows_removed: int = 0  # rows with a placeholder for a removed comment
+    texts_without_answer: int = 0
     tokens: int = 0  # given to the model
-    truncated: int = 0  # texts longer than the model takes
-    lost: int = 0  # tokens cut off from them
-    bad: int = 0  # rows that cannot be parsed or answered
-    removed: int = 0  # rows with a placeholder for a removed comment
+    texts_truncated: int = 0  # longer than the model takes
+    tokens_lost: int = 0  # cut off from these
+    bad_rows: int = 0  # that cannot be parsed or answered
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
@@ -132,9 +132,9 @@ def label_table(table: pa.Table, answers: Answers, output: OutputSpec) -> tuple[
     counts = Counts(
         rows=len(table),
         texts=len(rows),
-        no_answer=int(missing[rows].sum()),
-        bad=len(bad),
-        removed=count_removed(table, output.text_columns),
+        texts_without_answer=int(missing[rows].sum()),
+        bad_rows=len(bad),
+        rows_removed=count_removed(table, output.text_columns),
         **answers.token_counts,
     )
     labelled = table.select(output.keep_columns)

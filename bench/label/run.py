@@ -46,9 +46,11 @@ def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
     rows = job.estimate_rows()
     texts = rows * counts.texts / counts.rows
     say(f"rows       about {rows:,}, about {texts:,.0f} with text; input files: {len(job.tables):,}")
-    if counts.bad:
+    if counts.bad_rows:
         bad = json.loads(labelled.schema.metadata[BAD_ROWS])
-        say(f"bad rows   {counts.bad:,} of the first {counts.rows:,}, such as {folder.first_bad({'the input': bad})}")
+        say(
+            f"bad rows   {counts.bad_rows:,} of the first {counts.rows:,}, such as {folder.first_bad({'the input': bad})}"
+        )
     say(f"columns    {', '.join(labelled.schema.names)}")
     say(f"output     about {rows * file.tell() / counts.rows / 1e6:,.1f} MB, in parts of {output.rows_per_file:,} rows")
     if plan.speed:
@@ -140,7 +142,8 @@ def label_missing(pool: LabelPool, checker: Checker, actors: int) -> tuple[Count
     Returns their counts, and the seconds without loading and comparing.
     """
     job, output = checker.job, checker.job.output
-    existing = folder.complete_parts(folder.read_footers(job), output)
+    size = output.rows_per_file  # a shorter part is only complete if it is the last of its split
+    existing = {name: part for name, part in folder.read_footers(job).items() if part.rows == size or part.last}
     checker.stop_at_bad_rows([footer.counts for footer in existing.values()])
     states = [(split, *folder.find_parts(split, existing)[1:]) for split in job.own_splits]
     missing = [(split, rows) for split, rows, complete in states if not complete]

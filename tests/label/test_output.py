@@ -83,10 +83,10 @@ def test_a_row_without_text_or_answer_has_nulls():
     table = pa.table({"id": [1, 2, 3, 4], "body": ["x", None, " ", "y"]})
     answers = np.array([[0.25, 0.75], [np.nan, 0.5]], dtype=np.float32)
     found, counts = label_table(
-        table, Answers(answers, np.array([4, 5]), {"tokens": 9, "truncated": 1, "lost": 4}), output()
+        table, Answers(answers, np.array([4, 5]), {"tokens": 9, "texts_truncated": 1, "tokens_lost": 4}), output()
     )
-    assert counts == Counts(rows=4, texts=2, no_answer=1, tokens=9, truncated=1, lost=4, bad=1)
-    assert counts + counts == Counts(8, 4, 2, 18, 2, 8, 2, 0)
+    assert counts == Counts(4, 2, texts_without_answer=1, tokens=9, texts_truncated=1, tokens_lost=4, bad_rows=1)
+    assert counts + counts == Counts(8, 4, 0, 2, 18, 2, 8, 2)
     assert found.schema.names == ["id", "a", "b"] and found.schema.types[1:] == [pa.float32()] * 2
     assert found.to_pylist()[0] == {"id": 1, "a": 0.25, "b": 0.75}
     assert found["a"].to_pylist()[1:] == found["b"].to_pylist()[1:] == [None] * 3
@@ -112,4 +112,4 @@ def test_an_item_may_be_the_texts_of_several_columns():
     assert texts_of(table, spec) == [("a", "x")]
     labelled, counts = label_table(table, Answers(np.array([[0.25, 0.75]]), np.array([2])), spec)
     assert labelled["b"].to_pylist() == [0.75, None, None]
-    assert counts == Counts(rows=3, texts=1, removed=1)
+    assert counts == Counts(rows=3, texts=1, rows_removed=1)

@@ -123,7 +123,7 @@ def test_fp32_with_differences_above_rounding_is_wrong_even_if_no_decision_chang
 def test_a_receipt_counts_the_rows_and_has_the_verdict(model, table, answers, tmp_path, capsys):
     checker = compare(model, table, answers, tmp_path)
     footers = check_complete(checker.job)
-    assert [footer.counts for footer in footers.values()] == [Counts(rows=104, texts=102, removed=1)]
+    assert [footer.counts for footer in footers.values()] == [Counts(rows=104, texts=102, rows_removed=1)]
     checker.finish([], footers)
     receipt = read_receipt(checker.job)
     assert receipt["rows"] == 104 and receipt["rows_without_text"] == 2 and receipt["variant"] == "torch-bf16"
