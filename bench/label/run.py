@@ -39,18 +39,16 @@ def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
     table = next((part.table for part in parts if len(part.table)), None)
     if table is None:
         raise UserError(f"the input has no rows: {job.source}")
-    texts, file = texts_of(table, output), io.BytesIO()
-    scores = np.random.default_rng(0).random((len(texts), len(output.model_labels)), np.float32)
-    labelled, counts = label_table(table, Answers(scores, np.array(list(map(count_characters, texts)), int)), output)
+    items, file = texts_of(table, output), io.BytesIO()
+    scores = np.random.default_rng(0).random((len(items), len(output.model_labels)), np.float32)
+    labelled, counts = label_table(table, Answers(scores, np.array(list(map(count_characters, items)), int)), output)
     folder.write_rows(labelled, file)
     rows = job.estimate_rows()
     texts = rows * counts.texts / counts.rows
     say(f"rows       about {rows:,}, about {texts:,.0f} with text; input files: {len(job.tables):,}")
     if counts.bad_rows:
-        bad = json.loads(labelled.schema.metadata[BAD_ROWS])
-        say(
-            f"bad rows   {counts.bad_rows:,} of the first {counts.rows:,}, such as {folder.first_bad({'the input': bad})}"
-        )
+        first = folder.first_bad({"the input": json.loads(labelled.schema.metadata[BAD_ROWS])})
+        say(f"bad rows   {counts.bad_rows:,} of the first {counts.rows:,}, such as {first}")
     say(f"columns    {', '.join(labelled.schema.names)}")
     say(f"output     about {rows * file.tell() / counts.rows / 1e6:,.1f} MB, in parts of {output.rows_per_file:,} rows")
     if plan.speed:
