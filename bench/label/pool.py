@@ -1,153 +1,148 @@
-"""Parts of the input -> labelled parts, by workers that are started again when they fail."""
+"""Parts of the input -> labelled parts, by workers that are restarted if they fail."""
 
 import contextlib
-import json
-import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from bench.label.output import write_part
-from bench.label.rows import DEAD, Answers, Counts, OutputSpec, label_table, texts_of
-from bench.label.sample import Sample, pick_sample
+from bench.label.folder import write_part
+from bench.label.receipt import Sample, pick_sample
+from bench.label.rows import WORKER_FAILED, Answers, Counts, OutputSpec, label_table, texts_of
 from bench.label.splits import InputPart
 from bench.model.batches import Batching
 from bench.model.stream import prefetch
 from bench.processes import ProcessPool, WorkerFailed
 from bench.tables.items import Item
 from bench.tables.storage import Location
-from runtimes.classifier import Classifier, ClassifierSpec, Predictions
+from runtimes.classifier import Classifier, ClassifierSpec
 from utils import RunError, say
 
-N_TRIES = 2  # of a part, then its halves; and of what a Ray actor does
-MAX_FAILED_TEXTS = 3  # texts of a part on which workers die: with more it is not the texts
-STALL_TIMEOUT = 600  # seconds without a heartbeat of a worker: a batch takes seconds at most
+N_TRIES = 2  # for a part, for starting workers, and for a Ray actor's calls
+MAX_FAILED_TEXTS = 3  # per part: if workers fail on more, the texts are not the cause
+STALL_TIMEOUT = 600  # seconds without a heartbeat; a batch takes seconds at most
+KEPT = "completed parts are kept; rerun the same command to resume"
 
 
 @dataclass(frozen=True)
 class WrittenPart:
-    """A part that was made: the number of its file and of its first row, whether it is the last of its split.
+    """A part that was labelled and written."""
 
-    counts: what was counted; sample: which of its rows may be compared.
-    """
-
-    file: int
-    first: int
-    last: bool
+    file: int  # number of the input file
+    first: int  # number of the first row in that file
+    last: bool  # True for the last part of a split
     counts: Counts
-    sample: Sample
+    sample: Sample  # rows for the receipt's comparison
+
+    @property
+    def end(self) -> int:
+        """The number of the row after it in the input file."""
+        return self.first + self.counts.rows
 
 
 class LabelPool:
-    """Workers that label together. A context manager.
-
-    loading: seconds that were spent on starting them; busy: seconds in which they had a batch to run, on average;
-    answered: rows of the parts that are labelled, though perhaps not written yet.
-    """
+    """Workers that label together. A context manager."""
 
     def __init__(self, specs: list[ClassifierSpec], batching: Batching, folder: Location):
         self.specs, self.batching, self.folder = specs, batching, folder
         self.workers, self.stack = None, contextlib.ExitStack()
-        self.loading, self.busy, self.answered = 0.0, 0.0, 0
+        self.loading = 0.0  # seconds spent on starting workers
+        self.busy = 0.0  # seconds in which a worker had a batch to run, mean over the workers
+        self.answered = 0  # rows of the parts that are labelled, though perhaps not written yet
 
     def label_parts(
         self, parts: Iterator[InputPart], output: OutputSpec, on_progress: Callable | None = None
     ) -> Iterator[WrittenPart]:
-        """Labels and writes parts; yields each. The next is read, and the one before written, while the model runs.
+        """Label and write parts; yield each. Reading ahead and writing overlap with the model.
 
-        `on_progress` gets how many texts of the part each worker has done. The first is yielded before the second runs:
-        so it can be checked.
+        `on_progress` gets the number of texts of the part that each worker has done. The first part is yielded before
+        the second is labelled, so that it can be checked.
         """
-        texts = ((part, texts_of(part.table, output)) for part in parts)
+        with_texts = ((part, texts_of(part.table, output)) for part in parts)
         with ThreadPoolExecutor(1) as writer:
-            waiting = deque()
-            for number, (part, own) in enumerate(prefetch(texts, queued=1)):
-                answers = self.classify(own, part.words, on_progress)
+            writing = deque()
+            for number, (part, texts) in enumerate(prefetch(with_texts, queued=1)):
+                answers = self.classify(texts, str(part), on_progress)
                 self.answered += len(part.table)
-                waiting.append(writer.submit(self.write, part, answers, output))
-                while len(waiting) > (number > 0):
-                    yield waiting.popleft().result()
-            for written in waiting:
+                writing.append(writer.submit(self.write, part, answers, output))
+                while len(writing) > (number > 0):
+                    yield writing.popleft().result()
+            for written in writing:
                 yield written.result()
 
     def write(self, part: InputPart, answers: Answers, output: OutputSpec) -> WrittenPart:
-        """Writes a labelled part."""
         labelled, counts = label_table(part.table, answers, output)
         write_part(self.folder, part, labelled, counts, output.job)
-        sample = pick_sample(part.name, part.table, output.text_column, self.specs[0].model)
+        sample = pick_sample(part, output, self.specs[0].model)
         return WrittenPart(part.file, part.first, part.last, counts, sample)
 
     def classify(self, texts: list[Item], rows: str, on_progress: Callable | None) -> Answers:
-        """Returns what the model says of texts. Where workers die on them again and again, halves find the text.
+        """Return the answers for texts. If workers fail on them repeatedly, halve them until the text is found.
 
-        Raises RunError, which names the rows, if there are more than MAX_FAILED_TEXTS such texts, or no worker starts.
+        Raises RunError, which names the `rows`, if there are more than MAX_FAILED_TEXTS such texts, or if no worker
+        starts.
         """
-        model, dead, found = self.specs[0].model, {}, []
-        probs = np.full((len(texts), len(model.labels)), np.nan, dtype=np.float32)
-        lengths = np.zeros(len(texts), int)
+        values = np.full((len(texts), len(self.specs[0].model.labels)), np.nan, dtype=np.float32)
+        lengths, counts, failed = np.zeros(len(texts), int), Counter(), {}
         waiting = [(np.arange(len(texts)), N_TRIES)] if texts else []
         while waiting:
-            some, left = waiting.pop()
+            group, tries = waiting.pop()
             try:
-                shares = self.predict([texts[i] for i in some], on_progress)
+                shares = self.predict([texts[i] for i in group], on_progress)
             except WorkerFailed as error:
-                self.stack.close()
-                self.workers = None
-                half = len(some) // 2
-                if left > 1:
-                    say(f"{rows}: {error}; once more")
-                    waiting.append((some, left - 1))
+                self.stop()
+                half = len(group) // 2
+                if tries > 1:
+                    say(f"{rows}: {error}; retrying")
+                    waiting.append((group, tries - 1))
                 elif half:
-                    say(f"{rows}: {error}; halved to find the text")
-                    waiting += [(some[half:], 1), (some[:half], 1)]
+                    say(f"{rows}: {error}; halving to find the text that causes it")
+                    waiting += [(group[half:], 1), (group[:half], 1)]
                 else:
-                    dead[int(some[0])] = f"{DEAD}: {error}"
-                if len(dead) > MAX_FAILED_TEXTS:
-                    words = f"{rows}: workers fail on more than {MAX_FAILED_TEXTS} texts"
-                    raise RunError(f"{words}: {error}; the parts before stay") from error
+                    failed[int(group[0])] = f"{WORKER_FAILED}: {error}"
+                if len(failed) > MAX_FAILED_TEXTS:
+                    message = f"{rows}: workers fail on more than {MAX_FAILED_TEXTS} texts: {error}"
+                    raise RunError(f"{message}. {KEPT.capitalize()}") from error
                 continue
             for indices, predictions in shares:
-                probs[some[indices]] = predictions.answers
+                values[group[indices]] = predictions.answers
                 if predictions.lengths is not None:
-                    lengths[some[indices]] = predictions.lengths
-                found.append(predictions)
+                    lengths[group[indices]] = predictions.lengths
+                counts["tokens"] += predictions.tokens
+                counts["texts_truncated"] += predictions.truncated
+                counts["tokens_lost"] += predictions.lost
                 self.busy += (predictions.end - predictions.start - predictions.waited) / len(self.specs)
-        return Answers(probs, lengths, token_counts(*found), dead)
+        return Answers(values, lengths, dict(counts), failed)
 
-    def predict(self, texts: list[str], on_progress: Callable | None) -> list:
-        """Has the workers answer texts; returns each one's (indices, predictions). Raises WorkerFailed."""
-        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
-            file.write(json.dumps(texts))  # dump() is ten times as slow
-            file.flush()
-            self.start()
-            return self.workers.call(Classifier.predict_share, Path(file.name), self.batching, on_heartbeat=on_progress)
+    def predict(self, texts: list[Item], on_progress: Callable | None) -> list:
+        """Return each worker's (indices of its texts, predictions). Raises WorkerFailed."""
+        self.start()
+        return self.workers.call(Classifier.predict_share, texts, self.batching, on_heartbeat=on_progress)
 
     def start(self) -> None:
-        """Starts the workers, unless they run. Raises RunError if they can't be started twice."""
-        for left in reversed(range(0 if self.workers else N_TRIES)):
+        """Start the workers unless they are running. Raises RunError if that fails twice."""
+        for tries in reversed(range(0 if self.workers else N_TRIES)):
             start = time.monotonic()
-            workers = [(spec, number, len(self.specs)) for number, spec in enumerate(self.specs)]
+            arguments = [(spec, number, len(self.specs)) for number, spec in enumerate(self.specs)]
             try:
-                self.workers = self.stack.enter_context(ProcessPool(Classifier, workers, STALL_TIMEOUT, forked=True))
+                pool = ProcessPool(Classifier, arguments, STALL_TIMEOUT, forked=True)
+                self.workers = self.stack.enter_context(pool)
                 self.loading += time.monotonic() - start
                 return
             except WorkerFailed as error:
-                self.stack.close()
-                if not left:
-                    raise RunError(f"no worker starts: {error}; the parts before stay") from error
+                self.stop()
+                if not tries:
+                    raise RunError(f"workers cannot be started: {error}. {KEPT.capitalize()}") from error
+
+    def stop(self) -> None:
+        self.stack.close()
+        self.workers = None
 
     def __enter__(self) -> "LabelPool":
         return self
 
     def __exit__(self, *_) -> None:
-        self.stack.close()
-
-
-def token_counts(*predictions: Predictions) -> dict[str, int]:
-    """Returns the Counts of tokens of all predictions together."""
-    return {name: sum(getattr(one, name) for one in predictions) for name in ("tokens", "truncated", "lost")}
+        self.stop()

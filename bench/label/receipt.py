@@ -1,155 +1,231 @@
-"""The receipt of a labelling run: what was labelled and how, and some rows of it beside the original."""
+"""The receipt of a run: what was labelled and how, and some rows compared with the original model."""
 
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 
-from bench.judge import NOT_WITHIN, UNPROVEN
-from bench.label.comparison import Comparison
-from bench.label.job import read_object, write_object
-from bench.label.output import (
-    BAD_FILE,
-    RECEIPT_FILE,
-    Footer,
-    check_complete,
-    check_nothing_else,
-    first_bad,
-    parts_of,
-    read_footers,
-    with_shard,
-    write_bad_rows,
-)
-from bench.label.rows import Counts
-from bench.label.sample import Sample, add_sample
-from bench.label.splits import InputSplit
-from bench.tables.storage import Location
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN, alpha_for_look
+from bench.label import folder
+from bench.label.rows import WORKER_FAILED, Counts, OutputSpec, columns_to_answers
+from bench.label.splits import InputPart, LabelJob
+from bench.model.model import Model
+from bench.model.parity import ParityCounter
+from bench.model.reference import PADDING_TOLERANCE, CachedReference
+from bench.tables.datasets import evenly_spaced
+from bench.tables.items import Item, count_characters, items_of, parts_of
 from utils import RunError, say
 
-TOLERATED_BAD_ROWS = 3  # bad rows of a part, which stop no run even where the part has hardly any others
+FIRST_ROWS = 64  # to compare of the first part
+LATER_ROWS = 8  # of each later part
+MOST_ROWS = 256  # in total
+TOLERATED_BAD_ROWS = 3  # per part, however few other rows it has
+HALF_ROUNDING = 2**-11  # relative error of a float16
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some rows of a part; the first ones represent it best."""
+
+    part: str
+    rows: list[int]
+    items: list[Item]
+
+    def first(self, count: int) -> "Sample":
+        return Sample(self.part, self.rows[:count], self.items[:count])
+
+
+def pick_sample(part: InputPart, output: OutputSpec, model: Model) -> Sample:
+    """Pick up to FIRST_ROWS rows: the longest and the shortest texts, some with special tokens, and evenly spaced ones.
+
+    These kinds alternate, so that the first LATER_ROWS have some of each.
+    """
+    items = items_of(part.table, output.text_columns)
+    rows = [i for i, item in enumerate(items) if item is not None]
+    by_length = sorted(rows, key=lambda i: count_characters(items[i]))
+    special = [i for i in rows if any(token in text for text in parts_of(items[i]) for token in model.special_tokens)]
+    kinds = [some[: FIRST_ROWS // 8] for some in (by_length[::-1], by_length, special)]
+    spaced = evenly_spaced(len(rows), FIRST_ROWS)
+    spaced = [rows[spaced[i]] for i in np.random.default_rng(0).permutation(len(spaced))]
+    chosen = list(dict.fromkeys(alternate(*kinds, spaced[::2], spaced[1::2])))[:FIRST_ROWS]
+    return Sample(part.name, chosen, [items[i] for i in chosen])
+
+
+def alternate(*lists: Sequence[int]) -> list[int]:
+    longest = max(map(len, lists))
+    return [values[i] for i in range(longest) for values in lists if i < len(values)]
+
+
+def add_sample(samples: list[Sample], sample: Sample) -> list[Sample]:
+    """Add rows of a later part; if that makes too many rows, drop every other part."""
+    samples = [*samples, sample.first(LATER_ROWS)]
+    return samples[::2] if len(samples) * LATER_ROWS > MOST_ROWS - FIRST_ROWS else samples
+
+
+def read_samples(job: LabelJob, footers: dict[str, folder.Footer]) -> list[Sample]:
+    """Pick rows of parts that are evenly spaced over the whole job, from the input."""
+    names, samples = sorted(footers), []
+    chosen = {names[i] for i in evenly_spaced(len(names), 1 + (MOST_ROWS - FIRST_ROWS) // LATER_ROWS)}
+    for split in job.splits:
+        wanted = chosen.intersection(folder.find_parts(split, footers)[0])
+        for part in islice(split.read(job.output, existing=footers.keys() - wanted), len(wanted)):
+            sample = pick_sample(part, job.output, job.model)
+            samples.append(sample.first(LATER_ROWS) if samples else sample)
+    return samples
 
 
 @dataclass
 class Checker:
-    """Sees to it that the parts of `splits` are right: none has many bad rows, and some rows are as the original's.
+    """Compares rows of the output with the original model, and stops a run that is wrong."""
 
-    about: what the receipt says of the run; stops: whether rows that are wrong end the run; strict: whether any bad row
-    does; shard: what the name of the receipt ends in, if it is of a shard; later: rows of the parts behind the first
-    that had texts, None until there was one.
-    """
+    job: LabelJob
+    precision: str  # of the variant that labelled, empty if unknown
+    gpu: int | None  # for the original model
+    fields: dict  # of the receipt: how the job was labelled
+    later_samples: list[Sample] | None = None  # of parts after the first one with texts; None before that
+    checks: int = field(default=0, init=False)
+    seconds: float = field(default=0.0, init=False)  # spent on comparing
 
-    comparison: Comparison
-    about: dict
-    splits: list[InputSplit]
-    stops: bool = True
-    strict: bool = False
-    shard: str = ""
-    later: list[Sample] | None = None
-
-    def own_parts(self) -> dict[str, Footer]:
-        """Reads what the parts of the splits say of themselves, as far as they are there without a gap."""
-        found = self.comparison
-        return parts_of(self.splits, read_footers(found.folder, found.output.job, self.splits))
-
-    def check_complete(self) -> dict[str, Footer]:
-        """Returns the parts of the splits; raises UserError if they are not all there, or not alone."""
-        folder, own = self.comparison.folder, self.own_parts()
-        check_complete(folder, self.splits, own)
-        if not self.shard:
-            check_nothing_else(folder, own)
-        return own
+    def __post_init__(self) -> None:
+        self.parity = ParityCounter(self.job.output.decisions(self.job.model.task), self.precision)
 
     def stop_at_bad_rows(self, parts: list[Counts]) -> None:
-        """Raises RunError, with the first bad row, where one of the parts has too many.
-
-        That is any if `strict`, else more than half of the rows and more than TOLERATED_BAD_ROWS.
-        """
-        if not any(map(self.has_too_many, parts)):
+        """Raise RunError if a part has bad rows and the run is strict, or if more than half of its rows are bad."""
+        if not any(map(self.has_too_many_bad_rows, parts)):
             return
-        why, own = "--strict" if self.strict else "so is more than half of a part", self.own_parts()
-        write_bad_rows(self.comparison.folder, own, self.shard)
-        guilty = {name: footer.bad for name, footer in own.items() if self.has_too_many(footer.counts)}
-        raise RunError(f"{first_bad(guilty)} ({why}); {with_shard(BAD_FILE, self.shard)} names all")
+        footers = folder.own_parts(self.job)
+        folder.write_bad_rows(self.job, footers)
+        guilty = {name: footer.bad for name, footer in footers.items() if self.has_too_many_bad_rows(footer.counts)}
+        reason = "--strict stops at bad rows" if self.job.strict else "more than half of the rows in a part are bad"
+        raise RunError(f"{reason}: {folder.first_bad(guilty)}. {self.job.own_file(folder.BAD_FILE).name} lists all")
 
-    def has_too_many(self, part: Counts) -> bool:
-        """Says whether a part has more bad rows than a run goes on with."""
-        return part.bad > (0 if self.strict else max(TOLERATED_BAD_ROWS, part.rows / 2))
+    def has_too_many_bad_rows(self, part: Counts) -> bool:
+        return part.bad_rows > (0 if self.job.strict else max(TOLERATED_BAD_ROWS, part.rows / 2))
 
     def add(self, counts: Counts, sample: Sample) -> None:
-        """Compares rows of the first part that has texts at once, and keeps those of others for the end.
+        """Compare rows of the first part with texts at once, and keep those of later parts for the end.
 
-        Raises RunError if rows are wrong, with the receipt written, or if too many are bad.
+        Raises RunError if rows are wrong, after writing the receipt, or if too many are bad.
         """
         self.stop_at_bad_rows([counts])
-        if self.later is not None:
-            self.later = add_sample(self.later, sample)
-        if self.later is not None or not sample.rows:
-            return
-        self.later = []
-        self.comparison.look([sample])
-        if self.comparison.verdict()[0] == NOT_WITHIN:
-            self.write(self.own_parts())
-            self.stop()
+        if self.later_samples is not None:
+            self.later_samples = add_sample(self.later_samples, sample)
+        elif sample.rows:
+            self.later_samples = []
+            self.compare([sample])
+            if self.verdict()[0] == NOT_WITHIN:
+                self.write(folder.own_parts(self.job))
+                self.stop_at_wrong_rows()
 
-    def finish(self, samples: list[Sample] | None, own: dict[str, Footer]) -> None:
-        """Compares what is left, writes the receipt of the parts, and says it. Raises RunError if rows are wrong."""
-        self.comparison.look(samples or [])
-        receipt = self.write(own)
-        say_receipt(receipt, first_bad({name: footer.bad for name, footer in own.items()}), self.shard)
+    def finish(self, samples: list[Sample] | None, footers: dict[str, folder.Footer]) -> None:
+        """Compare these rows, then write and print the receipt. Raises RunError if rows are wrong."""
+        self.compare(samples or [])
+        receipt = self.write(footers)
+        bad = {name: footer.bad for name, footer in footers.items()}
+        print_receipt(self.job, receipt, folder.first_bad(bad))
         if receipt["verdict"] == NOT_WITHIN:
-            self.stop()
+            self.stop_at_wrong_rows()
 
-    def write(self, own: dict[str, Footer]) -> dict:
-        """Writes the receipt of the checker's own parts, and what is known of bad rows; returns it."""
-        found = self.comparison
-        write_bad_rows(found.folder, own, self.shard)
-        verdict, reason = found.verdict()
-        compared = {
-            "max_length": found.model.max_length,
-            "decisions_are": found.task.decision_words,
-            "rows_compared": found.rows,
-            "decisions": found.decisions,
-            "flips": found.changed,
-            "largest_difference": found.largest,
-            "seconds_comparing": round(found.seconds, 1),
+    def stop_at_wrong_rows(self) -> None:
+        """Raise RunError, or with --no-check only report it."""
+        message = f"{self.job.folder}: rows are {NOT_WITHIN}: {self.verdict()[1]}"
+        if not self.job.no_check:
+            raise RunError(f"{message}. To continue anyway, add --no-check")
+        say(message)
+
+    def compare(self, samples: list[Sample]) -> None:
+        """Compare rows of parts with the original model, which runs text by text in its own process."""
+        start, output = time.monotonic(), self.job.output
+        samples = [sample for sample in map(self.without_failed, samples) if sample.rows]
+        if not samples:
+            return
+        with CachedReference(self.job.model, self.gpu, long=output.long) as original:
+            reference = original.answers([item for sample in samples for item in sample.items])[:, output.indices]
+        table = pa.concat_tables([read_rows(self.job, sample) for sample in samples])
+        self.parity.add(columns_to_answers(table, reference, output), reference)
+        self.checks += 1
+        self.seconds += time.monotonic() - start
+
+    def without_failed(self, sample: Sample) -> Sample:
+        """Leave out the texts on which workers failed, which BAD_FILE lists."""
+        part = self.job.folder / sample.part
+        if not (footer := folder.read_footer(part)):
+            raise RunError(f"{part} was damaged after it was written; rerun the same command to write it again")
+        failed = {bad["row"] for bad in footer.bad if bad["reason"].startswith(WORKER_FAILED)}
+        kept = [i for i, row in enumerate(sample.rows) if row not in failed]
+        return Sample(sample.part, [sample.rows[i] for i in kept], [sample.items[i] for i in kept])
+
+    def verdict(self) -> tuple[str, str]:
+        """Return (WITHIN, UNPROVEN or NOT_WITHIN, the reason)."""
+        parity, output = self.parity, self.job.output
+        if not parity.decisions:
+            return UNPROVEN, "no row could be compared"
+        reason = f"{parity.changed:,} of {parity.decisions:,} decisions changed"
+        reason += f", largest difference {parity.max_diff:.2g}"
+        if parity.non_finite:
+            return NOT_WITHIN, f"{reason}; {parity.non_finite} texts have nulls although the original answers them"
+        rounding = HALF_ROUNDING * parity.scale if output.float16 else 0.0
+        if self.precision == "fp32" and parity.max_diff > PADDING_TOLERANCE * parity.scale + rounding:
+            return NOT_WITHIN, f"{reason}; FP32 rounding stays below {ROUNDING:.4f}"
+        if output.top_label:  # chosen before its score was rounded, while thresholds apply to the rounded scores
+            parity.stored_rounding = rounding
+        if parity.is_rounding and not parity.changed:
+            reason += ", which is FP32 rounding"
+        return parity.verdict(alpha_for_look(self.checks)), reason
+
+    def write(self, footers: dict[str, folder.Footer]) -> dict:
+        """Write the receipt and the list of bad rows for these parts; return the receipt."""
+        folder.write_bad_rows(self.job, footers)
+        verdict, reason = self.verdict()
+        counts = sum((footer.counts for footer in footers.values()), Counts())
+        receipt = asdict(counts) | {"rows_without_text": counts.rows - counts.texts} | self.fields
+        receipt |= {
+            "max_length": self.job.model.max_length,
+            "decisions_are": self.parity.task.decision_words,
+            "rows_compared": self.parity.items,
+            "decisions": self.parity.decisions,
+            "flips": self.parity.changed,
+            "largest_difference": self.parity.max_diff,
+            "seconds_comparing": round(self.seconds, 1),
             "verdict": verdict,
             "reason": reason,
         }
-        receipt = count_parts(own) | self.about | compared
-        write_object(found.folder / with_shard(RECEIPT_FILE, self.shard), receipt)
+        folder.write_object(self.job.own_file(folder.RECEIPT_FILE), receipt)
         return receipt
 
-    def stop(self) -> None:
-        words = f"{self.comparison.folder}: the rows are {NOT_WITHIN}: {self.comparison.verdict()[1]}"
-        if self.stops:
-            raise RunError(f"{words}; --no-check goes on")
-        say(words)
+
+def read_rows(job: LabelJob, sample: Sample) -> pa.Table:
+    with (job.folder / sample.part).open_seekable() as file:
+        return pq.ParquetFile(file).read(columns=job.output.answer_columns).take(pa.array(sample.rows))
 
 
-def count_parts(footers: dict[str, Footer]) -> dict[str, int]:
-    """Returns what is counted of parts together."""
-    whole = sum((footer.counts for footer in footers.values()), Counts())
-    counted = {"rows": whole.rows, "texts": whole.texts, "rows_without_text": whole.rows - whole.texts}
-    counted |= {"rows_removed": whole.removed, "texts_without_answer": whole.no_answer, "tokens": whole.tokens}
-    return counted | {"texts_truncated": whole.truncated, "tokens_lost": whole.lost, "bad_rows": whole.bad}
+def read_receipt(job: LabelJob) -> dict:
+    """Return the receipt of a shard or of the whole job; empty if there is none or it is damaged."""
+    return folder.read_object(job.own_file(folder.RECEIPT_FILE))
 
 
-def read_receipt(folder: Location, shard: str = "") -> dict:
-    """Returns the receipt in a folder, or a shard's; nothing where there is none, or a damaged one."""
-    return read_object(folder / with_shard(RECEIPT_FILE, shard))
-
-
-def say_receipt(receipt: dict, bad: str, shard: str) -> None:
-    """Prints what a receipt says of the rows, and of the comparison. `bad`: what the first bad row is."""
-    removed = f" ({receipt['rows_removed']:,} removed or deleted)" if receipt["rows_removed"] else ""
-    say(f"rows       {receipt['rows']:,}, {receipt['rows_without_text']:,} of them without text{removed}")
-    if receipt.get("texts_without_answer"):
-        say(f"nulls      {receipt['texts_without_answer']:,} texts give no token, or the model no finite number")
-    if receipt.get("bad_rows"):
-        say(f"bad rows   {receipt['bad_rows']:,} could not be read or answered, see {with_shard(BAD_FILE, shard)}")
-        say(f"           the first: {bad}")
-    if receipt.get("texts_truncated"):
-        long = f"{receipt['texts_truncated']:,} texts are longer than {receipt['max_length']} tokens"
-        lost = f"{receipt['tokens_lost']:,} tokens lost"
-        say(f"truncated  {long}: {lost if receipt['tokens_lost'] else 'in windows'}")
-    seconds = f"{receipt['rows_compared']} rows with the original, {receipt['seconds_comparing']:.0f} s"
-    say(f"compared   {seconds}: {receipt['reason']}")
-    closing = {UNPROVEN: "nothing wrong seen, but too few rows to prove that it is within tolerance"}
-    say(f"receipt    {closing.get(receipt['verdict'], receipt['verdict'])}; {with_shard(RECEIPT_FILE, shard)}")
+def print_receipt(job: LabelJob, receipt: dict, bad: str) -> None:
+    """Print what a receipt says about the rows and the comparison, and the first `bad` row."""
+    line = f"rows       {receipt['rows']:,}, {receipt['rows_without_text']:,} without text"
+    if receipt["rows_removed"]:
+        line += f" ({receipt['rows_removed']:,} removed or deleted)"
+    say(line)
+    if receipt["texts_without_answer"]:
+        say(f"nulls      {receipt['texts_without_answer']:,} texts have no known token or no finite score")
+    if receipt["bad_rows"]:
+        listed = job.own_file(folder.BAD_FILE).name
+        say(f"bad rows   {receipt['bad_rows']:,} cannot be parsed or answered; see {listed}")
+        say(f"           first: {bad}")
+    if receipt["texts_truncated"]:
+        lost = f"{receipt['tokens_lost']:,} tokens lost" if receipt["tokens_lost"] else "read in windows"
+        say(f"truncated  {receipt['texts_truncated']:,} texts exceed {receipt['max_length']} tokens: {lost}")
+    seconds = receipt["seconds_comparing"]
+    say(f"compared   {receipt['rows_compared']} rows with the original, {seconds:.0f} s: {receipt['reason']}")
+    verdict = receipt["verdict"]
+    if verdict == UNPROVEN:
+        verdict = "no error found, but too few rows compared to prove that the labels are within tolerance"
+    say(f"receipt    {verdict}; {job.own_file(folder.RECEIPT_FILE).name}")

@@ -1,4 +1,4 @@
-"""Rows of the input -> rows of the output: what is added, and what is counted."""
+"""Rows of the input -> rows of the output and back: which columns come out, and what is counted."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -6,73 +6,79 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from bench.tables.items import has_text, removal
-from bench.tables.readers import BAD
+from bench.model.task import Task
+from bench.tables.folders import nested_columns
+from bench.tables.items import Item, items_of, removal
+from bench.tables.readers import BAD, Table
+from utils import UserError, say
 
-BAD_ROWS = b"bad_rows"  # the key, in a schema's metadata, of what is known of the bad rows
-DEAD = "a worker failed on it"  # how the reason of such a text begins
+BAD_ROWS = b"bad_rows"  # key of the bad rows in a schema's metadata
+WORKER_FAILED = "a worker failed on this text"  # how the reason begins then
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """What is in the parts.
+    """What the parts contain."""
 
-    schema: of the columns that are read, in all files; columns: which are copied; text_column; labels: the model's;
-    written: those that get a column; top_label: whether the best of all is written instead; half: whether scores are
-    float16; min_score: below which a score is null, None for never; prefix: what the names of the new columns begin
-    with; rows: of a part; limit: of the rows in all, None for no limit; long: what becomes of texts that are longer
-    than the model takes, see LONG_TEXTS; token_count: whether each text's number of tokens is written, too;
-    job: the digest of the job that they are of.
-    """
-
-    schema: pa.Schema
-    columns: list[str]
-    text_column: str
-    labels: list[str]
-    written: list[str]
-    top_label: bool
-    half: bool
-    min_score: float | None
-    prefix: str
-    rows: int
-    limit: int | None
-    long: str = "cut"
-    token_count: bool = False
-    job: str = ""
+    schema: pa.Schema  # of the columns to read, the same for all files
+    text_columns: list[str]
+    keep_columns: list[str]  # to copy
+    model_labels: list[str]
+    labels: list[str]  # that get a column
+    top_label: bool = False  # write the most probable label and its score instead
+    float16: bool = False  # instead of float32
+    min_score: float | None = None  # lower scores become null
+    prefix: str = ""  # of the new columns' names
+    rows_per_file: int = 100_000
+    limit: int | None = None  # of the rows in total
+    long: str = "cut"  # one of LONG_TEXTS
+    token_count: bool = False  # add a column of token counts
+    job: str = ""  # digest of the job's record
 
     @property
-    def scored(self) -> list[str]:
-        """The names of the new columns that say what the model says."""
-        return [self.prefix + name for name in (["label", "score"] if self.top_label else self.written)]
+    def answer_columns(self) -> list[str]:
+        names = ["label", "score"] if self.top_label else self.labels
+        return [self.prefix + name for name in names]
 
     @property
-    def added(self) -> list[str]:
-        """The names of all new columns."""
-        return self.scored + [self.prefix + "tokens"] * self.token_count
+    def new_columns(self) -> list[str]:
+        return [*self.answer_columns, self.prefix + "tokens"] if self.token_count else self.answer_columns
 
     @property
-    def places(self) -> list[int]:
-        """Which of the model's labels are written."""
-        return [self.labels.index(name) for name in self.written]
+    def indices(self) -> list[int]:
+        """The indices of the written labels in the model's answers."""
+        return [self.model_labels.index(name) for name in self.labels]
+
+    def decisions(self, task: Task) -> Task:
+        """Return the task whose decisions follow from the written columns."""
+        return task.top_label() if self.top_label else task.of_labels(self.labels)
+
+    def check(self, tables: list[Table]) -> None:
+        """Raise UserError if the model lacks a label or two columns share a name; report incomplete columns."""
+        if unknown := [name for name in self.labels if name not in self.model_labels]:
+            known = ", ".join(self.model_labels)
+            raise UserError(f"--labels: the model has no label {unknown[0]!r}; its labels: {known}")
+        names = [*self.keep_columns, *self.new_columns]
+        if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+            message = f"two columns would be named {repeated[0]!r}: rename the new ones with --prefix"
+            raise UserError(f"{message}, or leave out others with --keep-columns")
+        complete = set.intersection(*(set(table.schema.names) for table in tables))
+        if incomplete := [name for name in self.keep_columns if name not in complete]:
+            say(f"columns missing from some files are null there: {', '.join(incomplete)}")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What is counted of a part, and kept in its file.
-
-    rows; texts: rows that have a text; removed: rows that only say that a comment is gone; no_answer: texts that have
-    nulls all the same; tokens: that the model got; truncated: texts that are longer than it takes, lost: their tokens
-    that were cut off; bad: rows that could not be read or answered.
-    """
+    """What is counted in a part, stored in its file, and added up for the receipt."""
 
     rows: int = 0
-    texts: int = 0
-    no_answer: int = 0
-    tokens: int = 0
-    truncated: int = 0
-    lost: int = 0
-    bad: int = 0
-    removed: int = 0
+    texts: int = 0  # rows with a text
+    rows_removed: int = 0  # rows with a placeholder for a removed comment
+    texts_without_answer: int = 0
+    tokens: int = 0  # given to the model
+    texts_truncated: int = 0  # longer than the model takes
+    tokens_lost: int = 0  # cut off from these
+    bad_rows: int = 0  # that cannot be parsed or answered
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
@@ -80,60 +86,100 @@ class Counts:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the model says of texts: `probs` [texts, labels], nan without an answer; their `lengths` in tokens.
+    """The model's answers for the items of a part."""
 
-    tokens: the Counts of tokens; dead: number of a text -> why it has no answer, if a worker failed on it.
-    """
-
-    probs: np.ndarray
-    lengths: np.ndarray
-    tokens: dict[str, int] = field(default_factory=dict)
-    dead: dict[int, str] = field(default_factory=dict)
+    values: np.ndarray  # [items, labels], nan if there is no answer
+    lengths: np.ndarray  # [items], tokens; 0 if unknown
+    token_counts: dict[str, int] = field(default_factory=dict)  # for Counts
+    failed: dict[int, str] = field(default_factory=dict)  # item -> reason, if a worker failed on it
 
 
-def texts_of(table: pa.Table, output: OutputSpec) -> list[str]:
-    """Returns the texts of the rows that have one."""
-    return [value for value in table[output.text_column].to_pylist() if has_text(value)]
+def choose_columns(tables: list[Table], text_columns: list[str], keep: list[str] | None, keep_text: bool) -> list[str]:
+    """Return the columns to copy: `keep`, or all except the text. Raises UserError if one cannot be copied."""
+    nested = nested_columns(tables)
+    if keep is None:
+        if nested:
+            say(f"columns that hold lists or objects are not copied: {', '.join(nested)}")
+        names = [name for table in tables for name in table.schema.names]
+        keep = [name for name in names if name not in {*text_columns, *nested}]
+    elif uncopyable := [name for name in keep if name in nested]:
+        raise UserError(f"--keep-columns: {uncopyable[0]!r} holds lists or objects, which cannot be copied")
+    if keep_text:
+        keep = [*keep, *text_columns]
+    return [name for name in dict.fromkeys(keep) if name]
+
+
+def texts_of(table: pa.Table, output: OutputSpec) -> list[Item]:
+    return [item for item in items_of(table, output.text_columns) if item is not None]
 
 
 def label_table(table: pa.Table, answers: Answers, output: OutputSpec) -> tuple[pa.Table, Counts]:
-    """Returns (the `columns` of a table and what the model says of its texts, what is counted).
+    """Return (a part's output rows, their counts), from the `answers` for texts_of(table).
 
-    `answers`: of texts_of(table). That is a column for each label that is written, or with `top_label` the best `label`
-    and its `score`, float32 or float16; nulls where there is no text. Without an answer are texts that have no token,
-    and those of which the model says something that is not finite; they have nulls, too. These and the rows that can't
-    be read are named in the metadata of the schema, under BAD_ROWS.
+    Rows without an item or a finite answer have nulls. Bad rows are listed in the schema's metadata, under BAD_ROWS.
     """
-    values = table[output.text_column].to_pylist()
-    full = np.array([i for i, value in enumerate(values) if has_text(value)], dtype=int)
-    probs = np.full((len(table), len(output.labels)), np.nan, dtype=np.float32)
+    has_item = np.array([item is not None for item in items_of(table, output.text_columns)], bool)
+    rows = np.flatnonzero(has_item)
+    values = np.full((len(table), len(output.model_labels)), np.nan, dtype=np.float32)
     lengths = np.zeros(len(table), np.int32)
-    probs[full], lengths[full] = answers.probs, answers.lengths
-    unread = table[BAD].to_pylist() if BAD in table.schema.names else []
-    bad = {i: json.loads(why) for i, why in enumerate(unread) if why}
-    bad |= {int(full[i]): {"reason": why} for i, why in answers.dead.items()}
-    missing = ~np.isfinite(probs).all(axis=1)
-    for i in full[missing[full]]:
-        bad.setdefault(int(i), {"reason": "the text has no token that the model knows, or a score that is not finite"})
-    removed = sum(value is not None and removal(value) is not None for value in values)
-    counts = Counts(len(table), len(full), int(missing[full].sum()), bad=len(bad), removed=removed, **answers.tokens)
-    found = table.select(output.columns)
-    columns = new_columns(probs, missing, output)
+    values[rows], lengths[rows] = answers.values, answers.lengths
+    missing = ~np.isfinite(values).all(axis=1)
+    faults = table[BAD].to_pylist() if BAD in table.schema.names else []
+    bad = {i: json.loads(fault) for i, fault in enumerate(faults) if fault}
+    bad |= {int(rows[i]): {"reason": reason} for i, reason in answers.failed.items()}
+    for i in rows[missing[rows]]:
+        bad.setdefault(int(i), {"reason": "the model knows no token of this text, or its score is not finite"})
+    counts = Counts(
+        rows=len(table),
+        texts=len(rows),
+        texts_without_answer=int(missing[rows].sum()),
+        bad_rows=len(bad),
+        rows_removed=count_removed(table, output.text_columns),
+        **answers.token_counts,
+    )
+    labelled = table.select(output.keep_columns)
+    columns = answers_to_columns(values, missing, output)
     if output.token_count:
         columns.append(pa.array(lengths, mask=lengths == 0))
-    for name, values in zip(output.added, columns, strict=True):
-        found = found.append_column(name, values)
-    places = json.dumps([{"row": i} | bad[i] for i in sorted(bad)])
-    return found.replace_schema_metadata({BAD_ROWS: places} if bad else None), counts
+    for name, column in zip(output.new_columns, columns, strict=True):
+        labelled = labelled.append_column(name, column)
+    listed = json.dumps([{"row": i} | bad[i] for i in sorted(bad)])
+    return labelled.replace_schema_metadata({BAD_ROWS: listed} if bad else None), counts
 
 
-def new_columns(probs: np.ndarray, missing: np.ndarray, output: OutputSpec) -> list[pa.Array]:
-    """Returns what is added for probabilities [rows, labels]; nulls where they are `missing`."""
-    kind = np.float16 if output.half else np.float32
+def count_removed(table: pa.Table, text_columns: list[str]) -> int:
+    rows = zip(*(table[name].to_pylist() for name in text_columns), strict=True)
+    return sum(any(text and removal(text) for text in row) for row in rows)
+
+
+def answers_to_columns(values: np.ndarray, missing: np.ndarray, output: OutputSpec) -> list[pa.Array]:
+    """Return the columns for answers [rows, labels], null where they are `missing`."""
+    dtype = np.float16 if output.float16 else np.float32
+    if output.top_label:
+        best = np.where(missing, 0, values.argmax(axis=1))
+        names = pa.array([output.model_labels[i] for i in best], pa.string(), mask=missing)
+        return [names, pa.array(values[np.arange(len(values)), best].astype(dtype), mask=missing)]
+    least = -np.inf if output.min_score is None else output.min_score
+    columns = [values[:, i] for i in output.indices]
+    return [pa.array(column.astype(dtype), mask=missing | (column < least)) for column in columns]
+
+
+def columns_to_answers(table: pa.Table, reference: np.ndarray, output: OutputSpec) -> np.ndarray:
+    """Return the answers that a part's columns hold, float64 [rows, labels]; nan if a row has none.
+
+    Values that were not written are taken from the `reference`, within what the columns allow: below the score of the
+    top label, or not above the minimum score.
+    """
+    columns = [table[name].to_pylist() for name in output.answer_columns]
     if not output.top_label:
-        least = -np.inf if output.min_score is None else output.min_score
-        columns = [probs[:, i] for i in output.places]
-        return [pa.array(column.astype(kind), mask=missing | (column < least)) for column in columns]
-    best = np.where(missing, 0, probs.argmax(axis=1))
-    names = pa.array([output.labels[i] for i in best], pa.string(), mask=missing)
-    return [names, pa.array(probs[np.arange(len(probs)), best].astype(kind), mask=missing)]
+        answers = np.array(columns, dtype=float).T
+        if output.min_score is None:
+            return answers
+        return np.where(np.isnan(answers), np.minimum(reference, output.min_score), answers)
+    names, scores = columns
+    scores = np.array(scores, dtype=float)
+    answers = np.minimum(reference, np.nextafter(scores, -np.inf)[:, None])  # nan without a score
+    for i, name in enumerate(names):
+        if name is not None:
+            answers[i, output.model_labels.index(name)] = scores[i]
+    return answers

@@ -1,4 +1,4 @@
-"""Stretches: what a worker reads by itself, a file or some row groups of a Parquet file, and cuts into parts."""
+"""The job's input, cut into splits: a file, or some row groups of a Parquet file, that one worker reads alone."""
 
 import math
 import os
@@ -10,28 +10,25 @@ import pyarrow as pa
 
 from bench.files import digest
 from bench.label.rows import OutputSpec
+from bench.model.model import Model
 from bench.tables.readers import Table, read_all, reading
-from bench.tables.storage import CONCURRENT_FILES
+from bench.tables.storage import CONCURRENT_FILES, Location
 
 
 @dataclass(frozen=True)
 class InputPart:
-    """The rows of a part: those of file number `file` from number `first` on; whether it is the `last` of its split.
+    """Rows of the input that become one file of the output."""
 
-    table: the columns of OutputSpec.schema, and BAD.
-    """
-
-    file: int
-    first: int
-    table: pa.Table
-    last: bool
+    file: int  # number of the input file
+    first: int  # number of the first row in that file
+    table: pa.Table  # the columns of OutputSpec.schema, and BAD
+    last: bool  # True for the last part of a split
 
     @property
     def name(self) -> str:
         return part_name(self.file, self.first)
 
-    @property
-    def words(self) -> str:
+    def __str__(self) -> str:
         return f"{self.name}, rows {self.first:,} to {self.first + len(self.table) - 1:,} of file {self.file + 1}"
 
 
@@ -41,68 +38,92 @@ def part_name(file: int, first: int) -> str:
 
 @dataclass(frozen=True)
 class InputSplit:
-    """Rows of the table of file number `file`, from number `first` on: at most so many `rows`, or all that are left.
+    """Consecutive rows of one input file."""
 
-    counted: whether there are exactly so many.
-    """
-
-    file: int
+    file: int  # number of the input file
     table: Table
-    first: int = 0
-    rows: int | None = None
-    counted: bool = False
+    first: int = 0  # number of the first row
+    rows: int | None = None  # at most; None for all that follow
+    is_exact: bool = False  # the file has exactly these `rows`
 
-    def read(self, output: OutputSpec, done: int = 0, there: Collection[str] = ()) -> Iterator[InputPart]:
-        """Yields the parts behind the first `done` rows, but for those that are `there`. A split has at least one.
-
-        Raises UserError as read_all.
-        """
+    def read(self, output: OutputSpec, done: int = 0, existing: Collection[str] = ()) -> Iterator[InputPart]:
+        """Yield the parts after the first `done` rows, except for `existing` ones. A split has at least one part."""
         first, end = self.first + done, math.inf if self.rows is None else self.first + self.rows
-        waiting, read = output.schema.empty_table(), first
-        for rows in read_all([self.table], output.schema, first, set_aside=True):
-            found = rows.slice(0, min(end - read, len(rows)))
-            waiting, read = pa.concat_tables([waiting, found], promote_options="default"), read + len(found)
-            while len(waiting) > output.rows:
-                yield from self.part(first, waiting.slice(0, output.rows), False, there)
-                first, waiting = first + output.rows, waiting.slice(output.rows)
-            if read >= end:
+        waiting, position = output.schema.empty_table(), first
+        size = output.rows_per_file
+        for chunk in read_all([self.table], output.schema, first, set_aside=True):
+            rows = chunk.slice(0, min(end - position, len(chunk)))
+            waiting, position = pa.concat_tables([waiting, rows], promote_options="default"), position + len(rows)
+            while len(waiting) > size:
+                if part_name(self.file, first) not in existing:
+                    yield InputPart(self.file, first, waiting.slice(0, size).combine_chunks(), last=False)
+                first, waiting = first + size, waiting.slice(size)
+            if position >= end:
                 break
-        yield from self.part(first, waiting, True, there)
-
-    def part(self, first: int, table: pa.Table, last: bool, there: Collection[str]) -> Iterator[InputPart]:
-        if part_name(self.file, first) not in there:
-            yield InputPart(self.file, first, table.combine_chunks(), last)
+        if part_name(self.file, first) not in existing:
+            yield InputPart(self.file, first, waiting.combine_chunks(), last=True)
 
     def estimate_rows(self) -> int:
-        """Returns how many rows there are, exactly or about."""
-        if self.counted:
+        if self.is_exact:
             return self.rows
-        left = self.table.estimate_rows() - self.first
-        return left if self.rows is None else min(self.rows, left)
+        remaining = self.table.estimate_rows() - self.first
+        return remaining if self.rows is None else min(self.rows, remaining)
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """What is labelled, with which model, and where the labels go."""
+
+    model: Model
+    source: Location
+    folder: Location  # of the output
+    splits: list[InputSplit]  # of the whole input
+    output: OutputSpec
+    options: dict[str, object]  # those that determine the output -> their values
+    shard: tuple[int, int] | None = None  # (3, 16) for the third of sixteen runs
+    overwrite: bool = False
+    strict: bool = False  # stop at the first bad row
+    no_check: bool = False  # continue if rows are wrong
+
+    @property
+    def own_splits(self) -> list[InputSplit]:
+        """The splits of this shard, or all."""
+        number, count = self.shard or (1, 1)
+        return self.splits[number - 1 :: count]
+
+    def own_file(self, name: str) -> Location:
+        """Return a file in the output folder; a shard has its own, such as `_receipt-3-of-16.json`."""
+        stem, dot, extension = name.partition(".")
+        if self.shard:
+            stem += "-{}-of-{}".format(*self.shard)
+        return self.folder / f"{stem}{dot}{extension}"
+
+    @property
+    def tables(self) -> list[Table]:
+        return list({split.file: split.table for split in self.splits}.values())
+
+    def estimate_rows(self) -> int:
+        return sum(split.estimate_rows() for split in self.splits)
 
 
 def cut_splits(tables: list[Table], output: OutputSpec) -> list[InputSplit]:
-    """Cuts the input into splits, in its order: as many row groups as a part has rows, or a whole file.
-
-    With a limit of rows, files are counted until it is reached, but for the last.
-    """
+    """Cut the input into splits, in order: as many row groups as fill a part, or a whole file."""
     splits, left = [], math.inf if output.limit is None else output.limit
     with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
-        groups_of_all = list(pool.map(Table.row_groups, tables))
-    for number, (table, groups) in enumerate(zip(tables, groups_of_all, strict=True)):
+        row_groups = list(pool.map(Table.row_groups, tables))
+    for number, (table, groups) in enumerate(zip(tables, row_groups, strict=True)):
         if left <= 0:
             break
         if groups is None:
-            rows = None if left == math.inf else left
-            splits.append(InputSplit(number, table, 0, rows))
+            splits.append(InputSplit(number, table, 0, None if left == math.inf else left))
             if left < math.inf and number + 1 < len(tables):
                 left -= count_rows(table, output, left)
             continue
         first = rows = 0
-        for place, size in enumerate(groups or [0]):
+        for i, size in enumerate(groups or [0]):
             rows += size
-            if rows >= min(output.rows, left) or place + 1 >= len(groups):
-                splits.append(InputSplit(number, table, first, min(rows, left), counted=True))
+            if rows >= min(output.rows_per_file, left) or i + 1 >= len(groups):
+                splits.append(InputSplit(number, table, first, min(rows, left), is_exact=True))
                 first, left, rows = first + rows, left - rows, 0
                 if left <= 0:
                     break
@@ -110,22 +131,23 @@ def cut_splits(tables: list[Table], output: OutputSpec) -> list[InputSplit]:
 
 
 def count_rows(table: Table, output: OutputSpec, most: int) -> int:
-    """Counts the rows of a file, as far as `most`."""
-    counted = 0
-    for rows in read_all([table], pa.schema([output.schema.field(output.text_column)]), set_aside=True):
-        counted += len(rows)
-        if counted >= most:
+    """Count the rows of a file, up to `most`."""
+    count = 0
+    schema = pa.schema([output.schema.field(output.text_columns[0])])
+    for chunk in read_all([table], schema, set_aside=True):
+        count += len(chunk)
+        if count >= most:
             break
-    return min(counted, most)
+    return min(count, most)
 
 
-def digest_input(splits: list[InputSplit]) -> str:
-    """Returns 16 hexadecimal digits for the files' names, sizes, beginnings and ends, and what their folders say."""
-    tables = list({split.file: split.table for split in splits}.values())
+def digest_input(tables: list[Table]) -> str:
+    """Return 16 hexadecimal digits for the files' names, sizes, first and last bytes, and folder columns."""
 
-    def ends(table: Table) -> list[bytes]:
+    def fingerprint(table: Table) -> list[bytes]:
         with reading(table.file):
-            return [os.fsencode(table.file.name), os.fsencode(str(table.folder_columns)), *table.file.fingerprint()]
+            names = [os.fsencode(table.file.name), os.fsencode(str(table.folder_columns))]
+            return [*names, *table.file.fingerprint()]
 
     with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
-        return digest(part for parts in pool.map(ends, tables) for part in parts)
+        return digest(part for parts in pool.map(fingerprint, tables) for part in parts)

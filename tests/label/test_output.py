@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.label.progress import Progress
-from bench.label.rows import Answers, Counts, OutputSpec, label_table
+from bench.label.rows import Answers, Counts, OutputSpec, columns_to_answers, label_table, texts_of
+from bench.label.run import progress_bar
 from bench.label.splits import cut_splits
 from bench.tables.readers import open_table
 
@@ -19,9 +19,8 @@ ROWS = 23
 
 def output(**changes) -> OutputSpec:
     schema = pa.schema([("id", pa.string()), ("body", pa.string())])
-    same = {"schema": schema, "columns": ["id"], "text_column": "body", "labels": ["a", "b"], "written": ["a", "b"]}
-    same |= {"top_label": False, "half": False, "min_score": None, "prefix": "", "rows": 7, "limit": None}
-    return OutputSpec(**same | changes)
+    options = {"schema": schema, "text_columns": ["body"], "keep_columns": ["id"], "rows_per_file": 7}
+    return OutputSpec(**options | {"model_labels": ["a", "b"], "labels": ["a", "b"]} | changes)
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def tables(tmp_path):
 
 @given(rows=st.integers(1, 80), limit=st.none() | st.integers(1, 80), there=st.sets(st.integers(0, 30)))
 def test_splits_cover_all_rows_in_order_and_read_only_the_missing_parts(tables, rows, limit, there):
-    spec = output(rows=rows, limit=limit)
+    spec = output(rows_per_file=rows, limit=limit)
     splits = cut_splits(tables, spec)
     made = [part for split in splits for part in split.read(spec)]
     wanted = min(limit or 3 * ROWS, 3 * ROWS)
@@ -45,7 +44,7 @@ def test_splits_cover_all_rows_in_order_and_read_only_the_missing_parts(tables, 
     assert sorted(part.name for part in made) == [part.name for part in made]
     assert sum(split.estimate_rows() for split in splits) == pytest.approx(wanted, abs=1)
     names = {made[i].name for i in there if i < len(made)}
-    again = [part for split in splits for part in split.read(spec, there=names)]
+    again = [part for split in splits for part in split.read(spec, existing=names)]
     assert [(part.name, part.table) for part in again] == [
         (part.name, part.table) for part in made if part.name not in names
     ]
@@ -53,7 +52,7 @@ def test_splits_cover_all_rows_in_order_and_read_only_the_missing_parts(tables, 
 
 def test_a_split_of_parquet_is_whole_row_groups_and_reads_no_others(tables):
     """Row groups have 5 rows, so two of them fill a part of 7."""
-    spec = output(rows=7)
+    spec = output(rows_per_file=7)
     splits = cut_splits(tables, spec)
     assert [(one.file, one.first, one.rows) for one in splits] == [
         (0, 0, None),
@@ -65,15 +64,18 @@ def test_a_split_of_parquet_is_whole_row_groups_and_reads_no_others(tables):
     assert sizes == [[7, 7, 7, 2], *[[7, 3]] * 4, [6]]
 
 
-def test_without_a_terminal_there_is_a_line_a_minute(monkeypatch, capfd):
-    now = iter([0.0, 30.0, 61.0, 100.0, 122.0])
-    monkeypatch.setattr("bench.label.progress.time.monotonic", lambda: next(now))
-    with Progress(total=10_000, before=1000) as progress:
-        for done in (1000, 1610, 2000, 2220):
-            progress.show(done)
-    assert [re.findall(r"\d[\d,.]*\d", line) for line in capfd.readouterr().err.splitlines()] == [
-        ["1,610", "10,000", "10.0", "0.2"],  # rows done, rows in all, rows/s of this run, hours left
-        ["2,220", "10,000", "10.0", "0.2"],
+def test_without_a_terminal_there_is_a_line_per_minute(monkeypatch, capfd):
+    seconds = iter([0.0, 30.0, 61.0, 100.0, 122.0])
+    now = next(seconds)
+    with progress_bar(total=10_000, done=1000) as bar:
+        monkeypatch.setattr(bar, "_time", lambda: now)
+        bar.start_t = bar.last_print_t = now
+        for done, now in zip((1000, 1610, 2000, 2220), seconds, strict=True):  # noqa: B007
+            bar.update(done - bar.n)
+        lines = capfd.readouterr().err.splitlines()
+    assert [re.findall(r"\d[\d,.:]*\d", line) for line in lines] == [
+        ["1,610", "10,000", "10.00", "13:59"],  # rows done, rows in total, rows/s of this run, time left
+        ["2,220", "10,000", "10.00", "12:58"],
     ]
 
 
@@ -81,12 +83,33 @@ def test_a_row_without_text_or_answer_has_nulls():
     table = pa.table({"id": [1, 2, 3, 4], "body": ["x", None, " ", "y"]})
     answers = np.array([[0.25, 0.75], [np.nan, 0.5]], dtype=np.float32)
     found, counts = label_table(
-        table, Answers(answers, np.array([4, 5]), {"tokens": 9, "truncated": 1, "lost": 4}), output()
+        table, Answers(answers, np.array([4, 5]), {"tokens": 9, "texts_truncated": 1, "tokens_lost": 4}), output()
     )
-    assert counts == Counts(rows=4, texts=2, no_answer=1, tokens=9, truncated=1, lost=4, bad=1)
-    assert counts + counts == Counts(8, 4, 2, 18, 2, 8, 2, 0)
+    assert counts == Counts(4, 2, texts_without_answer=1, tokens=9, texts_truncated=1, tokens_lost=4, bad_rows=1)
+    assert counts + counts == Counts(8, 4, 0, 2, 18, 2, 8, 2)
     assert found.schema.names == ["id", "a", "b"] and found.schema.types[1:] == [pa.float32()] * 2
     assert found.to_pylist()[0] == {"id": 1, "a": 0.25, "b": 0.75}
     assert found["a"].to_pylist()[1:] == found["b"].to_pylist()[1:] == [None] * 3
-    top, _ = label_table(table, Answers(answers, np.array([4, 5])), output(top_label=True, columns=[]))
+    top, _ = label_table(table, Answers(answers, np.array([4, 5])), output(top_label=True, keep_columns=[]))
     assert top.to_pylist() == [{"label": "b", "score": 0.75}] + [{"label": None, "score": None}] * 3
+
+
+def test_columns_become_answers_again_as_far_as_they_allow():
+    """What was not written is taken from the reference: below the top label's score, or not above the minimum."""
+    reference = np.array([[0.2, 0.7], [0.6, 0.4], [0.3, 0.1]])
+    top = pa.table({"label": ["b", "b", None], "score": [0.75, 0.5, None]})
+    answers = columns_to_answers(top, reference, output(top_label=True))
+    assert answers[0].tolist() == [0.2, 0.75] and list(answers[:2].argmax(axis=1)) == [1, 1]
+    assert answers[1, 1] == 0.5 and answers[1, 0] == pytest.approx(0.5) and np.isnan(answers[2]).all()
+    high = pa.table({"a": [None, 0.6, None], "b": [0.7, None, None]})
+    answers = columns_to_answers(high, reference, output(min_score=0.25))
+    assert answers.tolist() == [[0.2, 0.7], [0.6, 0.25], [0.25, 0.1]]
+
+
+def test_an_item_may_be_the_texts_of_several_columns():
+    table = pa.table({"id": [1, 2, 3], "body": ["x", "y", "z"], "title": ["a", None, "[deleted]"]})
+    spec = output(text_columns=["title", "body"])
+    assert texts_of(table, spec) == [("a", "x")]
+    labelled, counts = label_table(table, Answers(np.array([[0.25, 0.75]]), np.array([2])), spec)
+    assert labelled["b"].to_pylist() == [0.75, None, None]
+    assert counts == Counts(rows=3, texts=1, rows_removed=1)

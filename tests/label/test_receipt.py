@@ -7,12 +7,19 @@ import pyarrow as pa
 import pytest
 
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
-from bench.label.comparison import Comparison
-from bench.label.output import RECEIPT_FILE, read_footers, write_part
-from bench.label.receipt import Checker, read_receipt
+from bench.label.folder import RECEIPT_FILE, check_complete, write_part
+from bench.label.receipt import (
+    FIRST_ROWS,
+    LATER_ROWS,
+    MOST_ROWS,
+    Checker,
+    Sample,
+    add_sample,
+    pick_sample,
+    read_receipt,
+)
 from bench.label.rows import Answers, Counts, OutputSpec, label_table
-from bench.label.sample import FIRST_ROWS, LATER_ROWS, MOST_ROWS, Sample, add_sample, pick_sample
-from bench.label.splits import InputPart, InputSplit
+from bench.label.splits import InputPart, InputSplit, LabelJob
 from bench.model.model import Model
 from bench.model.reference import Reference
 from bench.tables.storage import locate
@@ -40,32 +47,34 @@ def answers(model, table) -> np.ndarray:
     return Reference.load(model).of_items(full).astype(np.float32)
 
 
-def spec(model: Model, top_label: bool = False) -> OutputSpec:
+def output(model: Model, **options) -> OutputSpec:
     schema = pa.schema([("id", pa.int64()), ("body", pa.string())])
-    same = {"written": model.labels, "half": False, "min_score": None, "prefix": "", "rows": 1000, "limit": None}
-    return OutputSpec(schema, ["id"], "body", model.labels, top_label=top_label, **same)
+    return OutputSpec(schema, ["body"], ["id"], model.labels, model.labels, **options)
 
 
-def compare(model, table, answers, folder, top_label=False, precision="bf16") -> Comparison:
-    output = spec(model, top_label)
-    labelled, counts = label_table(table, Answers(answers, np.ones(len(answers), int)), output)
-    part = InputPart(0, 0, table, last=True)
+def compare(model, table, answers, folder, precision="bf16", no_check=False, **options) -> Checker:
+    """Write a part with these answers, and compare some of its rows."""
+    spec, part = output(model, **options), InputPart(0, 0, table, last=True)
+    labelled, counts = label_table(table, Answers(answers, np.ones(len(answers), int)), spec)
     write_part(locate(folder), part, labelled, counts, job="")
-    comparison = Comparison(model, precision, output, locate(folder), gpu=None)
-    comparison.look([pick_sample(part.name, table, "body", model)])
-    return comparison
+    splits = [InputSplit(0, table=None)]
+    job = LabelJob(model, locate("in"), locate(folder), splits, spec, options={}, no_check=no_check)
+    checker = Checker(job, precision, gpu=None, fields={"variant": "torch-bf16"})
+    checker.compare([pick_sample(part, spec, model)])
+    return checker
 
 
 def test_the_sample_has_the_longest_the_shortest_special_tokens_and_others(model, table, texts):
-    sample = pick_sample("part", table, "body", model)
-    bodies = table["body"].to_pylist()
+    def sample_of(table) -> Sample:
+        return pick_sample(InputPart(0, 0, table, last=True), output(model), model)
+
+    sample, bodies = sample_of(table), table["body"].to_pylist()
     assert len(sample.rows) == len(set(sample.rows)) == FIRST_ROWS
-    assert sample.texts == [bodies[i] for i in sample.rows] and not {None, "[deleted]"} & set(sample.texts)
-    assert {"x" * 9000, min(texts[:100], key=len), "a <mask> </s> b"} <= set(sample.first(LATER_ROWS).texts)
+    assert sample.items == [bodies[i] for i in sample.rows] and not {None, "[deleted]"} & set(sample.items)
+    assert {"x" * 9000, min(texts[:100], key=len), "a <mask> </s> b"} <= set(sample.first(LATER_ROWS).items)
     spread = np.histogram(sample.rows, bins=4, range=(0, len(bodies)))[0]
     assert spread.min() >= 8, "from everywhere in the part"
-    few = pick_sample("part", table.slice(0, 5), "body", model)
-    assert sorted(few.rows) == [1, 2, 3, 4] and not pick_sample("part", table.slice(0, 1), "body", model).rows
+    assert sorted(sample_of(table.slice(0, 5)).rows) == [1, 2, 3, 4] and not sample_of(table.slice(0, 1)).rows
 
 
 def test_samples_of_many_parts_stay_few_and_spread():
@@ -77,15 +86,15 @@ def test_samples_of_many_parts_stay_few_and_spread():
     assert len(numbers) > 10 and numbers[0] < 100 and numbers[-1] > 900
 
 
-@pytest.mark.parametrize("top_label", [False, True])
-def test_correct_rows_pass(top_label, model, table, answers, tmp_path):
-    found = compare(model, table, answers, tmp_path, top_label, precision="fp32")
-    assert (found.rows, found.changed, found.no_answer) == (FIRST_ROWS, 0, 0)
-    assert found.decisions == FIRST_ROWS * (1 if top_label else len(model.labels))
-    assert 0 < found.largest < 1e-6 or found.largest == 0
-    assert found.verdict()[0] == WITHIN
-    found.precision = "bf16"
-    assert found.verdict()[0] == UNPROVEN, "so few rows prove nothing about a lower precision"
+@pytest.mark.parametrize("options", [{}, {"top_label": True}, {"top_label": True, "float16": True}])
+def test_correct_rows_pass(options, model, table, answers, tmp_path):
+    checker = compare(model, table, answers, tmp_path, precision="fp32", **options)
+    assert (checker.parity.items, checker.parity.changed, checker.parity.non_finite) == (FIRST_ROWS, 0, 0)
+    assert checker.parity.decisions == FIRST_ROWS * (1 if options else len(model.labels))
+    assert checker.parity.max_diff < (2**-11 if "float16" in options else 1e-6)
+    assert checker.verdict()[0] == WITHIN
+    checker.precision = checker.parity.precision = "bf16"
+    assert checker.verdict()[0] == UNPROVEN, "so few rows prove nothing about a lower precision"
 
 
 WRONG = {
@@ -100,23 +109,23 @@ WRONG = {
 @pytest.mark.parametrize("how", WRONG)
 @pytest.mark.parametrize("top_label", [False, True])
 def test_wrong_rows_are_found(how, top_label, model, table, answers, tmp_path):
-    found = compare(model, table, np.ascontiguousarray(WRONG[how](answers)), tmp_path, top_label)
-    assert found.verdict()[0] == NOT_WITHIN, found
+    wrong = np.ascontiguousarray(WRONG[how](answers))
+    checker = compare(model, table, wrong, tmp_path, top_label=top_label)
+    assert checker.verdict()[0] == NOT_WITHIN, checker.parity
 
 
 def test_fp32_with_differences_above_rounding_is_wrong_even_if_no_decision_changes(model, table, answers, tmp_path):
     closer = np.clip(answers + np.where(answers > 0.5, 0.01, -0.01), 0, 1).astype(np.float32)
-    assert compare(model, table, closer, tmp_path).changed == 0
+    assert compare(model, table, closer, tmp_path).parity.changed == 0
     assert compare(model, table, closer, tmp_path, precision="fp32").verdict()[0] == NOT_WITHIN
 
 
 def test_a_receipt_counts_the_rows_and_has_the_verdict(model, table, answers, tmp_path, capsys):
-    found = compare(model, table, answers, tmp_path)
-    footers = read_footers(locate(tmp_path), "", [InputSplit(0, table=None)])
-    assert [footer.counts for footer in footers.values()] == [Counts(rows=104, texts=102, removed=1)]
-    checker = Checker(found, {"variant": "torch-bf16"}, [InputSplit(0, table=None)])
-    checker.finish([], checker.check_complete())
-    receipt = read_receipt(locate(tmp_path))
+    checker = compare(model, table, answers, tmp_path)
+    footers = check_complete(checker.job)
+    assert [footer.counts for footer in footers.values()] == [Counts(rows=104, texts=102, rows_removed=1)]
+    checker.finish([], footers)
+    receipt = read_receipt(checker.job)
     assert receipt["rows"] == 104 and receipt["rows_without_text"] == 2 and receipt["variant"] == "torch-bf16"
     assert (receipt["rows_compared"], receipt["flips"], receipt["verdict"]) == (FIRST_ROWS, 0, UNPROVEN)
     err = capsys.readouterr().err
@@ -125,15 +134,16 @@ def test_a_receipt_counts_the_rows_and_has_the_verdict(model, table, answers, tm
 
 
 def test_the_first_wrong_part_stops_the_run_and_leaves_a_receipt(model, table, answers, tmp_path):
-    found = compare(model, table, np.ascontiguousarray(1 - answers), tmp_path)
-    sample = pick_sample(InputPart(0, 0, table, last=True).name, table, "body", model)
+    wrong = np.ascontiguousarray(1 - answers)
+    checker = compare(model, table, wrong, tmp_path)
+    sample = pick_sample(InputPart(0, 0, table, last=True), output(model), model)
     with pytest.raises(RunError) as stopped:
-        Checker(found, {}, []).add(Counts(rows=104), sample)
+        checker.add(Counts(rows=104), sample)
     assert NOT_WITHIN in str(stopped.value) and "--no-check" in str(stopped.value)
-    assert read_receipt(locate(tmp_path))["verdict"] == NOT_WITHIN
-    checker = Checker(found, {}, [], stops=False)
+    assert read_receipt(checker.job)["verdict"] == NOT_WITHIN
+    checker = compare(model, table, wrong, tmp_path, no_check=True)
     checker.add(Counts(), Sample("part", [], []))
-    assert checker.later is None, "a part without texts is not the first that can be compared"
+    assert checker.later_samples is None, "a part without texts is not the first that can be compared"
     checker.add(Counts(rows=104), sample)
     checker.add(Counts(rows=104), sample)
-    assert [len(later.rows) for later in checker.later] == [LATER_ROWS]
+    assert [len(later.rows) for later in checker.later_samples] == [LATER_ROWS]

@@ -1,4 +1,4 @@
-"""classify_texts.py: months of Reddit's dumps, by shards, into a bucket, and killed on the way."""
+"""classify_texts.py on Reddit dumps: shards, buckets, the Hub, and runs that are killed."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 
 import classify_texts
 from bench.judge import WITHIN
-from bench.label.job import locked
+from bench.label.folder import locked
 from bench.tables.storage import locate
 
 MONTHS = ("2023", "11"), ("2023", "12"), ("2024", "01")
@@ -24,7 +24,7 @@ ROWS = 50  # of a month
 
 @pytest.fixture
 def months(tmp_path, texts):
-    """Three months of synthetic comments, as Pushshift's dumps are: some removed, one line that is no JSON."""
+    """Three months of synthetic comments, in Pushshift's format: some removed, one line that is not JSON."""
     for number, (year, month) in enumerate(MONTHS):
         folder = tmp_path / "months" / f"year={year}" / f"month={month}"
         folder.mkdir(parents=True)
@@ -40,7 +40,7 @@ def months(tmp_path, texts):
 
 @pytest.fixture
 def bucket(months, monkeypatch):
-    """The months in a bucket of a server that speaks S3; the way to it is in the environment, as for the real one."""
+    """Copy the months to a bucket of an S3 server on this machine, which the environment points to."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -64,7 +64,7 @@ OPTIONS = ["--device", "cpu", "--variant", "torch", "--threads", "1", "--rows-pe
 
 @pytest.fixture
 def label(call, tiny_model, months, tmp_path, monkeypatch):
-    """Runs the script in this process; returns its exit code and what it says."""
+    """Return a function that runs the script in this process and returns its exit code and standard error."""
     monkeypatch.chdir(tmp_path)
 
     def label(*arguments, source=months, output="out"):
@@ -76,7 +76,7 @@ def label(call, tiny_model, months, tmp_path, monkeypatch):
 
 @pytest.fixture
 def start(tiny_model, months, tmp_path):
-    """Starts the script in a process of its own."""
+    """Return a function that starts the script in its own process."""
 
     def start(*arguments, source=months, output=tmp_path / "out"):
         command = [sys.executable, ROOT / "classify_texts.py", tiny_model, source, "--output", output]
@@ -88,7 +88,7 @@ def start(tiny_model, months, tmp_path):
 
 @pytest.fixture
 def whole(label, tmp_path) -> pd.DataFrame:
-    """What a plain run on this machine gives."""
+    """Label the months in a single run on this machine; return the output."""
     code, err = label(output="whole")
     assert code == 0 and len((tmp_path / "whole" / "_bad_rows.jsonl").read_text().splitlines()) == 3, err
     return read_parts("whole")
@@ -100,18 +100,18 @@ def read_parts(folder: str) -> pd.DataFrame:
 
 
 def part_times(folder: Path) -> dict[str, int]:
-    """When each part was written: a part that is labelled again has another time."""
+    """Return when each part was written: a part that is labelled again has another time."""
     return {part.name: part.stat().st_mtime_ns for part in folder.glob("part-*")}
 
 
-def test_months_are_labelled_as_they_lie(whole):
+def test_months_are_labelled_in_order_with_their_folder_columns(whole):
     assert list(whole.columns[:4]) == ["id", "edited", "year", "month"]
     assert list(whole["month"]) == [month for _, month in MONTHS for _ in range(ROWS)]
     assert list(whole["id"].dropna()) == [f"{month}_{i}" for _, month in MONTHS for i in range(ROWS) if i != 30]
     assert list(whole["LABEL_0"].isna()) == [i % 20 == 7 or i == 30 for i in range(ROWS)] * 3
 
 
-def test_shards_make_the_parts_of_a_plain_run_which_then_checks_them(label, start, whole, tmp_path):
+def test_shards_write_the_parts_of_a_single_run_which_then_checks_them(label, start, whole, tmp_path):
     first, second = (start("--shard", f"{number}/2") for number in (1, 2))  # at once
     out = tmp_path / "out"
     kill_after_a_part(second, out)
@@ -136,7 +136,7 @@ def test_shards_make_the_parts_of_a_plain_run_which_then_checks_them(label, star
     assert {path.name for path in out.glob("part-*")} == {path.name for path in (tmp_path / "whole").glob("part-*")}
 
 
-def test_shards_that_can_not_be_are_refused(label, tmp_path):
+def test_impossible_shards_are_refused(label, tmp_path):
     for shard in ("0/2", "3/2", "2", "a/b"):
         code, err = label("--shard", shard)
         assert code == 2 and "--shard" in err and shard in err
@@ -147,7 +147,7 @@ def test_shards_that_can_not_be_are_refused(label, tmp_path):
     assert code == 0 and not part_times(tmp_path / "out"), "there are only three files to share"
 
 
-def test_from_a_bucket_into_a_bucket(label, start, whole, bucket):
+def test_input_and_output_in_a_bucket(label, start, whole, bucket):
     far = {"source": f"{bucket}/in", "output": f"{bucket}/my labels/100% #1"}
     kill_after_a_part(start(**far), far["output"])
     code, err = label(**far)
@@ -156,7 +156,9 @@ def test_from_a_bucket_into_a_bucket(label, start, whole, bucket):
     out = locate(far["output"])
     before = json.loads((out / "_receipt.json").read())
     assert before["texts_of_this_run"] < before["texts"]
-    assert label(**far)[0] == 0 and json.loads((out / "_receipt.json").read()) == before, "all is labelled already"
+    assert label(**far)[0] == 0 and json.loads((out / "_receipt.json").read()) == before, (
+        "everything is already labelled"
+    )
     (out / "_receipt.json").delete()
     code, err = label("--check-only", **far)
     receipt = json.loads((out / "_receipt.json").read())
@@ -168,7 +170,7 @@ def test_from_a_bucket_into_a_bucket(label, start, whole, bucket):
     assert code == 0 and len(read_parts(far["output"])) == 20
 
 
-def test_from_a_dataset_on_the_hub(label, whole, hub, months, monkeypatch):
+def test_input_from_a_dataset_on_the_hub(label, whole, hub, months, monkeypatch):
     hub.models["datasets/ann/comments"] = months
     monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", hub.url, raising=False)
     monkeypatch.setattr("huggingface_hub.hf_file_system.constants.ENDPOINT", hub.url)
@@ -180,7 +182,7 @@ def test_from_a_dataset_on_the_hub(label, whole, hub, months, monkeypatch):
     assert code == 2 and err.count("\n") == 1, err
 
 
-def test_what_is_not_in_a_bucket_is_said_in_a_line(label, bucket, months):
+def test_missing_buckets_and_folders_are_named_in_one_line(label, bucket, months):
     wrong = {
         "s3://nowhere/in": "nowhere",
         f"{bucket}/none": "s3://comments/none",
@@ -194,19 +196,19 @@ def test_what_is_not_in_a_bucket_is_said_in_a_line(label, bucket, months):
         assert code in (1, 2) and "Traceback" not in err and err.splitlines()[-1].startswith("classify_texts.py: "), err
 
 
-def test_a_shard_that_begins_later_does_not_wait_for_the_first(label, months, tmp_path):
-    with locked(locate(tmp_path / "out"), shared=True):  # as a shard does that labels
+def test_a_later_shard_does_not_wait_for_the_first(label, months, tmp_path):
+    with locked(locate(tmp_path / "out"), shared=True):  # like a shard that is labelling
         code, err = label("--shard", "2/2")
     assert code == 0 and len(part_times(tmp_path / "out")) == 8, err
     code, err = label()
     assert code == 0 and str(3 * ROWS) in err
 
 
-def test_shards_that_planned_otherwise_are_told_apart(label, tmp_path):
+def test_parts_of_shards_with_different_plans_are_refused(label, tmp_path):
     assert label("--shard", "1/2")[0] == 0
     file = tmp_path / "out" / "_job.json"
     job = json.loads(file.read_text())  # in a bucket, without locks, another shard may write its own plan over it
-    job["plan"]["threads"] = job["options"]["threads"] = 2
+    job["plan"]["threads"] = job["options"]["--threads"] = 2
     file.write_text(json.dumps(job))
     assert label("--shard", "2/2", "--threads", "2")[0] == 0
     for options in ([], ["--check-only"]):
@@ -214,7 +216,7 @@ def test_shards_that_planned_otherwise_are_told_apart(label, tmp_path):
         assert code == 2 and "part-000000-0000000000.parquet" in err.splitlines()[-1], err
 
 
-def test_what_stops_a_run_stops_the_next_one_too(label, months, tmp_path):
+def test_bad_rows_that_stop_a_run_stop_the_next_one_too(label, months, tmp_path):
     for shard in ("--shard=1/2", "--shard=1/2", "--shard=1/1"):
         code, err = label("--strict", shard)
         own = f"_bad_rows{shard.removeprefix('--shard=').replace('/', '-of-').join(['-', ''])}.jsonl"

@@ -1,4 +1,4 @@
-"""classify_texts.py: it looks for itself, checks what it wrote, and says so in a receipt."""
+"""classify_texts.py: how it checks its output, the receipt, and the benchmark before a long job."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from runtimes.classifier import Classifier
 
 @pytest.fixture
 def source(tmp_path, texts):
-    """150 comments; two rows without text, one that is cut, one that holds a special token."""
+    """Write 150 comments: two rows without text, one that is truncated, one with a special token."""
     bodies = [*texts[:146], None, "[deleted]", "word " * 500, "a <mask> in it"]
     pd.DataFrame({"id": range(150), "body": bodies}).to_csv(tmp_path / "comments.csv", index=False)
     return tmp_path / "comments.csv"
@@ -30,7 +30,7 @@ def source(tmp_path, texts):
 
 @pytest.fixture
 def label(call, tiny_model, source, tmp_path, monkeypatch):
-    """Labels the comments in this process, in parts of 60 rows: the exit code, standard error and the receipt."""
+    """Return a function that labels them in parts of 60 rows and returns exit code, standard error and receipt."""
     monkeypatch.chdir(tmp_path)
 
     def label(*arguments, model=tiny_model, variant=("--variant", "torch")):
@@ -43,7 +43,7 @@ def label(call, tiny_model, source, tmp_path, monkeypatch):
 
 
 def part_times(folder) -> dict[str, int]:
-    """When each part was written: a part that is labelled again has another time."""
+    """Return when each part was written: a part that is labelled again has another time."""
     return {part.name: part.stat().st_mtime_ns for part in folder.glob("part-*")}
 
 
@@ -70,7 +70,7 @@ def test_every_run_leaves_a_receipt(label, tiny_model, source, tmp_path):
 
 
 def wrong_from(number: int, real):
-    """Answers as `real` does, but from call `number` on with the contrary."""
+    """Wrap predict_share so that it inverts the probabilities from call `number` on."""
     calls = []
 
     def predict_share(*arguments):
@@ -81,7 +81,7 @@ def wrong_from(number: int, real):
     return predict_share
 
 
-def test_a_run_that_is_wrong_stops_after_its_first_part(label, monkeypatch, tmp_path):
+def test_a_wrong_run_stops_after_its_first_part(label, monkeypatch, tmp_path):
     monkeypatch.setattr(Classifier, "predict_share", wrong_from(1, Classifier.predict_share))
     code, err, receipt = label()
     assert code == 1 and NOT_WITHIN in err.splitlines()[-1].upper() and "--no-check" in err.splitlines()[-1]
@@ -95,8 +95,7 @@ def test_a_run_that_is_wrong_stops_after_its_first_part(label, monkeypatch, tmp_
     assert receipt["rows"] == 150 and receipt["verdict"] == NOT_WITHIN
 
 
-def test_a_receipt_that_a_run_left_behind_is_made_up(label, tmp_path):
-    """By the next run, though it labels nothing."""
+def test_a_missing_or_outdated_receipt_is_written_by_the_next_run(label, tmp_path):
     whole, times = label()[2], part_times(tmp_path / "out")
     file = tmp_path / "out" / "_receipt.json"
     for left in (None, whole | {"rows": 60}):
@@ -106,7 +105,7 @@ def test_a_receipt_that_a_run_left_behind_is_made_up(label, tmp_path):
         assert (receipt["rows"], receipt["tokens"], receipt["rows_compared"]) == (150, whole["tokens"], 76)
 
 
-def test_what_goes_wrong_later_is_seen_at_the_end(label, monkeypatch):
+def test_parts_that_are_wrong_later_are_found_at_the_end(label, monkeypatch):
     monkeypatch.setattr(Classifier, "predict_share", wrong_from(2, Classifier.predict_share))
     code, _, receipt = label()
     assert code == 1 and receipt["rows"] == 150 and receipt["rows_compared"] == 76
@@ -114,7 +113,7 @@ def test_what_goes_wrong_later_is_seen_at_the_end(label, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [[], ["--top-label"]])
-def test_a_folder_that_is_there_can_be_checked(options, label, tmp_path):
+def test_an_existing_folder_can_be_checked(options, label, tmp_path):
     assert label("--no-check", *options)[0] == 0
     before = label(*options)[2]
     (tmp_path / "out" / "_receipt.json").unlink()
@@ -140,7 +139,7 @@ def test_a_folder_that_is_there_can_be_checked(options, label, tmp_path):
     assert code == 2 and "--check-only" in err and not (tmp_path / "out").exists()
 
 
-def test_a_threshold_says_which_decisions_are_compared(label, tmp_path):
+def test_the_threshold_determines_which_decisions_are_compared(label, tmp_path):
     code, _, receipt = label("--threshold", 0.9)
     assert code == 0 and "0.9" in receipt["decisions_are"]
     (tmp_path / "own.json").write_text('{"LABEL_9": 0.3}')
@@ -148,17 +147,17 @@ def test_a_threshold_says_which_decisions_are_compared(label, tmp_path):
     assert code == 2 and "LABEL_9" in err.splitlines()[-1]
 
 
-# --------------------------------------------------------------------------------------------------- the first look
+# ------------------------------------------------------------------------------------------------- the quick benchmark
 
 
-def test_a_small_job_takes_fp32_at_once(label, tmp_path):
+def test_a_small_job_uses_fp32_without_a_benchmark(label, tmp_path):
     code, err, receipt = label(variant=())
     assert code == 0 and "FP32" in err and receipt["variant"] == "torch" and not (tmp_path / "results").exists()
     assert receipt["verdict"] == WITHIN and "FP32" in receipt["reason"] and receipt["column"] == "body"
 
 
-def test_a_long_job_measures_its_own_texts_first(label, monkeypatch, tmp_path):
-    """One command looks, says what it found, exports, labels, and leaves rows from which the next one knows."""
+def test_a_long_job_first_measures_its_own_texts(label, monkeypatch, tmp_path):
+    """One command measures, exports and labels; the next one uses the rows that it saved."""
     monkeypatch.setattr(quick, "SMALL_JOB", 100)
     monkeypatch.setattr(quick, "JOB_SHARE", 1e9)
     monkeypatch.setattr(quick, "MAX_SECONDS", 21.0)
@@ -175,7 +174,7 @@ def test_a_long_job_measures_its_own_texts_first(label, monkeypatch, tmp_path):
     assert len(read_results(list((tmp_path / "results").rglob("*.tsv")))[0]) == len(rows), "nothing is measured again"
 
 
-def test_texts_from_the_beginnings_of_all_files_stand_for_the_job(tmp_path, monkeypatch):
+def test_texts_from_the_beginnings_of_all_files_represent_the_job(tmp_path, monkeypatch):
     monkeypatch.setattr(quick, "HEAD_TEXTS", 6)
     for name in "ab":
         pd.DataFrame({"body": [f"{name}{i}" if i else None for i in range(9)]}).to_csv(tmp_path / f"{name}.csv")

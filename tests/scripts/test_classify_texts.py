@@ -1,4 +1,4 @@
-"""classify_texts.py: right labels in the input's order, nothing lost and nothing twice, and what is refused."""
+"""classify_texts.py: correct labels in the input's order, interrupted runs, and wrong usage."""
 
 import errno
 import gzip
@@ -19,10 +19,9 @@ from conftest import ROOT, kill_after_a_part, refused
 import classify_texts
 import run_benchmark
 from bench.judge import WITHIN
-from bench.label import output as parts
-from bench.label import plan, pool
-from bench.label.job import locked
-from bench.label.plan import LabelPlan, choose_plan, fastest_valid_row
+from bench.label import folder, pool
+from bench.label.folder import locked
+from bench.label.plan import LabelPlan, PlanOptions, choose_plan, fastest_valid_row
 from bench.machine import cpu_cores, cpu_name
 from bench.model.batches import Batching
 from bench.model.model import Model
@@ -40,7 +39,7 @@ LABELS = [f"LABEL_{i}" for i in range(5)]
 
 @pytest.fixture
 def source(tmp_path, texts):
-    """A folder with a CSV, a CSV.gz and a Parquet file: 90 rows, some without text."""
+    """Write a folder with a CSV, a CSV.gz and a Parquet file: 90 rows, some without text."""
     bodies = [None if i % 20 == 3 else " " if i % 20 == 7 else text for i, text in enumerate(texts[:90])]
     rows = pd.DataFrame({"id": [f"r{i}" for i in range(90)], "subreddit": "x", "body": bodies})
     folder = tmp_path / "source"
@@ -53,7 +52,7 @@ def source(tmp_path, texts):
 
 @pytest.fixture
 def label(call, tiny_model, source, tmp_path, monkeypatch):
-    """Labels the source in this process: the exit code, standard error and the parts as one table."""
+    """Return a function that labels the source and returns exit code, standard error and the output as one table."""
     monkeypatch.chdir(tmp_path)
     options = ["--device", "cpu", "--variant", "torch", "--threads", 1, "--rows-per-file", 40]
 
@@ -71,7 +70,7 @@ def part_files(folder) -> list:
 
 
 def part_times(folder) -> dict[str, int]:
-    """When each part was written: a part that is labelled again has another time."""
+    """Return when each part was written: a part that is labelled again has another time."""
     return {part.name: part.stat().st_mtime_ns for part in part_files(folder)}
 
 
@@ -84,7 +83,7 @@ def numbers(text: str) -> set[int]:
 
 
 def check_refused(answer, *names: str) -> None:
-    """Wrong usage or input: code 2, and the last line names what is wrong."""
+    """Assert on exit code 2, and that the last line has these names."""
     code, err, _ = answer
     assert code == 2 and all(name in err.splitlines()[-1] for name in names), err
 
@@ -94,7 +93,7 @@ def bodies_of(source) -> list:
     return pd.concat(tables)["body"].tolist()
 
 
-def test_labels_are_those_of_transformers_pipeline_in_the_inputs_order(label, source, tiny_model):
+def test_labels_equal_those_of_transformers_pipeline_in_the_inputs_order(label, source, tiny_model):
     from transformers import pipeline
 
     code, err, found = label()
@@ -112,7 +111,7 @@ def test_labels_are_those_of_transformers_pipeline_in_the_inputs_order(label, so
     assert found[LABELS].drop(index=full).isna().all(axis=None)
 
 
-def test_the_best_label_alone_and_the_columns_that_are_kept(label):
+def test_the_top_label_and_the_kept_columns(label):
     _, _, whole = label()
     code, _, top = label("--top-label", "--keep-columns", "id", "--keep-text", "--limit", 50, output="top")
     assert code == 0 and list(top.columns) == ["id", "body", "label", "score"] and len(top) == 50
@@ -122,7 +121,7 @@ def test_the_best_label_alone_and_the_columns_that_are_kept(label):
     assert (~full).sum() == 6
 
 
-def test_a_dry_run_says_what_it_will_be_and_writes_nothing(label, tiny_model, tmp_path, monkeypatch):
+def test_a_dry_run_estimates_the_job_and_writes_nothing(label, tiny_model, tmp_path, monkeypatch):
     bodies = [random.randbytes(30).hex(" ", 3) for _ in range(30_000)]
     rows = pd.DataFrame({"id": map(str, range(30_000)), "body": bodies})
     rows.to_json(tmp_path / "many.jsonl.zst", orient="records", lines=True, compression="zstd")
@@ -138,12 +137,12 @@ def test_a_dry_run_says_what_it_will_be_and_writes_nothing(label, tiny_model, tm
     unit_bytes = {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
     assert float(estimate.replace(",", "")) * unit_bytes == pytest.approx(size, rel=0.5)
     monkeypatch.setattr(sys, "argv", shlex.split(re.search(r"python (run_benchmark\.py .*)", err)[1]))
-    args = run_benchmark.parse_arguments()  # of the command that measures what isn't known yet
+    args = run_benchmark.parse_arguments()  # of the printed command, which measures the speed
     assert (args.model, args.quick, args.device, args.threads) == (["torch"], True, "cpu", 1)
     assert (args.model_id, args.dataset, args.column) == (str(tiny_model), str(options["source"]), "body")
 
 
-def test_folders_by_month_and_semicolons(label, source, tmp_path):
+def test_folder_columns_delimiter_and_encoding(label, source, tmp_path):
     rows = pd.read_csv(source / "a.csv")
     for month in ("01", "02"):
         folder = tmp_path / "months" / "year=2024" / f"month={month}"
@@ -158,7 +157,7 @@ def test_folders_by_month_and_semicolons(label, source, tmp_path):
     check_refused(label(**options), "body")
 
 
-def test_small_output_some_labels_in_half_precision_without_low_scores(label, tmp_path):
+def test_small_output_has_some_labels_in_float16_without_low_scores(label, tmp_path):
     _, _, whole = label(output="whole")
     code, err, found = label("--float16", "--labels", "LABEL_3,LABEL_1", "--min-score", 0.5)
     assert code == 0 and list(found.columns) == ["id", "subreddit", "LABEL_3", "LABEL_1"], err
@@ -175,7 +174,7 @@ def test_small_output_some_labels_in_half_precision_without_low_scores(label, tm
 
 
 def break_once(monkeypatch, owner, name: str, after: int, error: BaseException) -> None:
-    """Makes the call number `after` of a function fail."""
+    """Make the call number `after` of a function fail."""
     real, calls = getattr(owner, name), []
 
     def broken(*arguments, **options):
@@ -191,13 +190,13 @@ STAGES = [
     (pool, "label_table", 2),
     (pool, "write_part", 1),
     (pool, "write_part", 3),
-    (parts.pq, "write_table", 2),
+    (folder.pq, "write_table", 2),
 ]
 
 
 @pytest.mark.parametrize(("owner", "name", "after"), STAGES)
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_a_run_that_stops_anywhere_goes_on_to_the_same_result(owner, name, after, error, label, monkeypatch, tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_result(owner, name, after, error, label, monkeypatch, tmp_path):
     _, _, whole = label(output="whole")
     with monkeypatch.context() as patch:
         break_once(patch, owner, name, after, error)
@@ -211,7 +210,7 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_result(owner, name, after
     assert label()[0] == 0 and part_times(tmp_path / "out") == times, "nothing is labelled again"
 
 
-def test_a_worker_that_fails_is_started_again_and_twice_over_the_same_rows_is_the_end(label, monkeypatch):
+def test_a_failed_worker_is_restarted_but_not_for_ever(label, monkeypatch):
     _, _, whole = label(output="whole")
     with monkeypatch.context() as patch:
         break_once(patch, Classifier, "predict_share", 2, WorkerFailed("worker 1 of 1 died (SIGKILL)"))
@@ -230,7 +229,7 @@ def test_a_worker_that_fails_is_started_again_and_twice_over_the_same_rows_is_th
 
 
 def test_kill_9_loses_nothing(tiny_model, tiny_exports, source, tmp_path, label):
-    """In real processes, with two workers, killed as soon as there is a part."""
+    """Real processes with two workers are killed once there is a part."""
     shutil.copytree(tiny_exports / "tiny-onnx", tmp_path / "tiny-onnx")
     command = [sys.executable, SCRIPT, tiny_model, source, "--output", "killed", "--device", "cpu"]
     command += ["--variant", "onnx", "--rows-per-file", "9", "--workers", "2", "--threads", "1"]
@@ -252,6 +251,7 @@ def test_wrong_input_is_refused_before_anything_runs(label, source, tmp_path):
         ("--variant", "torch", "--gpu", "x"): ["--gpu", "'x'"],
         ("--rows-per-file", 0): ["--rows-per-file", "'0'"],
         ("--gpu", "0,1"): ["--gpu", "--device"],
+        ("--variant", "onx"): ["--variant", "onx", "onnx"],
     }
     for options, names in refusals.items():
         code, err, found = label(*options)
@@ -270,7 +270,7 @@ def test_wrong_input_is_refused_before_anything_runs(label, source, tmp_path):
     assert label(source=tmp_path / "none.csv", output="none")[0] == 2
 
 
-def test_another_job_or_foreign_files_in_the_folder_are_refused(label, source, tmp_path):
+def test_a_folder_with_another_job_or_foreign_files_is_refused(label, source, tmp_path):
     assert label("--limit", 10)[0] == 0
     check_refused(label("--limit", 20), "--limit", "10")
     frame = pd.read_csv(source / "a.csv")
@@ -291,7 +291,7 @@ def test_another_job_or_foreign_files_in_the_folder_are_refused(label, source, t
     assert label("--limit", 10)[0] == 0
 
 
-def test_parts_that_are_not_whole_are_made_again_and_foreign_ones_are_kept(label, tmp_path):
+def test_incomplete_parts_are_written_again_and_foreign_ones_are_kept(label, tmp_path):
     _, _, whole = label("--rows-per-file", 30)
     first, second, last = part_files(tmp_path / "out")
     second.write_bytes(first.read_bytes()[:-5])
@@ -310,7 +310,7 @@ def test_parts_that_are_not_whole_are_made_again_and_foreign_ones_are_kept(label
     assert first.exists()
 
 
-def test_texts_that_are_none_are_said(label, tmp_path):
+def test_input_without_texts(label, tmp_path):
     pd.DataFrame({"id": [1, 2], "body": [None, " "]}).to_parquet(tmp_path / "none.parquet")
     code, err, found = label(source=tmp_path / "none.parquet")
     assert code == 0 and re.search(r"\b2\b.*\b2\b", err) and found[LABELS].isna().all(axis=None)
@@ -320,8 +320,8 @@ def test_texts_that_are_none_are_said(label, tmp_path):
     check_refused(label(source=tmp_path / "numbers.parquet", output="other"), "body", "int64")
 
 
-def test_a_broken_file_in_the_middle_leaves_what_was_done(label, source):
-    """The head of a file is read before the start, the rest when its turn comes."""
+def test_a_damaged_file_in_the_middle_keeps_the_parts_before_it(label, source):
+    """The beginning of each file is read before the run starts."""
     whole = gzip.compress(b"id,subreddit,body\n" + b'1,x," "\n' * 40_000)
     (source / "b.csv.gz").write_bytes(whole[:-20])
     code, err, found = label("--rows-per-file", 30)
@@ -331,7 +331,7 @@ def test_a_broken_file_in_the_middle_leaves_what_was_done(label, source):
     assert code == 2 and "b.csv.gz" in err.splitlines()[-1] and found is None
 
 
-def test_bad_rows_are_set_aside_and_named_and_strict_stops(label, source, tmp_path):
+def test_bad_rows_are_listed_and_strict_stops_at_them(label, source, tmp_path):
     (source / "a.csv").write_bytes(b"id,subreddit,body\n1,x,one\n2,x\n3,x,caf\xe9\n4,x,four\n")
     (source / "b.csv.gz").unlink()
     (source / "d.jsonl").write_text('{"id": "8", "subreddit": "x", "body": "eight"}\n{"id": 9\n')
@@ -354,16 +354,16 @@ def test_bad_rows_are_set_aside_and_named_and_strict_stops(label, source, tmp_pa
     assert code == 1 and all(name in err.splitlines()[-1] for name in (first_bad, "--strict"))
 
 
-def test_a_text_on_which_workers_die_is_found_by_halving_and_set_aside(label, source, tmp_path, monkeypatch):
+def test_a_text_on_which_workers_die_is_found_and_listed(label, source, tmp_path, monkeypatch):
     rows = pd.read_csv(source / "a.csv")
     rows.loc[[5, 17], "body"] = "the deadly text"
     rows.to_csv(source / "a.csv", index=False)
     predict = Classifier.predict_share
 
-    def fail(self, file, batching):
-        if "the deadly text" in file.read_text():
+    def fail(self, texts, batching):
+        if "the deadly text" in texts:
             raise WorkerFailed("worker 1 of 1 died (SIGKILL)")
-        return predict(self, file, batching)
+        return predict(self, texts, batching)
 
     _, _, whole = label(output="whole")
     monkeypatch.setattr(Classifier, "predict_share", fail)
@@ -376,7 +376,7 @@ def test_a_text_on_which_workers_die_is_found_by_halving_and_set_aside(label, so
     assert found.loc[[5, 17], LABELS].isna().all(axis=None)
 
 
-def test_the_fastest_row_that_is_proven_says_how(tiny_model, monkeypatch, tmp_path):
+def test_the_plan_follows_the_fastest_proven_row(tiny_model, monkeypatch, tmp_path):
     model, device = Model.from_folder(tiny_model, "tiny"), slug(cpu_name())
     same = {"model": "tiny", "device": device, "dataset": "normal", "texts": 10, "texts_id": "t", "status": "ok"}
     same |= {"workers": 1, "threads": 1, "stage": "end-to-end", "passes": 1, "max_diff": 0.001, "decisions": 3000}
@@ -397,8 +397,8 @@ def test_the_fastest_row_that_is_proven_says_how(tiny_model, monkeypatch, tmp_pa
         append_row(results_path(tmp_path / "results", row), row)
 
     def choose(kind: str = "cpu", name: str = device, tokens: float = 40, model=model, **asked) -> LabelPlan:
-        asked = dict.fromkeys(plan.PLAN_OPTIONS) | {"long": "cut"} | asked
-        return choose_plan(kind, fastest_valid_row(tmp_path, name, model, tokens, asked["variant"]), asked)
+        options = PlanOptions(**asked)
+        return choose_plan(kind, fastest_valid_row(tmp_path, name, model, tokens, options.variant), options)
 
     measured = Batching("token-budget", batch_tokens=8 * 50)  # of 8 texts with 40 tokens and a quarter of padding
     assert choose() == LabelPlan("cpu", "torch", 1, 1, measured)
@@ -412,14 +412,14 @@ def test_the_fastest_row_that_is_proven_says_how(tiny_model, monkeypatch, tmp_pa
     assert "onnx-int8" in message and "gpu" in message.lower()
     row = row | {"messages/s": 999, "min": 999, "max": 999, "versions": "transformers 3.0.0", "flips": 0.0}
     append_row(results_path(tmp_path / "results", row), row)
-    assert choose().variant == "torch", "a row of other versions is of other tokens, and other speeds"
+    assert choose().variant == "torch", "rows of other versions do not count"
     for asked in ({"name": "other"}, {"tokens": 100}, {"model": model.with_thresholds("0.3")}):
         other = choose(**asked)
         assert other == LabelPlan("cpu", "torch", 1, cpu_cores(), Batching("token-budget", batch_tokens=1024)), asked
-    assert choose(variant="torch-bf16").batching == measured, "who asks for it gets it, proven or not"
+    assert choose(variant="torch-bf16").batching == measured, "a named variant need not be proven"
 
 
-def test_a_variant_that_takes_texts_labels_too(label):
+def test_a_variant_that_takes_texts_labels_like_others(label):
     _, _, whole = label()
     code, err, found = label("--variant", "pipeline", output="pipeline")
     assert code == 0 and "pipeline, 1 x 1, 1 in-order" in err and 80 in numbers(err)
@@ -428,8 +428,8 @@ def test_a_variant_that_takes_texts_labels_too(label):
 
 
 @pytest.mark.needs("ray")
-def test_on_ray_the_parts_are_the_same(tiny_model, tiny_exports, source, tmp_path, label):
-    """With an export, which travels, and files of which one goes on where a run stopped."""
+def test_parts_from_ray_are_the_same(tiny_model, tiny_exports, source, tmp_path, label):
+    """The export travels to the actors, and a killed run is resumed."""
     shutil.copytree(tiny_exports / "tiny-onnx", tmp_path / "tiny-onnx")
     _, _, whole = label("--rows-per-file", 9, output="whole")
     command = [sys.executable, SCRIPT, tiny_model, source, "--output", "ray", "--device", "cpu", "--ray"]
@@ -445,7 +445,7 @@ def test_on_ray_the_parts_are_the_same(tiny_model, tiny_exports, source, tmp_pat
     assert json.loads((tmp_path / "ray" / "_job.json").read_text())["plan"]["variant"] == "onnx"
 
 
-def test_new_columns_may_have_a_prefix(label, source):
+def test_new_columns_can_have_a_prefix(label, source):
     scored = pd.read_csv(source / "a.csv").assign(score=7, LABEL_1="x")
     scored.to_csv(source.parent / "scored.csv", index=False)
     check_refused(label("--top-label", source=source.parent / "scored.csv"), "'score'", "--prefix")
@@ -456,7 +456,7 @@ def test_new_columns_may_have_a_prefix(label, source):
 
 
 @pytest.mark.parametrize("how", ["windows", "windows-mean"])
-def test_long_texts_in_windows_are_what_transformers_says_of_its_own_windows(how, label, tiny_model, texts, tmp_path):
+def test_windows_of_long_texts_give_what_transformers_gives_for_its_windows(how, label, tiny_model, texts, tmp_path):
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -485,7 +485,7 @@ def test_long_texts_in_windows_are_what_transformers_says_of_its_own_windows(how
     check_refused(label(*options, source=tmp_path / "long.parquet", output="pipeline"), "--long", "pipeline")
 
 
-def test_comments_that_are_gone_are_no_texts(label, tmp_path):
+def test_removed_comments_are_not_texts(label, tmp_path):
     gone = ["[removed]", "[deleted]", "[ Removed by Reddit ]", "[unavailable]", " [deleted by user]\n"]
     gone += ["[removed by reddit]"]
     gone.append("[ Removed by reddit in response to a copyright notice. ]")
@@ -497,7 +497,7 @@ def test_comments_that_are_gone_are_no_texts(label, tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
-def test_a_file_system_without_locks_is_a_note(number, label, monkeypatch):
+def test_a_file_system_without_locks_is_reported(number, label, monkeypatch):
     def flock(*_):
         raise OSError(number, os.strerror(number))
 
@@ -506,8 +506,8 @@ def test_a_file_system_without_locks_is_a_note(number, label, monkeypatch):
     assert code == 0 and os.strerror(number) in err and len(found) == 90
 
 
-def test_what_is_locked_is_a_file_that_is_open_for_writing(tmp_path, monkeypatch):
-    """NFS refuses the lock of anything else with EBADF."""
+def test_the_lock_is_on_a_file_open_for_writing(tmp_path, monkeypatch):
+    """NFS refuses any other lock with EBADF."""
     writable = []
     monkeypatch.setattr("fcntl.flock", lambda file, _: writable.append(file.writable()))
     with locked(locate(tmp_path / "out")):
@@ -515,33 +515,33 @@ def test_what_is_locked_is_a_file_that_is_open_for_writing(tmp_path, monkeypatch
 
 
 DAMAGES = {
-    "a key is gone": lambda job: job.pop("plan"),
-    "a key of the plan is gone": lambda job: job["plan"].pop("workers"),
-    "a key too many": lambda job: job.update(more=1),
+    "a missing key": lambda job: job.pop("plan"),
+    "a missing key of the plan": lambda job: job["plan"].pop("workers"),
+    "an additional key": lambda job: job.update(more=1),
     "the plan is a number": lambda job: job.update(plan=5),
-    "a variant that is gone": lambda job: job["plan"].update(variant="caffe"),
+    "an unknown variant": lambda job: job["plan"].update(variant="caffe"),
     "other versions": lambda job: job["versions"].update(tokenizers="0.1"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_parts_of_a_job_that_is_not_this_one_are_refused_in_one_line(damage, label, tmp_path):
+def test_parts_of_another_or_a_damaged_job_are_refused_in_one_line(damage, label, tmp_path):
     label()
     file = tmp_path / "out" / "_job.json"
     job = json.loads(file.read_text())
     DAMAGES[damage](job)
     file.write_text(json.dumps(job))
     code, err, found = label()
-    name = {"a key too many": "--more", "other versions": "versions"}.get(damage, "--overwrite")
+    name = {"an additional key": "more", "other versions": "versions"}.get(damage, "--overwrite")
     check_refused((code, err, found), name)
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("variant", ["torch", "onnx"])
-def test_a_model_or_an_export_that_is_replaced_meanwhile_stops_the_run(
+def test_a_model_or_export_that_changes_during_the_run_stops_it(
     variant, label, tiny_model, tiny_exports, tmp_path, monkeypatch
 ):
-    """A worker that dies is started again: it must not go on with another model's answers."""
+    """A restarted worker must not continue with another model's answers."""
     model = shutil.copytree(tiny_model, tmp_path / "tiny")
     exported = shutil.copytree(tiny_exports / "tiny-onnx", tmp_path / "tiny-onnx")
     predict, calls = Classifier.predict_share, []
@@ -558,4 +558,4 @@ def test_a_model_or_an_export_that_is_replaced_meanwhile_stops_the_run(
     code, err, found = label("--variant", variant, model=model)
     changed = str(model) if variant == "torch" else "tiny-onnx"
     assert code == 1 and changed in err.splitlines()[-1]
-    assert len(found) == 30, "the part before stays"
+    assert len(found) == 30, "the part before is kept"
