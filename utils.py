@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent
-CACHE = Path(os.environ.get("BENCHMARK_CACHE", ROOT / ".cache"))  # random-roberta-base, token ids, references
+CACHE = Path(os.environ.get("BENCHMARK_CACHE", ROOT / ".cache"))  # random-roberta-base, references
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # never in a row, a card or a line of output
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT  # each ends a script
 

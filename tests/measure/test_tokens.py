@@ -59,7 +59,7 @@ def test_a_damaged_reference_in_the_cache_is_computed_again(damage, monkeypatch,
     assert len(calls) == 5 and len(list((tmp_path / "references").iterdir())) == 2
 
 
-def test_the_model_is_loaded_only_for_what_is_not_in_the_cache(opened, texts, tmp_path, monkeypatch):
+def test_the_model_is_loaded_only_for_results_missing_from_the_cache(opened, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "CACHE", tmp_path)
     loaded, load = [], Model.load_torch
 
@@ -98,7 +98,7 @@ def test_a_config_that_asks_for_tuples_changes_nothing(odd, tiny_model, texts, t
     assert np.allclose(found, expected, atol=1e-6)
 
 
-def test_weights_that_change_make_other_tokens(tiny_model, texts, tmp_path):
+def test_changed_weights_get_a_new_reference(tiny_model, texts, tmp_path):
     """Even if the file keeps its size and modification time."""
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     old = Model.from_folder(folder, "model")

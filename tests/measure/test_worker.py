@@ -145,7 +145,7 @@ def test_a_report_releases_the_cell(warmed):
     assert not (worker.prepared or worker.outputs or worker.batches or worker.latencies)
 
 
-def test_a_worker_on_a_gpu_in_the_memory_of_the_cpu(start, model, tokens, tiny_exports, monkeypatch):
+def test_a_worker_on_a_fake_gpu(start, model, tokens, tiny_exports, monkeypatch):
     """All of its steps: few shapes, warmed up in each cell, batches timed one by one, and correct outputs."""
     import onnxruntime
     import torch

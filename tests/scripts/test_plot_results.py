@@ -1,4 +1,4 @@
-"""plot_results.py: what it reads, what it writes into the README, and what it refuses. All rows here are invented."""
+"""plot_results.py: its figures, the blocks of the READMEs, and refused input. All rows here are invented."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ MODEL = "owner/some_model"
 
 
 def make_row(variant: str = "torch", speed: float = 100.0, **columns) -> dict:
-    """A good row; what is not given is the same in all."""
+    """Return a valid row; `columns` replace its defaults."""
     row = dict.fromkeys(COLUMNS, "") | {
         "workers": 1,
         "threads": 1,
@@ -47,12 +47,12 @@ def save(results: Path, *rows: dict) -> None:
 
 
 def lines_with(text: str, *names: str) -> list[str]:
-    """The lines that hold all of these names and numbers."""
+    """Return the lines that contain all of these names and numbers."""
     return [line for line in text.splitlines() if all(name in line for name in names)]
 
 
 def table_rows(text: str) -> list[list[str]]:
-    """The rows of a README's tables, without their headers. Batches are as `sorted 64`, however they are put."""
+    """Return the rows of a README's tables without headers, with batches as `sorted 64`, whatever their wording."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines_with(text, "| ")]
     rows = [row for row in rows if row[0] != "device" and set(row) != {"---"}]
     return [[*row[:4], " ".join(re.findall(r"sorted|in-order|\d+", row[4])), *row[5:]] for row in rows]
@@ -60,7 +60,7 @@ def table_rows(text: str) -> list[list[str]]:
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
-    """A folder with a README and a few results, which is the working directory."""
+    """The working directory, with a README and a few results."""
     monkeypatch.chdir(tmp_path)
     Path("results").mkdir()
     for readme in ("README.md", "results/README.md"):
@@ -93,7 +93,7 @@ def drawn(monkeypatch) -> list:
     return charts
 
 
-def test_all_is_drawn_and_the_readme_written_between_its_markers(project, plot):
+def test_all_figures_are_drawn_and_the_readme_changes_between_its_markers(project, plot):
     code, out, err = plot()
     assert (code, err) == (0, "")
     folder = Path("results/some_model")
@@ -121,7 +121,7 @@ def test_all_is_drawn_and_the_readme_written_between_its_markers(project, plot):
     assert lines_with(results, *origin)
 
 
-def test_the_first_figure_is_over_transformers_pipeline_where_it_was_measured(project, plot, drawn):
+def test_the_overview_compares_with_the_best_measured_baseline(project, plot, drawn):
     texts = {"stage": "end-to-end", "device": CPU, "texts": 512}
     save(Path("results"), make_row("pipeline", 4, **texts), make_row("pipeline", 6, batch_size=32, **texts))
     save(
@@ -136,7 +136,7 @@ def test_the_first_figure_is_over_transformers_pipeline_where_it_was_measured(pr
     assert pipeline[2:8] == ["-", "-", "in-order 32", "1 x 1", "6", "-"]
 
 
-def test_commands_in_the_readme_are_run_benchmarks(project, plot, drawn, monkeypatch):
+def test_run_benchmark_accepts_the_commands_in_the_readme(project, plot, drawn, monkeypatch):
     assert plot()[0] == 0
     asked = []
     for command in re.findall(r"`python (run_benchmark\.py .+?)`", Path("results/README.md").read_text()):
@@ -151,7 +151,7 @@ def test_commands_in_the_readme_are_run_benchmarks(project, plot, drawn, monkeyp
     ]
 
 
-def test_check_finds_what_is_out_of_date_and_writes_nothing(project, plot):
+def test_check_reports_outdated_files_and_writes_nothing(project, plot):
     assert plot("--check")[0] == 1
     assert not list(project.rglob("*.png"))
     plot()
@@ -174,7 +174,7 @@ def test_check_finds_what_is_out_of_date_and_writes_nothing(project, plot):
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
 
 
-def test_check_compares_data_and_not_pixels(project, tmp_path):
+def test_check_compares_data_instead_of_pixels(project, tmp_path):
     rows = plot_results.load_rows([Path("results")])
     chart, *_ = plot_results.plan_charts(rows, Path("results"), tmp_path)
     formats = list(plot_results.FORMATS)
@@ -197,15 +197,15 @@ def test_the_published_tables_of_three_devices(tmp_path, plot):
     code, _, err = plot("--results-dir", str(tmp_path / "results"))
     assert (code, err) == (0, "")
     kinds = sorted(path.name.split("_")[0] for path in tmp_path.rglob("*.png"))
-    assert kinds == ["comparison"] * 2 + ["scaling"] * 6  # they say nothing about parity
-    assert "H200" not in (tmp_path / "README.md").read_text()  # nobody here measured it: no headline
+    assert kinds == ["comparison"] * 2 + ["scaling"] * 6  # without parity
+    assert "H200" not in (tmp_path / "README.md").read_text()  # published rows make no headline
     readme = (tmp_path / "results" / "README.md").read_text()
     first_cells = ["H200", "onnx-fp16", "4,037", "3.98", "in-order 8", "10 x 1", "-", "-", "-", "-"]
     assert first_cells in [row[:10] for row in table_rows(readme)]
     assert lines_with(readme, "RTX 5060 Ti", "10,000 texts", "joaopn/encoder-optimization-guide")
 
 
-def test_what_is_left_out_is_counted(project, plot, drawn):
+def test_skipped_rows_are_counted(project, plot, drawn):
     good = results_path(Path("results"), make_row())
     with good.open("a") as file:
         file.write("torn\n<<<<<<< HEAD\n")
@@ -226,7 +226,7 @@ def test_what_is_left_out_is_counted(project, plot, drawn):
     assert "99,999" not in readme and "88,888" not in readme
 
 
-def test_models_of_one_name_and_texts_of_one_name_stay_apart(project, plot, drawn):
+def test_models_and_datasets_that_share_a_name_are_kept_apart(project, plot, drawn):
     models = ["m_x", "m-x", "m x", "/x/run_1/model", "/x/run-1/model", "<!-- results:end -->"]
     save(Path("results"), *(make_row(model=model) for model in models))
     assert plot()[0] == 0
@@ -250,7 +250,7 @@ def test_rows_of_other_texts_or_weights_are_not_mixed(project, plot, drawn):
     assert len(lines_with(err, "m, ", GPU, "10000")) == 2, "of the texts a, and of the weights v"
 
 
-def test_what_is_no_file_is_passed_over(project, plot, drawn):
+def test_anything_but_a_regular_file_is_skipped(project, plot, drawn):
     os.mkfifo("results/pipe.tsv")
     Path("results/folder.tsv").mkdir()
     code, _, err = plot()
@@ -258,7 +258,7 @@ def test_what_is_no_file_is_passed_over(project, plot, drawn):
     assert lines_with(err, "pipe.tsv", "1 ") and lines_with(err, "folder.tsv", "1 ")
 
 
-def test_machines_are_compared_from_several_folders(project, plot, drawn):
+def test_several_folders_are_compared(project, plot, drawn):
     for path in [*Path("results").rglob("*.tsv")]:
         if GPU in path.name:
             (Path("theirs") / path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -268,7 +268,7 @@ def test_machines_are_compared_from_several_folders(project, plot, drawn):
     assert bars.path.is_relative_to("results") and GPU in set(bars.rows["device"]) and bars.rows["device"].nunique() > 1
 
 
-def test_filters_take_names_and_parts_of_names(project, drawn):
+def test_filters_accept_names_and_parts_of_names(project, drawn):
     save(Path("results"), make_row("torch-fp16"))
     rows = plot_results.load_rows([Path("results")])
     for words, chosen in (("torch", {"torch"}), ("fp16,ONNX", {"torch-fp16", "onnx-fp16", "onnx"})):
@@ -277,7 +277,7 @@ def test_filters_take_names_and_parts_of_names(project, drawn):
     assert set(plot_results.select(rows, "device", [plot_results.name_part("RTX 4090")])["device"]) == {GPU}
 
 
-def test_a_part_leaves_the_readme_alone_and_keeps_the_factor(project, plot, drawn):
+def test_a_filter_leaves_the_readme_unchanged_and_keeps_the_factor(project, plot, drawn):
     code, _, err = plot("--devices", "4090", "--variants", "onnx", "--output", "part", "--model", "some")
     assert (code, err.count("\n")) == (0, 1)
     assert "README.md" in err
@@ -308,12 +308,12 @@ def test_wrong_usage_is_one_line(project, plot, arguments, names):
     assert lines_with(err, *names), err
 
 
-def test_a_figure_that_cant_be_saved_is_one_line(project, plot):
+def test_a_figure_that_cannot_be_saved_is_one_line(project, plot):
     code, _, err = plot("--output", "README.md")
     assert (code, err.splitlines()[-1][:17]) == (1, "plot_results.py: ") and "README.md" in err.splitlines()[-1]
 
 
-def test_a_full_disk_costs_no_figure_and_no_readme(project, plot):
+def test_a_full_disk_destroys_no_figure_and_no_readme(project, plot):
     assert plot()[0] == 0
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     Path("README.md").write_bytes(before[Path("README.md")].replace(b"1,234", b"9,999"))
@@ -328,7 +328,7 @@ def test_a_full_disk_costs_no_figure_and_no_readme(project, plot):
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
-def test_a_readme_without_markers_is_an_error_and_without_a_readme_figures_are_drawn(project, plot, drawn):
+def test_a_readme_without_markers_is_an_error_but_a_missing_readme_is_not(project, plot, drawn):
     Path("README.md").write_text(README.replace(END, ""))
     code, out, err = plot()
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -339,8 +339,8 @@ def test_a_readme_without_markers_is_an_error_and_without_a_readme_figures_are_d
     assert "README.md" in err
 
 
-def test_the_committed_figures_and_table_are_up_to_date(plot, monkeypatch, tmp_path):
-    """Whatever else was measured in this folder meanwhile."""
+def test_the_committed_figures_and_tables_are_up_to_date(plot, monkeypatch, tmp_path):
+    """Only committed files count, whatever else was measured in this folder."""
     listed = ["git", "ls-files", "README.md", "results"]
     files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(files) > 1

@@ -90,15 +90,15 @@ def test_a_run_measures_and_saves_every_cell(sweep):
         near = own[own["messages/s"] >= 0.95 * fastest["messages/s"]]
         assert tuple(again[names[1:]].iloc[0]) in set(map(tuple, near[names[1:]].to_numpy()))
     leaders = end_to_end.groupby("variant").size()
-    assert set(leaders) in ({1}, {3}), "where several lead they are timed again in turn"
+    assert set(leaders) in ({1}, {3}), "several leaders are timed again in turn"
     checks = rows[rows.stage == "check"]
     assert set(checks.variant) <= {"onnx-fp16"} and (checks.decisions > 300).all()
     assert all("torch 2" in versions for versions in rows.versions)
     assert set(rows[rows.variant == "onnx-fp16"].versions.str.contains("onnxruntime")) == {True}
-    assert rows.date.nunique() == 1, "a run's rows belong together"
+    assert rows.date.nunique() == 1, "all rows of a run share it"
 
 
-def test_the_readme_says_what_a_run_says_at_its_end(sweep, monkeypatch):
+def test_the_readme_shows_the_verdict_of_a_run(sweep, monkeypatch):
     folder, done = sweep
     monkeypatch.setattr(readmes, "RANDOM_MODEL", saved_rows(folder)["model"].iloc[0])
     block = readmes.verdict_block([folder / "results"]).split("```")[1]
@@ -106,7 +106,7 @@ def test_the_readme_says_what_a_run_says_at_its_end(sweep, monkeypatch):
     assert all(re.search(rf"\b{name} .* messages/s\b", block) for name in RUN_VARIANTS)
 
 
-def test_the_table_is_on_standard_output_and_the_rest_is_not(sweep, tiny_model, monkeypatch):
+def test_only_the_table_is_on_standard_output(sweep, tiny_model, monkeypatch):
     _, done = sweep
     table = done.stdout.splitlines()
     assert table[0].split()[:6] == ["variant", "w", "x", "t", "batches", "messages/s"]
@@ -114,14 +114,14 @@ def test_the_table_is_on_standard_output_and_the_rest_is_not(sweep, tiny_model, 
     first = [name for name in RUN_VARIANTS for _ in [*CELLS, "end to end"]]
     assert [row.split()[0] for row in table[1:]][: len(first)] == first
     assert all(" e2e" in row or " check" in row for row in table[1 + len(first) :])
-    for told in ("Hub", "Traceback", "leaked"):
-        assert told not in done.stderr
+    for word in ("Hub", "Traceback", "leaked"):
+        assert word not in done.stderr
     for name in (cpu_name(), "60 texts", "tiny-onnx-fp16", "FP16"):
         assert name in done.stderr
     assert re.search(r"\b6 cells\b", done.stderr) and re.search(r"(?i)tokeniz.* messages/s", done.stderr)
     next_command = re.search(r"python (classify_texts\.py .*)", done.stderr.replace("\\\n", " "))[1]
     monkeypatch.setattr(sys, "argv", shlex.split(next_command))
-    args = classify_texts.parse_arguments()  # of the command that comes next
+    args = classify_texts.parse_arguments()  # of the suggested command
     assert (args.model_id, args.device) == (str(tiny_model), "cpu")
 
 
@@ -129,20 +129,20 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model, tmp_path, call,
     folder, _ = sweep
     monkeypatch.chdir(folder)
     [path] = folder.glob("results/*/*_onnx-fp16_*.tsv")
-    idle = [row | {"busy": "0.00"} for row in results.read_rows(path)[0]]  # other tests run beside this one
+    idle = [row | {"busy": "0.00"} for row in results.read_rows(path)[0]]  # other tests run at the same time
     path.write_text(results.HEADER + "".join(map(results.line_of, idle)))
     options = ["--model", "onnx-fp16", "--workers", 2, "--batches", 8, "--batch-tokens", 256, "--resume"]
     options += ["--device", "cpu", "--model-id", tiny_model, "--limit", 60, "--min-time", 0]
     code, out, err = call(run_benchmark, *options)
     assert code == 0 and all(" check" in line for line in out.splitlines()[1:]), "no cell is measured again"
-    assert re.search(r"\bonnx-fp16 .* messages/s\b", err), "the verdict is over the rows of before"
+    assert re.search(r"\bonnx-fp16 .* messages/s\b", err), "the verdict covers the earlier rows"
 
     rows = {(row["batching"], row["stage"]): row for row in results.read_rows(path)[0]}
     with monkeypatch.context() as patch:
         patch.setattr(recorder, "columns_of_variant", lambda name: {"variant": name, "versions": "another"})
-        assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "measured with other versions"
+        assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "other versions"
     monkeypatch.setattr(recorder, "project_commit", lambda: "another")
-    assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "measured with other code"
+    assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "other code"
     same = {"commit": "another", "versions": rows["sorted", "forward"]["versions"]}
     results.append_row(path, rows["sorted", "forward"] | same | {"messages/s": "1e9", "max": "1e9"})
     results.append_row(path, rows["sorted", "forward"] | same | {"status": "out of memory"})
@@ -150,7 +150,7 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model, tmp_path, call,
     assert listed.splitlines() == ["onnx-fp16\t2\t8 in-order\tforward", "onnx-fp16\t2\t256 tokens\tforward"]
 
 
-def test_resume_measures_again_what_is_of_other_texts_or_weights(run_fake, tiny_model, tmp_path):
+def test_resume_measures_again_for_other_texts_or_weights(run_fake, tiny_model, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     for folder, words in (("a", "one"), ("b", "two")):
         (tmp_path / folder).mkdir()
@@ -163,7 +163,7 @@ def test_resume_measures_again_what_is_of_other_texts_or_weights(run_fake, tiny_
         assert run_fake(*options)[0] == 0
         return len(listed)
 
-    assert (left("a"), left("a")) == (3, 1), "then only the one that is timed end to end"
+    assert (left("a"), left("a")) == (3, 1), "only the end-to-end cell is left"
     assert (left("b"), left("b", "other")) == (3, 3)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.2}))
@@ -181,8 +181,8 @@ def test_repeats_go_through_all_cells_again(tiny_model, tiny_exports, call, monk
     assert results.latest_per_cell(rows[rows["stage"] == "forward"])["passes"].tolist() == [3, 3]
 
 
-def test_a_run_on_a_gpu_whose_place_the_cpu_takes(tiny_model, tiny_exports, tmp_path):
-    """From the probe to the row, with all that is asked of CUDA and NVML; the reference is torch's on the GPU."""
+def test_a_run_on_a_fake_gpu(tiny_model, tiny_exports, tmp_path):
+    """From detection to the row, with all calls of CUDA and NVML faked; the reference runs in torch on the "GPU"."""
     (tmp_path / "tiny-onnx-fp16").symlink_to(tiny_exports / "tiny-onnx-fp16")
     options = ["--model", "onnx-fp16", "--batches", 1, "--batching", "sorted", "--device", "gpu"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests' / 'fake_cuda'}:{ROOT}"}
@@ -197,8 +197,8 @@ def test_a_run_on_a_gpu_whose_place_the_cpu_takes(tiny_model, tiny_exports, tmp_
     assert (end_to_end["stage"], end_to_end["status"]) == ("end-to-end", "ok")
 
 
-def test_transformers_pipeline_in_a_process_of_its_own(tmp_path, tiny_model):
-    """Whatever the batchings, at each batch size, end to end alone."""
+def test_transformers_pipeline_in_its_own_process(tmp_path, tiny_model):
+    """Only end to end, at each batch size, whatever --batching is."""
     done = benchmark(tmp_path, tiny_model, "--model", "pipeline", "--batches", "1,8", "--batching", "sorted")
     assert done.returncode == 0, done.stderr
     rows = saved_rows(tmp_path)
@@ -236,8 +236,8 @@ def statuses(folder: Path) -> list[tuple[str, str]]:
     return [(row["batch_size"], row["status"]) for row in results.read_rows(path)[0]]
 
 
-def test_a_failed_cell_is_a_row_and_code_1(running, tmp_path):
-    """A worker is killed in the second cell, and in the fourth one of those that took their place is stopped."""
+def test_a_failed_cell_is_a_row_and_exit_code_1(running, tmp_path):
+    """A worker is killed in the second cell, and one of its replacements is stopped in the fourth."""
     process, workers = running
     os.kill(workers[0], signal.SIGKILL)
     _killed, _ok = process.stdout.readline(), process.stdout.readline()
@@ -250,8 +250,8 @@ def test_a_failed_cell_is_a_row_and_code_1(running, tmp_path):
 
 
 @pytest.mark.parametrize("times", [1, 30])
-def test_ctrl_c_keeps_what_was_measured(running, times, tmp_path):
-    """However often it is pressed, and with a worker that is stopped."""
+def test_ctrl_c_keeps_the_measured_rows(running, times, tmp_path):
+    """However often it is pressed, even if a worker is stopped."""
     process, workers = running
     os.kill(workers[1], signal.SIGSTOP)
     for _ in range(times):
@@ -267,7 +267,7 @@ def test_ctrl_c_keeps_what_was_measured(running, times, tmp_path):
 
 @pytest.fixture
 def run_fake(call, monkeypatch, tmp_path):
-    """Runs the script with cells that are measured in no time: each figure is 1."""
+    """Run the script with fake measurements: each figure is 1."""
     figures = dict.fromkeys(results.COLUMNS[results.COLUMNS.index("messages/s") : results.COLUMNS.index("busy")], "1")
     figures |= {"max_diff": "0", "flips": "0", "status": "ok", "throttled": ""}
     sweep = make_sweep(model=None, tokens=None, exports={}, peaks={})
@@ -294,7 +294,7 @@ def run_fake(call, monkeypatch, tmp_path):
     return run
 
 
-def test_a_clock_that_is_set_back_changes_nothing_but_the_date(run_fake, monkeypatch, tmp_path):
+def test_a_clock_that_is_set_back_changes_only_the_date(run_fake, monkeypatch, tmp_path):
     dates = (datetime(2026, 1, 31 - day, tzinfo=UTC) for day in itertools.count())
     monkeypatch.setattr(recorder, "datetime", SimpleNamespace(now=lambda _: next(dates)))
     assert run_fake()[0] == run_fake()[0] == 0
@@ -332,18 +332,18 @@ def test_ctrl_c_while_a_row_is_saved_does_not_lose_it(run_fake, monkeypatch):
 
 
 def noted(busy: float) -> tuple[str, ...]:
-    """What notes name: the package that overwrites another, how busy the CPU is, and how many cores are idle."""
+    """Return what the notes name: the conflicting package, the load of the CPU, and the number of idle cores."""
     return "onnxruntime-gpu", f" {busy:.0%}", f" {cpu_cores() * (1 - busy):.1f} "
 
 
-def test_more_than_the_machine_has_is_noted(run_fake, monkeypatch):
+def test_conflicting_packages_and_too_few_idle_cores_are_noted(run_fake, monkeypatch):
     monkeypatch.setattr(warnings, "cpu_busy", lambda: 0.5)
     monkeypatch.setattr(warnings, "versions", lambda *names: dict.fromkeys(names, "1"))
     _, _, errors = run_fake("--workers", f"1,{os.cpu_count()}", "--threads", 2)
     assert all(name in errors for name in noted(busy=0.5)), errors
 
 
-def test_a_machine_in_order_has_no_notes(run_fake, monkeypatch, tmp_path):
+def test_an_idle_machine_has_no_notes(run_fake, monkeypatch, tmp_path):
     monkeypatch.setattr(warnings, "cpu_busy", lambda: 0.04)
     monkeypatch.setattr(warnings, "versions", lambda *names: {names[-1]: "1"})
     Path(tmp_path / "one.csv").write_text("body\n" + "hello\n" * 9)
@@ -360,7 +360,7 @@ def test_a_machine_in_order_has_no_notes(run_fake, monkeypatch, tmp_path):
         ((0.0, 0, 3072.0), r"\b3072 MiB"),
     ],
 )
-def test_others_on_the_gpu_are_noted(run_fake, monkeypatch, busy, note, tmp_path):
+def test_other_processes_on_the_gpu_are_noted(run_fake, monkeypatch, busy, note, tmp_path):
     monkeypatch.setattr(run_benchmark, "describe_device", lambda _: DeviceInfo("NVIDIA H200", "580.95", "GPU-1"))
     monkeypatch.setattr(warnings, "gpu_busy", lambda uuid: busy)
     (tmp_path / "one.csv").write_text("body\n" + "hello\n" * 9)
@@ -383,7 +383,7 @@ def test_others_on_the_gpu_are_noted(run_fake, monkeypatch, busy, note, tmp_path
         ("cpu", set(), set()),
     ],
 )
-def test_all_are_those_that_the_device_computes_natively(device, features, besides, monkeypatch):
+def test_all_means_the_variants_that_the_device_supports_natively(device, features, besides, monkeypatch):
     monkeypatch.setattr("bench.variants.cpu_features", lambda: features)
     chosen = set(run_benchmark.choose_variants(["all"], device, quick=False))
     assert chosen == {"torch", "torch-compile", "onnx"} | besides
@@ -392,7 +392,7 @@ def test_all_are_those_that_the_device_computes_natively(device, features, besid
     run_benchmark.choose_variants(["torch-bf16"], device, quick=True)
 
 
-def test_what_the_cpu_emulates_runs_by_name_with_a_note(run_fake, monkeypatch):
+def test_an_emulated_precision_runs_by_name_with_a_note(run_fake, monkeypatch):
     monkeypatch.setattr("bench.variants.cpu_features", set)
     code, out, err = run_fake("--model", "torch,torch-bf16")
     assert code == 0 and out.count("torch-bf16") == 3
@@ -410,7 +410,7 @@ def test_a_quick_benchmark_has_few_cells_unless_options_say_otherwise(call):
     assert call(run_benchmark, *names, "--batches", "3")[1].splitlines()[0] == "torch\t1\t3 sorted\tforward"
 
 
-def test_one_text_at_a_time_is_measured_once_in_order(call):
+def test_batches_of_one_text_are_measured_once(call):
     options = ["--batches", "1,2", "--batching", "sorted,in-order", "--model", "torch"]
     code, out, _ = call(run_benchmark, *DRY, *options)
     cells = [f"torch\t1\t{how}\tforward" for how in ("1 in-order", "2 sorted", "2 in-order")]
@@ -432,7 +432,7 @@ DRY = ["--model", "torch", "--device", "cpu", "--limit", "10", "--dry-run"]
         ("--device", ("tpu",)),
     ],
 )
-def test_what_can_be_no_value_of_an_option_is_one_line(option, values, call):
+def test_an_invalid_value_is_refused_in_one_line(option, values, call):
     for value in values:
         code, out, err = call(run_benchmark, *DRY, f"{option}={value}")
         assert (code, out, err.count("\n")) == (2, "", 1), value
@@ -459,7 +459,7 @@ def test_what_can_be_no_value_of_an_option_is_one_line(option, values, call):
         ("--model torch --device gpu", "GPU --device"),
     ],
 )
-def test_wrong_usage_is_one_line_and_code_2(arguments, names, call, monkeypatch, tmp_path):
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments, names, call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     Path("a-folder").mkdir()
@@ -472,7 +472,7 @@ def test_wrong_usage_is_one_line_and_code_2(arguments, names, call, monkeypatch,
     assert last.startswith("run_benchmark.py: ") and all(name in last for name in names.split()), err
 
 
-def test_sizes_above_the_number_of_texts_are_left_out_and_values_given_twice_count_once(call):
+def test_batches_larger_than_the_dataset_are_skipped_and_repeated_values_count_once(call):
     lists = ["--batches", "8,11,10,8", "--batching", "sorted,sorted", "--workers", "2,2", "--model", "onnx,torch,onnx"]
     code, out, err = call(run_benchmark, *DRY, *lists)
     cells = [f"{name}\t2\t{size} sorted\tforward" for name in ("onnx", "torch") for size in (8, 10)]
@@ -480,7 +480,7 @@ def test_sizes_above_the_number_of_texts_are_left_out_and_values_given_twice_cou
     assert re.search(r"\b11\b.*\b10\b", err), "batches of 11 need more than the 10 texts"
 
 
-def test_a_hub_out_of_reach_is_said_in_one_line(tmp_path):
+def test_an_unreachable_hub_is_one_line(tmp_path):
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     arguments = [sys.executable, SCRIPT, "--model", "torch", "--device", "cpu", "--limit", "2", "--no-save"]
     done = subprocess.run(
@@ -494,7 +494,8 @@ def test_a_hub_out_of_reach_is_said_in_one_line(tmp_path):
 
 HEAVY = {"torch", "transformers", "optimum", "onnxruntime", "openvino", "huggingface_hub", "pandas", "matplotlib"}
 HEAVY |= {"requests", "zstandard", "tokenizers"}
-SCRIPTS = {name: HEAVY | {"numpy", "pyarrow"} for name in ("run_benchmark", "export_onnx", "plot_results")}
+SCRIPTS = ("run_benchmark", "export_onnx", "classify_texts", "plot_results")
+SCRIPTS = dict.fromkeys(SCRIPTS, HEAVY | {"numpy", "pyarrow"})
 SCRIPTS |= {"data/sample_reddit": HEAVY, "data/download": HEAVY}
 
 
