@@ -32,9 +32,6 @@ FORMATS = ("png", "svg", "pdf")
 FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "variant": "--variants"}
 
 
-# --------------------------------------------------------------------------------------------------------- options
-
-
 def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
     parser.usage = "%(prog)s [options]"
@@ -107,9 +104,6 @@ class Chart:
         return "data sha256 " + hashlib.sha256(data.encode()).hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------- results to rows
-
-
 def load_rows(results_dirs: list[Path]):
     """Return one row for each cell of the files below the folders, with `base` and `factor`, as a DataFrame.
 
@@ -156,9 +150,6 @@ def select(rows, column: str, wanted: list[str]):
     return rows[rows[column].isin(chosen)] if wanted else rows
 
 
-# ------------------------------------------------------------------------------------------------ rows to figures
-
-
 def plan_charts(rows, results_dir: Path, output: Path | None) -> list[Chart]:
     """Return the figures for the rows, the overview first. They go to `output`, or else to the results folder."""
     names = readmes.model_names(rows)
@@ -202,9 +193,6 @@ def out_of_date(charts: list[Chart], formats: list[str]) -> list[Path]:
     """Return the figures that are missing or were drawn from other data."""
     digests = {file: chart.digest().encode() for chart in charts for file in figure_files(chart, formats)}
     return [file for file, digest in digests.items() if not file.exists() or digest not in file.read_bytes()]
-
-
-# ------------------------------------------------------------------------------------------------------------ main
 
 
 def updated_readmes(rows, charts: list[Chart], results_dirs: list[Path]) -> dict[Path, str]:

@@ -77,10 +77,7 @@ def bisect(is_below) -> float:
 
 
 def decisions_needed(changed: int, decisions: int, tolerance: float = TOLERANCE, alpha: float = ALPHA) -> int | None:
-    """Estimate how many decisions give a verdict if the share of changes stays; None beyond MAX_FACTOR.
-
-    The number is exact if none changed: 2,995 for a tolerance of 0.1% and a single look.
-    """
+    """Estimate how many decisions give a verdict if the share of changes stays; None beyond MAX_FACTOR."""
     if not changed and 0 < tolerance < 1:
         return int(np.ceil(np.log(alpha) / np.log1p(-tolerance)))
     needed = decisions
@@ -92,10 +89,7 @@ def decisions_needed(changed: int, decisions: int, tolerance: float = TOLERANCE,
 
 
 def share_words(changed: int, decisions: int, tolerance: float = TOLERANCE) -> str:
-    """Describe an undecided result: the confidence interval of the share, which contains the tolerance.
-
-    The confidence exceeds 95% if there were several looks, as the verdict requires.
-    """
+    """Describe an undecided result: the confidence interval of the share, wide enough to contain the tolerance."""
     alpha, (low, high) = ALPHA, interval(changed, decisions)
     while not low <= tolerance <= high:
         alpha /= 2

@@ -68,10 +68,9 @@ def continue_check(sweep: Sweep, rows) -> FurtherCheck:
 def check_more(
     sweep: Sweep, workers: dict[Cell, ProcessPool], checks: dict[Cell, FurtherCheck]
 ) -> Iterator[tuple[Cell, dict]]:
-    """Check variants on more texts. Yields as run_cells.
+    """Check variants on more texts, until the fastest remaining one is proven, or the texts or the time run out.
 
-    `checks`: one for each cell whose variant is not proven, the fastest first; `workers`: of each cell. Ends when the
-    fastest remaining variant is proven, when there are no more texts, or after the sweep's check_time.
+    `checks`: one for each cell whose variant is not proven, the fastest first. Yields as run_cells.
     """
     texts, swept = sweep.more_texts, len(sweep.tokens.sample)
     deadline = time.monotonic() + sweep.check_time

@@ -23,8 +23,7 @@ def estimate_total(sweep: Sweep, seconds: dict[Cell, float], repeats: int) -> fl
     slowest = {}  # pass of each variant and worker count
     for cell, cost in seconds.items():
         slowest[cell.variant, cell.workers] = max(cost, slowest.get((cell.variant, cell.workers), 0))
-    end_to_end = sum(LOADING_SECONDS + cost for cost in slowest.values())
-    total = repeats * (sum(seconds.values()) + end_to_end)
+    total = repeats * (sum(seconds.values()) + sum(LOADING_SECONDS + cost for cost in slowest.values()))
     if len(slowest) > 1 and repeats == 1:
         total += sum(LOADING_SECONDS + (1 + ROUNDS) * cost for cost in sorted(slowest.values())[:MAX_LEADERS])
     return total

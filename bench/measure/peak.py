@@ -30,8 +30,7 @@ COUNTED_LENGTHS = [0, 16, 64, 256, 10**9]  # tokens; clipped to the shortest and
 def measure_peaks(precisions: list[str], device: Device) -> dict[str, float]:
     """Return the FLOP/s of the fastest of a few large matrix products, for each precision, on the whole device.
 
-    On a CPU both torch and onnxruntime are tried; on a GPU only torch, since both use cuBLAS. This is what software
-    reaches on the device, not the number on its data sheet.
+    On a CPU both torch and onnxruntime are tried; on a GPU only torch, since both use cuBLAS.
     """
     import torch
 
@@ -99,11 +98,8 @@ def count_flops(model: Model, lengths: np.ndarray, example: list[int], call: Cal
     the head, the last layer and relative positions.
     """
     counted = np.unique(np.clip(COUNTED_LENGTHS, lengths.min(), lengths.max())).tolist()
-
-    def count() -> np.ndarray:
-        return call(flops_per_token, model, counted, example)
-
-    per_token = cached_array(count, (len(counted),), "flops", counted, example, model.weights_id)
+    inputs = "flops", counted, example, model.weights_id
+    per_token = cached_array(lambda: call(flops_per_token, model, counted, example), (len(counted),), *inputs)
     return float((np.interp(lengths, counted, per_token) * lengths).sum())
 
 

@@ -85,9 +85,6 @@ def quick_size(flops: float, peak: float) -> int:
     return max(MIN_TEXTS, int(texts)) if np.isfinite(texts) else MIN_TEXTS
 
 
-# ------------------------------------------------------------------------------------------------- a labelling job
-
-
 @dataclass(frozen=True)
 class Job:
     """A labelling job without a matching result."""
@@ -114,11 +111,10 @@ def head_texts(tables: list[Table], column: str) -> list[str]:
 
 
 def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Path, call: Callable) -> dict | None:
-    """Measure the device's fast variants on texts of the job, and print what was found.
+    """Measure the device's fast variants on texts of the job, for JOB_SHARE of its time in FP32 plus exports.
 
     Return the row of the fastest variant within tolerance; None if none is proven, or if the job is too small. `call`
-    runs a function in a helper process. The benchmark takes JOB_SHARE of the job's time in FP32, at most MAX_SECONDS,
-    without exports, which are created only once.
+    runs a function in a helper process.
     """
     if job.rows <= SMALL_JOB or not job.texts:
         return None

@@ -46,14 +46,11 @@ class Sweep:
 
 
 def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeats: int) -> Iterator[tuple[Cell, dict]]:
-    """Measure the cells. Yield each with the measured columns of its row, or with only a status if it failed.
+    """Measure the cells, `repeats` times in turn. Yield each with its measured columns, or a status if it failed.
 
     The fastest cell of each variant and worker count is then timed end to end. `speeds`: messages/s of cells that were
-    measured before; they count for which is the fastest, and are not timed again. Everything is measured `repeats`
-    times, in turn.
-
-    Workers start once for all cells of a variant and worker count, and again after a failed cell. If they cannot start,
-    none of these cells is tried again.
+    measured before; they count for which is the fastest, and are not timed again. Workers start again after a failed
+    cell. If they cannot start, the remaining cells of this variant and worker count fail, too.
     """
     known = dict(speeds)
     groups = [list(group) for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers))]
@@ -85,8 +82,7 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeat
 def run_in_turn(sweep: Sweep, workers: dict[Cell, ProcessPool], rounds: int) -> Iterator[tuple[Cell, dict]]:
     """Time cells again, `rounds` times in turn with all workers ready, so that a slow second affects all alike.
 
-    An extra first round does not count, because the first passes of new workers are slow. Yields as run_cells. A cell
-    that fails is skipped, because it has a row already.
+    An extra first round warms up. Yields as run_cells; a cell that fails is skipped, because it has a row already.
     """
     for i, (cell, pool) in enumerate([*workers.items()] * (1 + rounds)):
         with contextlib.suppress(UserError):

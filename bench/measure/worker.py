@@ -56,8 +56,6 @@ class Worker:
             torch.cuda.empty_cache()
             self.warm.clear()
 
-    # ------------------------------------------------------------------------------------------ the steps of a cell
-
     def prepare(self, cell: Cell) -> None:
         """Take this worker's share of a cell, and warm up each shape that has not run yet."""
         self.cell = cell
@@ -76,10 +74,7 @@ class Worker:
         self.warm_up(by_shape)
 
     def prepare_texts(self) -> None:
-        """Take about as many characters as every other worker, and warm up.
-
-        On a GPU a whole pass follows, which allocates all inputs.
-        """
+        """Take about as many characters as every other worker, and warm up; on a GPU with a whole pass."""
         batching = self.cell.batching
         self.indices = share_of(self.tokens.texts, self.number, self.cell.workers)
         self.texts = [self.tokens.texts[i] for i in self.indices]
@@ -92,7 +87,7 @@ class Worker:
             heartbeat()
         self.warm_up(by_shape)
         if self.gpu is not None:
-            self.run()
+            self.run()  # allocates all inputs
 
     def warm_up(self, by_shape: dict[tuple[int, int], object]) -> None:
         """Warm up the new shapes, the largest first, so that memory grows only once."""

@@ -28,9 +28,6 @@ BASELINES = {  # what people usually run: a variant and its description
 }
 
 
-# ------------------------------------------------------------------------------------------------------- the labels
-
-
 def device_name(device: str) -> str:
     """Return a device's name for figures and tables: `RTX 4090`, `Intel Xeon Platinum 8481C, 4 cores`."""
     name = re.sub(r"^(NVIDIA )?(GeForce )?", "", device.replace("-", " "))
@@ -58,9 +55,6 @@ def baseline(row) -> str:
     if row["stage"] == "forward":
         return "eager FP32 torch in the file's order"
     return f"{BASELINES[row['base_variant']]} in batches of {row['base_size']:.0f}"
-
-
-# ---------------------------------------------------------------------------------------------------- the figures
 
 
 def draw_comparison(rows, figsize: tuple | None):

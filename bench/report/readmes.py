@@ -21,12 +21,11 @@ from utils import UserError
 RESULTS = "<!-- results:begin -->", "<!-- results:end -->"
 VERDICT = "<!-- verdict:begin -->", "<!-- verdict:end -->"
 COLUMNS = """\
-- **messages/s**: texts per second in the forward passes, truncated to the model's limit.
-- **factor**: speed over the best of eager FP32 torch in the file's order.
+The columns are explained above, except:
+
+- **factor**: speed over the best of eager FP32 torch in the file's order, in forward passes.
 - **end to end**: messages/s from texts to answers, tokenizing while the model runs.
 - **of the peak**: FLOP/s without padding, over those of large matrix products on the device.
-- **max_diff**: largest difference of any label's probability from eager FP32 torch.
-- **flips**: share of changed decisions, in the batching that changed most or over all texts checked.
 - **verdict**: whether the variant is proven to change at most 0.1% of the decisions."""
 SOURCE = "tables of joaopn/encoder-optimization-guide: file order, one pass, no parity"
 WRITTEN = "Written by `python plot_results.py`, not by hand."
@@ -55,9 +54,6 @@ def model_names(rows) -> dict[str, str]:
         length = next(n for n in range(1, 99) if [other[-n:] for other in paths.values()].count(parts[-n:]) == 1)
         names[model] = "/".join(parts[-length:])
     return names
-
-
-# ------------------------------------------------------------------------------------------------------- README.md
 
 
 def headlines(rows):
@@ -121,9 +117,6 @@ def verdict_block(results_dirs: list[Path]) -> str:
     newest = on_cpus[(on_cpus[run] == on_cpus.sort_values("date").iloc[-1][run]).all(axis=1)]
     source = f"({device_title(newest.iloc[0])}, {newest['date'].max()[:10]}; written by `python plot_results.py`)"
     return "\n".join(["```", *verdict(latest_per_cell(newest))[1:], "```", "", source])
-
-
-# ----------------------------------------------------------------------------------------------- results/README.md
 
 
 def link_to(chart, folder: Path) -> str:

@@ -30,9 +30,6 @@ ORDER = list(VERDICTS.values())  # the best first
 JUDGED = ["model", "device", "dataset", "texts", "texts_id", "weights_id", "threshold", "variant"]
 
 
-# -------------------------------------------------------------------------------------------------------- judging
-
-
 def changed_of(row) -> int:
     return round(row["flips"] * row["decisions"])
 
@@ -52,12 +49,11 @@ def judge_row(row) -> str:
 
 
 def judge_variants(rows):
-    """Return the rows of cells with their variant's `verdict` and its basis, as a DataFrame.
+    """Return the rows of cells with their variant's `verdict`, its basis, and decisions `per_text`: a DataFrame.
 
     `rows`: one for each cell, including checks on more texts. A variant is judged by that check, else by the batching
     that changed most; one batching that is NOT_WITHIN is enough. Rows of other versions or commits than the latest are
-    judged separately. `flips`, `decisions` and `max_diff` become those of the deciding row; `per_text` is the number of
-    decisions per text.
+    judged separately. `flips` and `decisions` become those of the deciding row.
     """
     import pandas as pd
 
@@ -91,9 +87,6 @@ def judge_variants(rows):
     return pd.concat(judged).sort_index() if judged else rows.assign(verdict="", per_text=np.nan).iloc[:0]
 
 
-# -------------------------------------------------------------------------------------------------------- ranking
-
-
 def rank(rows):
     """Rank variants end to end, each at its best: a DataFrame with `rank` and the columns of judge_variants().
 
@@ -118,9 +111,6 @@ def rank(rows):
     best = best.assign(rank=ranks, safe=best["batching"] == "token-budget", off=best["max_diff"].round(4))
     best = best.sort_values(["rank", "safe", "off"], ascending=[True, False, True], kind="stable")
     return best.drop(columns=["order", "low", "high", "safe", "off"])
-
-
-# ------------------------------------------------------------------------------------------------------ the verdict
 
 
 def verdict(rows, check_command: Callable | None = None, next_command: Callable | None = None) -> list[str]:
