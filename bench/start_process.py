@@ -51,19 +51,23 @@ def can_fork() -> bool:
 def fork_python(serve: Callable, connection: Connection, seconds: float) -> BaseProcess:
     """Fork a process that calls `serve(connection)`. Raises OSError, also if that takes longer than `seconds`."""
     start_fork_server()
-    errors = Connection(os.dup(STANDARD_ERROR))  # because connections can be sent
-    process = get_context("forkserver").Process(target=run_fork, args=(serve, connection, errors, environment()))
     main, limit = sys.modules["__main__"], threading.Timer(seconds, stop_fork_server)
     limit.daemon = True  # never delays the exit of the script
-    try:
-        limit.start()
-        sys.modules["__main__"] = ModuleType("__main__")  # else the fork would run the script's imports again
-        process.start()
-    except EOFError:
-        raise OSError("the process that forks workers died or did not answer") from None
-    finally:
-        limit.cancel()
-        sys.modules["__main__"] = main
+    with Connection(os.dup(STANDARD_ERROR)) as errors:  # because connections can be sent
+        process = get_context("forkserver").Process(target=run_fork, args=(serve, connection, errors, environment()))
+        try:
+            limit.start()
+            sys.modules["__main__"] = ModuleType("__main__")  # else the fork would run the script's imports again
+            process.start()
+        except EOFError:
+            stop_fork_server()
+            raise OSError("the process that forks workers died or did not answer") from None
+        except OSError:
+            stop_fork_server()  # it does not survive a lack of descriptors or processes
+            raise
+        finally:
+            limit.cancel()
+            sys.modules["__main__"] = main
     return process
 
 
