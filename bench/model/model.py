@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.files import digest
+from bench.files import digest, read_json
 from bench.model.batches import pad
 from bench.model.config import (
     SPOILT_BY_PADDING,
@@ -56,7 +56,7 @@ class Model:
         """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
-        task = choose_task(config.architectures, model_id)
+        task = choose_task(read_json(folder / "config.json"), model_id)
         accepted = inspect.signature(task.class_of(config).forward).parameters
         max_length, pad_values = resolve_max_length(config, tokenizer), resolve_pad_values(config, tokenizer, accepted)
         model = cls(

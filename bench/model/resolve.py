@@ -52,7 +52,7 @@ def resolve_model(model_id: str) -> Path:
     if not isinstance(config.get("model_type"), str) or not isinstance(heads, list):
         # transformers would guess a missing type from the folder's name
         raise UserError(f"{folder}/config.json lacks model_type, or its architectures are not a list")
-    choose_task(heads, model_id)
+    choose_task(config, model_id)
     return folder
 
 

@@ -24,6 +24,11 @@ class Task:
     labels: tuple[str, ...]  # a name for each number of an answer
 
     @classmethod
+    def matches(cls, config: dict) -> bool:
+        """True if the content of config.json says that a model is for this task."""
+        return any(str(name).endswith(cls.head) for name in config.get("architectures") or ())
+
+    @classmethod
     def from_config(cls, config) -> "Task":
         """Read the task from a transformers config. Raises UserError if the config can't be used for it."""
         raise NotImplementedError
@@ -63,7 +68,7 @@ class Task:
     def tokenize(self, tokenizer, items: list[Item], max_length: int, names: list[str], windows: bool) -> dict:
         """Return rows of token ids: name -> list [rows], for `names` and for `item`, the index of each row's item.
 
-        An item may have several rows, which combine() takes together. See bench/model/tokenizing.py.
+        An item may have several rows, which answers() combines. See bench/model/tokenizing.py.
         """
         function = tokenize_windows if windows else tokenize
         return function(tokenizer, items, max_length, names)
@@ -99,6 +104,14 @@ class Task:
     @property
     def decision_words(self) -> str:
         """What counts as a changed decision, in words."""
+        raise NotImplementedError
+
+    def top_label(self) -> "Task":
+        """Return the task whose only decision is the most probable label, as --top-label writes it."""
+        raise NotImplementedError
+
+    def of_labels(self, labels: list[str]) -> "Task":
+        """Return the task of some of its labels, as --labels writes them."""
         raise NotImplementedError
 
     def count_flips(self, answers: np.ndarray, reference: np.ndarray, spread: np.ndarray | None) -> tuple[int, int]:

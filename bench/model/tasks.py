@@ -7,11 +7,12 @@ from utils import UserError
 TASKS = {"classification": Classification}
 
 
-def choose_task(architectures: list[str] | None, model_id: str) -> type[Task]:
-    """Return the task of a model by the `architectures` of its config. Raises UserError if there is none."""
-    architectures = architectures or [Classification.head]  # older configs name none
-    for task in TASKS.values():
-        if any(str(name).endswith(task.head) for name in architectures):
-            return task
+def choose_task(config: dict, model_id: str) -> type[Task]:
+    """Return the task of a model by the content of its config.json. Raises UserError if there is none."""
+    architectures = config.get("architectures")
+    if not architectures:  # as in some older models
+        return Classification
+    if matching := [task for task in TASKS.values() if task.matches(config)]:
+        return matching[0]
     wanted = " or ".join(f"...{task.head}" for task in TASKS.values())
     raise UserError(f"{model_id} is a {', '.join(map(str, architectures))}; a model of class {wanted} is needed")
