@@ -21,12 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.machine import process_count
-from bench.options import add_text_options, add_threshold
+from bench.options import LONG_TEXTS, add_text_options, add_threshold
 from utils import CACHE, Parser, UserError, int_from, list_of, run
 
+OUTPUT_OPTIONS = "top_label", "float16", "min_score", "prefix", "rows_per_file", "limit", "long", "token_count"
+PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens", "long", "gpu", "results_dir"
 # options that determine the output: another run with the same ones resumes
-RECORDED_OPTIONS = "column", "delimiter", "encoding", "limit", "long", "rows_per_file"
-RECORDED_OPTIONS += "keep_columns", "keep_text", "top_label", "labels", "min_score", "float16", "token_count", "prefix"
+RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", "delimiter", "encoding", "keep_columns", "keep_text", "labels"
 
 
 def parse_arguments() -> Namespace:
@@ -41,7 +42,7 @@ def parse_arguments() -> Namespace:
     add = group.add_argument
     add("--limit", type=count, metavar="ROWS", help="label only the first rows")
     long_help = "truncate long texts, or read overlapping windows and take each label's maximum or mean (default: cut)"
-    add("--long", choices=("cut", "windows", "windows-mean"), default="cut", help=long_help)
+    add("--long", choices=LONG_TEXTS, default="cut", help=long_help)
     add("--strict", action="store_true", help="stop at the first bad row instead of writing nulls")
 
     add = parser.add_argument_group("output").add_argument
@@ -126,20 +127,14 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
     model = open_model(args.model_id, call).with_thresholds(args.threshold)
     tables = open_tables(files, Csv(args.delimiter, args.encoding), source)
     columns = choose_columns(tables, [args.column], args.keep_columns, args.keep_text)
+    asked = {name: getattr(args, name) for name in OUTPUT_OPTIONS}
     output = OutputSpec(
         schema=common_schema(tables, list(dict.fromkeys([*columns, args.column])), [args.column]),
         text_columns=[args.column],
         keep_columns=columns,
         model_labels=model.labels,
         labels=args.labels or model.labels,
-        top_label=args.top_label,
-        float16=args.float16,
-        min_score=args.min_score,
-        prefix=args.prefix,
-        rows_per_file=args.rows_per_file,
-        limit=args.limit,
-        long=args.long,
-        token_count=args.token_count,
+        **asked,
     )
     output.check(tables)
     return LabelJob(
@@ -159,17 +154,7 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
 def main() -> int:
     args = parse_arguments()
     check_writable(CACHE)
-    options = PlanOptions(
-        device=args.device,
-        variant=args.variant,
-        workers=args.workers,
-        threads=args.threads,
-        batch_tokens=args.batch_tokens,
-        long=args.long,
-        gpus=args.gpu,
-        ray=bool(args.ray),
-        results_dir=args.results_dir,
-    )
+    options = PlanOptions(ray=bool(args.ray), **{name: getattr(args, name) for name in PLAN_OPTIONS})
     with contextlib.ExitStack() as stack, contextlib.ExitStack() as helper:
         if args.ray:
             stack.enter_context(on_ray.cluster(args.ray))

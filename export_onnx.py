@@ -22,12 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.machine import cpu_cores, process_count
-from bench.options import add_text_options, add_threshold, command, float_from
+from bench.options import BATCHINGS, PRECISIONS, add_text_options, add_threshold, command, float_from
 from utils import CACHE, Parser, UserError, clean, int_from, run, say
-
-# copies, since the modules that define them import numpy, which would delay --help
-PRECISIONS = ("fp32", "fp16", "int8")
-BATCHINGS = ("in-order", "sorted", "token-budget")
 
 # options that a check of the same folder needs again
 CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", "delimiter", "encoding")

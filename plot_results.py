@@ -45,7 +45,6 @@ def parse_arguments() -> Namespace:
     add("--output", type=Path, metavar="DIR", help="folder of the figures (default: the first <results-dir>/<model>)")
     formats = f"comma-separated formats: {', '.join(FORMATS)} (default: png)"
     add("--format", type=list_of(image_format), default=["png"], metavar="LIST", help=formats)
-    add("--figsize", type=inches, metavar="W,H", help="size of each figure in inches (default: depends on the rows)")
     add("--check", action="store_true", help="write nothing; exit with code 1 if a figure or README is out of date")
     return parser.parse_args()
 
@@ -62,16 +61,6 @@ def image_format(text: str) -> str:
     if text not in FORMATS:
         raise ArgumentTypeError(f"{text!r} is not one of {', '.join(FORMATS)}")
     return text
-
-
-def inches(text: str) -> tuple[float, float]:
-    try:
-        width, height = (float(number) for number in text.split(","))
-    except ValueError:
-        width = height = 0.0
-    if not (3 <= width <= 60 and 3 <= height <= 60):
-        raise ArgumentTypeError(f"{text!r} is not a width and a height from 3 to 60 inches, as in 12,8")
-    return width, height
 
 
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
@@ -175,13 +164,13 @@ def figure_files(chart: Chart, formats: list[str]) -> list[Path]:
     return [chart.path.with_name(f"{chart.path.name}.{suffix}") for suffix in formats]
 
 
-def save(charts: list[Chart], formats: list[str], figsize: tuple[float, float] | None) -> None:
+def save(charts: list[Chart], formats: list[str]) -> None:
     import matplotlib
 
     with matplotlib.rc_context(figures.STYLE):
         for chart in charts:
             chart.path.parent.mkdir(parents=True, exist_ok=True)
-            figure = chart.draw(chart.rows, figsize)
+            figure = chart.draw(chart.rows)
             figures.add_title(figure, chart.rows, chart.what)
             for file in figure_files(chart, formats):
                 with new_file(file) as whole:
@@ -231,7 +220,7 @@ def main() -> int:
             for file in stale:
                 say(f"{file} is out of date: run plot_results.py")
             return int(bool(stale))
-        save(charts, args.format, args.figsize)
+        save(charts, args.format)
         for file, text in changed.items():
             with new_file(file) as whole:
                 whole.write(text.encode())

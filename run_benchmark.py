@@ -17,13 +17,13 @@ after Ctrl-C.
 """
 
 import sys
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from bench.machine import cpu_cores, process_count
-from bench.options import add_text_options, add_threshold, command, float_from
+from bench.options import BATCHINGS, add_text_options, add_threshold, batching, command, float_from
 from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
@@ -59,8 +59,8 @@ def parse_arguments() -> Namespace:
     add_threshold(texts)
 
     add = parser.add_argument_group("how to measure").add_argument
-    batching_help = "comma-separated: in-order, sorted, token-budget (default: all three)"
-    add("--batching", type=list_of(batching), metavar="LIST", help=batching_help)
+    batching_help = f"comma-separated: {', '.join(BATCHINGS)} (default: all)"
+    add("--batching", type=list_of(batching), metavar="LIST", default=list(BATCHINGS), help=batching_help)
     add("--batches", **counts, default=[1, 2, 4, 8, 16, 32], help="texts per batch (default: 1,2,4,8,16,32)")
     tokens = "tokens per batch, with padding, for token-budget (default: 1024,4096,16384; GPU: 16384,32768,65536)"
     add("--batch-tokens", **counts, help=tokens)
@@ -85,7 +85,6 @@ def parse_arguments() -> Namespace:
     args = parser.parse_args()
     defaults = {
         "model_id": DEFAULT_MODEL,
-        "batching": list(BATCHINGS),
         "batch_tokens": BATCH_TOKENS[args.device],
         "threads": max(1, cpu_cores() // max(args.workers)),
     }
@@ -93,12 +92,6 @@ def parse_arguments() -> Namespace:
         defaults |= QUICK_TIMES | QUICK_OPTIONS[args.device]
     parser.set_defaults(**defaults)
     return parser.parse_args()
-
-
-def batching(text: str) -> str:
-    if text not in BATCHINGS:
-        raise ArgumentTypeError(f"{text!r} is not one of {', '.join(BATCHINGS)}")
-    return text
 
 
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
@@ -115,7 +108,6 @@ from bench.measure.quick import QUICK_OPTIONS, default_variants, flops_per_text,
 from bench.measure.recorder import Recorder, columns_of_run, rows_to_reuse
 from bench.measure.sweep import Sweep, estimate
 from bench.measure.warnings import measure_busy, note, note_slowdowns
-from bench.model.batches import BATCHINGS
 from bench.model.resolve import DEFAULT_MODEL, open_model
 from bench.naming import slug
 from bench.processes import helper_process, run_in_subprocess

@@ -8,6 +8,10 @@ import shlex
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
+PRECISIONS = "fp32", "fp16", "int8"  # of exports
+BATCHINGS = "in-order", "sorted", "token-budget"
+LONG_TEXTS = "cut", "windows", "windows-mean"  # truncate, or combine windows by each label's maximum or mean
+
 
 def add_text_options(group) -> None:
     """Add the options that say how texts are read from a file: --column, --delimiter and --encoding."""
@@ -28,6 +32,12 @@ def encoding(text: str) -> str:
         return codecs.lookup(text).name
     except LookupError as error:
         raise ArgumentTypeError(f"unknown encoding {text!r}; use a name that Python knows, such as cp1252") from error
+
+
+def batching(text: str) -> str:
+    if text not in BATCHINGS:
+        raise ArgumentTypeError(f"{text!r} is not one of {', '.join(BATCHINGS)}")
+    return text
 
 
 def add_threshold(group) -> None:

@@ -41,7 +41,7 @@ class PlanOptions:
     threads: int | None = None
     batch_tokens: int | None = None
     long: str = "cut"
-    gpus: list[int] | None = None
+    gpu: list[int] | None = None  # ids
     ray: bool = False
     results_dir: Path = Path("results")
 
@@ -101,7 +101,7 @@ def find_plan(job: LabelJob, options: PlanOptions, call: Callable) -> LabelPlan:
         say("           to find a faster variant, run run_benchmark.py on a machine of the cluster")
     elif not measured and not options.variant:
         quick_job = Job(job.source.name, job.model, texts, job.estimate_rows())
-        device = Device((options.gpus or [0])[0] if kind == "gpu" else None, options.threads or cpu_cores())
+        device = Device((options.gpu or [0])[0] if kind == "gpu" else None, options.threads or cpu_cores())
         measured = quick_benchmark(quick_job, info, device, options.results_dir, call)
     return choose_plan(kind, measured, options)
 
@@ -111,10 +111,10 @@ def find_device(options: PlanOptions, call: Callable) -> tuple[str, DeviceInfo]:
     if options.ray:
         call = on_ray.call_on_node
     if options.device != "cpu":
-        found = call(device_or_error, options.gpus[0] if options.gpus else 0)
+        found = call(device_or_error, options.gpu[0] if options.gpu else 0)
         if isinstance(found, DeviceInfo):
             return "gpu", found
-        if options.device == "gpu" or options.gpus:
+        if options.device == "gpu" or options.gpu:
             raise found
     return "cpu", call(describe_device, None)
 
@@ -214,7 +214,7 @@ def measuring_command(job: LabelJob, plan: LabelPlan, options: PlanOptions, thre
     given = {name: job.options[f"--{name}"] for name in ("column", "delimiter", "encoding")}
     if given["encoding"] == "utf-8":
         del given["encoding"]
-    return command(*words, **given, threshold=threshold, threads=options.threads, gpu=(options.gpus or [])[:1])
+    return command(*words, **given, threshold=threshold, threads=options.threads, gpu=(options.gpu or [])[:1])
 
 
 def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> tuple[list[ClassifierSpec], str]:

@@ -67,7 +67,7 @@ def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[Label
     variant = VARIANTS[plan.variant]
     if job.output.token_count and variant.takes_texts:
         raise UserError(f"--token-count: {plan.variant} makes its own tokens; choose another --variant")
-    specs, origin = worker_specs(job.model, plan, options.gpus or [0])
+    specs, origin = worker_specs(job.model, plan, options.gpu or [0])
     record = {
         "input": digest_input(job.tables),
         "model": job.model.weights_id,
@@ -233,7 +233,7 @@ def check_folder(job: LabelJob, options: PlanOptions) -> None:
         raise UserError(f"--check-only: {job.folder} belongs to a different job ({difference}); give the same options")
     plan, gpu = read_plan(record), None
     if plan and plan.device == "gpu" and options.device != "cpu" and not options.ray:
-        gpu = (options.gpus or [0])[0]
+        gpu = (options.gpu or [0])[0]
     job = with_record(job, record)
     precision = VARIANTS[plan.variant].precision if plan else ""
     check_all(job, Checker(job, precision, gpu, describe(job, record, plan)), folder.check_complete(job))

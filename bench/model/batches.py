@@ -4,10 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BATCHINGS = ("in-order", "sorted", "token-budget")
-# long texts: truncated, or read in windows whose answers are combined by each label's maximum or mean
-LONG_TEXTS = "cut", "windows", "windows-mean"
-
 
 @dataclass(frozen=True)
 class Batching:

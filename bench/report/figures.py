@@ -57,7 +57,7 @@ def baseline(row) -> str:
     return f"{BASELINES[row['base_variant']]} in batches of {row['base_size']:.0f}"
 
 
-def draw_comparison(rows, figsize: tuple | None):
+def draw_comparison(rows):
     """Draw a bar for each variant at its best, the fastest first, in a panel for each device.
 
     All GPUs share a scale and all CPUs another, whose bars would be invisible on the GPUs' scale. `rows`: the best row
@@ -66,7 +66,7 @@ def draw_comparison(rows, figsize: tuple | None):
     devices = list(rows.groupby("device", sort=False))
     longest = rows.groupby(is_cpu(rows["device"]))["max"].max()
     heights = [len(group) for _, group in devices]
-    figure, axes = panels(len(devices), 1, (8.5, 0.42 * sum(heights) / len(heights) + 0.75), figsize, heights)
+    figure, axes = panels(len(devices), 1, (8.5, 0.42 * sum(heights) / len(heights) + 0.75), heights)
     for ax, (device, group) in zip(axes, devices, strict=True):
         top = longest[is_cpu(device)]
         bars = group.sort_values("messages/s", ascending=False)
@@ -99,12 +99,12 @@ def draw_comparison(rows, figsize: tuple | None):
     return figure
 
 
-def draw_overview(rows, figsize: tuple | None):
+def draw_overview(rows):
     """Draw the factor of the best variant over the usual baseline, a bar for each device and model.
 
     `rows`: see readmes.headlines.
     """
-    figure, [ax] = panels(1, 1, (8.5, 0.55 * len(rows) + 0.3), figsize)
+    figure, [ax] = panels(1, 1, (8.5, 0.55 * len(rows) + 0.3))
     for i, row in enumerate(rows.to_dict("records")):
         ax.barh(i, row["factor"], 0.62, color=BLUE)
         text = f"{row['variant']}: {speed(row['messages/s'])} messages/s\n{baseline(row)}: {speed(row['base'])}"
@@ -123,7 +123,7 @@ def draw_overview(rows, figsize: tuple | None):
     return figure
 
 
-def draw_scaling(rows, figsize: tuple | None):
+def draw_scaling(rows):
     """Draw messages/s over the texts in a batch, a panel for each variant. `rows`: of one device.
 
     Each point has its best worker count, and the fastest of a panel is labelled. With a token budget, the texts in a
@@ -135,7 +135,7 @@ def draw_scaling(rows, figsize: tuple | None):
     rows = rows.assign(per_batch=by_tokens.where(rows["batching"] == "token-budget", rows["batch_size"]))
     fastest = rows.groupby("variant")["messages/s"].max().sort_values(ascending=False)
     columns = min(len(fastest), 3)
-    figure, axes = panels(len(fastest), columns, (3.4, 2.6), figsize, sharex=True, sharey=True)
+    figure, axes = panels(len(fastest), columns, (3.4, 2.6), sharex=True, sharey=True)
     cell = ["variant", "batching", "batch_size", "batch_tokens"]
     best = rows.sort_values("messages/s", ascending=False).drop_duplicates(cell)
     several_counts = rows["workers"].nunique() > 1
@@ -164,7 +164,7 @@ def draw_scaling(rows, figsize: tuple | None):
     return figure
 
 
-def draw_parity(rows, figsize: tuple | None):
+def draw_parity(rows):
     """Draw messages/s over the share of changed decisions, a panel for each device; 0 is at the left.
 
     `rows`: the best checked row of each device and variant. All CPUs share a scale, and so do all GPUs.
@@ -173,7 +173,7 @@ def draw_parity(rows, figsize: tuple | None):
 
     devices = list(rows.groupby("device", sort=False))
     fastest = rows.groupby(is_cpu(rows["device"]))["messages/s"].max()
-    figure, axes = panels(len(devices), min(len(devices), 2), (5.5, 3.8), figsize)
+    figure, axes = panels(len(devices), min(len(devices), 2), (5.5, 3.8))
     zero = 1e-5  # where a share of 0 is drawn
     for ax, (device, points) in zip(axes, devices, strict=False):
         top = fastest[is_cpu(device)]
@@ -197,12 +197,12 @@ def draw_parity(rows, figsize: tuple | None):
     return figure
 
 
-def panels(count: int, columns: int, size: tuple[float, float], figsize: tuple | None, heights=None, **options):
-    """Make a figure with `count` panels, `columns` side by side, each of `size` inches unless `figsize` is given."""
+def panels(count: int, columns: int, size: tuple[float, float], heights=None, **options):
+    """Make a figure with `count` panels, `columns` side by side, each of `size` inches."""
     from matplotlib.figure import Figure
 
     lines = math.ceil(count / columns)
-    figure = Figure(figsize or (size[0] * columns, size[1] * lines + 1), layout="constrained")
+    figure = Figure((size[0] * columns, size[1] * lines + 1), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, height_ratios=heights, **options).flatten()
     for ax in axes[count:]:
         ax.remove()

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from bench.files import LONGEST_NAME
-from bench.model.batches import BATCHINGS
 from bench.naming import file_name
+from bench.options import BATCHINGS
 from utils import UserError, clean
 
 # A row: what was asked, what was measured, where it comes from. results/README.md explains each column.

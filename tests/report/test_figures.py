@@ -43,7 +43,7 @@ def make_row(variant: str = "torch", speed: float = 100.0, **columns) -> dict:
 def draw(function, rows: list[dict]):
     with matplotlib.rc_context(figures.STYLE):
         table = pd.DataFrame(rows)
-        figure = function(table, None)
+        figure = function(table)
         add_title(figure, table, "what is shown")
         FigureCanvasAgg(figure).draw()
     return figure

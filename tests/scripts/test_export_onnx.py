@@ -34,10 +34,10 @@ from bench.export.select import EXPORT_KINDS
 from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN
 from bench.machine import cpu_features
 from bench.model import task
-from bench.model.batches import BATCHINGS
 from bench.model.model import Model
 from bench.model.parity import EXCERPT
 from bench.model.reference import Reference
+from bench.options import PRECISIONS
 from utils import RunError, UserError
 
 SCRIPT = ROOT / "export_onnx.py"
@@ -241,8 +241,7 @@ def test_a_token_without_write_access_is_refused_before_the_export(
 
 def test_the_choices_agree_with_the_modules_that_define_them():
     """The script has copies, since these modules import numpy."""
-    assert sorted(export_onnx.PRECISIONS) == sorted(EXPORT_KINDS)
-    assert export_onnx.BATCHINGS == BATCHINGS
+    assert sorted(PRECISIONS) == sorted(EXPORT_KINDS)
     assert export_onnx.argument_parser().get_default("tolerance") == TOLERANCE
 
 
