@@ -94,7 +94,7 @@ def find_plan(job: LabelJob, options: PlanOptions, call: Callable) -> LabelPlan:
         if is_same and (plan := read_plan(record)):
             return plan  # though another variant may be the fastest in results/ by now
     kind, info = find_device(options, call)
-    texts = head_texts(job.tables, job.output.text_columns[0])
+    texts = head_texts(job.tables, job.output.text_columns)
     tokens = call(mean_tokens, job.model, texts)
     measured = fastest_valid_row(options.results_dir, slug(info.name), job.model, tokens, options.variant)
     if not measured and not options.variant and options.ray:

@@ -22,7 +22,7 @@ from bench.provenance import versions
 from bench.report.table import HEADER, table_line
 from bench.report.verdict import rank
 from bench.tables.datasets import Dataset, evenly_spaced
-from bench.tables.items import has_text
+from bench.tables.items import Item, items_of
 from bench.tables.readers import Table, UnreadableFile
 from bench.variants import Device
 from runtimes import VARIANTS
@@ -59,19 +59,19 @@ def default_variants(device: str, compiled: bool = False) -> list[str]:
     ]
 
 
-def token_ids(model: Model, texts: list[str], count: int) -> list[list[int]]:
+def token_ids(model: Model, texts: list[Item], count: int) -> list[list[int]]:
     """Return the token ids of `count` evenly spaced texts, without those that have none."""
     chosen = [texts[i] for i in evenly_spaced(len(texts), count)]
     return [ids for ids in model.tokenize(chosen)["input_ids"] if ids]
 
 
-def mean_tokens(model: Model, texts: list[str]) -> float:
+def mean_tokens(model: Model, texts: list[Item]) -> float:
     """Return the mean number of tokens per text; nan if there are none."""
     lengths = [len(ids) for ids in token_ids(model, texts, 500)]
     return float(np.mean(lengths)) if lengths else np.nan
 
 
-def flops_per_text(model: Model, texts: list[str], call: Callable) -> float:
+def flops_per_text(model: Model, texts: list[Item], call: Callable) -> float:
     """Return the mean FLOPs per text; nan if torch cannot count them. `call` runs a function in a helper process."""
     ids = call(token_ids, model, texts, COUNTED_TEXTS)
     if not ids:
@@ -91,19 +91,19 @@ class Job:
 
     name: str
     model: Model
-    texts: list[str]  # from its beginning
+    texts: list[Item]  # from its beginning
     rows: int  # about
 
 
-def head_texts(tables: list[Table], column: str) -> list[str]:
-    """Read texts from the beginnings of some files."""
+def head_texts(tables: list[Table], columns: list[str]) -> list[Item]:
+    """Read items from the beginnings of some files."""
     chosen = [tables[i] for i in evenly_spaced(len(tables), HEAD_FILES)]
     texts = []
     for table in chosen:
         head = []
         with contextlib.suppress(UnreadableFile):  # reported when the labelling reaches it
-            for part in table.rows(pa.schema([(column, pa.string())])):
-                head += [text for text in part.table[column].to_pylist() if has_text(text)]
+            for part in table.rows(pa.schema([(name, pa.string()) for name in columns])):
+                head += [item for item in items_of(part.table, columns) if item is not None]
                 if len(head) >= HEAD_TEXTS // len(chosen):
                     break
         texts += head[: HEAD_TEXTS // len(chosen)]

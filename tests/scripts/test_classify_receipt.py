@@ -179,4 +179,4 @@ def test_texts_from_the_beginnings_of_all_files_represent_the_job(tmp_path, monk
     for name in "ab":
         pd.DataFrame({"body": [f"{name}{i}" if i else None for i in range(9)]}).to_csv(tmp_path / f"{name}.csv")
     tables = [open_table(tmp_path / f"{name}.csv") for name in "ab"]
-    assert head_texts(tables, "body") == ["a1", "a2", "a3", "b1", "b2", "b3"]
+    assert head_texts(tables, ["body"]) == ["a1", "a2", "a3", "b1", "b2", "b3"]
