@@ -1,4 +1,4 @@
-"""Find the fastest way to run an encoder on this machine, and check that it is still right.
+"""Find the fastest way to run an encoder on this machine, and check that it makes the original model's decisions.
 
     python run_benchmark.py --model all --quick --device cpu --model-id random-roberta-base
     python run_benchmark.py --model onnx-fp16,torch-bf16 --device gpu --dataset my.csv --column text
@@ -41,13 +41,14 @@ def parse_arguments() -> Namespace:
     seconds = {"type": float_from(0), "metavar": "SECONDS"}
 
     add = parser.add_argument_group("what to measure").add_argument
-    names = "comma-separated variants (torch, onnx, ...), or 'all' for those that are fast on this device"
+    names = "comma-separated variants (torch, onnx, ...), or 'all' for this device's default set (see README.md)"
     add("--model", required=True, type=list_of(str.strip), metavar="VARIANTS", help=names)
     add("--device", required=True, choices=("gpu", "cpu"), help="where the variants run")
     model_help = "Hub id, local folder, or random-roberta-base, which needs no network"
     add("--model-id", metavar="MODEL", help=f"{model_help} (default: SamLowe/roberta-base-go_emotions)")
     add("--gpu", type=int_from(0), default=0, metavar="ID", help="GPU id (default: 0)")
-    quick = "about a minute plus exports: as many texts as the device can process in a few seconds"
+    quick = "short benchmark, about a minute plus exports: uses as many texts as the device can process "
+    quick += "in about 1.5 s of FP32"
     add("--quick", action="store_true", help=quick)
     add("--dry-run", action="store_true", help="print the cells that would run, and stop")
 
@@ -68,7 +69,7 @@ def parse_arguments() -> Namespace:
     add("--workers", type=list_of(process_count), default=[1], metavar="LIST", help=workers)
     add("--threads", type=process_count, metavar="N", help="CPU threads per worker (default: all cores / workers)")
     add("--min-time", **seconds, default=3.0, help="repeat each cell for at least this long (default: 3)")
-    repeats = "measure all cells this often, in turn, so that a slow minute affects all alike (default: 1)"
+    repeats = "number of rounds over all cells; a slow period then affects all cells equally (default: 1)"
     add("--repeats", **count, default=1, help=repeats)
     check = "time for checks of fast, unproven variants on more texts (default: 120; --quick: 15)"
     add("--check-time", **seconds, default=120.0, help=check)
@@ -77,7 +78,8 @@ def parse_arguments() -> Namespace:
 
     output = parser.add_argument_group("output")
     saving = output.add_mutually_exclusive_group()
-    saving.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    folder = "folder for the result files (default: results)"
+    saving.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR", help=folder)
     saving.add_argument("--no-save", action="store_true", help="save nothing")
     resume = "skip cells that have an ok row with the same texts, weights, commit and versions"
     output.add_argument("--resume", action="store_true", help=resume)

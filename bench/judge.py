@@ -1,9 +1,9 @@
 """Decides whether a variant or an export changes no more decisions than tolerated. All such judgments are made here.
 
 The changed decisions are tested exactly, with the binomial distribution (Clopper and Pearson, 1934), as if decisions
-were independent. "Within" and "not within" are each wrong with a probability of at most 5%. The benchmark looks at a
-growing number of decisions several times, so it splits these 5%: look k may be wrong with a probability of 5% / 2^k,
-all looks together with less than 5%. The last look, when time or texts run out, may use all that is left.
+were independent. "Within" and "not within" are each wrong with a probability of at most 5%. The benchmark tests a
+growing number of decisions several times, so it splits these 5%: test k may be wrong with a probability of 5% / 2^k.
+The last test, when time or texts run out, gets the rest, so the total stays at 5%.
 """
 
 import numpy as np
@@ -45,7 +45,7 @@ def is_rounded(precision: str, max_diff: float) -> bool:
 
 
 def alpha_for_look(look: int, last: bool = False) -> float:
-    """Return the error probability of look 1, 2, ...; the last look gets all that is left."""
+    """Return the error probability of test `look` (1, 2, ...); the last test gets all that is left."""
     return ALPHA / 2 ** (look - last)
 
 

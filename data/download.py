@@ -66,7 +66,7 @@ def parse_arguments() -> Namespace:
     add("dataset", nargs="?", choices=(*SHA256, "all"), default="all", help="which sample (default: all)")
     origin_help = "a folder that contains the published files, or one of these files (default: %(default)s)"
     add("--from", dest="origin", default=PUBLISHED, metavar="PATH|URL", help=origin_help)
-    add("--output-dir", type=Path, default=Path(__file__).parent, help="target folder (default: the script's own)")
+    add("--output-dir", type=Path, default=Path(__file__).parent, help="target folder (default: this script's folder)")
     return parser.parse_args()
 
 

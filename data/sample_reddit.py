@@ -8,7 +8,7 @@ comments with the lowest priorities ("bottom-k", Cohen and Kaplan, Summarizing D
 it is uniform and without replacement, and a seed gives the same sample for any number of workers and any order of the
 dumps. A comment that occurs in several dumps is drawn at most once.
 
-The output has the columns id, subreddit and body, sorted by id, which is by age. Bodies are verbatim (line breaks,
+The output has the columns id, subreddit and body, sorted by id, oldest first. Bodies are verbatim (line breaks,
 `&gt;` for >), except that half a surrogate pair becomes U+FFFD. Counts and progress go to standard error.
 
 Exit code: 0, 1 if a dump is corrupt or no comment is eligible, 2 for wrong usage or input, 130 after Ctrl-C.
