@@ -5,15 +5,15 @@
 
 The figures:
 
-    overview                             the fastest variant of each model and device that is within tolerance,
-                                         against what people use
+    overview                             the fastest variant within tolerance of each model and device,
+                                         compared with the usual baselines
     comparison_<model>_<dataset>         each variant at its best on each device, the fastest first
-    scaling_<model>_<device>_<dataset>   messages/s over the texts in a batch
-    parity_<model>_<dataset>             messages/s over changed decisions
+    scaling_<model>_<device>_<dataset>   messages/s by batch size
+    parity_<model>_<dataset>             messages/s against the share of changed decisions
 
-README.md gets the overview, results/README.md the tables and the origin of all rows, unless only a part is drawn. If a
-model, device and dataset has results for several sets of texts or weights, the set with the most cells is used. Skipped
-rows are reported on standard error.
+README.md gets the overview, results/README.md the tables and the origin of all rows, unless options select a part of
+the results. If a model, device and dataset has results for several sets of texts or weights, the set with the most
+cells is used. Skipped rows are reported on standard error.
 
 Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or input.
 """
@@ -142,7 +142,7 @@ def select(rows, column: str, wanted: list[str]):
 def plan_charts(rows, results_dir: Path, output: Path | None) -> list[Chart]:
     """Return the figures for the rows, the overview first. They go to `output`, or else to the results folder."""
     names = readmes.model_names(rows)
-    what = "the fastest variant within tolerance, against what people use"
+    what = "the fastest variant within tolerance, compared with the usual baselines"
     charts = [Chart((output or results_dir) / "overview", figures.draw_overview, readmes.headlines(rows), what)]
     forward = rows[rows["stage"] == "forward"]
     for (model, dataset), group in forward.groupby(["model", "dataset"]):

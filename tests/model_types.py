@@ -99,9 +99,10 @@ def table(rows: pd.DataFrame) -> str:
     off = rows.groupby("precision")["max_diff"].max()
     whole = rows["refused"].isna().groupby([rows["transformers"], rows["type"]]).all()
     right = [int(whole[version].sum()) for version in versions]
-    counts = " and ".join(f"{count} of {len(results)}" for count in right)
-    words = f"Who exports a type; fused: its attention is one node. Exported are {counts} types, in both precisions. "
-    words += "Largest difference of any logit of these tiny models from torch's, on the same padded batches, on a CPU: "
+    words = "Each cell names the exporter for FP32 and FP16; *fused* means that attention is a single node. "
+    words += f"With transformers {' and '.join(versions)}, {' and '.join(map(str, right))} of {len(results)} "
+    words += "model types export in both precisions. "
+    words += "Largest logit difference from PyTorch (tiny models, same padded batches, CPU): "
     return "\n".join([*text, "", f"{words}FP32 {off['fp32']:.1g}, FP16 {off['fp16']:.1g}.", ""])
 
 

@@ -22,8 +22,8 @@ STYLE = {
 }
 
 
-BASELINES = {  # what people usually run: a variant and its description
-    "pipeline": "transformers' own pipeline",
+BASELINES = {  # variant -> description
+    "pipeline": "transformers' pipeline",
     "optimum-pipeline": "transformers' pipeline on optimum's ONNX model",
 }
 
@@ -53,8 +53,8 @@ def is_cpu(device):
 def baseline(row) -> str:
     """Return what the factor of a row of readmes.headlines compares with."""
     if row["stage"] == "forward":
-        return "eager FP32 torch in the file's order"
-    return f"{BASELINES[row['base_variant']]} in batches of {row['base_size']:.0f}"
+        return "eager FP32 torch (texts in file order)"
+    return f"{BASELINES[row['base_variant']]} (batches of {row['base_size']:.0f})"
 
 
 def draw_comparison(rows):

@@ -91,9 +91,9 @@ def rank(rows):
     """Rank variants end to end, each at its best: a DataFrame with `rank` and the columns of judge_variants().
 
     `rows`: completed rows of one model, device and dataset, one for each cell. Variants within tolerance come first,
-    then those not proven, then those not within tolerance. Variants whose spreads overlap that of the fastest of a rank
-    share the rank: first those with a token budget, then the closest to the original. Variants measured on a busy
-    device, or not timed end to end, rank after the others.
+    then those not proven, then those not within tolerance. A variant whose speed range overlaps that of a rank's
+    fastest variant shares its rank; within a rank, token budgets come first, then the smallest difference from the
+    original. Variants measured on a busy device, or not timed end to end, rank after the others.
     """
     rows = judge_variants(rows)
     order = rows["verdict"].map(ORDER.index) if len(rows) else rows["verdict"]
@@ -136,9 +136,9 @@ def verdict(rows, check_command: Callable | None = None, next_command: Callable 
     if len(groups[NOT_WITHIN]):
         lines.append(f"Not within tolerance (more than {TOLERANCE:.1%} of the decisions change):")
     for row in groups[NOT_WITHIN].to_dict("records"):
-        lines += variant_line(row, base, "-", f"; {flips_words(row)}")
+        lines += variant_line(row, base, "-", f"; {flips_words(row)} changed")
     if len(torch):
-        lines.append(f"1.0x is eager FP32 torch in the file's order (forward): {speed(base)} messages/s.")
+        lines.append(f"1.0x: eager FP32 torch, forward passes, texts in file order: {speed(base)} messages/s.")
     faster = unproven if within.empty else unproven[unproven["messages/s"] > within["messages/s"].iloc[0]]
     undecided = [row["variant"] for row in faster.to_dict("records") if needed_for(row)]
     checking = []
@@ -166,11 +166,13 @@ def variant_line(row: dict, base: float, mark: str, remark: str = "") -> list[st
 
 
 def advice(within, faster) -> list[str]:
-    """Return which variant to take, from the ranked rows within tolerance and the `faster` ones not proven."""
-    winner, tied = within.iloc[0], int((within["rank"] == 1).sum())
-    sentences = f"Take {winner['variant']}."
-    if tied > 1:
-        sentences = f"Take {winner['variant']}, the closest to the original of {tied} that tie."
+    """Return which variant to use, from the ranked rows within tolerance and the `faster` ones not proven."""
+    winner, tied = within.iloc[0], within[within["rank"] == 1]
+    sentences = f"Use {winner['variant']}."
+    if len(tied) > 1:
+        closest = round(winner["max_diff"], 4) <= round(tied["max_diff"].min(), 4)
+        reason = "it is the closest to the original" if closest else "it has a token budget"
+        sentences = f"Use {winner['variant']}: {len(tied)} variants tie, and {reason}."
     if len(faster):
         gain = faster["messages/s"].max() / winner["messages/s"]
         sentences += f" The fastest variant that is not proven is {gain:.1f} times as fast."
@@ -188,7 +190,7 @@ def evidence(row) -> list[str]:
     if needed:
         known += f"about {math.ceil(max(needed - decisions, 1) / row['per_text']):,} more texts would decide it"
     else:
-        known += f"even {MAX_FACTOR} times as many texts would hardly decide it"
+        known += f"even {MAX_FACTOR} times as many texts would probably not decide it"
     return textwrap.wrap(known, WIDTH, initial_indent="    ", subsequent_indent="    ")
 
 
@@ -203,8 +205,8 @@ def needed_for(row) -> int | None:
 def flips_words(row) -> str:
     """Return the changed decisions as a count, or as a share if an older row has no count."""
     if np.isfinite(row["decisions"]):
-        return f"{changed_of(row):,} of {row['decisions']:,.0f}"
-    return f"{row['flips']:.2%}"
+        return f"{changed_of(row):,} of {row['decisions']:,.0f} decisions"
+    return f"{row['flips']:.2%} of the decisions"
 
 
 def fold(command: str) -> list[str]:
