@@ -10,7 +10,8 @@ DIR gets Parquet files, named by input file and first row (part-000000-000000000
 order, its other columns, and the probability of each label. Rows without a usable text have nulls; _bad_rows.jsonl
 lists those that cannot be parsed or answered. Some rows are compared with the original model: see _receipt.json.
 
-After an interruption, rerun the same command to resume. See README.md for how the variant is chosen, and for clusters.
+After an interruption, rerun the same command to resume.
+README.md explains how the variant is chosen and how to use several machines.
 Exit code: 0 on success, 1 if something failed or rows are wrong, 2 for wrong usage or input, 130 after Ctrl-C.
 """
 
@@ -40,7 +41,7 @@ def parse_arguments() -> Namespace:
     group = parser.add_argument_group("input")
     add_text_options(group)
     add = group.add_argument
-    add("--limit", type=count, metavar="ROWS", help="label only the first rows")
+    add("--limit", type=count, metavar="ROWS", help="label only the first ROWS rows")
     long_help = "truncate long texts, or read overlapping windows and take each label's maximum or mean (default: cut)"
     add("--long", choices=LONG_TEXTS, default="cut", help=long_help)
     add("--strict", action="store_true", help="stop at the first bad row instead of writing nulls")
@@ -90,7 +91,6 @@ def parse_arguments() -> Namespace:
 
 
 def shard(text: str) -> tuple[int, int]:
-    """Parse `3/16`."""
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise ArgumentTypeError(f"{text!r} is not like 3/16, from 1/16 to 16/16")

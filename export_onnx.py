@@ -9,7 +9,7 @@ answers are compared with those of the original model in eager FP32 PyTorch, tex
 output is NaN or infinite, or if more than --tolerance of the decisions change, with 95% confidence.
 
 An export that fails its check is kept but not uploaded. Errors and Ctrl-C leave no partial export behind.
---check-only accepts exports of the other scripts, too.
+--check-only also accepts exports that the other scripts created.
 
 Exit code: 0, 1 if the check or the upload failed, 2 for wrong usage or input, 130 after Ctrl-C.
 """
@@ -34,28 +34,31 @@ def argument_parser() -> Parser:
     parser = Parser(__doc__)
     whole = int_from(1)
     add = parser.add_argument_group("model and output").add_argument
-    add("model_id", metavar="MODEL_ID", help="Hub id, local folder, or random-roberta-base")
+    add("model_id", metavar="MODEL", help="Hub id, local folder, or random-roberta-base")
     add("--precision", choices=PRECISIONS, default="fp16", help="default: fp16; int8 is for CPUs")
     add("--save-dir", type=Path, help="output folder (default: ./<name>-onnx-fp16, -onnx-int8, or -onnx for fp32)")
     add("--overwrite", action="store_true", help="replace an existing export")
     add("--check-only", action="store_true", help="check an existing export, and rewrite its report and card")
-    add("--disable-shape-inference", action="store_true", help="for very large models")
+    shape_help = "skip ONNX shape inference, which can fail on very large models"
+    add("--disable-shape-inference", action="store_true", help=shape_help)
 
     checking = parser.add_argument_group("checking")
     add = checking.add_argument
     add("--dataset", default="normal", help="normal, filtered, or a CSV, JSON Lines or Parquet file (default: normal)")
     add_text_options(checking)
     add("--limit", type=whole, help="number of texts, evenly spaced (default: all)")
-    add("--label-column", metavar="COLUMN", help="gold labels, by name or number, with commas; adds F1 or accuracy")
+    label_help = "column of gold labels (names or numbers, comma-separated); adds F1 or accuracy to the report"
+    add("--label-column", metavar="COLUMN", help=label_help)
     add_threshold(checking)
-    add("--tolerance", type=float_from(0, 1), default=0.001, help="share of changed decisions (default: %(default)s)")
+    tolerance_help = "largest share of decisions that may change (default: %(default)s)"
+    add("--tolerance", type=float_from(0, 1), default=0.001, help=tolerance_help)
     add("--device", choices=("gpu", "cpu"), help="default: gpu if there is one")
     add("--gpu", type=int_from(0), default=0, help="GPU id (default: 0)")
     add("--threads", type=process_count, default=cpu_cores(), help="CPU threads (default: all cores)")
     add("--batching", choices=BATCHINGS, help="default: sorted; for int8 token-budget, as in classify_texts.py")
     add("--batch-size", type=whole, default=1, help="texts per batch (default: 1)")
     add("--batch-tokens", type=whole, default=1024, help="tokens per batch for token-budget (default: 1024)")
-    add("--excerpts", action="store_true", help="publish the texts that differ most in the card and the report")
+    add("--excerpts", action="store_true", help="include excerpts of the most different texts in card and report")
 
     upload = parser.add_argument_group("upload")
     add = upload.add_argument
@@ -65,7 +68,7 @@ def argument_parser() -> Parser:
     add("--repo-id", help="Hub repository (default: <user>/<name of the output folder>)")
     add("--private", action="store_true", help="create a private repository")
     add("--create-pr", action="store_true", help="upload as a pull request")
-    add("--hf-token", help="visible to other users of this machine; prefer HF_TOKEN or `hf auth login`")
+    add("--hf-token", help="Hub token; visible to other users of this machine, so prefer HF_TOKEN or `hf auth login`")
     return parser
 
 

@@ -50,7 +50,6 @@ def parse_arguments() -> Namespace:
 
 
 def name_part(text: str) -> str:
-    """Parse a part of a name for select()."""
     part = slug(text).lower()
     if not part:
         raise ArgumentTypeError(f"{text!r} is not a name")

@@ -30,9 +30,6 @@ BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 QUICK_TIMES = {"min_time": 0.0, "check_time": 15.0}
 
 
-# ------------------------------------------------------------------------------------------------------- options
-
-
 def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
     parser.usage = "%(prog)s --model VARIANTS --device {gpu,cpu} [options]"
@@ -122,8 +119,6 @@ from bench.timing import time_words
 from bench.variants import Device
 from runtimes import VARIANTS
 
-# ----------------------------------------------------------------------------------------------- what to measure
-
 
 def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
     """Return the variants asked for. `all` are the default variants, with --quick without those that compile first.
@@ -150,9 +145,6 @@ def choose_cells(args: Namespace, variants: list[str], n_texts: int) -> list[Cel
     if too_large:
         note(f"skipping --batches {too_large}: there are only {n_texts} texts")
     return cells
-
-
-# ------------------------------------------------------------------------------------------------------- the cells
 
 
 def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Recorder) -> None:
@@ -213,7 +205,6 @@ def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
 
 
 def list_cells(cells: list[Cell], repeats: int) -> int:
-    """Print the cells that would run. Return the exit code."""
     say(f"{len(cells)} cells to run, {repeats} time(s) each")
     for cell in cells:
         print(cell.variant, cell.workers, cell.batching, cell.stage, sep="\t")

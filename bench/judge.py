@@ -56,7 +56,7 @@ def binomial_cdf(k: int, n: int, p: float) -> float:
     if p <= 0:
         return 1.0
     i = np.arange(k + 1)
-    log_choices = np.concatenate([[0.0], np.cumsum(np.log((n - i[:-1]) / (i[:-1] + 1)))])  # log of n over i
+    log_choices = np.concatenate([[0.0], np.cumsum(np.log((n - i[:-1]) / (i[:-1] + 1)))])  # log of "n choose i"
     return float(np.exp(log_choices + i * np.log(p) + (n - i) * np.log1p(-p)).sum())
 
 

@@ -14,10 +14,11 @@ LONG_TEXTS = "cut", "windows", "windows-mean"  # truncate, or combine windows by
 
 
 def add_text_options(group) -> None:
-    """Add the options that say how texts are read from a file: --column, --delimiter and --encoding."""
     group.add_argument("--column", default="body", help="the text column (default: body)")
-    group.add_argument("--delimiter", type=delimiter, help="of CSV files: a character, or tab (default: by file name)")
-    group.add_argument("--encoding", type=encoding, default="utf-8", help="of CSV files (default: utf-8)")
+    delimiter_help = "CSV delimiter: one character, or 'tab' (default: a comma, or a tab for .tsv files)"
+    group.add_argument("--delimiter", type=delimiter, help=delimiter_help)
+    encoding_help = "encoding of CSV files, such as cp1252 (default: utf-8)"
+    group.add_argument("--encoding", type=encoding, default="utf-8", help=encoding_help)
 
 
 def delimiter(text: str) -> str:

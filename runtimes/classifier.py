@@ -1,6 +1,7 @@
 """A loaded variant, and the one loop from items to answers.
 
-The benchmark's end-to-end rows, the check of an export and the labelling all use it: what is timed is what labels.
+The benchmark's end-to-end rows, the check of an export and the labelling all use it, so the code that is timed is the
+code that labels.
 """
 
 import os
@@ -21,7 +22,7 @@ from bench.variants import Device, TextRunner, digest_export
 from runtimes import VARIANTS
 from utils import RunError, UserError, say
 
-FETCH_EVERY = 64  # batches whose outputs stay on the device: fetching waits for all of its work
+FETCH_EVERY = 64  # batches between fetches of outputs: each fetch waits for the device
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class ClassifierSpec:
         """Raise RunError if model or export have changed since the run began."""
         self.model.check_unchanged()
         if self.export_id and digest_export(self.exported) != self.export_id:
-            raise RunError(f"{self.exported} has changed since the run began; start it again")
+            raise RunError(f"{self.exported} changed during the run: rerun the command")
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,12 @@ class Classifier:
         return text_batches(self.model, texts, batching, self.padded_lengths)
 
     def predict(
-        self, texts: list[Item], batching: Batching, on_progress: Callable = heartbeat, halve: bool = False
+        self, texts: list[Item], batching: Batching, on_progress: Callable = heartbeat, halve_on_oom: bool = False
     ) -> Predictions:
         """Run the model over items while a thread tokenizes, sorts, pads and moves the next ones.
 
-        `on_progress` gets the approximate number of items done, weighted by length. With `halve` a batch that does not
-        fit into memory runs in halves. Raises UserError for another model's export, and what the runtime raises.
+        `on_progress` gets the approximate number of items done, weighted by length. With `halve_on_oom` a batch that
+        does not fit into memory runs in halves. Raises UserError for another model's export, and the runtime's errors.
         """
         start, counts = time.monotonic(), Counter()
         has_tokens = np.full(len(texts), self.takes_texts)
@@ -98,7 +99,8 @@ class Classifier:
         if self.takes_texts:
             answers = self.runner.answer(texts, batching.batch_size, self.model.max_length, on_progress)
             return Predictions(answers, has_tokens, start, time.monotonic())
-        characters, lengths = np.array([count_characters(text) for text in texts]), np.zeros(len(texts), int)
+        characters = np.array([count_characters(text) for text in texts])
+        lengths = np.zeros(len(texts), int)
         fetched, waiting = [], []  # waiting with the inputs, which a GPU may still read
 
         def fetch() -> None:
@@ -110,9 +112,9 @@ class Classifier:
         for batch, inputs in timed(prefetch(prepared), counts):
             parts = [(batch, inputs)]
             while parts:
-                part, of_part = parts.pop()
-                if (outputs := self.forward(part, of_part, halve)) is not None:
-                    waiting.append((part, of_part, outputs))
+                part, part_inputs = parts.pop()
+                if (outputs := self.forward(part, part_inputs, halve_on_oom)) is not None:
+                    waiting.append((part, part_inputs, outputs))
                     continue
                 say(f"out of memory for a batch of {len(part.indices)} texts; halving it")
                 fetch()
@@ -128,44 +130,47 @@ class Classifier:
             np.maximum.at(lengths, batch.indices, batch.lengths + batch.lost)
             on_progress(round(counts["characters"] / max(characters.sum(), 1) * len(texts)))
         fetch()
-        indices = np.concatenate([np.empty(0, int), *(own for own, _ in fetched)])
-        outputs = np.concatenate([np.empty((0, len(self.model.labels)), np.float32), *(found for _, found in fetched)])
+        indices = np.concatenate([np.empty(0, int), *(batch_indices for batch_indices, _ in fetched)])
+        no_outputs = np.empty((0, len(self.model.labels)), np.float32)
+        outputs = np.concatenate([no_outputs, *(batch_outputs for _, batch_outputs in fetched)])
         end = time.monotonic()
         answers = self.model.task.answers(outputs, indices, len(texts), batching.long)
         del counts["characters"]
         return Predictions(answers, has_tokens, start, end, lengths=lengths, **counts)
 
-    def forward(self, batch: Batch, inputs: object, halve: bool) -> object | None:
-        """Return the runner's outputs; None for a batch to `halve`, because it does not fit into memory."""
+    def forward(self, batch: Batch, inputs: object, halve_on_oom: bool) -> object | None:
+        """Return the runner's outputs; None if memory ran out and the batch can be halved."""
         try:
             return self.runner.forward(inputs)
         except Exception as error:
-            if not halve or len(batch.indices) < 2 or error_summary(error) != OUT_OF_MEMORY:
+            if not halve_on_oom or len(batch.indices) < 2 or error_summary(error) != OUT_OF_MEMORY:
                 raise
         return None
 
     def predict_share(self, texts: list[Item], batching: Batching) -> tuple[np.ndarray, Predictions]:
         """Run the model over this worker's share of the texts; return (their indices, its Predictions)."""
         share = share_of(texts, self.number, self.workers)
-        return share, self.predict([texts[i] for i in share], batching, heartbeat, True)
+        return share, self.predict([texts[i] for i in share], batching, halve_on_oom=True)
 
     def to_host(self, outputs) -> np.ndarray:
         """Fetch a batch's outputs, float32 [rows, n]. Raises UserError if n is not the model's number of labels."""
-        logits, labels = self.runner.to_host(outputs), len(self.model.labels)
+        logits = self.runner.to_host(outputs)
+        labels = len(self.model.labels)
         if logits.shape[1:] != (labels,):
             raise UserError(
-                f"the export gives {logits.shape[-1]} numbers per text, not {labels}; it is of another model"
+                f"the export has {logits.shape[-1]} outputs per text, but the model has {labels} labels: it belongs to "
+                "another model. Recreate it with export_onnx.py --overwrite"
             )
         return logits
 
 
 def timed(items: Iterator, counts: Counter) -> Iterator:
     """Yield the items; add the seconds spent waiting for them to `waited`."""
-    before = time.monotonic()
+    wait_start = time.monotonic()
     for item in items:
-        counts["waited"] += time.monotonic() - before
+        counts["waited"] += time.monotonic() - wait_start
         yield item
-        before = time.monotonic()
+        wait_start = time.monotonic()
 
 
 def halves(batch: Batch) -> list[Batch]:

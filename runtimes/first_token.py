@@ -1,7 +1,7 @@
 """Computes a network's last layer for the first token only, if the head reads no other token.
 
 Such a head needs the query, the attention's output and the feed-forward part of that token, and keys and values of all
-tokens. That saves nearly a layer's work, of six or of twelve, and the answers stay the same.
+tokens. This saves most of one layer's work (of six or twelve layers); the answers stay the same.
 """
 
 import inspect
@@ -16,14 +16,14 @@ SECOND_INPUTS = "encoder_hidden_states", "query_states"  # a second input that a
 class FirstQueryAttention(torch.nn.Module):
     """Attention with the query of the first token only: for BERT's relatives a case of cross-attention."""
 
-    def __init__(self, attention: torch.nn.Module, other: str):
+    def __init__(self, attention: torch.nn.Module, second_input: str):
         super().__init__()
-        self.attention, self.other = attention, other
+        self.attention, self.second_input = attention, second_input
 
     def forward(self, hidden, *arguments, **options):
         first = hidden[:, :1]
-        query, other = (first, hidden) if self.other == SECOND_INPUTS[0] else (hidden, first)
-        options = {name: slice_first_query(value) for name, value in options.items()} | {self.other: other}
+        query, second = (first, hidden) if self.second_input == SECOND_INPUTS[0] else (hidden, first)
+        options = {name: slice_first_query(value) for name, value in options.items()} | {self.second_input: second}
         return self.attention(query, *map(slice_first_query, arguments), **options)
 
 
@@ -35,7 +35,7 @@ class DistilBertFirstQuery(torch.nn.Module):
         self.attention = attention
 
     def forward(self, query, key, value, **options):
-        options = {name: slice_first_query(one) for name, one in options.items()}
+        options = {name: slice_first_query(option) for name, option in options.items()}
         return self.attention(query=query[:, :1], key=key, value=value, **options)
 
 
@@ -47,7 +47,7 @@ class FirstTokenOnly(torch.nn.Module):
         self.module = module
 
     def forward(self, *hidden):
-        return self.module(*(one[:, :1] for one in hidden))
+        return self.module(*(states[:, :1] for states in hidden))
 
 
 def slice_first_query(value):
@@ -119,7 +119,7 @@ def run(network, layer: torch.nn.Module, output: str, others_nan: bool = False) 
 
     Attention takes another code path without padding. With `others_nan` the layer returns nan after the first token.
     """
-    place = next(network.parameters()).device
+    device = next(network.parameters()).device
 
     def spoil(_, __, states):
         hidden = states[0] if isinstance(states, tuple) else states
@@ -129,10 +129,10 @@ def run(network, layer: torch.nn.Module, output: str, others_nan: bool = False) 
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(min(network.config.vocab_size, 10_000), (TEXTS, TOKENS), generator=random)
     padded = (torch.arange(TOKENS) < torch.tensor([[TOKENS], [TOKENS // 2], [1]])).long()
-    masks = [mask.to(place) for mask in (padded, torch.ones_like(padded))]
+    masks = [mask.to(device) for mask in (padded, torch.ones_like(padded))]
     handle = layer.register_forward_hook(spoil) if others_nan else None
     try:
-        answers = [network(input_ids=ids.to(place), attention_mask=mask, return_dict=True) for mask in masks]
+        answers = [network(input_ids=ids.to(device), attention_mask=mask, return_dict=True) for mask in masks]
         return torch.cat([getattr(answer, output) for answer in answers])
     finally:
         if handle:

@@ -14,7 +14,7 @@ from bench.model.model import Model
 from bench.variants import Device, ExportKind, TokenRunner, Variant
 from utils import UserError, first_line
 
-# compute capabilities with kernels in the wheel onnxruntime-gpu 1.31.1; read, not measured
+# compute capabilities with kernels in the wheel onnxruntime-gpu 1.31.1 (from the source code; not measured)
 WHEEL_ARCHITECTURES = {(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)}
 
 PACKAGES = "onnxruntime-gpu", "onnxruntime"  # one of them is installed
@@ -68,9 +68,9 @@ def load(model: Model, exported: Path, device: Device) -> TokenRunner:
     largest = 0  # padded tokens of the runs so far
 
     def warm_up(inputs):
-        """Run shapes larger than all before, which grow the memory; the kernels prepare nothing per shape."""
+        """Run a batch larger than all earlier ones, so that memory grows outside the timing."""
         nonlocal largest
-        if inputs["input_ids"].size > largest:
+        if inputs["input_ids"].size > largest:  # CPU kernels need no set-up per shape
             session.run([output.name], inputs)
             largest = inputs["input_ids"].size
 
@@ -102,18 +102,21 @@ def start_session(file: Path, device: Device):
         provider, settings = "CUDAExecutionProvider", {"device_id": device.gpu, "use_tf32": 0}
     session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)], enable_fallback=0)
     if session.get_providers()[0] != provider:
-        raise UserError(f"onnxruntime fell back to {session.get_providers()[0]}; {provider} is not available")
+        raise UserError(
+            f"onnxruntime could not use {provider} and fell back to {session.get_providers()[0]}: "
+            "install onnxruntime-gpu and check the CUDA driver, or use --device cpu"
+        )
     return session
 
 
 def select_output(session, name: str):
-    """Return the output that counts: the one of this name, or the only one."""
+    """Return the output called `name`, or the first output."""
     outputs = session.get_outputs()
     return next((output for output in outputs if output.name == name), outputs[0])
 
 
 def io_bound_runner(session, output_name: str, device) -> TokenRunner:
-    """Run a session on inputs and outputs in the memory of a torch device, without waiting for the results."""
+    """Return a runner whose inputs and outputs stay on a torch device and which does not wait for results."""
     import onnxruntime
     import torch
 
@@ -160,7 +163,7 @@ def check_device(gpu: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             start_session(write_probe(Path(folder) / "probe.onnx"), Device(gpu, threads=1))
-        except Exception as error:  # onnxruntime's
+        except Exception as error:  # onnxruntime raises many types
             capability = torch.cuda.get_device_capability(gpu)
             message = f"onnxruntime can't use this GPU: {first_line(error)}"
             if capability not in WHEEL_ARCHITECTURES:
@@ -170,9 +173,9 @@ def check_device(gpu: int | None) -> None:
 
 
 def has_cudnn_attention(gpu: int | None) -> bool:
-    """True if FP16 attention uses cuDNN, which plans each shape: from compute capability 9.0.
+    """True if FP16 attention uses cuDNN (compute capability 9.0 or newer), which builds a plan per shape.
 
-    Source: onnxruntime's pull request 29717; read, not measured.
+    Source: onnxruntime's pull request 29717 (from the source code; not measured).
     """
     if gpu is None:
         return False
@@ -218,10 +221,11 @@ VARIANTS = {
         unsupported={"gpu": "dynamic INT8 quantization has kernels for CPUs only"},
     ),
 }
-# also sums in FP16, twice as fast on cards with half-rate FP32 sums (GeForce): onnxruntime's pull request 7253, read
+# also accumulates in FP16, twice as fast on cards with half-rate FP32 accumulation (GeForce); see onnxruntime pull
+# request 7253, not measured
 VARIANTS["onnx-fp16-fast"] = replace(
     VARIANTS["onnx-fp16"],
     environment={"USE_TORCH": "0", "ORT_CUDA_GEMM_OPTIONS": "1"},
     default_on=(),
-    unsupported={"cpu": "sums in FP16 need CUDA"},
+    unsupported={"cpu": "FP16 accumulation needs CUDA"},
 )

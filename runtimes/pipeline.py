@@ -42,9 +42,9 @@ def pipeline_runner(model: Model, network, device: Device) -> TextRunner:
     from transformers import pipeline
 
     network.config.id2label = {i: str(i) for i in range(network.config.num_labels)}  # names need not be unique
-    place = -1 if device.gpu is None else device.gpu
+    device_index = -1 if device.gpu is None else device.gpu
     model.tokenizer.padding_side = model.padding_side
-    pipe = pipeline(model.task.name, model=network, tokenizer=model.tokenizer, device=place)
+    pipe = pipeline(model.task.name, model=network, tokenizer=model.tokenizer, device=device_index)
     options = {"top_k": None, "function_to_apply": "none", "truncation": True}
 
     def answer(texts: list[str], batch_size: int, max_length: int, on_progress) -> np.ndarray:

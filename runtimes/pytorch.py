@@ -29,12 +29,12 @@ def load(model: Model, _, device: Device, precision: str = "fp32", compiled: boo
     torch.set_flush_denormal(True)  # denormals are very slow on some CPUs; must precede torch's threads
     torch.set_num_threads(device.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    place = torch.device("cpu" if device.gpu is None else f"cuda:{device.gpu}")
+    torch_device = torch.device("cpu" if device.gpu is None else f"cuda:{device.gpu}")
     if device.gpu is None:
         keep_freed_memory()
     else:
-        torch.cuda.set_device(place)
-    network = model.load_torch(precision).to(place)
+        torch.cuda.set_device(torch_device)
+    network = model.load_torch(precision).to(torch_device)
     if model.padding_side == "right":
         first_token_only(network, model.task.output)
     if compiled:
@@ -46,9 +46,9 @@ def load(model: Model, _, device: Device, precision: str = "fp32", compiled: boo
         return getattr(network(**inputs, return_dict=True), model.task.output)
 
     return TokenRunner(
-        prepare=lambda inputs: {name: torch.from_numpy(array).to(place) for name, array in inputs.items()},
+        prepare=lambda inputs: {name: torch.from_numpy(array).to(torch_device) for name, array in inputs.items()},
         forward=forward,
-        synchronize=(lambda: None) if device.gpu is None else partial(torch.cuda.synchronize, place),
+        synchronize=(lambda: None) if device.gpu is None else partial(torch.cuda.synchronize, torch_device),
         to_host=lambda logits: logits.float().cpu().numpy(),
         warm_up=forward if compiled or device.gpu is not None else partial(run_first_and_last_layer, network, forward),
     )

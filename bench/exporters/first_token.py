@@ -64,13 +64,13 @@ def first_token_only(file: Path, batch: dict[str, np.ndarray]) -> bool:
 def nodes_for_first(graph, constants: dict, without_tokens: set[str]) -> list:
     """Return the nodes before the selection of the first token that treat each token separately, and only feed it.
 
-    `without_tokens`: tensors that turned out to have no token axis. Empty if there is no product among the nodes: the
-    others cost next to nothing.
+    `without_tokens`: tensors that turned out to have no token axis. Returns an empty list if none is a MatMul, since
+    other nodes cost almost nothing.
     """
     if any(attribute.type in SUBGRAPH_TYPES for node in graph.node for attribute in node.attribute):
         return []  # a subgraph may read any tensor of the graph
     readers = defaultdict(list)
-    found = {}
+    first_token_nodes = {}
     for node in graph.node:
         for name in node.input:
             readers[name].append(node)
@@ -78,15 +78,18 @@ def nodes_for_first(graph, constants: dict, without_tokens: set[str]) -> list:
 
     def feeds_first(name: str) -> bool:
         return name not in outputs and all(
-            node.output[0] in found or selects_first(node, constants) or reads_channels(node, readers, constants)
+            node.output[0] in first_token_nodes
+            or selects_first(node, constants)
+            or reads_channels(node, readers, constants)
             for node in readers[name]
         )
 
     for node in reversed(graph.node):
         names = tokens_of(node, constants)
         if names and not without_tokens & set(names) and all(map(feeds_first, filter(None, node.output))):
-            found[node.output[0]] = node
-    return list(found.values()) if any(node.op_type == "MatMul" for node in found.values()) else []
+            first_token_nodes[node.output[0]] = node
+    nodes = list(first_token_nodes.values())
+    return nodes if any(node.op_type == "MatMul" for node in nodes) else []
 
 
 def tokens_of(node, constants: dict) -> list[str]:

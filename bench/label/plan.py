@@ -88,18 +88,16 @@ def find_plan(job: LabelJob, options: PlanOptions, call: Callable) -> LabelPlan:
 
     `call` runs a function in a helper process.
     """
-    record, recorded = read_record(job.folder), options.recorded()
+    record = read_record(job.folder)
     if record and not job.overwrite and record.get("model") == job.model.weights_id:
-        is_same = all(record["options"].get(name) == value for name, value in recorded.items())
+        is_same = all(record["options"].get(name) == value for name, value in options.recorded().items())
         if is_same and (plan := read_plan(record)):
             return plan  # though another variant may be the fastest in results/ by now
     kind, info = find_device(options, call)
     texts = head_texts(job.tables, job.output.text_columns)
     tokens = call(mean_tokens, job.model, texts)
     measured = fastest_valid_row(options.results_dir, slug(info.name), job.model, tokens, options.variant)
-    if not measured and not options.variant and options.ray:
-        say("           to find a faster variant, run run_benchmark.py on a machine of the cluster")
-    elif not measured and not options.variant:
+    if not measured and not options.variant and not options.ray:
         quick_job = Job(job.source.name, job.model, texts, job.estimate_rows())
         device = Device((options.gpu or [0])[0] if kind == "gpu" else None, options.threads or cpu_cores())
         measured = quick_benchmark(quick_job, info, device, options.results_dir, call)
@@ -111,11 +109,11 @@ def find_device(options: PlanOptions, call: Callable) -> tuple[str, DeviceInfo]:
     if options.ray:
         call = on_ray.call_on_node
     if options.device != "cpu":
-        found = call(device_or_error, options.gpu[0] if options.gpu else 0)
-        if isinstance(found, DeviceInfo):
-            return "gpu", found
+        info_or_error = call(device_or_error, options.gpu[0] if options.gpu else 0)
+        if isinstance(info_or_error, DeviceInfo):
+            return "gpu", info_or_error
         if options.device == "gpu" or options.gpu:
-            raise found
+            raise info_or_error
     return "cpu", call(describe_device, None)
 
 
@@ -152,7 +150,8 @@ def fastest_valid_row(
         if len(valid):
             return valid.iloc[0].to_dict()
     if others:
-        say(f"measured   only other text lengths: {', '.join(dict.fromkeys(others))}; this job has {tokens:.0f}")
+        job_length = f"this job's texts have {tokens:.0f} tokens on average"
+        say(f"measured   only texts of other lengths: {', '.join(dict.fromkeys(others))}; {job_length}")
     return None
 
 
@@ -166,9 +165,14 @@ def choose_plan(device: str, measured: dict | None, options: PlanOptions) -> Lab
         names = "variant", "workers", "threads"
         batching, speed = batching_with_budget(measured), float(measured["messages/s"])
         plan = LabelPlan(device, **{name: measured[name] for name in names}, batching=batching, speed=speed)
-        report_row(measured)
+        line = f"measured   {measured['variant']}, {measured['messages/s']:.1f} messages/s on {measured['dataset']}"
+        if measured["busy"] > BUSY:
+            line += " while the device was busy"
+        say(f"{line}, {measured['date'][:10]}: {measured['verdict'].lower()}")
     elif not options.variant:
         say("measured   no matching result: using FP32 PyTorch")
+        if options.ray:
+            say("           to find a faster variant, run run_benchmark.py on a machine of the cluster")
     asked = {name: getattr(options, name) for name in ("variant", "workers", "threads") if getattr(options, name)}
     if options.batch_tokens or replace(plan, **asked) != plan:
         plan = replace(plan, **asked, speed=0.0)
@@ -184,19 +188,11 @@ def choose_plan(device: str, measured: dict | None, options: PlanOptions) -> Lab
     return plan if plan.batching.batch_size else replace(plan, batching=Batching("in-order", batch_size=1))
 
 
-def report_row(row: dict) -> None:
-    """Print the measured row that a plan follows."""
-    line = f"measured   {row['variant']}, {row['messages/s']:.1f} messages/s on {row['dataset']}"
-    if row["busy"] > BUSY:
-        line += " while the device was busy"
-    say(f"{line}, {row['date'][:10]}: {row['verdict'].lower()}")
-
-
 def batching_with_budget(row: dict) -> Batching:
-    """Return a row's batching; a number of texts becomes the tokens that so many texts had on average, with padding.
+    """Return a row's batching, with a fixed number of texts converted to an equivalent token budget.
 
-    Thus a row measured on short texts never leads to batches larger than the machine is known to hold. Variants that
-    take texts only know numbers of texts.
+    The budget is the batch size times the mean padded length. Thus a row measured on short texts never leads to batches
+    larger than the machine is known to hold. Variants that take raw texts keep their batch size.
     """
     batching = batching_of(row)
     if batching.batch_tokens or VARIANTS[row["variant"]].takes_texts:
@@ -209,12 +205,12 @@ def measuring_command(job: LabelJob, plan: LabelPlan, options: PlanOptions, thre
     """Return the command that measures this job's speed; empty if no benchmark measures these options."""
     if options.workers or options.batch_tokens:
         return ""
-    words = "python", "run_benchmark.py", "--model", options.variant or "all", "--quick", "--device", plan.device
-    words += "--model-id", job.model.id, "--dataset", job.tables[0].file
+    arguments = "python", "run_benchmark.py", "--model", options.variant or "all", "--quick", "--device", plan.device
+    arguments += "--model-id", job.model.id, "--dataset", job.tables[0].file
     given = {name: job.options[f"--{name}"] for name in ("column", "delimiter", "encoding")}
     if given["encoding"] == "utf-8":
         del given["encoding"]
-    return command(*words, **given, threshold=threshold, threads=options.threads, gpu=(options.gpu or [])[:1])
+    return command(*arguments, **given, threshold=threshold, threads=options.threads, gpu=(options.gpu or [])[:1])
 
 
 def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> tuple[list[ClassifierSpec], str]:
@@ -223,6 +219,6 @@ def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> tuple[list[C
     if export := VARIANTS[plan.variant].export:
         exported, origin = ensure_export(model, export.precision)
     export_id = digest_export(exported) if exported else ""
-    places = [gpu for gpu in (gpus if plan.device == "gpu" else [None]) for _ in range(plan.workers)]
-    devices = [Device(gpu, plan.threads, exclusive=len(places) == 1) for gpu in places]
+    worker_gpus = [gpu for gpu in (gpus if plan.device == "gpu" else [None]) for _ in range(plan.workers)]
+    devices = [Device(gpu, plan.threads, exclusive=len(worker_gpus) == 1) for gpu in worker_gpus]
     return [ClassifierSpec(model, plan.variant, exported, device, export_id) for device in devices], origin

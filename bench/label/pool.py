@@ -39,7 +39,7 @@ class WrittenPart:
 
     @property
     def end(self) -> int:
-        """The number of the row after it in the input file."""
+        """Return the number of the row after it in the input file."""
         return self.first + self.counts.rows
 
 
@@ -58,8 +58,7 @@ class LabelPool:
     ) -> Iterator[WrittenPart]:
         """Label and write parts; yield each. Reading ahead and writing overlap with the model.
 
-        `on_progress` gets the number of texts of the part that each worker has done. The first part is yielded before
-        the second is labelled, so that it can be checked.
+        `on_progress` gets the number of texts of the part that each worker has done.
         """
         with_texts = ((part, texts_of(part.table, output)) for part in parts)
         with ThreadPoolExecutor(1) as writer:
@@ -68,7 +67,8 @@ class LabelPool:
                 answers = self.classify(texts, str(part), on_progress)
                 self.answered += len(part.table)
                 writing.append(writer.submit(self.write, part, answers, output))
-                while len(writing) > (number > 0):
+                max_pending = min(number, 1)  # the first part is checked before the second is labelled
+                while len(writing) > max_pending:
                     yield writing.popleft().result()
             for written in writing:
                 yield written.result()
@@ -86,7 +86,8 @@ class LabelPool:
         starts.
         """
         values = np.full((len(texts), len(self.specs[0].model.labels)), np.nan, dtype=np.float32)
-        lengths, counts, failed = np.zeros(len(texts), int), Counter(), {}
+        lengths = np.zeros(len(texts), int)
+        counts, failed = Counter(), {}
         waiting = [(np.arange(len(texts)), N_TRIES)] if texts else []
         while waiting:
             group, tries = waiting.pop()

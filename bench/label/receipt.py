@@ -20,9 +20,9 @@ from bench.tables.datasets import evenly_spaced
 from bench.tables.items import Item, count_characters, items_of, parts_of
 from utils import RunError, say
 
-FIRST_ROWS = 64  # to compare of the first part
-LATER_ROWS = 8  # of each later part
-MOST_ROWS = 256  # in total
+FIRST_ROWS = 64  # rows compared from the first part
+LATER_ROWS = 8  # rows compared from each later part
+MAX_ROWS = 256  # rows compared per job
 TOLERATED_BAD_ROWS = 3  # per part, however few other rows it has
 HALF_ROUNDING = 2**-11  # relative error of a float16
 
@@ -48,7 +48,7 @@ def pick_sample(part: InputPart, output: OutputSpec, model: Model) -> Sample:
     rows = [i for i, item in enumerate(items) if item is not None]
     by_length = sorted(rows, key=lambda i: count_characters(items[i]))
     special = [i for i in rows if any(token in text for text in parts_of(items[i]) for token in model.special_tokens)]
-    kinds = [some[: FIRST_ROWS // 8] for some in (by_length[::-1], by_length, special)]
+    kinds = [candidates[: FIRST_ROWS // 8] for candidates in (by_length[::-1], by_length, special)]
     spaced = evenly_spaced(len(rows), FIRST_ROWS)
     spaced = [rows[spaced[i]] for i in np.random.default_rng(0).permutation(len(spaced))]
     chosen = list(dict.fromkeys(alternate(*kinds, spaced[::2], spaced[1::2])))[:FIRST_ROWS]
@@ -63,13 +63,13 @@ def alternate(*lists: Sequence[int]) -> list[int]:
 def add_sample(samples: list[Sample], sample: Sample) -> list[Sample]:
     """Add rows of a later part; if that makes too many rows, drop every other part."""
     samples = [*samples, sample.first(LATER_ROWS)]
-    return samples[::2] if len(samples) * LATER_ROWS > MOST_ROWS - FIRST_ROWS else samples
+    return samples[::2] if len(samples) * LATER_ROWS > MAX_ROWS - FIRST_ROWS else samples
 
 
 def read_samples(job: LabelJob, footers: dict[str, folder.Footer]) -> list[Sample]:
-    """Pick rows of parts that are evenly spaced over the whole job, from the input."""
+    """Read rows to compare from evenly spaced parts of the whole job's input."""
     names, samples = sorted(footers), []
-    chosen = {names[i] for i in evenly_spaced(len(names), 1 + (MOST_ROWS - FIRST_ROWS) // LATER_ROWS)}
+    chosen = {names[i] for i in evenly_spaced(len(names), 1 + (MAX_ROWS - FIRST_ROWS) // LATER_ROWS)}
     for split in job.splits:
         wanted = chosen.intersection(folder.find_parts(split, footers)[0])
         for part in islice(split.read(job.output, existing=footers.keys() - wanted), len(wanted)):
@@ -99,9 +99,10 @@ class Checker:
             return
         footers = folder.own_parts(self.job)
         folder.write_bad_rows(self.job, footers)
-        guilty = {name: footer.bad for name, footer in footers.items() if self.has_too_many_bad_rows(footer.counts)}
+        bad_parts = {name: footer.bad for name, footer in footers.items() if self.has_too_many_bad_rows(footer.counts)}
         reason = "--strict stops at bad rows" if self.job.strict else "more than half of the rows in a part are bad"
-        raise RunError(f"{reason}: {folder.first_bad(guilty)}. {self.job.own_file(folder.BAD_FILE).name} lists all")
+        listed = f"{self.job.own_file(folder.BAD_FILE).name} lists all. Check --column, --delimiter and --encoding"
+        raise RunError(f"{reason}: {folder.first_bad(bad_parts)}. {listed}")
 
     def has_too_many_bad_rows(self, part: Counts) -> bool:
         return part.bad_rows > (0 if self.job.strict else max(TOLERATED_BAD_ROWS, part.rows / 2))
@@ -139,7 +140,8 @@ class Checker:
 
     def compare(self, samples: list[Sample]) -> None:
         """Compare rows of parts with the original model, which runs text by text in its own process."""
-        start, output = time.monotonic(), self.job.output
+        start = time.monotonic()
+        output = self.job.output
         samples = [sample for sample in map(self.without_failed, samples) if sample.rows]
         if not samples:
             return
@@ -209,13 +211,14 @@ def read_receipt(job: LabelJob) -> dict:
 
 
 def print_receipt(job: LabelJob, receipt: dict, bad: str) -> None:
-    """Print what a receipt says about the rows and the comparison, and the first `bad` row."""
+    """Print a receipt's counts and verdict, and the first `bad` row."""
     line = f"rows       {receipt['rows']:,}, {receipt['rows_without_text']:,} without text"
     if receipt["rows_removed"]:
         line += f" ({receipt['rows_removed']:,} removed or deleted)"
     say(line)
     if receipt["texts_without_answer"]:
-        say(f"nulls      {receipt['texts_without_answer']:,} texts have no known token or no finite score")
+        reasons = "have no tokens, contain a token that the model does not know, or got no finite score"
+        say(f"nulls      {receipt['texts_without_answer']:,} texts {reasons}")
     if receipt["bad_rows"]:
         listed = job.own_file(folder.BAD_FILE).name
         say(f"bad rows   {receipt['bad_rows']:,} cannot be parsed or answered; see {listed}")

@@ -46,7 +46,7 @@ class OutputSpec:
 
     @property
     def indices(self) -> list[int]:
-        """The indices of the written labels in the model's answers."""
+        """Return the indices of the written labels in the model's answers."""
         return [self.model_labels.index(name) for name in self.labels]
 
     def decisions(self, task: Task) -> Task:
@@ -128,7 +128,8 @@ def label_table(table: pa.Table, answers: Answers, output: OutputSpec) -> tuple[
     bad = {i: json.loads(fault) for i, fault in enumerate(faults) if fault}
     bad |= {int(rows[i]): {"reason": reason} for i, reason in answers.failed.items()}
     for i in rows[missing[rows]]:
-        bad.setdefault(int(i), {"reason": "the model knows no token of this text, or its score is not finite"})
+        reason = "the text has no tokens or contains one that the model does not know, or its score is not finite"
+        bad.setdefault(int(i), {"reason": reason})
     counts = Counts(
         rows=len(table),
         texts=len(rows),

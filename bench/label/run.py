@@ -39,9 +39,10 @@ def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
     table = next((part.table for part in parts if len(part.table)), None)
     if table is None:
         raise UserError(f"the input has no rows: {job.source}")
-    items, file = texts_of(table, output), io.BytesIO()
+    items = texts_of(table, output)
     scores = np.random.default_rng(0).random((len(items), len(output.model_labels)), np.float32)
     labelled, counts = label_table(table, Answers(scores, np.array(list(map(count_characters, items)), int)), output)
+    file = io.BytesIO()
     folder.write_rows(labelled, file)
     rows = job.estimate_rows()
     texts = rows * counts.texts / counts.rows
@@ -97,7 +98,7 @@ def with_record(job: LabelJob, record: dict) -> LabelJob:
 
 
 def describe(job: LabelJob, record: dict, plan: LabelPlan | None) -> dict:
-    """Return what a receipt says about the model, the input and the plan, and where and when rows were compared."""
+    """Return the receipt's fields for the model, the input, the plan, and where and when rows were compared."""
     return {
         "variant": plan.variant if plan else "",
         "batches": str(plan.batching) if plan else "",
@@ -145,7 +146,7 @@ def label_missing(pool: LabelPool, checker: Checker, actors: int) -> tuple[Count
     checker.stop_at_bad_rows([footer.counts for footer in existing.values()])
     states = [(split, *folder.find_parts(split, existing)[1:]) for split in job.own_splits]
     missing = [(split, rows) for split, rows, complete in states if not complete]
-    done = before = sum(rows for _, rows, _ in states)
+    done = rows_before_run = sum(rows for _, rows, _ in states)
     total = done + sum(max(split.estimate_rows() - rows, 0) for split, rows in missing)
     if done and missing:
         say(f"resuming   after {done:,} labelled rows")
@@ -154,7 +155,7 @@ def label_missing(pool: LabelPool, checker: Checker, actors: int) -> tuple[Count
         with pool, progress_bar(total, done) as bar:
 
             def show(texts: list[int | None]) -> None:
-                bar.update(before + pool.answered + sum(filter(None, texts)) - bar.n)
+                bar.update(rows_before_run + pool.answered + sum(filter(None, texts)) - bar.n)
 
             if actors:
                 actor_job = on_ray.ActorJob(pool.specs[0], pool.batching, output, job.folder, existing)
@@ -164,7 +165,7 @@ def label_missing(pool: LabelPool, checker: Checker, actors: int) -> tuple[Count
                 written = pool.label_parts(parts, output, show)
             for part in written:
                 counts, done = counts + part.counts, done + part.counts.rows
-                bar.update(max(done, before + pool.answered) - bar.n)
+                bar.update(max(done, rows_before_run + pool.answered) - bar.n)
                 checker.add(part.counts, part.sample)
             bar.total = done
     except (KeyboardInterrupt, SystemExit):
@@ -185,7 +186,8 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
         say(f"all {total:,} rows are already labelled")
     else:
         say("nothing to do: there are more shards than input files")
-    receipt, decisions = read_receipt(job), checker.parity.task.decision_words
+    receipt = read_receipt(job)
+    decisions = checker.parity.task.decision_words
     is_current = receipt.get("rows") == total and receipt.get("decisions_are") == decisions
     if counts.rows and (job.shard or counts.rows == total):
         checker.finish(checker.later_samples, footers)
@@ -225,11 +227,11 @@ def check_folder(job: LabelJob, options: PlanOptions) -> None:
     Raises UserError if its parts are not of this job, RunError if rows are wrong.
     """
     record = folder.read_record(job.folder)
-    now = {"model": job.model.weights_id, "input": digest_input(job.tables), "options": job.options}
-    then = {name: record.get(name) for name in now}
-    then["options"] = {name: record["options"].get(name) for name in job.options}
-    if then != now:
-        difference = folder.describe_difference(then, now)
+    current = {"model": job.model.weights_id, "input": digest_input(job.tables), "options": job.options}
+    recorded = {name: record.get(name) for name in current}
+    recorded["options"] = {name: record["options"].get(name) for name in job.options}
+    if recorded != current:
+        difference = folder.describe_difference(recorded, current)
         raise UserError(f"--check-only: {job.folder} belongs to a different job ({difference}); give the same options")
     plan, gpu = read_plan(record), None
     if plan and plan.device == "gpu" and options.device != "cpu" and not options.ray:

@@ -51,7 +51,7 @@ class InputSplit:
         first, end = self.first + done, math.inf if self.rows is None else self.first + self.rows
         waiting, position = output.schema.empty_table(), first
         size = output.rows_per_file
-        for chunk in read_all([self.table], output.schema, first, set_aside=True):
+        for chunk in read_all([self.table], output.schema, first, keep_bad_rows=True):
             rows = chunk.slice(0, min(end - position, len(chunk)))
             waiting, position = pa.concat_tables([waiting, rows], promote_options="default"), position + len(rows)
             while len(waiting) > size:
@@ -87,7 +87,7 @@ class LabelJob:
 
     @property
     def own_splits(self) -> list[InputSplit]:
-        """The splits of this shard, or all."""
+        """Return the splits of this shard, or all."""
         number, count = self.shard or (1, 1)
         return self.splits[number - 1 :: count]
 
@@ -134,7 +134,7 @@ def count_rows(table: Table, output: OutputSpec, most: int) -> int:
     """Count the rows of a file, up to `most`."""
     count = 0
     schema = pa.schema([output.schema.field(output.text_columns[0])])
-    for chunk in read_all([table], schema, set_aside=True):
+    for chunk in read_all([table], schema, keep_bad_rows=True):
         count += len(chunk)
         if count >= most:
             break

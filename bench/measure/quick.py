@@ -33,14 +33,15 @@ QUICK_OPTIONS = {
     "cpu": {"batches": [1, 8], "batch_tokens": [512], "batching": ["sorted", "token-budget"]},
     "gpu": {"batches": [32], "batch_tokens": [16384, 65536], "batching": ["in-order", "sorted", "token-budget"]},
 }
-PASS_SECONDS = 1.5  # of an FP32 pass over the texts of a quick benchmark, about
-MIN_TEXTS = 32  # of a quick benchmark, however slow the device
-COUNTED_TEXTS = 64  # whose FLOPs are counted for that
-SMALL_JOB = 10_000  # rows; a smaller job is done sooner than a benchmark would pay off, on any device
-JOB_SHARE = 0.01  # of a job's time in FP32 that its benchmark may take
-MIN_SECONDS, MAX_SECONDS = 20.0, 60.0  # of a job's benchmark; with less it is not run
+PASS_SECONDS = 1.5  # target duration of an FP32 pass in a quick benchmark
+MIN_TEXTS = 32  # smallest quick benchmark, even on slow devices
+COUNTED_TEXTS = 64  # texts whose FLOPs are counted to choose the size
+SMALL_JOB = 10_000  # rows; for smaller jobs a benchmark does not pay off
+JOB_SHARE = 0.01  # largest share of a job's FP32 time spent on its benchmark
+MIN_SECONDS = 20.0  # a shorter benchmark is not run
+MAX_SECONDS = 60.0  # longest benchmark for a job
 HEAD_TEXTS = 4000  # texts that represent a job
-HEAD_FILES = 20  # of which these are the beginnings, at most
+HEAD_FILES = 20  # files they are read from, at most
 STALL_TIMEOUT = 600.0  # seconds
 
 

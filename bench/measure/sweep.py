@@ -48,9 +48,9 @@ class Sweep:
 def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeats: int) -> Iterator[tuple[Cell, dict]]:
     """Measure the cells, `repeats` times in turn. Yield each with its measured columns, or a status if it failed.
 
-    The fastest cell of each variant and worker count is then timed end to end. `speeds`: messages/s of cells that were
-    measured before; they count for which is the fastest, and are not timed again. Workers start again after a failed
-    cell. If they cannot start, the remaining cells of this variant and worker count fail, too.
+    The fastest cell of each variant and worker count is then timed end to end. `speeds`: messages/s of cells that
+    already have a row. They are compared when the fastest cell is chosen, but not measured again. Workers start again
+    after a failed cell. If they cannot start, the remaining cells of this variant and worker count fail, too.
     """
     known = dict(speeds)
     groups = [list(group) for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers))]

@@ -13,7 +13,6 @@ MPS = "nvidia-cuda-mps-control -d  (stop it: echo quit | nvidia-cuda-mps-control
 
 
 def note(text: str) -> None:
-    """Print a note about the run on standard error."""
     say(f"note       {clean(text)}")
 
 

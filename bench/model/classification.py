@@ -23,7 +23,7 @@ CARDS = {
     SINGLE: {"activation": "softmax(logits)", "output_word": "probability"},
     REGRESSION: {"activation": "logits", "output_word": "value"},
 }
-SMALLEST_SPREAD = 1e-4  # of a regression's values: a tenth of a standard deviation, at least
+MIN_CHANGE = 1e-4  # smallest change of a regression value that counts as a changed decision
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Classification(Task):
     """A classifier with one label that is predicted, or with several, or a regression."""
 
     name: ClassVar[str] = "text-classification"
-    head: ClassVar[str] = "ForSequenceClassification"
+    class_suffix: ClassVar[str] = "ForSequenceClassification"
     problem_type: str  # SINGLE, MULTI or REGRESSION
     thresholds: tuple[float, ...]  # above which each label of a MULTI model is predicted
 
@@ -49,7 +49,8 @@ class Classification(Task):
         if text is None:
             return self
         if self.problem_type != MULTI:
-            raise UserError(f"--threshold is for models that may predict several labels; this one: {self.problem_type}")
+            reason = f"--threshold applies only to multi-label models, and this model is {self.problem_type}"
+            raise UserError(f"{reason}; drop --threshold")
         try:
             given = dict.fromkeys(self.labels, float(text))
         except ValueError:
@@ -63,8 +64,6 @@ class Classification(Task):
                 raise UserError(f"--threshold {text}: {label} is {value!r}; give a number between 0 and 1")
         return replace(self, thresholds=tuple(float(given.get(label, 0.5)) for label in self.labels))
 
-    # ------------------------------------------------------------------------------------------------ loading
-
     @staticmethod
     def auto_class() -> type:
         from transformers import AutoModelForSequenceClassification
@@ -76,8 +75,6 @@ class Classification(Task):
         from optimum.onnxruntime import ORTModelForSequenceClassification
 
         return ORTModelForSequenceClassification
-
-    # ------------------------------------------------------------------------------------------------ answers
 
     def answers(self, outputs: np.ndarray, owners: np.ndarray, items: int, long: str) -> np.ndarray:
         return combine_windows(self.activate(outputs), owners, items, mean=long == "windows-mean")
@@ -114,11 +111,9 @@ class Classification(Task):
         combine = np.mean if long == "windows-mean" else np.max
         return combine(self.activate(np.concatenate(outputs)), axis=0)
 
-    # ---------------------------------------------------------------------------------------------- decisions
-
     @property
     def rule_id(self) -> str:
-        """Empty for the default 0.5, the number if all labels share it, otherwise a digest."""
+        """Return '' for the default 0.5, the number if all labels share it, otherwise a digest."""
         if len(set(self.thresholds)) > 1:
             return f"labels {digest([str(self.thresholds).encode()])}"
         return "" if self.thresholds[0] == 0.5 else f"{self.thresholds[0]:g}"
@@ -134,11 +129,10 @@ class Classification(Task):
         return DECISIONS[self.problem_type].format(threshold=threshold)
 
     def top_label(self) -> "Classification":
-        """Return the task whose decision is the most probable label."""
         return replace(self, problem_type=SINGLE) if len(self.labels) > 1 else self
 
     def of_labels(self, labels: list[str]) -> "Classification":
-        """Return the task of some of its labels, whose decisions can be told without the others."""
+        """Return the task restricted to `labels`. Each label is then decided on its own."""
         if list(self.labels) == labels:
             return self
         kind = MULTI if self.problem_type == SINGLE else self.problem_type  # the best of all labels is not known
@@ -167,14 +161,12 @@ class Classification(Task):
         not_finite = ~np.isfinite(answers)
         if self.problem_type == REGRESSION:
             spread = reference.std(axis=0) if spread is None else spread
-            changed = np.abs(answers - reference) > np.maximum(spread / 10, SMALLEST_SPREAD)
+            changed = np.abs(answers - reference) > np.maximum(spread / 10, MIN_CHANGE)
         else:
             changed = self.decide(answers) != self.decide(reference)
         if self.problem_type == SINGLE:
             changed, not_finite = changed.any(axis=1), not_finite.any(axis=1)
         return int((changed | not_finite).sum()), changed.size
-
-    # ------------------------------------------------------------------------------------------- the model card
 
     @property
     def card(self) -> dict:
@@ -192,10 +184,10 @@ def resolve_labels(config) -> tuple[str, ...]:
 
 
 def resolve_problem_type(config) -> str:
-    """Return SINGLE, MULTI or REGRESSION as transformers' text-classification pipeline has it.
+    """Return SINGLE, MULTI or REGRESSION, following transformers' text-classification pipeline.
 
-    Unless it is a regression, a single label gets a sigmoid, and several labels a softmax if the config names no
-    problem_type. Raises UserError for any other word.
+    Unless it is a regression, one label means sigmoid; several labels without a problem_type mean softmax. Raises
+    UserError for any other value.
     """
     if config.problem_type not in (None, *DECISIONS):
         raise UserError(f"config.json has an unknown problem_type {config.problem_type!r}; use {', '.join(DECISIONS)}")
@@ -205,9 +197,9 @@ def resolve_problem_type(config) -> str:
 
 
 def combine_windows(answers: np.ndarray, owners: np.ndarray, items: int, mean: bool) -> np.ndarray:
-    """Return the largest answer of each label in any row of an item, or the mean: [items, labels].
+    """Combine the rows of each item by maximum or mean: [items, labels].
 
-    An item without rows has nan, and so has one with nan in a row.
+    An item without rows, or with nan in a row, gets nan.
     """
     counts = np.bincount(owners, minlength=items)[:, None]
     if counts.max(initial=0) < 2:  # np.add.at takes ten times as long

@@ -50,15 +50,16 @@ class Model:
 
     @classmethod
     def from_folder(cls, folder: Path, model_id: str) -> "Model":
-        """Open a model's folder, and print what is special about it.
+        """Open a model's folder, and note on standard error if it needs special treatment.
 
-        Raises UserError if its config or its tokenizer can't be used, or if the two don't fit.
+        Raises UserError if its config or its tokenizer can't be used, or if they do not match.
         """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
         task = choose_task(read_json(folder / "config.json"), model_id)
         accepted = inspect.signature(task.class_of(config).forward).parameters
-        max_length, pad_values = resolve_max_length(config, tokenizer), resolve_pad_values(config, tokenizer, accepted)
+        max_length = resolve_max_length(config, tokenizer)
+        pad_values = resolve_pad_values(config, tokenizer, accepted)
         model = cls(
             id=model_id,
             folder=folder,
@@ -98,7 +99,7 @@ class Model:
 
     @cached_property
     def forward_names(self) -> list[str]:
-        """The names of the arguments of the model's forward pass in torch."""
+        """Return the argument names of the model's forward pass in torch."""
         return list(inspect.signature(self.task.class_of(self.config).forward).parameters)
 
     def tokenize(self, items: list[Item], max_length: int | None = None, windows: bool = False) -> dict[str, list]:
@@ -125,15 +126,15 @@ class Model:
 
     @cached_property
     def eos_ids(self) -> set[int]:
-        """End-of-sequence tokens, where an encoder-decoder's head reads its answer; empty for other models."""
+        """Return the end-of-sequence ids that an encoder-decoder's head reads; empty for other models."""
         eos_ids = self.config.eos_token_id if self.config.is_encoder_decoder else None
         return set() if eos_ids is None else {eos_ids} if isinstance(eos_ids, int) else set(eos_ids)
 
     def groups(self, token_ids: list[list[int]]) -> np.ndarray:
         """Return a group for each row, int [rows]: rows of different groups can't share a batch.
 
-        The group is the length if rows can't be padded. BART's relatives want equally many ends of sequence in all rows
-        of a batch, and a text with a literal `</s>` has one more.
+        The group is the length if rows can't be padded. BART-like models need the same number of EOS tokens in every
+        row of a batch; a text that contains `</s>` has one more.
         """
         if not self.can_pad:
             return np.array([len(ids) for ids in token_ids], int)
@@ -147,7 +148,7 @@ class Model:
     def check_unchanged(self) -> None:
         """Raise RunError if the files have changed since from_folder(); without a weights_id nothing is checked."""
         if self.weights_id and digest_weights(self.folder) != self.weights_id:
-            raise RunError(f"{self.folder} has changed since the run began; start it again")
+            raise RunError(f"{self.folder} changed during the run: rerun the command")
 
     def load_torch(self, precision: str = "fp32", **options):
         """Load the model in torch on the CPU. Raises UserError if weights are missing: they would be random.
@@ -189,7 +190,9 @@ def check_loading(folder: Path, model, loading: dict) -> None:
             "correct id2label or the sizes in config.json"
         )
     if loading["missing_keys"]:
-        raise UserError(f"{folder} lacks weights: {', '.join(sorted(loading['missing_keys'])[:3])}")
+        names = ", ".join(sorted(loading["missing_keys"])[:3])
+        advice = "It may be a base model without a trained head; choose a fine-tuned model"
+        raise UserError(f"{folder} lacks weights: {names}. {advice}")
     if unused := [key for key in unexpected if re.match(rf"{model.base_model_prefix}\..*\.\d+\.", key)]:
         raise UserError(
             f"{folder} has layers that config.json or this version of transformers doesn't know: "

@@ -1,4 +1,4 @@
-"""How far answers are from the reference, and how many decisions change: counted in one place for all that compare.
+"""Differences from the reference and changed decisions, for every script that compares answers.
 
 Changed decisions are called flips, as by Dutta et al., "Accuracy is Not All You Need", 2024.
 """
@@ -13,13 +13,13 @@ from bench.model.task import Task
 from bench.tables.items import Item, parts_of
 
 PERCENTILES = {"p25": 25, "median": 50, "p75": 75, "p90": 90, "p95": 95, "p99": 99}
-N_WORST_TEXTS = 3  # that a report shows
-EXCERPT = 200  # characters of each
+N_WORST_TEXTS = 3  # texts shown in a report
+EXCERPT_CHARACTERS = 200  # per text
 
 
 @dataclass
 class ParityCounter:
-    """Compares answers with the reference, in as many calls of add() as it takes, and judges what they show."""
+    """Accumulates differences and changed decisions over calls of add(), and returns a verdict."""
 
     task: Task
     precision: str = ""  # of the variant's matrix products, empty if unknown
@@ -30,11 +30,11 @@ class ParityCounter:
     changed: int = 0
     decisions: int = 0
     non_finite: int = 0  # items with an answer that is not finite although the reference is
-    max_diff: float = 0.0  # of any finite number of an answer
+    max_diff: float = 0.0  # largest finite difference
     scale: float = 1.0  # the largest number of the reference, which exceeds 1 only in a regression
     largest: list[np.ndarray] = field(default_factory=list)  # the largest difference of each item, call by call
     sum_of_differences: float = 0.0
-    numbers: int = 0  # whose differences were added up
+    n_differences: int = 0  # number of values in sum_of_differences
 
     def add(self, answers: np.ndarray, reference: np.ndarray) -> None:
         """Compare answers [items, labels]; items that the reference can't answer (nan) are left out."""
@@ -53,7 +53,7 @@ class ParityCounter:
         self.scale = max(self.scale, float(np.abs(reference).max()))
         self.largest.append(differences[finite].max(axis=1))
         self.sum_of_differences += float(differences[finite].sum())
-        self.numbers += differences[finite].size
+        self.n_differences += differences[finite].size
 
     @property
     def is_rounding(self) -> bool:
@@ -79,7 +79,7 @@ class ParityCounter:
         }
 
     def statistics(self) -> dict:
-        """Return what a report says of the differences.
+        """Return the statistics of the differences for a report.
 
         `largest_difference`: the distribution over the items of the largest absolute difference of any label;
         `mean_over_labels`; `flips`, the share of `changed` among the `decisions`; `non_finite_texts`, which are left
@@ -91,7 +91,7 @@ class ParityCounter:
         summary |= {name: np.percentile(largest, p) for name, p in PERCENTILES.items()}
         return {
             "largest_difference": {name: float(value) for name, value in summary.items()},
-            "mean_over_labels": self.sum_of_differences / self.numbers if self.numbers else float("nan"),
+            "mean_over_labels": self.sum_of_differences / self.n_differences if self.n_differences else float("nan"),
             "flips": self.changed / self.decisions,
             "changed": self.changed,
             "decisions": self.decisions,
@@ -114,5 +114,5 @@ def worst_texts(answers: np.ndarray, reference: np.ndarray, texts: list[Item], l
             for j in np.argsort(-differences[i], kind="stable")
         ]
         excerpt = " ".join(" | ".join(parts_of(texts[i])).split())
-        worst.append({"excerpt": textwrap.shorten(excerpt, EXCERPT, placeholder="…"), "labels": table})
+        worst.append({"excerpt": textwrap.shorten(excerpt, EXCERPT_CHARACTERS, placeholder="…"), "labels": table})
     return worst

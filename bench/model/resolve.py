@@ -10,7 +10,7 @@ from bench.model.model import SMALL_FILES, WEIGHTS, Model
 from bench.model.random_model import RANDOM_MODEL, random_roberta_base
 from bench.model.tasks import choose_task
 from bench.processes import run_in_subprocess
-from bench.tables.storage import check_no_pointer, locate
+from bench.tables.storage import check_not_lfs_pointer, locate
 from utils import UserError
 
 DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
@@ -45,7 +45,7 @@ def resolve_model(model_id: str) -> Path:
         raise UserError(f"{folder} is not a model folder: it has no config.json")
     for file in folder.iterdir():
         if file.suffix in (*SMALL_FILES, *WEIGHTS) and file.is_file():
-            check_no_pointer(locate(file))
+            check_not_lfs_pointer(locate(file))
     config = read_json(folder / "config.json")
     check_origin(folder, config)
     heads = config.get("architectures") or []

@@ -19,14 +19,14 @@ class Task:
     """The interface of a task, and what most of them share."""
 
     name: ClassVar[str]  # what transformers' pipelines, optimum and the Hub call it
-    output: ClassVar[str] = "logits"  # the output that counts, of the forward pass and of an ONNX file
-    head: ClassVar[str]  # how the names of the classes end that transformers loads for it
-    labels: tuple[str, ...]  # a name for each number of an answer
+    output: ClassVar[str] = "logits"  # name of the output to read, in torch and in ONNX
+    class_suffix: ClassVar[str]  # of transformers' classes for this task, such as ForSequenceClassification
+    labels: tuple[str, ...]  # one name per number in an answer
 
     @classmethod
     def matches(cls, config: dict) -> bool:
         """True if the content of config.json says that a model is for this task."""
-        return any(str(name).endswith(cls.head) for name in config.get("architectures") or ())
+        return any(str(name).endswith(cls.class_suffix) for name in config.get("architectures") or ())
 
     @classmethod
     def from_config(cls, config) -> "Task":
@@ -36,10 +36,9 @@ class Task:
     def with_thresholds(self, text: str | None) -> "Task":
         """Return the task with the thresholds of `--threshold`. Raises UserError if it has none."""
         if text is not None:
-            raise UserError(f"--threshold is for models whose labels are decided one by one, not for {self.name}")
+            reason = f"--threshold applies only to multi-label models, and this model's task is {self.name}"
+            raise UserError(f"{reason}; drop --threshold")
         return self
-
-    # ------------------------------------------------------------------------------------------------ loading
 
     @staticmethod
     def auto_class() -> type:
@@ -51,15 +50,13 @@ class Task:
         """Return the class of transformers for a model's type. Raises UserError if there is none."""
         classes = cls.auto_class()._model_mapping
         if type(config) not in classes:
-            raise UserError(f"transformers has no ...{cls.head} for models of type {config.model_type}")
+            raise UserError(f"transformers has no ...{cls.class_suffix} for models of type {config.model_type}")
         return classes[type(config)]
 
     @staticmethod
     def optimum_class() -> type:
         """Return the class of optimum.onnxruntime that exports and loads a model. Raises ImportError."""
         raise NotImplementedError
-
-    # ------------------------------------------------------------------------------------- items, rows, answers
 
     def examples(self, texts: list[str]) -> list[Item]:
         """Make items of some texts, with which exports are tried."""
@@ -89,21 +86,19 @@ class Task:
         """
         raise NotImplementedError
 
-    # ------------------------------------------------------------------------------------------------ decisions
-
     @property
     def rule_id(self) -> str:
-        """What the column `threshold` of a row says: empty for the task's default decisions."""
+        """Return the value of the column `threshold`; empty for the task's default decisions."""
         return ""
 
     @property
     def summary(self) -> str:
-        """What the model answers, in a few words."""
+        """Return a short description of the model's answers."""
         return f"{len(self.labels)} labels"
 
     @property
     def decision_words(self) -> str:
-        """What counts as a changed decision, in words."""
+        """Describe a changed decision, for reports."""
         raise NotImplementedError
 
     def top_label(self) -> "Task":
@@ -111,16 +106,14 @@ class Task:
         raise NotImplementedError
 
     def of_labels(self, labels: list[str]) -> "Task":
-        """Return the task of some of its labels, as --labels writes them."""
+        """Return the task restricted to `labels`, as --labels writes them."""
         raise NotImplementedError
 
     def count_flips(self, answers: np.ndarray, reference: np.ndarray, spread: np.ndarray | None) -> tuple[int, int]:
         """Return (changed decisions, all decisions) of two [items, labels]. A number that is not finite is a change."""
         raise NotImplementedError
 
-    # ------------------------------------------------------------------------------------------- the model card
-
     @property
     def card(self) -> dict:
-        """What the template of the model card asks for: `activation` as NumPy code, and the `output_word`."""
+        """Return the model card's fields: `activation` (NumPy code) and `output_word`."""
         raise NotImplementedError

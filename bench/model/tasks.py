@@ -14,5 +14,5 @@ def choose_task(config: dict, model_id: str) -> type[Task]:
         return Classification
     if matching := [task for task in TASKS.values() if task.matches(config)]:
         return matching[0]
-    wanted = " or ".join(f"...{task.head}" for task in TASKS.values())
+    wanted = " or ".join(f"...{task.class_suffix}" for task in TASKS.values())
     raise UserError(f"{model_id} is a {', '.join(map(str, architectures))}; a model of class {wanted} is needed")

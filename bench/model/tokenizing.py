@@ -8,7 +8,7 @@ from utils import UserError, first_line
 
 UNLIMITED = 10**9  # a limit from here on means that the model takes texts of any length
 DEFAULT_MAX_LENGTH = 512  # tokens, for a model without a limit: what most encoders take
-LONG_TEXT = 10  # characters per token: of longer texts only the end that is kept is tokenized
+CHARACTERS_PER_TOKEN = 10  # longer texts are cut to this many characters per token before tokenizing
 # model types whose positions start after the padding index, see resolve_max_length
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod", "mpnet"}
 OFFSET_POSITIONS |= {"data2vec-text", "ibert", "longformer", "esm", "luke"}
@@ -57,16 +57,16 @@ def check_tokenizer_file(tokenizer, folder: Path) -> None:
         return
     import transformers
 
-    both = tokenizer.backend_tokenizer, Tokenizer.from_file(str(file))
-    for one in both:
-        one.no_padding()
-        one.no_truncation()
+    backends = tokenizer.backend_tokenizer, Tokenizer.from_file(str(file))
+    for backend in backends:
+        backend.no_padding()
+        backend.no_truncation()
     for text in SAMPLES:
-        ids, expected = (one.encode(text).ids for one in both)
+        ids, expected = (backend.encode(text).ids for backend in backends)
         if ids != expected:
             raise UserError(
-                f"{folder}: for {text!r} transformers {transformers.__version__} gives {len(ids)} tokens and "
-                f"tokenizer.json {len(expected)} or others. Correct tokenizer_class in tokenizer_config.json, or "
+                f"{folder}: transformers {transformers.__version__} and tokenizer.json tokenize {text!r} differently "
+                f"({len(ids)} and {len(expected)} tokens). Correct tokenizer_class in tokenizer_config.json, or "
                 "install the version of transformers that saved it"
             )
 
@@ -94,9 +94,10 @@ def tokenize(tokenizer, texts: list[str], max_length: int, names: Sequence[str] 
 
     Names are `input_ids`, `token_type_ids` and `lost`, the number of tokens that truncation removed. Special tokens are
     included; nothing is padded. A text that is not Unicode (half of a surrogate pair) has no tokens. A fast tokenizer
-    is called directly, because what transformers adds per text runs on one core only. Of a text with more than
-    LONG_TEXT characters per token of 2 x `max_length` only that much of the end that is kept is tokenized, if it gives
-    that many tokens; `lost` is estimated then. (A whole text of 10 MB takes 15 seconds and 2 GB.)
+    is called directly, because what transformers adds per text runs on one core only. Texts longer than
+    CHARACTERS_PER_TOKEN x 2 x `max_length` characters are cut to that length, on the side that truncation removes,
+    before tokenizing. If the rest has fewer than 2 x `max_length` tokens, the whole text is tokenized instead. After
+    such a cut, `lost` is an estimate. (A whole text of 10 MB takes 15 seconds and 2 GB.)
     """
 
     def truncated(texts: list[str], max_length: int) -> dict[str, list]:
@@ -111,7 +112,8 @@ def tokenize(tokenizer, texts: list[str], max_length: int, names: Sequence[str] 
         fast = tokenizer.backend_tokenizer
         fast.no_padding()
         fast.enable_truncation(max_length, direction=tokenizer.truncation_side)
-        encodings, special = fast.encode_batch_fast(texts), fast.num_special_tokens_to_add(is_pair=False)
+        encodings = fast.encode_batch_fast(texts)
+        special = fast.num_special_tokens_to_add(is_pair=False)
         read = {
             "input_ids": lambda encoding: encoding.ids,
             "token_type_ids": lambda encoding: encoding.type_ids,
@@ -120,15 +122,17 @@ def tokenize(tokenizer, texts: list[str], max_length: int, names: Sequence[str] 
         return {name: [read[name](encoding) for encoding in encodings] for name in names}
 
     enough = 2 * max_length
-    kept = slice(LONG_TEXT * enough) if tokenizer.truncation_side == "right" else slice(-LONG_TEXT * enough, None)
-    given, no_unicode = list(texts), [i for i, text in enumerate(texts) if not is_unicode(text)]
-    for i in no_unicode:
+    longest = CHARACTERS_PER_TOKEN * enough
+    kept = slice(longest) if tokenizer.truncation_side == "right" else slice(-longest, None)
+    given = list(texts)
+    invalid = [i for i, text in enumerate(texts) if not is_unicode(text)]
+    for i in invalid:
         given[i] = ""
     for i, text in enumerate(given):
-        if len(text) > LONG_TEXT * enough and len(truncated([text[kept]], enough)["input_ids"][0]) >= enough:
+        if len(text) > longest and len(truncated([text[kept]], enough)["input_ids"][0]) >= enough:
             given[i] = text[kept]
     rows = truncated(given, max_length)
-    for i in no_unicode:
+    for i in invalid:
         clear_row(rows, i)
     for i, text in enumerate(texts if "lost" in rows else ()):
         if 0 < len(given[i]) < len(text):

@@ -157,7 +157,6 @@ def best_rows(rows):
 
 
 def provenance_block(rows) -> str:
-    """Return where all rows come from."""
     lines, names = [], model_names(rows)
     for (model, dataset), group in rows.groupby(["model", "dataset"]):
         origins = [line for _, device_rows in group.groupby("device") for line in provenance(device_rows)]

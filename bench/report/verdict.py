@@ -108,9 +108,9 @@ def rank(rows):
         comparable = leader is not None and all(getattr(row, name) == getattr(leader, name) for name in classes)
         leader = leader if comparable and row.high >= leader.low else row
         ranks.append(ranks[-1] if leader is not row else i + 1)
-    best = best.assign(rank=ranks, safe=best["batching"] == "token-budget", off=best["max_diff"].round(4))
-    best = best.sort_values(["rank", "safe", "off"], ascending=[True, False, True], kind="stable")
-    return best.drop(columns=["order", "low", "high", "safe", "off"])
+    best = best.assign(rank=ranks, safe=best["batching"] == "token-budget", rounded_diff=best["max_diff"].round(4))
+    best = best.sort_values(["rank", "safe", "rounded_diff"], ascending=[True, False, True], kind="stable")
+    return best.drop(columns=["order", "low", "high", "safe", "rounded_diff"])
 
 
 def verdict(rows, check_command: Callable | None = None, next_command: Callable | None = None) -> list[str]:
@@ -167,7 +167,8 @@ def variant_line(row: dict, base: float, mark: str, remark: str = "") -> list[st
 
 def advice(within, faster) -> list[str]:
     """Return which variant to use, from the ranked rows within tolerance and the `faster` ones not proven."""
-    winner, tied = within.iloc[0], within[within["rank"] == 1]
+    winner = within.iloc[0]
+    tied = within[within["rank"] == 1]
     sentences = f"Use {winner['variant']}."
     if len(tied) > 1:
         closest = round(winner["max_diff"], 4) <= round(tied["max_diff"].min(), 4)

@@ -3,14 +3,12 @@
 import csv
 import io
 import re
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
 
-from bench.options import delimiter, encoding
 from bench.tables.blocks import CHUNK_ROWS, MAX_LINE, Rows, open_text, read_head
 from bench.tables.storage import Location
 
@@ -51,7 +49,7 @@ class Csv:
                 yield Rows(to_table(values, indices, schema), bad)
 
     def read_fields(self, file: Location) -> Iterator[tuple[int, list[str], str]]:
-        """Yield (number of its last line, fields, why it is bad or "") of the header and of each row.
+        """Yield (last line number, fields, error message or "") for the header and for each row.
 
         A row must have as many fields as the header; empty ones at the end of the header are optional. Any other number
         means an unquoted delimiter, quote or line break in a field: such a row is bad, nothing is guessed. A blank line
@@ -59,7 +57,8 @@ class Csv:
         """
         csv.field_size_limit(MAX_LINE)  # so that an unclosed quote does not swallow the whole file
         lines = open_text(file, self.encoding)
-        reader, longest = csv.reader(lines, strict=True, delimiter=self.delimiter_of(file)), 0
+        reader = csv.reader(lines, strict=True, delimiter=self.delimiter_of(file))
+        longest = 0
         while True:
             try:
                 fields = next(reader)
@@ -77,8 +76,10 @@ class Csv:
                 while fields and not fields[-1]:
                     fields.pop()
                 shortest = len(fields)
-            valid = shortest <= len(fields) <= longest
-            yield reader.line_num, fields, "" if valid else f"{len(fields)} fields, the header has {shortest}"
+            reason = ""
+            if not shortest <= len(fields) <= longest:
+                reason = f"{len(fields)} fields, but the header has {shortest}; quote fields that contain the delimiter"
+            yield reader.line_num, fields, reason
 
     def delimiter_of(self, file: Location) -> str:
         return self.delimiter or ("\t" if TSV_NAME.search(file.name) else ",")
@@ -88,14 +89,6 @@ class Csv:
         text = io.StringIO(head.decode(self.encoding, errors="replace"), newline="")
         rows = csv.reader(text, delimiter=self.delimiter_of(file))
         return round((sum(1 for _ in rows) - 1) * ratio)
-
-
-def add_options(parser: ArgumentParser) -> None:
-    """Add the options of a Csv: --delimiter and --encoding."""
-    help_text = "CSV delimiter: one character, or 'tab' (default: a comma, or a tab for .tsv files)"
-    parser.add_argument("--delimiter", type=delimiter, help=help_text)
-    help_text = "encoding of CSV files, such as cp1252 (default: utf-8)"
-    parser.add_argument("--encoding", type=encoding, default="utf-8", help=help_text)
 
 
 def to_table(rows: list[list[str] | None], indices: list[int], schema: pa.Schema) -> pa.Table:

@@ -38,7 +38,6 @@ def estimate_rows(file: Location) -> int:
 
 
 def row_groups(file: Location) -> list[int]:
-    """Return the number of rows in each row group."""
     metadata = read_metadata(file)
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 

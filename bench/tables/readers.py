@@ -14,7 +14,7 @@ import pyarrow as pa
 from bench.tables import format_json_lines, format_parquet
 from bench.tables.blocks import Rows
 from bench.tables.format_csv import Csv
-from bench.tables.storage import Location, check_no_pointer, locate
+from bench.tables.storage import Location, check_not_lfs_pointer, locate
 from utils import UserError, first_line, nearest
 
 # Name suffix -> reader, which has
@@ -26,7 +26,8 @@ CSV = ".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst"
 FORMATS = dict.fromkeys(CSV, Csv) | dict.fromkeys(JSON_LINES, format_json_lines) | {".parquet": format_parquet}
 FORMAT_WORDS = "CSV or TSV (.csv, .tsv), JSON Lines (.jsonl, .ndjson), both also as .gz or .zst, and Parquet (.parquet)"
 DEFAULT_CSV = Csv()
-DELIMITERS = {";": "';'", "|": "'|'", "\t": "tab"}  # in files named .csv -> value for --delimiter
+# delimiter found in a .csv header -> value to suggest for --delimiter
+DELIMITERS = {";": "';'", "|": "'|'", "\t": "tab"}
 BAD = "classify_texts: bad row"  # column with the reason why a row is bad, see read_all
 
 
@@ -35,7 +36,7 @@ class UnreadableFile(UserError):
 
 
 class EmptyFile(UserError):
-    """A file has not even columns."""
+    """A file without columns."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Table:
     file: Location
     schema: pa.Schema
     csv: Csv = DEFAULT_CSV  # how to read it if it is CSV
-    folder_columns: dict[str, str] = field(default_factory=dict)  # columns that its folders' names give -> their values
+    folder_columns: dict[str, str] = field(default_factory=dict)  # column -> value, from folder names such as year=2024
 
     def rows(self, schema: pa.Schema, skip: int = 0) -> Iterator[Rows]:
         """Yield the rows cast to `schema`; may omit the first `skip`. Raises UnreadableFile.
@@ -110,13 +111,14 @@ def open_table(file: Path | Location, csv: Csv = DEFAULT_CSV, root: Location | N
     if not format_of(file.name):
         raise UserError(f"unsupported file type: {file}. Supported: {FORMAT_WORDS}")
     with reading(file):
-        check_no_pointer(file)
+        check_not_lfs_pointer(file)
         schema = format_of(file.name, csv).read_schema(file) if file.info().size else pa.schema([])
     names = schema.names
     if not names:
         raise EmptyFile(f"{file} is empty: it has no columns")
     if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{file} has {len(repeated)} columns {repeated[0]!r}; its columns: {', '.join(names)}")
+        message = f"{file} has {names.count(repeated[0])} columns named {repeated[0]!r}; rename them"
+        raise UserError(f"{message}. Its columns: {', '.join(names)}")
     folders = file.parts_below(root)[:-1] if root else ()
     pairs = [map(unquote, folder.split("=", 1)) for folder in folders if "=" in folder]
     folder_columns = {name: value for name, value in pairs if name not in names}
@@ -148,16 +150,17 @@ def decoded(field: pa.Field) -> pa.Field:
     return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
-def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0, set_aside: bool = False) -> Iterator[pa.Table]:
+def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0, keep_bad_rows: bool = False) -> Iterator[pa.Table]:
     """Yield the rows of all files after the first `skip`, in chunks. Raises UnreadableFile, also for a bad row.
 
-    With `set_aside`, bad rows have nulls instead, and a column BAD has the file, line and reason as JSON.
+    With `keep_bad_rows`, bad rows have nulls instead, and a column BAD has the file, line and reason as JSON.
     """
     for table in tables:
         for rows in table.rows(schema, skip):
             skip = max(skip - rows.skipped, 0)
-            chunk, bad = rows.table, {i: fault for i, fault in rows.bad.items() if i >= skip}
-            if set_aside:
+            chunk = rows.table
+            bad = {i: fault for i, fault in rows.bad.items() if i >= skip}
+            if keep_bad_rows:
                 faults = [None] * len(chunk)
                 for i, (line, reason) in bad.items():
                     faults[i] = json.dumps({"file": str(table.file), "line": line, "reason": reason})

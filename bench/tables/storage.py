@@ -63,12 +63,11 @@ class Location:
         return self.filesystem.open_input_file(os.fsencode(self.path))
 
     def read(self) -> bytes:
-        """Read a small file. Raises OSError."""
         with self.open() as file:
             return file.read()
 
     def fingerprint(self) -> list[bytes]:
-        """Return what identifies a file: its size, its first and its last MiB. Raises OSError."""
+        """Return a file's size, first MiB and last MiB, which identify it. Raises OSError."""
         with self.open_seekable() as file:
             size, head = file.size(), file.read(FINGERPRINT_BYTES)
             file.seek(max(size - FINGERPRINT_BYTES, 0))
@@ -160,7 +159,7 @@ def locate(text: str | Path | Location) -> Location:
     return Location(path.rstrip("/"), f"{scheme}://", filesystem)
 
 
-def check_no_pointer(file: Location) -> None:
+def check_not_lfs_pointer(file: Location) -> None:
     """Raise UserError if a file is only a Git LFS pointer."""
     with file.open_seekable() as opened:
         if opened.read(len(LFS_POINTER)) == LFS_POINTER:

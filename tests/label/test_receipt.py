@@ -11,7 +11,7 @@ from bench.label.folder import RECEIPT_FILE, check_complete, write_part
 from bench.label.receipt import (
     FIRST_ROWS,
     LATER_ROWS,
-    MOST_ROWS,
+    MAX_ROWS,
     Checker,
     Sample,
     add_sample,
@@ -81,7 +81,7 @@ def test_samples_of_many_parts_stay_few_and_spread():
     samples = []
     for number in range(1, 1000):
         samples = add_sample(samples, Sample(str(number), list(range(64)), ["x"] * 64))
-        assert sum(len(sample.rows) for sample in samples) <= MOST_ROWS - FIRST_ROWS
+        assert sum(len(sample.rows) for sample in samples) <= MAX_ROWS - FIRST_ROWS
     numbers = [int(sample.part) for sample in samples]
     assert len(numbers) > 10 and numbers[0] < 100 and numbers[-1] > 900
 

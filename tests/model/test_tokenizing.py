@@ -80,7 +80,7 @@ class Slow:
 
 @pytest.mark.parametrize("name", ["tiny", "bert", "xlm"])
 def test_only_the_beginning_of_a_long_text_is_tokenized_and_gives_the_same_tokens(name, tokenizers, texts, monkeypatch):
-    monkeypatch.setattr(tokenizing, "LONG_TEXT", 8_000 // 256)  # characters per token
+    monkeypatch.setattr(tokenizing, "CHARACTERS_PER_TOKEN", 8_000 // 256)
     letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 20_000))
     long = [" ".join(texts), " ".join(letters[i : i + 5] for i in range(0, 20_000, 5)), "é😀 ß" * 5_000]
     needs_all = [" " * 9_000 + "after white space", "x" + "\0" * 9_000 + "y"]
@@ -91,7 +91,7 @@ def test_only_the_beginning_of_a_long_text_is_tokenized_and_gives_the_same_token
     ids = tokenize(watched, given, 128)
     assert watched.longest == 8_000 // 256 * 256
     mixed = tokenize(watched, [*given, *needs_all], 128)
-    monkeypatch.setattr(tokenizing, "LONG_TEXT", 10**9)
+    monkeypatch.setattr(tokenizing, "CHARACTERS_PER_TOKEN", 10**9)
     assert ids == tokenize(tokenizers[name], given, 128)
     assert mixed == tokenize(tokenizers[name], [*given, *needs_all], 128)
 
@@ -102,7 +102,7 @@ def test_only_the_beginning_of_a_long_text_is_tokenized_and_gives_the_same_token
 def test_lost_tokens_are_those_of_the_whole_text_beyond_the_limit(name, side, fast, tokenizers, texts, monkeypatch):
     tokenizer = tokenizers[name]
     monkeypatch.setattr(tokenizer, "truncation_side", side)
-    monkeypatch.setattr(tokenizing, "LONG_TEXT", 10**9)  # otherwise the number is estimated
+    monkeypatch.setattr(tokenizing, "CHARACTERS_PER_TOKEN", 10**9)  # otherwise the number is estimated
     given = ["", "short", *texts, "\ud800 is no Unicode"]
     found = tokenize(tokenizer if fast else Slow(tokenizer), given, 24, ["input_ids", "lost"])
     tokenizer.backend_tokenizer.no_truncation()

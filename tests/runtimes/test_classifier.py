@@ -22,9 +22,9 @@ def test_end_to_end_rows_the_check_of_an_export_and_labelling_run_the_same_loop(
 ):
     ran, predict = [], Classifier.predict
 
-    def recorded(self, texts, batching, *more):
+    def recorded(self, texts, batching, *more, **options):
         ran.append((len(texts), batching))
-        return predict(self, texts, batching, *more)
+        return predict(self, texts, batching, *more, **options)
 
     monkeypatch.setattr(Classifier, "predict", recorded)
     monkeypatch.chdir(tmp_path)
@@ -79,13 +79,13 @@ def test_a_batch_too_large_for_the_memory_is_halved_only_on_request(classifier, 
 
     most = 3
     monkeypatch.setattr(classifier, "runner", replace(classifier.runner, forward=limited))
-    found = classifier.predict(texts[:60], batching, halve=True)
+    found = classifier.predict(texts[:60], batching, halve_on_oom=True)
     assert np.allclose(found.answers, whole, atol=1e-5, equal_nan=True) and np.isfinite(whole).any() and max(sizes) > 7
     with pytest.raises(RuntimeError, match="out of memory"):
         classifier.predict(texts[:60], batching)
     most = 0
     with pytest.raises(RuntimeError, match="out of memory"):
-        classifier.predict(texts[:60], batching, halve=True)
+        classifier.predict(texts[:60], batching, halve_on_oom=True)
 
 
 def test_an_error_while_texts_are_prepared_reaches_the_worker():

@@ -147,9 +147,6 @@ def test_the_threshold_determines_which_decisions_are_compared(label, tmp_path):
     assert code == 2 and "LABEL_9" in err.splitlines()[-1]
 
 
-# ------------------------------------------------------------------------------------------------- the quick benchmark
-
-
 def test_a_small_job_uses_fp32_without_a_benchmark(label, tmp_path):
     code, err, receipt = label(variant=())
     assert code == 0 and "FP32" in err and receipt["variant"] == "torch" and not (tmp_path / "results").exists()

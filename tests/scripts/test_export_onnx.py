@@ -35,7 +35,7 @@ from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN
 from bench.machine import cpu_features
 from bench.model import task
 from bench.model.model import Model
-from bench.model.parity import EXCERPT
+from bench.model.parity import EXCERPT_CHARACTERS
 from bench.model.reference import Reference
 from bench.options import PRECISIONS
 from utils import RunError, UserError
@@ -370,7 +370,7 @@ def test_strange_texts_are_checked_and_shown(tiny_model, here, call):
     report = read_report(here / "tiny-onnx")
     assert (report["verdict"], report["changed"], report["decisions"]) == (WITHIN, 0, 25)
     assert report["texts"] == len(STRANGE) and report["non_finite_texts"] == 0
-    assert max(len(text["excerpt"]) for text in report["worst"]) <= EXCERPT + 1
+    assert max(len(text["excerpt"]) for text in report["worst"]) <= EXCERPT_CHARACTERS + 1
     assert len(report["worst"][0]["labels"]) == 5
 
 

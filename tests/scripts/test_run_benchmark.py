@@ -51,9 +51,6 @@ def saved_rows(folder: Path) -> pd.DataFrame:
     return rows
 
 
-# -------------------------------------------------------------------------------------------------------- whole runs
-
-
 @pytest.fixture(scope="module")
 def sweep(tiny_model, tiny_exports):
     """A real run over two workers, and its working directory."""
@@ -205,9 +202,6 @@ def test_transformers_pipeline_in_its_own_process(tmp_path, tiny_model):
     assert sorted(rows.batch_size) == [1, 8]
     assert set(rows.stage) == {"end-to-end"} and set(rows.batching) == {"in-order"}
     assert (rows.max_diff < 1e-5).all()
-
-
-# ------------------------------------------------------------------------------------------------------------ faults
 
 
 @pytest.fixture
@@ -369,9 +363,6 @@ def test_other_processes_on_the_gpu_are_noted(run_fake, monkeypatch, busy, note,
     assert re.search(note, errors) if note else "MiB" not in errors
     [row, *_] = results.read_rows(next(tmp_path.glob("*/NVIDIA-H200_onnx_one.csv.tsv")))[0]
     assert (row["driver"], row["busy"]) == ("580.95", f"{busy[0]:.2f}")
-
-
-# ----------------------------------------------------------------------------------------------------------- options
 
 
 @pytest.mark.parametrize(

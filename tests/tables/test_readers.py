@@ -118,7 +118,7 @@ def test_bad_rows_can_be_set_aside_with_their_lines(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'id,body\n1,one\n2,a,b\n3,caf\xe9\n4,"a"b\n5,\n6,six\n')
     (tmp_path / "b.jsonl").write_bytes(b'{"id": "7", "body": "x"}\n{"id"\n[1]\n{"id": "\xff"}\n{"id": "8"}\n')
     tables = [open_table(file) for file in find_files(tmp_path)]
-    result = pa.concat_tables(read_all(tables, SCHEMA, set_aside=True)).to_pylist()
+    result = pa.concat_tables(read_all(tables, SCHEMA, keep_bad_rows=True)).to_pylist()
     assert [row["id"] for row in result] == ["1", None, None, None, "5", "6", "7", None, None, None, "8"]
     bad = {i: json.loads(row[BAD]) for i, row in enumerate(result) if row[BAD]}
     assert {i: fault["line"] for i, fault in bad.items()} == {1: 3, 2: 4, 3: 5, 7: 2, 8: 3, 9: 4}
@@ -262,7 +262,7 @@ def test_text_in_parquet_that_is_not_utf_8_is_bad(tmp_path):
         bodies = pa.array([b"one", b"caf\xe9", None, "caf\u00e9".encode()], binary).view(kind)
         pq.write_table(pa.table({"id": [1, 2, 3, 4], "body": bodies}), tmp_path / "a.parquet", row_group_size=1)
         tables = [open_table(tmp_path / "a.parquet")]
-        result = pa.concat_tables(read_all(tables, tables[0].schema, set_aside=True)).to_pylist()
+        result = pa.concat_tables(read_all(tables, tables[0].schema, keep_bad_rows=True)).to_pylist()
         assert [row["body"] for row in result] == ["one", None, None, "caf\u00e9"]
         assert [row["id"] for row in result] == [1, 2, 3, 4]
         assert json.loads(result[1][BAD])["line"] == 2 and "'body'" in result[1][BAD] and "0xe9" in result[1][BAD]
@@ -306,7 +306,7 @@ def test_quoted_numbers_must_be_written_as_in_json(tmp_path):
     lines = [json.dumps(first)] * 1000
     lines += [json.dumps(first | {name: value}) for name, values in late.items() for value in values]
     table = write_json_lines(tmp_path / "a.zst", [line.encode() for line in lines])
-    rows = pa.concat_tables(read_all([table], table.schema, set_aside=True)).to_pylist()[1000:]
+    rows = pa.concat_tables(read_all([table], table.schema, keep_bad_rows=True)).to_pylist()[1000:]
     assert [row["body"] for row in rows] == ["x"] * len(rows)
     kept = {name: [row[name] for row in rows if not row[BAD] and row[name] != first[name]] for name in late}
     assert kept == {"id": [2], "flag": [False], "score": [2.5, 1000.0, 3.0]}
@@ -319,7 +319,7 @@ def test_mixed_json_columns_become_text_and_later_misfits_null(tmp_path):
     lines += [b'{"id": true, "score": 1.5}', b'{"id": [1], "score": 5}']
     write_json_lines(tmp_path / "head.jsonl.zst", lines[:2])
     table = replace(write_json_lines(tmp_path / "a.zst", lines), schema=open_table(tmp_path / "head.jsonl.zst").schema)
-    [rows] = read_all([table], table.schema, set_aside=True)
+    [rows] = read_all([table], table.schema, keep_bad_rows=True)
     assert rows["id"].to_pylist() == ["1700000000", "1700000001", "2.5", "true", None]
     assert rows["score"].to_pylist() == [1, 2, 3, None, 5]
     reasons = [json.loads(fault)["reason"] for fault in rows[BAD].to_pylist() if fault]
@@ -429,7 +429,7 @@ def test_json_integers_are_exact_or_text_or_bad(tmp_path):
     lines = [json.dumps(row | {"body": "x"}).encode() for row in mixed * 500 + later]
     table = write_json_lines(tmp_path / "numbers.zst", lines)
     assert table.schema.types[:3] == [pa.float64(), pa.string(), pa.int64()]
-    [result] = read_all([table], table.schema, set_aside=True)
+    [result] = read_all([table], table.schema, keep_bad_rows=True)
     last = result.select(["a", "b", "c"]).to_pylist()[-2:]
     assert last == [{"a": None, "b": "3", "c": None}, {"a": float(2**53), "b": str(10**40), "c": -(2**63)}]
     reasons = [json.loads(fault) for fault in result[BAD].to_pylist() if fault]
