@@ -76,7 +76,7 @@ def parse_arguments() -> Namespace:
     exclusive.add_argument("--check-only", action="store_true", help="only check an existing DIR")
 
     add = parser.add_argument_group("many machines").add_argument
-    ray_help = "run on a Ray cluster (default ADDRESS: start one on this machine)"
+    ray_help = "run on the Ray cluster at ADDRESS; without ADDRESS, start one on this machine"
     add("--ray", nargs="?", const="local", metavar="ADDRESS", help=ray_help)
     add("--shard", type=shard, metavar="K/N", help="label only the K-th of N shares of the input")
 

@@ -4,9 +4,10 @@
     python export_onnx.py my-model --precision int8 --check-only --dataset my.csv --label-column labels
 
 The output folder contains model.onnx, the config, the tokenizer, a model card (README.md) and a report
-(parity.json). The exporter is optimum or torch, whichever fuses more of the attention. The graph is inspected, and its
-answers are compared with those of the original model in eager FP32 PyTorch, text by text. The check fails if an
-output is NaN or infinite, or if more than --tolerance of the decisions change, with 95% confidence.
+(parity.json). The exporter is optimum or torch: for fp16 the one that fuses more of the attention, otherwise the first
+whose file is correct. The graph is inspected, and its answers are compared with those of the original model in eager
+FP32 PyTorch, text by text. The check fails if an output is NaN or infinite, or if more than --tolerance of the
+decisions change, with 95% confidence.
 
 An export that fails its check is kept but not uploaded. Errors and Ctrl-C leave no partial export behind.
 --check-only also accepts exports that the other scripts created.
@@ -58,7 +59,11 @@ def argument_parser() -> Parser:
     add("--batching", choices=BATCHINGS, help="default: sorted; for int8 token-budget, as in classify_texts.py")
     add("--batch-size", type=whole, default=1, help="texts per batch (default: 1)")
     add("--batch-tokens", type=whole, default=1024, help="tokens per batch for token-budget (default: 1024)")
-    add("--excerpts", action="store_true", help="include excerpts of the most different texts in card and report")
+    add(
+        "--excerpts",
+        action="store_true",
+        help="include excerpts of the texts whose scores differ most in the card and the report",
+    )
 
     upload = parser.add_argument_group("upload")
     add = upload.add_argument
@@ -68,7 +73,11 @@ def argument_parser() -> Parser:
     add("--repo-id", help="Hub repository (default: <user>/<name of the output folder>)")
     add("--private", action="store_true", help="create a private repository")
     add("--create-pr", action="store_true", help="upload as a pull request")
-    add("--hf-token", help="Hub token; visible to other users of this machine, so prefer HF_TOKEN or `hf auth login`")
+    add(
+        "--hf-token",
+        metavar="TOKEN",
+        help="Hub token; visible to other users of this machine, so prefer the variable HF_TOKEN or `hf auth login`",
+    )
     return parser
 
 

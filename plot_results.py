@@ -5,7 +5,7 @@
 
 The figures:
 
-    overview                             the fastest variant within tolerance of each model and device,
+    overview                             for each model and device, the fastest variant within tolerance,
                                          compared with the usual baselines
     comparison_<model>_<dataset>         each variant at its best on each device, the fastest first
     scaling_<model>_<device>_<dataset>   messages/s by batch size
@@ -42,7 +42,12 @@ def parse_arguments() -> Namespace:
         parts = f"comma-separated {column}s, or parts of their names (default: all)"
         add(option, dest=column, type=list_of(name_part), default=[], metavar="LIST", help=parts)
     add = parser.add_argument_group("output").add_argument
-    add("--output", type=Path, metavar="DIR", help="folder of the figures (default: the first <results-dir>/<model>)")
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for the figures (default: one for each model in the first --results-dir)",
+    )
     formats = f"comma-separated formats: {', '.join(FORMATS)} (default: png)"
     add("--format", type=list_of(image_format), default=["png"], metavar="LIST", help=formats)
     add("--check", action="store_true", help="write nothing; exit with code 1 if a figure or README is out of date")

@@ -6,11 +6,12 @@
 Every combination of variant, workers and batching is a cell. Each cell gives a row, which is printed on standard output
 and saved under results/. Notes, progress and the verdict go to standard error.
 
-What is timed: the forward passes over all batches of a cell. The fastest cell per variant and worker count is then
-timed end to end, from texts to answers on the host, and the leaders once more, taking turns. 256 texts are compared
-with the original model in eager FP32 PyTorch: `max_diff` is the largest difference of any label's probability, `flips`
-the share of changed decisions. Fast variants that are not proven yet are checked on more texts, for up to --check-time
-seconds. results/README.md explains the columns and the method.
+What is timed: the forward passes over all batches of a cell. Then the fastest cell of each variant and worker count is
+timed end to end, from texts to answers on the host. The fastest of these are timed again, in turn.
+
+256 texts are compared with the original model in eager FP32 PyTorch: `max_diff` is the largest difference of any
+label's probability, `flips` the share of changed decisions. Fast variants that are not proven yet are checked on more
+texts, for up to --check-time seconds. results/README.md explains the columns and the method.
 
 Exit code: 0, 1 if a cell failed (its row has the reason) or a row could not be saved, 2 for wrong usage or input, 130
 after Ctrl-C.
@@ -45,7 +46,7 @@ def parse_arguments() -> Namespace:
     add("--model-id", metavar="MODEL", help=f"{model_help} (default: SamLowe/roberta-base-go_emotions)")
     add("--gpu", type=int_from(0), default=0, metavar="ID", help="GPU id (default: 0)")
     quick = "short benchmark, about a minute plus exports: uses as many texts as the device can process "
-    quick += "in about 1.5 s of FP32"
+    quick += "in about 1.5 s in FP32"
     add("--quick", action="store_true", help=quick)
     add("--dry-run", action="store_true", help="print the cells that would run, and stop")
 
@@ -66,7 +67,7 @@ def parse_arguments() -> Namespace:
     add("--workers", type=list_of(process_count), default=[1], metavar="LIST", help=workers)
     add("--threads", type=process_count, metavar="N", help="CPU threads per worker (default: all cores / workers)")
     add("--min-time", **seconds, default=3.0, help="repeat each cell for at least this long (default: 3)")
-    repeats = "number of rounds over all cells; a slow period then affects all cells equally (default: 1)"
+    repeats = "number of rounds over all cells; with several, a slow period affects all cells equally (default: 1)"
     add("--repeats", **count, default=1, help=repeats)
     check = "time for checks of fast, unproven variants on more texts (default: 120; --quick: 15)"
     add("--check-time", **seconds, default=120.0, help=check)

@@ -77,7 +77,9 @@ def bisect(is_below) -> float:
 
 
 def decisions_needed(changed: int, decisions: int, tolerance: float = TOLERANCE, alpha: float = ALPHA) -> int | None:
-    """Estimate how many decisions give a verdict if the share of changes stays; None beyond MAX_FACTOR."""
+    """Estimate how many decisions give a verdict if the share of changes stays.
+
+    None if some changed and it takes more than MAX_FACTOR times as many."""
     if not changed and 0 < tolerance < 1:
         return int(np.ceil(np.log(alpha) / np.log1p(-tolerance)))
     needed = decisions

@@ -53,7 +53,9 @@ def fork_python(serve: Callable, connection: Connection, seconds: float) -> Base
     start_fork_server()
     main, limit = sys.modules["__main__"], threading.Timer(seconds, stop_fork_server)
     limit.daemon = True  # never delays the exit of the script
-    with Connection(os.dup(STANDARD_ERROR)) as errors:  # because connections can be sent
+    with Connection(
+        os.dup(STANDARD_ERROR)
+    ) as errors:  # a Connection, because a plain descriptor can't be sent to the fork
         process = get_context("forkserver").Process(target=run_fork, args=(serve, connection, errors, environment()))
         try:
             limit.start()
@@ -117,7 +119,7 @@ def become_worker() -> None:
 def wait_for_end(process: subprocess.Popen | BaseProcess, seconds: float) -> str:
     """Wait for the end of a process that was killed or has died; return its signal or its exit code in words.
 
-    Only the fork server knows them of a fork. If it doesn't answer within `seconds`, kill it.
+    Those of a fork come from the fork server, which is killed if it doesn't answer within `seconds`.
     """
     if isinstance(process, subprocess.Popen):
         code = process.wait()

@@ -101,7 +101,7 @@ class Classifier:
             return Predictions(answers, has_tokens, start, time.monotonic())
         characters = np.array([count_characters(text) for text in texts])
         lengths = np.zeros(len(texts), int)
-        fetched, waiting = [], []  # waiting with the inputs, which a GPU may still read
+        fetched, waiting = [], []  # `waiting` keeps the inputs alive, because a GPU may still read them
 
         def fetch() -> None:
             self.runner.synchronize()

@@ -1,4 +1,4 @@
-"""OpenVINO on Intel's CPUs, from the plain ONNX export."""
+"""OpenVINO on a CPU, from the plain ONNX export."""
 
 from pathlib import Path
 
@@ -46,6 +46,6 @@ VARIANTS = {
         default_on=("cpu",),
         required_cpu_feature="bf16",
         new_shapes_are_costly=lambda gpu: True,  # by oneDNN
-        unsupported={"gpu": "OpenVINO runs on Intel's devices"},
+        unsupported={"gpu": "OpenVINO does not support NVIDIA's GPUs"},
     )
 }

@@ -10,7 +10,8 @@ from utils import RunError, UserError, first_line, say
 def find_repository(token: str | None, repo_id: str | None, name: str, create_pr: bool) -> tuple:
     """Return the Hub's API with its token, and the repository: `repo_id`, or the one called `name` of the user.
 
-    Raises UserError if the token is missing, is invalid, or has no write access. Pull requests need none.
+    Raises UserError if the token is missing or invalid, or, except for a pull request, can't write to the owner's
+    repositories.
     """
     from huggingface_hub import HfApi, get_token
 

@@ -101,7 +101,7 @@ def score_lines(gold: dict) -> list[str]:
 
 
 def print_report(report: dict) -> None:
-    print(f"largest difference of any label, per text, over {report['texts']} texts ({report['dataset']}):")
+    print(f"largest difference of each text over its labels, {report['texts']} texts ({report['dataset']}):")
     print("  " + "  ".join(f"{name} {value:.3g}" for name, value in report["largest_difference"].items()))
     print(f"mean difference over all labels: {report['mean_over_labels']:.3g}")
     changed = f"{report['changed']:,} of {report['decisions']:,}, {report['flips']:.4%}"
@@ -110,7 +110,7 @@ def print_report(report: dict) -> None:
         print(f"on {report['gold']['original']['texts']:,} texts with gold labels, {line}")
     print(f"texts with NaN or infinite outputs: {report['non_finite_texts']}")
     speed = report["speed"]
-    print(f"messages/s, end to end: {speed['export']:.1f}, original {speed['original']:.1f}")
+    print(f"messages/s, end to end: export {speed['export']:.1f}, original {speed['original']:.1f}")
     for text in report["worst"]:
         print(f"\n  {text['excerpt']!r}")
         for label in text["labels"][:5]:

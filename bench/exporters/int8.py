@@ -26,7 +26,7 @@ def caveat(manifest: dict) -> str:
 
 
 def quantize(model: Model, plain: Path, folder: Path, made: str) -> tuple[str, dict]:
-    """Quantize the products with constant weights of a plain export, which was `made` in this way, into `folder`.
+    """Quantize the products with constant weights of a plain export into `folder`. `made`: how that export was made.
 
     Weights are quantized per output channel, activations dynamically. Embeddings, products of two activations (in the
     attention), products with shared weights (ALBERT's) and outlier channels stay in FP32. Weights have 8 bits, or 7 on

@@ -122,7 +122,7 @@ def count_actors(device: Device, workers: int | None) -> int:
 
 
 def label_on_ray(splits: list[InputSplit], job: ActorJob, actors: int) -> Iterator[WrittenPart]:
-    """Label what is missing of the splits, each on one actor at a time; yield each part. Raises RunError."""
+    """Label the missing parts of the splits, each split on one actor; yield each part. Raises RunError."""
     import ray
 
     kind, count = resources(job.spec.device)

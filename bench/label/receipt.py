@@ -94,7 +94,7 @@ class Checker:
         self.parity = ParityCounter(self.job.output.decisions(self.job.model.task), self.precision)
 
     def stop_at_bad_rows(self, parts: list[Counts]) -> None:
-        """Raise RunError if a part has bad rows and the run is strict, or if more than half of its rows are bad."""
+        """Raise RunError if a part has too many bad rows: any if strict, else over half and TOLERATED_BAD_ROWS."""
         if not any(map(self.has_too_many_bad_rows, parts)):
             return
         footers = folder.own_parts(self.job)
@@ -108,7 +108,7 @@ class Checker:
         return part.bad_rows > (0 if self.job.strict else max(TOLERATED_BAD_ROWS, part.rows / 2))
 
     def add(self, counts: Counts, sample: Sample) -> None:
-        """Compare rows of the first part with texts at once, and keep those of later parts for the end.
+        """Compare rows now if this is the first part that has texts; keep those of later parts for the end.
 
         Raises RunError if rows are wrong, after writing the receipt, or if too many are bad.
         """
@@ -173,7 +173,7 @@ class Checker:
         rounding = HALF_ROUNDING * parity.scale if output.float16 else 0.0
         if self.precision == "fp32" and parity.max_diff > PADDING_TOLERANCE * parity.scale + rounding:
             return NOT_WITHIN, f"{reason}; FP32 rounding stays below {ROUNDING:.4f}"
-        if output.top_label:  # chosen before its score was rounded, while thresholds apply to the rounded scores
+        if output.top_label:  # chosen before its score was rounded; thresholds see rounded scores
             parity.stored_rounding = rounding
         if parity.is_rounding and not parity.changed:
             reason += ", which is FP32 rounding"
@@ -225,7 +225,7 @@ def print_receipt(job: LabelJob, receipt: dict, bad: str) -> None:
         say(f"           first: {bad}")
     if receipt["texts_truncated"]:
         lost = f"{receipt['tokens_lost']:,} tokens lost" if receipt["tokens_lost"] else "read in windows"
-        say(f"truncated  {receipt['texts_truncated']:,} texts exceed {receipt['max_length']} tokens: {lost}")
+        say(f"long       {receipt['texts_truncated']:,} texts exceed {receipt['max_length']} tokens: {lost}")
     seconds = receipt["seconds_comparing"]
     say(f"compared   {receipt['rows_compared']} rows with the original, {seconds:.0f} s: {receipt['reason']}")
     verdict = receipt["verdict"]

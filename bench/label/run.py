@@ -185,7 +185,7 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
     elif job.own_splits:
         say(f"all {total:,} rows are already labelled")
     else:
-        say("nothing to do: there are more shards than input files")
+        say("nothing to do: there are more shards than splits of the input (files, or row groups of Parquet files)")
     receipt = read_receipt(job)
     decisions = checker.parity.task.decision_words
     is_current = receipt.get("rows") == total and receipt.get("decisions_are") == decisions

@@ -93,9 +93,9 @@ def onnx_product(precision: str, sizes: tuple[int, int, int]) -> Callable:
 def count_flops(model: Model, lengths: np.ndarray, example: list[int], call: Callable) -> float:
     """Return the FLOPs of a model for texts with these token counts; nan if torch cannot count them.
 
-    Padding is not counted. `example`: token ids of the longest text; `call` runs a function in a helper process. Some
-    lengths are counted. Between them the FLOPs per token are interpolated, which are linear in the length except for
-    the head, the last layer and relative positions.
+    Padding is not counted. `example`: token ids of the longest text; `call` runs a function in a helper process. FLOPs
+    per token are counted at some lengths and interpolated between them: they are linear in the length except for the
+    head, the last layer and relative positions.
     """
     counted = np.unique(np.clip(COUNTED_LENGTHS, lengths.min(), lengths.max())).tolist()
     inputs = "flops", counted, example, model.weights_id
@@ -116,7 +116,9 @@ def flops_per_token(model: Model, lengths: list[int], example: list[int]) -> np.
 
     per_token = []
     try:
-        network = model.load_torch(attn_implementation="eager")  # on a CPU the counter misses the products of others
+        network = model.load_torch(
+            attn_implementation="eager"
+        )  # on a CPU the counter misses the products of other attention implementations
         if model.padding_side == "right":
             first_token_only(network, model.task.output)
         for length in lengths:

@@ -112,7 +112,7 @@ def head_texts(tables: list[Table], columns: list[str]) -> list[Item]:
 
 
 def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Path, call: Callable) -> dict | None:
-    """Measure the device's fast variants on texts of the job, for JOB_SHARE of its time in FP32 plus exports.
+    """Measure the device's fast variants on texts of the job, up to JOB_SHARE of its FP32 time plus exports.
 
     Return the row of the fastest variant within tolerance; None if none is proven, or if the job is too small. `call`
     runs a function in a helper process.

@@ -138,7 +138,7 @@ def verdict(rows, check_command: Callable | None = None, next_command: Callable 
     for row in groups[NOT_WITHIN].to_dict("records"):
         lines += variant_line(row, base, "-", f"; {flips_words(row)} changed")
     if len(torch):
-        lines.append(f"1.0x: eager FP32 torch, forward passes, texts in file order: {speed(base)} messages/s.")
+        lines.append(f"1.0x is {speed(base)} messages/s: eager FP32 torch, forward passes only, in file order.")
     faster = unproven if within.empty else unproven[unproven["messages/s"] > within["messages/s"].iloc[0]]
     undecided = [row["variant"] for row in faster.to_dict("records") if needed_for(row)]
     checking = []

@@ -59,7 +59,7 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     """Yield the rows without blank lines.
 
     Text columns accept any scalar. Numbers and booleans may be quoted if the content is written as in JSON. A line that
-    is not an object becomes nulls; in any other line, values of another type do.
+    is not an object becomes a row of nulls; in an object, only values of another type become null.
     """
     names = [f"column_{i}" for i in range(len(schema))]  # JSON names need not be valid in Python
     types = [TYPES.get(kind, TYPES[pa.string()]) for kind in schema.types]
