@@ -62,7 +62,7 @@ def argument_parser() -> Parser:
     add(
         "--excerpts",
         action="store_true",
-        help="include excerpts of the texts whose scores differ most in the card and the report",
+        help="show the texts whose scores differ most in the card and the report",
     )
 
     upload = parser.add_argument_group("upload")

@@ -46,7 +46,7 @@ def parse_arguments() -> Namespace:
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder for the figures (default: one for each model in the first --results-dir)",
+        help="folder for the figures (default: one per model in --results-dir)",
     )
     formats = f"comma-separated formats: {', '.join(FORMATS)} (default: png)"
     add("--format", type=list_of(image_format), default=["png"], metavar="LIST", help=formats)

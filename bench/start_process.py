@@ -53,9 +53,7 @@ def fork_python(serve: Callable, connection: Connection, seconds: float) -> Base
     start_fork_server()
     main, limit = sys.modules["__main__"], threading.Timer(seconds, stop_fork_server)
     limit.daemon = True  # never delays the exit of the script
-    with Connection(
-        os.dup(STANDARD_ERROR)
-    ) as errors:  # a Connection, because a plain descriptor can't be sent to the fork
+    with Connection(os.dup(STANDARD_ERROR)) as errors:  # plain descriptors can't be sent
         process = get_context("forkserver").Process(target=run_fork, args=(serve, connection, errors, environment()))
         try:
             limit.start()
@@ -79,8 +77,8 @@ def start_fork_server() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONSAFEPATH"] = "1"  # as -P
     forkserver.set_forkserver_preload(["bench.preload"])
-    resource_tracker.ensure_running()  # here, because it ends with unblocking the signals
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # for the server, which starts in this process group
+    resource_tracker.ensure_running()  # before the next line: it unblocks the signals at its end
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by the server, which Ctrl-C would end
     try:
         forkserver.ensure_running()
     finally:

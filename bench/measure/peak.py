@@ -116,9 +116,7 @@ def flops_per_token(model: Model, lengths: list[int], example: list[int]) -> np.
 
     per_token = []
     try:
-        network = model.load_torch(
-            attn_implementation="eager"
-        )  # on a CPU the counter misses the products of other attention implementations
+        network = model.load_torch(attn_implementation="eager")  # the counter misses products of other kinds on a CPU
         if model.padding_side == "right":
             first_token_only(network, model.task.output)
         for length in lengths:
