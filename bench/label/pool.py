@@ -110,8 +110,7 @@ class LabelPool:
                 continue
             for indices, predictions in shares:
                 values[group[indices]] = predictions.answers
-                if predictions.lengths is not None:
-                    lengths[group[indices]] = predictions.lengths
+                lengths[group[indices]] = predictions.lengths
                 counts["tokens"] += predictions.tokens
                 counts["texts_truncated"] += predictions.truncated
                 counts["tokens_lost"] += predictions.lost
