@@ -18,7 +18,7 @@ from bench.model.model import Model
 from bench.model.stream import Batch, prefetch, share_of, text_batches
 from bench.processes import OUT_OF_MEMORY, error_summary, heartbeat
 from bench.tables.items import Item, count_characters
-from bench.variants import Device, TextRunner, digest_export
+from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from utils import RunError, UserError, say
 
@@ -66,15 +66,12 @@ class Classifier:
         if gpu is None:
             os.environ["RAYON_NUM_THREADS"] = str(spec.device.threads)  # for the tokenizer
         self.model, self.number, self.workers = spec.model, number, workers
+        self.takes_texts = variant.takes_texts
         try:
             self.runner = variant.load(spec.model, spec.exported, spec.device)
         finally:
             spec.check_unchanged()  # after loading, so that replaced files are noticed
         self.rounds_lengths_up = variant.new_shapes_are_costly(gpu) and spec.model.can_pad
-
-    @property
-    def takes_texts(self) -> bool:
-        return isinstance(self.runner, TextRunner)
 
     def padded_lengths(self, lengths: np.ndarray) -> np.ndarray:
         """Return the padded length for each length; rounded up where new shapes are costly."""

@@ -60,9 +60,9 @@ def check_export(exported: ClassifierSpec, dataset: Dataset, batching: Batching,
     parity.add(answers, reference)
     if not parity.decisions:
         raise UserError(f"{model.id} returns NaN or infinity for every text; its weights may be damaged")
-    gold = [dataset.gold[i] for i in valid] if dataset.gold else []
     scores = {}
-    if gold:
+    if dataset.gold:
+        gold = [dataset.gold[i] for i in valid]
         scores = {"original": score(gold, reference, model.task), "export": score(gold, answers, model.task)}
     kind = VARIANTS[exported.variant].export
     verdict = parity.verdict()
