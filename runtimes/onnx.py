@@ -83,8 +83,7 @@ def load(model: Model, exported: Path, device: Device) -> TokenRunner:
 def start_session(graph: str | bytes, device: Device):
     """Start a session on a file or its content with `device.threads` threads.
 
-    They spin-wait only if no other worker runs. On a GPU, FP32 is IEEE FP32 (no TF32). Raises UserError if the session
-    did not get the CUDA provider.
+    They spin-wait only if no other worker runs. On a GPU, FP32 is IEEE FP32 (no TF32).
     """
     if device.gpu is not None:
         import torch  # noqa: F401  before onnxruntime: torch loads the CUDA libraries
