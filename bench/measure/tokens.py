@@ -45,8 +45,7 @@ class TokenizedTexts:
 def prepare_tokens(model: Model, texts: list[Item], gpu: int | None, call: Callable) -> TokenizedTexts:
     """Tokenize the texts, and compute what else all cells need unless it is in the cache.
 
-    `call` runs a function in a helper process. Raises UserError if no text has a token, or if the model can't be
-    loaded.
+    `call` runs a function in a helper process.
     """
     tokens = call(tokenize, model, texts)
     by_length = tokens.sample[np.argsort(np.bincount(tokens.items, tokens.lengths)[tokens.sample], kind="stable")]
