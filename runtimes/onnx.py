@@ -109,7 +109,6 @@ def start_session(graph: str | bytes, device: Device):
 
 
 def select_output(session, name: str):
-    """Return the output called `name`, or the first output."""
     outputs = session.get_outputs()
     return next((output for output in outputs if output.name == name), outputs[0])
 

@@ -77,7 +77,6 @@ def say_caveats(folder: Path, precision: str) -> None:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Return the names in a folder that belong to no export."""
     known = {*map(str, read_manifest(folder).get("files", [])), MANIFEST, REPORT, CARD}
     return sorted({path.name for path in folder.iterdir()} - known)
 

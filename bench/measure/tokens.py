@@ -33,7 +33,6 @@ class TokenizedTexts:
     flops: float = np.nan  # of one pass over the tokens without padding; nan if torch cannot count them
 
     def rows(self, batch: Iterable[int]) -> dict[str, list[np.ndarray]]:
-        """Return the token ids of each row in a batch."""
         spans = [slice(self.offsets[i], self.offsets[i + 1]) for i in batch]
         return {name: [values[span] for span in spans] for name, values in self.ids.items()}
 
