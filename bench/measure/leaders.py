@@ -47,7 +47,7 @@ def measure_all(sweep: Sweep, cells: list[Cell], recorder: Recorder, repeats: in
                 say(f"note       {cell.variant} was not timed again: {error}")
         for cell, figures in run_in_turn(sweep, {cell: workers[cell] for cell in leaders if cell in workers}, ROUNDS):
             recorder.add(cell, figures)
-        if undecided:
+        if can_check:  # the new times may have changed which cells are undecided
             check_undecided(sweep, recorder, workers)
 
 
