@@ -28,7 +28,6 @@ from bench.options import BATCHINGS, add_text_options, add_threshold, batching, 
 from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
-QUICK_TIMES = {"min_time": 0.0, "check_time": 15.0}
 
 
 def parse_arguments() -> Namespace:
@@ -89,7 +88,7 @@ def parse_arguments() -> Namespace:
         "threads": max(1, cpu_cores() // max(args.workers)),
     }
     if args.quick:
-        defaults |= QUICK_TIMES | QUICK_OPTIONS[args.device]
+        defaults |= {"min_time": 0.0, "check_time": 15.0} | QUICK_OPTIONS[args.device]
     parser.set_defaults(**defaults)
     return parser.parse_args()
 
@@ -122,10 +121,7 @@ from runtimes import VARIANTS
 
 
 def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
-    """Return the variants asked for. `all` are the default variants, with --quick without those that compile first.
-
-    Raises UserError for a variant that does not exist or can't run on the device.
-    """
+    """Return the variants asked for. `all` are the default variants, with --quick without those that compile first."""
     if names == ["all"]:
         return default_variants(device, compiled=not quick)
     for name in names:
@@ -179,7 +175,6 @@ def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
 
     After a quick benchmark that is a longer run, else the labelling.
     """
-
     defaults = {"gpu": 0, "dataset": "normal", "column": "body", "encoding": "utf-8"}
     names = ("device", "gpu", "model_id", "dataset", "column", "delimiter", "encoding", "threshold", "threads")
     given = {name: getattr(args, name) for name in names if getattr(args, name) != defaults.get(name)}

@@ -50,11 +50,9 @@ def alpha_for_look(look: int, last: bool = False) -> float:
 
 
 def binomial_cdf(k: int, n: int, p: float) -> float:
-    """Return the probability of at most k successes in n trials with success probability p."""
-    if k < 0 or p >= 1:
-        return float(k >= n)
-    if p <= 0:
-        return 1.0
+    """Return the probability of at most k successes in n trials with success probability p, 0 < p < 1."""
+    if k < 0:
+        return 0.0
     i = np.arange(k + 1)
     log_choices = np.concatenate([[0.0], np.cumsum(np.log((n - i[:-1]) / (i[:-1] + 1)))])  # log of "n choose i"
     return float(np.exp(log_choices + i * np.log(p) + (n - i) * np.log1p(-p)).sum())

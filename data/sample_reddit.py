@@ -14,9 +14,7 @@ The output has the columns id, subreddit and body, sorted by id, oldest first. B
 Exit code: 0, 1 if a dump is corrupt or no comment is eligible, 2 for wrong usage or input, 130 after Ctrl-C.
 """
 
-import csv
 import gzip
-import io
 import math
 import os
 import re
@@ -30,6 +28,7 @@ from operator import call
 from pathlib import Path
 
 import pyarrow as pa
+from pyarrow.csv import WriteOptions, write_csv
 from tqdm import tqdm
 from xxhash import xxh3_64_intdigest
 
@@ -143,15 +142,11 @@ def write_sample(path: Path, sample: list[Drawn]) -> None:
 
     Every field is quoted, since pandas ends a row at a bare carriage return.
     """
-    with (
-        new_file(path) as file,
-        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as compressed,
-        io.TextIOWrapper(compressed, encoding="utf-8", newline="") as text,
-    ):
-        writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
-        writer.writerow(("id", "subreddit", "body"))
-        # ids are numbers in base 36: a shorter one is smaller
-        writer.writerows(row[1:] for row in sorted(sample, key=lambda row: (len(row[1]), row[1])))
+    ordered = sorted(sample, key=lambda row: (len(row[1]), row[1]))  # ids are numbers in base 36: shorter is smaller
+    _, *columns = zip(*ordered, strict=True)
+    table = pa.table(columns, names=["id", "subreddit", "body"])
+    with new_file(path) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as compressed:
+        write_csv(table, compressed, WriteOptions(quoting_style="all_valid"))
 
 
 def parse_arguments() -> Namespace:

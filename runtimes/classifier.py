@@ -18,7 +18,7 @@ from bench.model.model import Model
 from bench.model.stream import Batch, prefetch, share_of, text_batches
 from bench.processes import OUT_OF_MEMORY, error_summary, heartbeat
 from bench.tables.items import Item, count_characters
-from bench.variants import Device, TextRunner, digest_export
+from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from utils import RunError, UserError, say
 
@@ -47,7 +47,7 @@ class Predictions:
     """The answers for some items. The token counts are 0 if the variant takes the texts themselves."""
 
     answers: np.ndarray  # float64 [items, labels], nan for items without tokens
-    has_tokens: np.ndarray  # bool [items]
+    lengths: np.ndarray  # tokens of each item before truncation, int [items]
     start: float  # seconds of the monotonic clock
     end: float
     waited: float = 0.0  # seconds in which no batch was ready for the model
@@ -55,7 +55,6 @@ class Predictions:
     padded_tokens: int = 0  # with padding
     truncated: int = 0  # rows that were truncated
     lost: int = 0  # tokens that truncation removed
-    lengths: np.ndarray | None = None  # tokens of each item before truncation, int [items]
 
 
 class Classifier:
@@ -67,15 +66,12 @@ class Classifier:
         if gpu is None:
             os.environ["RAYON_NUM_THREADS"] = str(spec.device.threads)  # for the tokenizer
         self.model, self.number, self.workers = spec.model, number, workers
+        self.takes_texts = variant.takes_texts
         try:
             self.runner = variant.load(spec.model, spec.exported, spec.device)
         finally:
             spec.check_unchanged()  # after loading, so that replaced files are noticed
         self.rounds_lengths_up = variant.new_shapes_are_costly(gpu) and spec.model.can_pad
-
-    @property
-    def takes_texts(self) -> bool:
-        return isinstance(self.runner, TextRunner)
 
     def padded_lengths(self, lengths: np.ndarray) -> np.ndarray:
         """Return the padded length for each length; rounded up where new shapes are costly."""
@@ -93,14 +89,11 @@ class Classifier:
         does not fit into memory runs in halves. Raises UserError for another model's export, and the runtime's errors.
         """
         start, counts = time.monotonic(), Counter()
-        has_tokens = np.full(len(texts), self.takes_texts)
-        if not texts:
-            return Predictions(np.empty((0, len(self.model.labels))), has_tokens, start, time.monotonic())
+        lengths, characters_done = np.zeros(len(texts), int), 0
         if self.takes_texts:
             answers = self.runner.answer(texts, batching.batch_size, self.model.max_length, on_progress)
-            return Predictions(answers, has_tokens, start, time.monotonic())
+            return Predictions(answers, lengths, start, time.monotonic())
         characters = np.array([count_characters(text) for text in texts])
-        lengths = np.zeros(len(texts), int)
         fetched, waiting = [], []  # `waiting` keeps the inputs alive, because a GPU may still read them
 
         def fetch() -> None:
@@ -113,9 +106,13 @@ class Classifier:
             parts = [(batch, inputs)]
             while parts:
                 part, part_inputs = parts.pop()
-                if (outputs := self.forward(part, part_inputs, halve_on_oom)) is not None:
-                    waiting.append((part, part_inputs, outputs))
+                try:
+                    waiting.append((part, part_inputs, self.runner.forward(part_inputs)))
                     continue
+                except Exception as error:
+                    if not halve_on_oom or len(part.indices) < 2 or error_summary(error) != OUT_OF_MEMORY:
+                        raise
+                # the error, which refers to the batch's memory, is gone from here on
                 say(f"out of memory for a batch of {len(part.indices)} texts; halving it")
                 fetch()
                 parts += [(half, self.runner.prepare(half.inputs)) for half in halves(part)]
@@ -125,27 +122,16 @@ class Classifier:
             counts["padded_tokens"] += batch.inputs["input_ids"].size
             counts["truncated"] += int((batch.lost > 0).sum())
             counts["lost"] += 0 if batching.long != "cut" else int(batch.lost.sum())
-            counts["characters"] += int(characters[np.unique(batch.indices[~has_tokens[batch.indices]])].sum())
-            has_tokens[batch.indices] = True
+            characters_done += characters[np.unique(batch.indices[lengths[batch.indices] == 0])].sum()
             np.maximum.at(lengths, batch.indices, batch.lengths + batch.lost)
-            on_progress(round(counts["characters"] / max(characters.sum(), 1) * len(texts)))
+            on_progress(round(characters_done / max(characters.sum(), 1) * len(texts)))
         fetch()
         indices = np.concatenate([np.empty(0, int), *(batch_indices for batch_indices, _ in fetched)])
         no_outputs = np.empty((0, len(self.model.labels)), np.float32)
         outputs = np.concatenate([no_outputs, *(batch_outputs for _, batch_outputs in fetched)])
         end = time.monotonic()
         answers = self.model.task.answers(outputs, indices, len(texts), batching.long)
-        del counts["characters"]
-        return Predictions(answers, has_tokens, start, end, lengths=lengths, **counts)
-
-    def forward(self, batch: Batch, inputs: object, halve_on_oom: bool) -> object | None:
-        """Return the runner's outputs; None if memory ran out and the batch can be halved."""
-        try:
-            return self.runner.forward(inputs)
-        except Exception as error:
-            if not halve_on_oom or len(batch.indices) < 2 or error_summary(error) != OUT_OF_MEMORY:
-                raise
-        return None
+        return Predictions(answers, lengths, start, end, **counts)
 
     def predict_share(self, texts: list[Item], batching: Batching) -> tuple[np.ndarray, Predictions]:
         """Run the model over this worker's share of the texts; return (their indices, its Predictions)."""

@@ -4,50 +4,36 @@ Such a head needs the query, the attention's output and the feed-forward part of
 tokens. This saves most of one layer's work (of six or twelve layers); the answers stay the same.
 """
 
+import contextlib
 import inspect
+from functools import partial
 
 import torch
 
 TEXTS, TOKENS = 3, 12  # shape of the batches on which a patch is tried
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # share of the largest output: rounding
 SECOND_INPUTS = "encoder_hidden_states", "query_states"  # a second input that attention may accept
+# raised by other types of models, or by other versions of transformers, than a patch is made for
+PATCH_ERRORS = RuntimeError, TypeError, ValueError, LookupError, AttributeError
 
 
-class FirstQueryAttention(torch.nn.Module):
-    """Attention with the query of the first token only: for BERT's relatives a case of cross-attention."""
-
-    def __init__(self, attention: torch.nn.Module, second_input: str):
-        super().__init__()
-        self.attention, self.second_input = attention, second_input
-
-    def forward(self, hidden, *arguments, **options):
-        first = hidden[:, :1]
-        query, second = (first, hidden) if self.second_input == SECOND_INPUTS[0] else (hidden, first)
-        options = {name: slice_first_query(value) for name, value in options.items()} | {self.second_input: second}
-        return self.attention(query, *map(slice_first_query, arguments), **options)
+def keep_first_token(_, arguments, options):
+    return tuple(states[:, :1] for states in arguments), options
 
 
-class DistilBertFirstQuery(torch.nn.Module):
-    """DistilBERT's attention, which takes query, key and value, with the query of the first token only."""
-
-    def __init__(self, attention: torch.nn.Module):
-        super().__init__()
-        self.attention = attention
-
-    def forward(self, query, key, value, **options):
-        options = {name: slice_first_query(option) for name, option in options.items()}
-        return self.attention(query=query[:, :1], key=key, value=value, **options)
+def keep_first_query(second_input: str, _, arguments, options):
+    """Give attention the query of the first token only: for BERT's relatives a case of cross-attention."""
+    hidden, *others = arguments
+    first = hidden[:, :1]
+    query, second = (first, hidden) if second_input == SECOND_INPUTS[0] else (hidden, first)
+    options = {name: slice_first_query(value) for name, value in options.items()} | {second_input: second}
+    return (query, *map(slice_first_query, others)), options
 
 
-class FirstTokenOnly(torch.nn.Module):
-    """A module that gets only the first token of each text."""
-
-    def __init__(self, module: torch.nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, *hidden):
-        return self.module(*(states[:, :1] for states in hidden))
+def keep_first_distilbert_query(_, arguments, options):
+    """Give DistilBERT's attention, which takes query, key and value, the query of the first token only."""
+    states = {"query": options["query"][:, :1], "key": options["key"], "value": options["value"]}
+    return arguments, {name: slice_first_query(option) for name, option in options.items()} | states
 
 
 def slice_first_query(value):
@@ -62,38 +48,35 @@ def first_token_only(network, output: str = "logits") -> bool:
     Two conditions: the head reads no other token (the outputs are the same, bit for bit, when the others are nan), and
     the outputs stay the same when the layer does less. The first of candidate_patches() that works is kept.
     """
-    layer = last_layer(network)
-    if not layer:
+    layers = stack_of_layers(network)
+    if not layers:
         return False
+    layer = layers[-1]
     try:
         logits = run(network, layer, output)
         if not torch.equal(run(network, layer, output, others_nan=True), logits):
             return False
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
+    except PATCH_ERRORS:
         return False  # other inputs or outputs than those of BERT's relatives
     for patch in candidate_patches(layer):
-        old = [(owner, name, getattr(owner, name)) for owner, name, _ in patch]
-        try:
-            for owner, name, new in patch:
-                setattr(owner, name, new)
+        handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in patch]
+        with contextlib.suppress(*PATCH_ERRORS):  # this type or this version of transformers works differently
             if (run(network, layer, output) - logits).abs().max() <= TOLERANCE[logits.dtype] * logits.abs().max():
                 return True
-        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
-            pass  # this type or this version of transformers works differently
-        for owner, name, module in old:
-            setattr(owner, name, module)
+        for handle in handles:
+            handle.remove()
     return False
 
 
-def last_layer(network) -> torch.nn.Module | None:
-    """Return the network's last layer; None if its layers can't be identified."""
+def stack_of_layers(network) -> torch.nn.ModuleList | None:
+    """Return the network's layers; None if they can't be identified."""
     stacks = [module for module in network.modules() if isinstance(module, torch.nn.ModuleList)]
     stacks = [stack for stack in stacks if len(stack) == getattr(network.config, "num_hidden_layers", 0)]
-    return stacks[0][-1] if len(stacks) == 1 else None
+    return stacks[0] if len(stacks) == 1 else None
 
 
 def candidate_patches(layer: torch.nn.Module) -> list[list[tuple]]:
-    """Return lists of (owner, name, new module) to try, the most thorough first.
+    """Return lists of (module, hook that changes its inputs) to try, the most thorough first.
 
     They start at the query, or right after the attention if it accepts no separate query.
     """
@@ -101,15 +84,14 @@ def candidate_patches(layer: torch.nn.Module) -> list[list[tuple]]:
     inner, output = getattr(attention, "self", None), getattr(attention, "output", None)
     if inner is not None and output is not None:
         known = [name for name in SECOND_INPUTS if name in inspect.signature(inner.forward).parameters]
-        output_patch = (attention, "output", FirstTokenOnly(output))
-        patches += [[(attention, "self", FirstQueryAttention(inner, name)), output_patch] for name in known]
-        patches.append([output_patch])
+        patches += [[(inner, partial(keep_first_query, name)), (output, keep_first_token)] for name in known]
+        patches.append([(output, keep_first_token)])
     if hasattr(layer, "sa_layer_norm"):  # DistilBERT
-        norm_patch = (layer, "sa_layer_norm", FirstTokenOnly(layer.sa_layer_norm))
-        patches += [[(layer, "attention", DistilBertFirstQuery(attention)), norm_patch], [norm_patch]]
-    for owner, name in ((attention, "LayerNorm"), (layer, "mlp_norm")):  # MPNet, ModernBERT
-        if isinstance(getattr(owner, name, None), torch.nn.Module):
-            patches.append([(owner, name, FirstTokenOnly(getattr(owner, name)))])
+        norm_patch = (layer.sa_layer_norm, keep_first_token)
+        patches += [[(attention, keep_first_distilbert_query), norm_patch], [norm_patch]]
+    for norm in (getattr(attention, "LayerNorm", None), getattr(layer, "mlp_norm", None)):  # MPNet, ModernBERT
+        if isinstance(norm, torch.nn.Module):
+            patches.append([(norm, keep_first_token)])
     return patches
 
 

@@ -1,6 +1,5 @@
 """ONNX Runtime on a GPU or a CPU, and the kinds of export that its variants load."""
 
-import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,7 +56,7 @@ def load(model: Model, exported: Path, device: Device) -> TokenRunner:
 
     On a GPU, inputs and outputs stay in its memory, and a run only queues work.
     """
-    session = start_session(exported / "model.onnx", device)
+    session = start_session(str(exported / "model.onnx"), device)
     if device.gpu is not None:
         import torch
 
@@ -81,10 +80,10 @@ def load(model: Model, exported: Path, device: Device) -> TokenRunner:
     )
 
 
-def start_session(file: Path, device: Device):
-    """Start a session with `device.threads` threads, which spin-wait only if no other worker runs.
+def start_session(graph: str | bytes, device: Device):
+    """Start a session on a file or its content with `device.threads` threads.
 
-    On a GPU, FP32 is IEEE FP32 (no TF32). Raises UserError if the session did not get the CUDA provider.
+    They spin-wait only if no other worker runs. On a GPU, FP32 is IEEE FP32 (no TF32).
     """
     if device.gpu is not None:
         import torch  # noqa: F401  before onnxruntime: torch loads the CUDA libraries
@@ -100,7 +99,7 @@ def start_session(file: Path, device: Device):
     provider, settings = "CPUExecutionProvider", {}
     if device.gpu is not None:
         provider, settings = "CUDAExecutionProvider", {"device_id": device.gpu, "use_tf32": 0}
-    session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)], enable_fallback=0)
+    session = onnxruntime.InferenceSession(graph, options, providers=[(provider, settings)], enable_fallback=0)
     if session.get_providers()[0] != provider:
         raise UserError(
             f"onnxruntime could not use {provider} and fell back to {session.get_providers()[0]}: "
@@ -110,7 +109,6 @@ def start_session(file: Path, device: Device):
 
 
 def select_output(session, name: str):
-    """Return the output called `name`, or the first output."""
     outputs = session.get_outputs()
     return next((output for output in outputs if output.name == name), outputs[0])
 
@@ -160,16 +158,15 @@ def check_device(gpu: int | None) -> None:
         return
     import torch
 
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            start_session(write_probe(Path(folder) / "probe.onnx"), Device(gpu, threads=1))
-        except Exception as error:  # onnxruntime raises many types
-            capability = torch.cuda.get_device_capability(gpu)
-            message = f"onnxruntime can't use this GPU: {first_line(error)}"
-            if capability not in WHEEL_ARCHITECTURES:
-                version = ".".join(map(str, capability))
-                message += f"; its wheel lacks kernels for compute capability {version}. Try the torch variants"
-            raise UserError(message) from error
+    try:
+        start_session(probe_model(), Device(gpu, threads=1))
+    except Exception as error:  # onnxruntime raises many types
+        capability = torch.cuda.get_device_capability(gpu)
+        message = f"onnxruntime can't use this GPU: {first_line(error)}"
+        if capability not in WHEEL_ARCHITECTURES:
+            version = ".".join(map(str, capability))
+            message += f"; its wheel lacks kernels for compute capability {version}. Try the torch variants"
+        raise UserError(message) from error
 
 
 def has_cudnn_attention(gpu: int | None) -> bool:
@@ -184,18 +181,12 @@ def has_cudnn_attention(gpu: int | None) -> bool:
     return torch.cuda.get_device_capability(gpu) >= (9, 0)
 
 
-def write_probe(file: Path) -> Path:
-    """Write a trivial graph with a classifier's input and output."""
+def probe_model() -> bytes:
+    """Return a trivial model with a classifier's input and output."""
     import onnx
-    from onnx import TensorProto, helper
 
-    shape = ["texts", "tokens"]
-    tokens = helper.make_tensor_value_info("input_ids", TensorProto.INT64, shape)
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
-    cast = helper.make_node("Cast", ["input_ids"], ["logits"], to=TensorProto.FLOAT)
-    graph = helper.make_graph([cast], "probe", [tokens], [logits])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
-    return file
+    graph = "probe (int64[texts, tokens] input_ids) => (float[texts, tokens] logits) {logits = Cast<to=1>(input_ids)}"
+    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {graph}').SerializeToString()
 
 
 def variant(kind: ExportKind, **options) -> Variant:

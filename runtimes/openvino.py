@@ -10,10 +10,7 @@ from utils import UserError
 
 
 def load(model: Model, exported: Path, device: Device) -> TokenRunner:
-    """Compile the export for the CPU plugin in BF16 with `device.threads` threads.
-
-    Raises UserError if OpenVINO is missing, or would compute in another precision on this CPU.
-    """
+    """Compile the export for the CPU plugin in BF16 with `device.threads` threads."""
     try:
         import openvino
     except ImportError as error:

@@ -67,14 +67,12 @@ def keep_freed_memory() -> None:
 
 def run_first_and_last_layer(network, forward, inputs) -> None:
     """Warm up a shape with two layers: oneDNN caches what it prepares, and the inner layers repeat the first."""
-    import torch
+    from runtimes.first_token import stack_of_layers
 
-    stacks = [module for module in network.modules() if isinstance(module, torch.nn.ModuleList)]
-    stacks = [stack for stack in stacks if len(stack) == network.config.num_hidden_layers]
-    if len(stacks) != 1:
+    layers = stack_of_layers(network)
+    if not layers:
         forward(inputs)
         return
-    [layers] = stacks
     whole = list(layers)
     del layers[1:-1]
     try:
@@ -97,17 +95,13 @@ def check_compiler(gpu: int | None) -> None:
         raise UserError(f"torch.compile needs Python's headers, but {header} is missing; install python3-dev")
 
 
-def on_cpu(gpu: int | None) -> bool:
-    return gpu is None
-
-
 def variant(precision: str, compiled: bool = False, **options) -> Variant:
     load_it = partial(load, precision=precision, compiled=compiled)
     check_device = check_compiler if compiled else no_check
     return Variant(load_it, precision, ("torch",), check_device=check_device, compiles=compiled, **options)
 
 
-BF16 = {"required_cpu_feature": "bf16", "new_shapes_are_costly": on_cpu}  # by oneDNN
+BF16 = {"required_cpu_feature": "bf16", "new_shapes_are_costly": lambda gpu: gpu is None}  # by oneDNN
 VARIANTS = {
     "torch": variant("fp32"),
     "torch-compile": variant("fp32", compiled=True),

@@ -87,12 +87,12 @@ def assert_the_truth(texts: list[str], truth: Truth, tested: list[Classifier], b
     for classifier in tested:
         for batching in batchings:
             predictions = classifier.predict(texts, batching)
-            for text, answer, has_tokens, true_answer in zip(
-                texts, predictions.answers, predictions.has_tokens, expected, strict=True
+            for text, answer, length, true_answer in zip(
+                texts, predictions.answers, predictions.lengths, expected, strict=True
             ):
                 where = f"{text[:40]!r}, {batching}, {type(classifier.runner).__name__}"
                 if true_answer is None:
-                    assert not has_tokens and np.isnan(answer).all(), where
+                    assert not length and np.isnan(answer).all(), where
                 else:
                     np.testing.assert_allclose(answer, true_answer, atol=TOLERANCE, rtol=0, err_msg=where)
 

@@ -49,7 +49,7 @@ def check_export(exported: ClassifierSpec, dataset: Dataset, batching: Batching,
     model, device, texts = exported.model, exported.device, dataset.texts
     arguments = (exported,)
     _, predictions = run_over(texts, exported.variant, Classifier, arguments, Classifier.predict_share, batching)
-    valid = np.flatnonzero(predictions.has_tokens)
+    valid = np.flatnonzero(predictions.lengths)
     if not len(valid):
         raise UserError(f"the tokenizer returns no tokens for any text of {dataset.name}; choose another --dataset")
     valid_texts = [texts[i] for i in valid]
@@ -60,9 +60,9 @@ def check_export(exported: ClassifierSpec, dataset: Dataset, batching: Batching,
     parity.add(answers, reference)
     if not parity.decisions:
         raise UserError(f"{model.id} returns NaN or infinity for every text; its weights may be damaged")
-    gold = [dataset.gold[i] for i in valid] if dataset.gold else []
     scores = {}
-    if gold:
+    if dataset.gold:
+        gold = [dataset.gold[i] for i in valid]
         scores = {"original": score(gold, reference, model.task), "export": score(gold, answers, model.task)}
     kind = VARIANTS[exported.variant].export
     verdict = parity.verdict()

@@ -17,7 +17,7 @@ from bench.model.model import Model
 from bench.model.reference import N_PADDED_TEXTS, Reference, padding_note
 from bench.model.tokenizing import load_tokenizer
 from bench.provenance import versions
-from bench.variants import Device, ExportKind, TokenRunner
+from bench.variants import Device, ExportKind
 from runtimes import VARIANTS
 from runtimes.onnx import load
 from utils import UserError, first_line
@@ -136,7 +136,8 @@ def choose_candidate(
             if first_token_only(file, batches[0]):
                 made += " (the last layer, after its attention, for the first token only)"
             runner = load(model, folder / backend, Device(None, cpu_cores()))
-            answers = [run_batch(runner, model, batch) for batch in batches]
+            outputs = [runner.to_host(runner.forward(runner.prepare(batch))) for batch in batches]
+            answers = [model.task.answers(rows, np.arange(len(rows)), len(rows), "cut") for rows in outputs]
             deviation = np.abs(np.concatenate(answers) - np.concatenate(expected)).max() / scale
             if not deviation <= kind.max_deviation:
                 texts = f"{N_PADDED_TEXTS + 1} test texts"
@@ -155,9 +156,3 @@ def choose_candidate(
     if padding := padding_note(model, reference.padding_effect(example_items(model))):
         findings.append(padding)
     return max(correct, key=lambda candidate: candidate.attention), findings
-
-
-def run_batch(runner: TokenRunner, model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the answers [texts, labels] of a padded batch."""
-    outputs = runner.to_host(runner.forward(runner.prepare(batch)))
-    return model.task.answers(outputs, np.arange(len(outputs)), len(outputs), "cut")

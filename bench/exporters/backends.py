@@ -42,10 +42,7 @@ def example_batches(model: Model) -> list[dict[str, np.ndarray]]:
 
 
 def with_optimum(model: Model, target: Path, shape_inference: bool, optimized: bool = False) -> str:
-    """Export to `target`/model.onnx with optimum, plain or with its O4 optimization. Return how it was made.
-
-    Raises UserError if optimum-onnx is not installed, or does not support the model type.
-    """
+    """Export to `target`/model.onnx with optimum, plain or with its O4 optimization. Return how it was made."""
     try:
         import optimum.exporters.onnx.model_configs  # noqa: F401  registers the model types
         from optimum.exporters.tasks import TasksManager
@@ -82,10 +79,7 @@ def with_optimum(model: Model, target: Path, shape_inference: bool, optimized: b
 
 
 def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: bool = False) -> str:
-    """Export to `target`/model.onnx with torch, optionally `fused` by onnxscript or in FP16. Return how it was made.
-
-    Raises whatever torch, onnxscript and onnxruntime raise for models that they can't export.
-    """
+    """Export to `target`/model.onnx with torch, optionally `fused` by onnxscript or in FP16. Return how it was made."""
     import onnx_ir
     import torch
     from onnxscript.rewriter.ort_fusions import optimize_for_ort

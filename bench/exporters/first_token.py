@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.exporters.graph import load_graph, replace_nodes, run_session, session_with
+from bench.exporters.graph import load_graph, load_with, replace_nodes
 
 FIRST = "first_token"  # name of the constant [0]
 ELEMENTWISE = {"Abs", "Add", "BiasGelu", "Cast", "Div", "Erf", "FastGelu", "Gelu", "Identity", "Max", "Min", "Mul"}
@@ -27,7 +27,6 @@ def first_token_only(file: Path, batch: dict[str, np.ndarray]) -> bool:
     """Rewrite an ONNX file to compute its last layer for the first token only. Return True if that was possible.
 
     The file stays the same if the answers for a padded `batch`, int64 [texts, tokens] by input name, would change.
-    Raises what onnxruntime raises for a file that it can't run.
     """
     import onnx
 
@@ -37,7 +36,8 @@ def first_token_only(file: Path, batch: dict[str, np.ndarray]) -> bool:
     nodes = nodes_for_first(graph, constants, set())
     if not nodes:
         return False
-    outputs, arrays = run(file, batch, sorted({name for node in nodes for name in tokens_of(node, constants)}))
+    names = sorted({name for node in nodes for name in tokens_of(node, constants)})
+    outputs, arrays = load_with(file, names)(batch)
     n_tokens = batch["input_ids"].shape[1]
     without_tokens = {name for name, array in arrays.items() if array.shape[1:-1] != (n_tokens,)}
     nodes = nodes_for_first(graph, constants, without_tokens)
@@ -50,7 +50,7 @@ def first_token_only(file: Path, batch: dict[str, np.ndarray]) -> bool:
     rewritten = file.with_name("first_token.onnx")
     onnx.save(onnx_model, rewritten)
     try:
-        deviation = np.abs(run(rewritten, batch, [])[0] - outputs).max()
+        deviation = np.abs(load_with(rewritten, [])(batch)[0] - outputs).max()
         if deviation <= tolerance * np.abs(outputs).max():
             rewritten.replace(file)
             return True
@@ -173,10 +173,3 @@ def select_first(graph, constants: dict, nodes: list) -> None:
             all_nodes.append(onnx.helper.make_node("Gather", [name, FIRST], [f"{name}_{FIRST}"], axis=1))
     replace_nodes(graph, all_nodes)
     graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), FIRST))
-
-
-def run(file: Path, batch: dict[str, np.ndarray], names: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return a file's first output for a batch, and the tensors `names` of its graph."""
-    session = session_with(file, names)
-    outputs, *tensors = run_session(session, [session.get_outputs()[0].name, *names], batch)
-    return outputs, dict(zip(names, tensors, strict=True))

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,8 @@ def cpu_session(graph: str | bytes):
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def session_with(file: Path, names: list[str]):
-    """Start a session on a file that also returns the tensors `names` of its graph."""
+def load_with(file: Path, names: list[str]) -> Callable:
+    """Return a function that runs a file: batch -> (its first output, the tensors `names` of its graph)."""
     import onnx
 
     model = load_graph(file)
@@ -71,11 +72,13 @@ def session_with(file: Path, names: list[str]):
     onnx.save(model, probe)
     session = cpu_session(str(probe))
     probe.unlink()
-    return session
+    inputs = [node.name for node in session.get_inputs()]
 
+    def run(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        outputs, *tensors = session.run([session.get_outputs()[0].name, *names], select_inputs(inputs, batch))
+        return outputs, dict(zip(names, tensors, strict=True))
 
-def run_session(session, names: list[str], batch: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return session.run(names, select_inputs([node.name for node in session.get_inputs()], batch))
+    return run
 
 
 def replace_nodes(graph, nodes: list) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.exporters.backends import example_items
-from bench.exporters.graph import INSIDE_BYTES, replace_nodes, run_session, session_with
+from bench.exporters.graph import INSIDE_BYTES, load_with, replace_nodes
 from bench.machine import cpu_features
 from bench.model.model import Model
 
@@ -63,12 +63,12 @@ def quantize(model: Model, plain: Path, folder: Path, made: str) -> tuple[str, d
 def find_outliers(model: Model, plain: Path, tensors: set[str]) -> dict[str, np.ndarray]:
     """Return the channels with the largest values on texts, for each tensor [texts, tokens, channels] of a file."""
     names = sorted(tensors)
-    session = session_with(plain, names)
+    run = load_with(plain, names)
     rows = model.tokenize(example_items(model, N_TEXTS))
     largest = dict.fromkeys(names, 0.0)
     for i in [i for i, ids in enumerate(rows["input_ids"]) if ids]:
         batch = model.pad({name: values[i : i + 1] for name, values in rows.items()})
-        for name, values in zip(names, run_session(session, names, batch), strict=True):
+        for name, values in run(batch)[1].items():
             largest[name] = np.maximum(largest[name], np.abs(values).reshape(-1, values.shape[-1]).max(axis=0))
     return {name: np.sort(np.argsort(-values)[:N_OUTLIERS]) for name, values in largest.items()}
 

@@ -18,13 +18,14 @@ from bench.model.batches import Batching
 from bench.model.model import Model
 from bench.naming import slug
 from bench.options import command
+from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
 from bench.report.rows import latest_per_cell, read_results
 from bench.report.verdict import rank
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from runtimes.classifier import ClassifierSpec
-from utils import UserError, say
+from utils import RunError, UserError, say
 
 # if nothing was measured: at or near the best in all our CPU sweeps; the value for GPUs is a guess
 DEFAULT_TOKENS = {"gpu": 16384, "cpu": 1024}
@@ -93,7 +94,7 @@ def find_plan(job: LabelJob, options: PlanOptions, call: Callable) -> LabelPlan:
         is_same = all(record["options"].get(name) == value for name, value in options.recorded().items())
         if is_same and (plan := read_plan(record)):
             return plan  # though another variant may be the fastest in results/ by now
-    kind, info = find_device(options, call)
+    kind, info = find_device(options)
     texts = head_texts(job.tables, job.output.text_columns)
     tokens = call(mean_tokens, job.model, texts)
     measured = fastest_valid_row(options.results_dir, slug(info.name), job.model, tokens, options.variant)
@@ -104,25 +105,16 @@ def find_plan(job: LabelJob, options: PlanOptions, call: Callable) -> LabelPlan:
     return choose_plan(kind, measured, options)
 
 
-def find_device(options: PlanOptions, call: Callable) -> tuple[str, DeviceInfo]:
+def find_device(options: PlanOptions) -> tuple[str, DeviceInfo]:
     """Return `gpu` or `cpu` and the device's description, on Ray those of one of its machines."""
-    if options.ray:
-        call = on_ray.call_on_node
+    call = on_ray.call_on_node if options.ray else run_in_subprocess
     if options.device != "cpu":
-        info_or_error = call(device_or_error, options.gpu[0] if options.gpu else 0)
-        if isinstance(info_or_error, DeviceInfo):
-            return "gpu", info_or_error
-        if options.device == "gpu" or options.gpu:
-            raise info_or_error
+        try:
+            return "gpu", call(describe_device, options.gpu[0] if options.gpu else 0)
+        except UserError as error:
+            if options.device == "gpu" or options.gpu or isinstance(error, RunError):
+                raise
     return "cpu", call(describe_device, None)
-
-
-def device_or_error(gpu: int) -> DeviceInfo | UserError:
-    """Describe a GPU, or return why it cannot be used: raising the error would end the helper process."""
-    try:
-        return describe_device(gpu)
-    except UserError as error:
-        return error
 
 
 def fastest_valid_row(
@@ -156,10 +148,7 @@ def fastest_valid_row(
 
 
 def choose_plan(device: str, measured: dict | None, options: PlanOptions) -> LabelPlan:
-    """Return the plan of a measured row, or FP32 PyTorch, changed as asked; report what was measured.
-
-    Raises UserError for a variant that cannot run on this device or with these options.
-    """
+    """Return the plan of a measured row, or FP32 PyTorch, changed as asked; report what was measured."""
     plan = LabelPlan(device, "torch", 1, cpu_cores(), Batching("token-budget", batch_tokens=DEFAULT_TOKENS[device]))
     if measured:
         names = "variant", "workers", "threads"

@@ -43,8 +43,8 @@ class WrittenPart:
         return self.first + self.counts.rows
 
 
-class LabelPool:
-    """Workers that label together. A context manager."""
+class LabelPool(contextlib.AbstractContextManager):
+    """Workers that label together."""
 
     def __init__(self, specs: list[ClassifierSpec], batching: Batching, folder: Location):
         self.specs, self.batching, self.folder = specs, batching, folder
@@ -82,8 +82,7 @@ class LabelPool:
     def classify(self, texts: list[Item], rows: str, on_progress: Callable | None) -> Answers:
         """Return the answers for texts. If workers fail on them repeatedly, halve them until the text is found.
 
-        Raises RunError, which names the `rows`, if there are more than MAX_FAILED_TEXTS such texts, or if no worker
-        starts.
+        Raises RunError, which names the `rows`, if there are more than MAX_FAILED_TEXTS such texts.
         """
         values = np.full((len(texts), len(self.specs[0].model.labels)), np.nan, dtype=np.float32)
         lengths = np.zeros(len(texts), int)
@@ -91,8 +90,11 @@ class LabelPool:
         waiting = [(np.arange(len(texts)), N_TRIES)] if texts else []
         while waiting:
             group, tries = waiting.pop()
+            if self.workers is None:
+                self.start()
+            chosen = [texts[i] for i in group]
             try:
-                shares = self.predict([texts[i] for i in group], on_progress)
+                shares = self.workers.call(Classifier.predict_share, chosen, self.batching, on_heartbeat=on_progress)
             except WorkerFailed as error:
                 self.stop()
                 half = len(group) // 2
@@ -110,22 +112,16 @@ class LabelPool:
                 continue
             for indices, predictions in shares:
                 values[group[indices]] = predictions.answers
-                if predictions.lengths is not None:
-                    lengths[group[indices]] = predictions.lengths
+                lengths[group[indices]] = predictions.lengths
                 counts["tokens"] += predictions.tokens
                 counts["texts_truncated"] += predictions.truncated
                 counts["tokens_lost"] += predictions.lost
                 self.busy += (predictions.end - predictions.start - predictions.waited) / len(self.specs)
         return Answers(values, lengths, dict(counts), failed)
 
-    def predict(self, texts: list[Item], on_progress: Callable | None) -> list:
-        """Return each worker's (indices of its texts, predictions). Raises WorkerFailed."""
-        self.start()
-        return self.workers.call(Classifier.predict_share, texts, self.batching, on_heartbeat=on_progress)
-
     def start(self) -> None:
-        """Start the workers unless they are running. Raises RunError if that fails twice."""
-        for tries in reversed(range(0 if self.workers else N_TRIES)):
+        """Start the workers. Raises RunError if that fails twice."""
+        for tries in reversed(range(N_TRIES)):
             start = time.monotonic()
             arguments = [(spec, number, len(self.specs)) for number, spec in enumerate(self.specs)]
             try:
@@ -141,9 +137,6 @@ class LabelPool:
     def stop(self) -> None:
         self.stack.close()
         self.workers = None
-
-    def __enter__(self) -> "LabelPool":
-        return self
 
     def __exit__(self, *_) -> None:
         self.stop()

@@ -79,16 +79,16 @@ def cells_to_run(cells: list[Cell], speeds: dict[Cell, float]) -> list[Cell]:
 
 
 def fastest_end_to_end(cell: Cell, speeds: dict[Cell, float]) -> Cell | None:
-    """Return the end-to-end cell for the fastest with this one's variant and workers; None if all failed."""
-    wanted = replace(cell, batching=None)
-    candidates = {other: speed for other, speed in speeds.items() if replace(other, batching=None) == wanted}
-    return replace(fastest_of(candidates), stage="end-to-end") if candidates else None
+    """Return the end-to-end cell for the fastest with this one's variant and workers; None if all failed.
 
-
-def fastest_of(speeds: dict[Cell, float]) -> Cell:
-    """Return the fastest cell; among cells that a single pass cannot tell apart, one with a token budget.
-
-    A token budget is safe for texts of any length, while a fixed number of texts may suit only these.
+    Among cells that a single pass cannot tell apart, this is one with a token budget, which is safe for texts of any
+    length, while a fixed number of texts may suit only these.
     """
-    near = [cell for cell in speeds if speeds[cell] >= (1 - ONE_PASS_ERROR) * max(speeds.values())]
-    return max(near, key=lambda cell: (cell.batching.name == "token-budget", speeds[cell]))
+    wanted = replace(cell, batching=None)
+    candidates = [other for other in speeds if replace(other, batching=None) == wanted]
+    if not candidates:
+        return None
+    limit = (1 - ONE_PASS_ERROR) * max(map(speeds.get, candidates))
+    near = [other for other in candidates if speeds[other] >= limit]
+    fastest = max(near, key=lambda other: (other.batching.name == "token-budget", speeds[other]))
+    return replace(fastest, stage="end-to-end")

@@ -1,7 +1,6 @@
 """Measures all cells, times the leaders again in turn, and checks the fast variants that are not proven yet."""
 
 import contextlib
-from collections.abc import Iterator
 
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.measure.cells import Cell, cell_of
@@ -39,12 +38,16 @@ def measure_all(sweep: Sweep, cells: list[Cell], recorder: Recorder, repeats: in
         leaders = []
     can_check = sweep.check_time and sweep.more_texts
     undecided = [cell for cell, is_undecided in leading.items() if is_undecided and can_check]
-    if not leaders and not undecided:
-        return
-    with start_all(sweep, list(dict.fromkeys([*leaders, *undecided]))) as workers:
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for cell in dict.fromkeys([*leaders, *undecided]):
+            try:
+                workers[cell] = stack.enter_context(start_workers(sweep, cell))
+            except UserError as error:
+                say(f"note       {cell.variant} was not timed again: {error}")
         for cell, figures in run_in_turn(sweep, {cell: workers[cell] for cell in leaders if cell in workers}, ROUNDS):
             recorder.add(cell, figures)
-        if can_check:
+        if can_check:  # the new times may have changed which cells are undecided
             check_undecided(sweep, recorder, workers)
 
 
@@ -77,16 +80,3 @@ def leading_cells(recorder: Recorder) -> dict[Cell, bool]:
     is_undecided = (usable["verdict"] == UNPROVEN) & usable["decisions"].notna()
     is_undecided &= ~(usable["messages/s"] <= proven_speed)
     return dict(zip(map(cell_of, usable.to_dict("records")), is_undecided, strict=True))
-
-
-@contextlib.contextmanager
-def start_all(sweep: Sweep, cells: list[Cell]) -> Iterator[dict[Cell, ProcessPool]]:
-    """Start the workers of several cells at once. A cell whose workers cannot start is reported and skipped."""
-    with contextlib.ExitStack() as stack:
-        workers = {}
-        for cell in cells:
-            try:
-                workers[cell] = stack.enter_context(start_workers(sweep, cell))
-            except UserError as error:
-                say(f"note       {cell.variant} was not timed again: {error}")
-        yield workers

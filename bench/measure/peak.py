@@ -1,10 +1,8 @@
 """The peak FLOP/s of a device, and the FLOPs that a model needs."""
 
 import math
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -70,23 +68,17 @@ def torch_product(precision: str, sizes: tuple[int, int, int], torch_device) -> 
 def onnx_product(precision: str, sizes: tuple[int, int, int]) -> Callable:
     """Return a function that multiplies with constant weights in onnxruntime, as a model does, on all cores."""
     import onnx
-    from onnx import helper, numpy_helper
 
     rows, inner, columns = sizes
-    operator, input_type, weight_type, product_type = ONNX_TYPES[precision]
-    right = numpy_helper.from_array(np.ones((inner, columns), weight_type), "right")
-    left = helper.make_tensor_value_info("left", helper.np_dtype_to_tensor_dtype(np.dtype(input_type)), [rows, inner])
-    product = helper.make_tensor_value_info(
-        "product", helper.np_dtype_to_tensor_dtype(np.dtype(product_type)), [rows, columns]
-    )
-    node = helper.make_node(operator, ["left", "right"], ["product"])
-    graph = helper.make_graph([node], "product", [left], [product], [right])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        onnx.save(model, file)
-        session = start_session(file, Device(None, cpu_cores()))
-    inputs = {"left": np.ones((rows, inner), input_type)}
+    operator, *types = ONNX_TYPES[precision]
+    left, _, product = (np.dtype(kind).name.replace("float32", "float") for kind in types)
+    weights = onnx.numpy_helper.from_array(np.ones((inner, columns), types[1]), "right")
+    signature = f"product ({left}[{rows}, {inner}] left) => ({product}[{rows}, {columns}] product)"
+    graph = f"{signature} {{product = {operator}(left, right)}}"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {graph}')
+    model.graph.initializer.append(weights)
+    session = start_session(model.SerializeToString(), Device(None, cpu_cores()))
+    inputs = {"left": np.ones((rows, inner), types[0])}
     return lambda: session.run(None, inputs)
 
 

@@ -20,7 +20,6 @@ from utils import say
 
 
 def columns_of_variant(variant: str) -> dict[str, str]:
-    """Return the columns that all rows of a variant share: its name and the versions of its packages."""
     return {"variant": variant, "versions": package_versions(VARIANTS[variant])}
 
 
@@ -89,7 +88,6 @@ class Recorder:
         self.show(cell, row)
 
     def speeds(self) -> dict[Cell, float]:
-        """Return the messages/s of the cells that were measured in earlier runs."""
         return {cell_of(row): row["messages/s"] for row in self.earlier.to_dict("records")}
 
     def completed(self):

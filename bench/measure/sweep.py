@@ -57,7 +57,8 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeat
     for group in groups * repeats:
         with contextlib.ExitStack() as stack:
             workers, start_error = None, None
-            busy = busy_column(sweep.device)
+            busy = cpu_busy() if sweep.device.gpu is None else None  # our own work on a GPU would count as others'
+            busy_column = {} if busy is None else {"busy": f"{busy:.2f}"}
             queue = list(group)
             while queue:
                 cell = queue.pop(0)
@@ -73,7 +74,7 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeat
                     start_error = None if workers else error
                     workers = None
                     stack.close()
-                yield cell, figures | busy
+                yield cell, figures | busy_column
                 if not queue and cell.stage == "forward" and not start_error:
                     fastest = fastest_end_to_end(cell, known)
                     queue += [fastest] if fastest not in (None, *speeds) else []
@@ -89,12 +90,6 @@ def run_in_turn(sweep: Sweep, workers: dict[Cell, ProcessPool], rounds: int) -> 
             figures = measure(sweep, pool, cell)
             if i >= len(workers):
                 yield cell, figures
-
-
-def busy_column(device: Device) -> dict[str, str]:
-    """Return the column `busy` as of now; empty on a GPU, where our own work would count as others'."""
-    busy = cpu_busy() if device.gpu is None else None
-    return {} if busy is None else {"busy": f"{busy:.2f}"}
 
 
 def estimate(sweep: Sweep, cells: list[Cell]) -> dict[Cell, float]:

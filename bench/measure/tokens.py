@@ -33,7 +33,6 @@ class TokenizedTexts:
     flops: float = np.nan  # of one pass over the tokens without padding; nan if torch cannot count them
 
     def rows(self, batch: Iterable[int]) -> dict[str, list[np.ndarray]]:
-        """Return the token ids of each row in a batch."""
         spans = [slice(self.offsets[i], self.offsets[i + 1]) for i in batch]
         return {name: [values[span] for span in spans] for name, values in self.ids.items()}
 
@@ -45,8 +44,7 @@ class TokenizedTexts:
 def prepare_tokens(model: Model, texts: list[Item], gpu: int | None, call: Callable) -> TokenizedTexts:
     """Tokenize the texts, and compute what else all cells need unless it is in the cache.
 
-    `call` runs a function in a helper process. Raises UserError if no text has a token, or if the model can't be
-    loaded.
+    `call` runs a function in a helper process.
     """
     tokens = call(tokenize, model, texts)
     by_length = tokens.sample[np.argsort(np.bincount(tokens.items, tokens.lengths)[tokens.sample], kind="stable")]

@@ -11,12 +11,11 @@ import numpy as np
 
 from bench.measure.cells import Cell
 from bench.measure.tokens import TokenizedTexts
-from bench.model.batches import Batching, balance_shards, make_batches, padded_tokens
+from bench.model.batches import balance_shards, make_batches, padded_tokens
 from bench.model.stream import share_of
 from bench.processes import heartbeat
 from bench.tables.datasets import evenly_spaced
-from bench.tables.items import Item
-from runtimes.classifier import Classifier, ClassifierSpec, Predictions
+from runtimes.classifier import Classifier, ClassifierSpec
 
 N_LATENCIES = 200  # batches timed one by one on a GPU, where a pass need not wait for each batch
 
@@ -32,20 +31,19 @@ class Report:
     padded_tokens: int  # tokens including padding
 
 
-class Worker:
-    """A loaded variant in its own process; takes its share of one cell after another."""
+class Worker(Classifier):
+    """A classifier in its own process; takes its share of one cell after another."""
 
     def __init__(self, number: int, spec: ClassifierSpec, tokens: TokenizedTexts, workers: int = 1):
-        self.number, self.gpu, self.tokens = number, spec.device.gpu, tokens
-        self.classifier = Classifier(spec, number, workers)
-        self.runner = self.classifier.runner
-        self.widths = self.classifier.padded_lengths(tokens.lengths)
+        super().__init__(spec, number, workers)
+        self.gpu, self.tokens = spec.device.gpu, tokens
+        self.widths = self.padded_lengths(tokens.lengths)
         self.warm: set[tuple[int, int]] = set()  # shapes that have run
         self.release()
 
     def release(self) -> None:
         """Free the memory of the last cell. On a GPU every shape is warmed up again afterwards."""
-        self.cell, self.batches, self.prepared, self.outputs, self.latencies = None, [], [], [], []
+        self.cell, self.shard, self.prepared, self.outputs, self.latencies = None, [], [], [], []
         self.texts, self.indices, self.padded_tokens = [], np.empty(0, int), 0
         if self.gpu is None:
             with contextlib.suppress(OSError):  # not Linux, or not permitted: memory is then the peak of the process
@@ -63,10 +61,10 @@ class Worker:
             self.prepare_texts()
             return
         batches = make_batches(self.widths, cell.batching, self.tokens.groups)
-        self.batches = balance_shards(self.widths, batches, cell.workers)[self.number]
+        self.shard = balance_shards(self.widths, batches, cell.workers)[self.number]
         by_shape = {}
-        for batch in self.batches:
-            inputs = self.classifier.model.pad(self.tokens.rows(batch), to_length=int(self.widths[batch].max()))
+        for batch in self.shard:
+            inputs = self.model.pad(self.tokens.rows(batch), to_length=int(self.widths[batch].max()))
             self.padded_tokens += inputs["input_ids"].size
             self.prepared.append(self.runner.prepare(inputs))
             by_shape[inputs["input_ids"].shape] = self.prepared[-1]
@@ -78,11 +76,11 @@ class Worker:
         batching = self.cell.batching
         self.indices = share_of(self.tokens.texts, self.number, self.cell.workers)
         self.texts = [self.tokens.texts[i] for i in self.indices]
-        if self.classifier.takes_texts:
-            self.classifier.predict(self.texts[: batching.batch_size], batching)
+        if self.takes_texts:
+            self.predict(self.texts[: batching.batch_size], batching)
             return
         by_shape = {}
-        for batch in self.classifier.batches(self.texts, batching):
+        for batch in self.batches(self.texts, batching):
             by_shape[batch.inputs["input_ids"].shape] = self.runner.prepare(batch.inputs)
             heartbeat()
         self.warm_up(by_shape)
@@ -101,7 +99,7 @@ class Worker:
     def run(self) -> tuple[float, float]:
         """Make one pass. Return its start and end in seconds of the machine's monotonic clock."""
         if self.cell.stage == "end-to-end":
-            self.outputs = predictions = self.classifier.predict(self.texts, self.cell.batching)
+            self.outputs = predictions = self.predict(self.texts, self.cell.batching)
             return predictions.start, predictions.end
         runner, outputs, latencies = self.runner, self.outputs, self.latencies
         outputs.clear()
@@ -122,26 +120,20 @@ class Worker:
         padded = self.padded_tokens
         if self.cell.stage == "end-to-end":
             items, values = self.indices, self.outputs.answers
-            padded = self.outputs.padded_tokens or self.estimate_padded_tokens()
+            padded = self.outputs.padded_tokens
+            if self.takes_texts:  # estimated: transformers pads each batch to its longest text
+                lengths = self.tokens.lengths[np.isin(self.tokens.items, self.indices)]
+                padded = int(padded_tokens(lengths, make_batches(lengths, self.cell.batching)).sum())
         else:
-            items = self.tokens.items[np.concatenate([np.empty(0, int), *self.batches])]
-            outputs = [self.classifier.to_host(batch_outputs) for batch_outputs in self.outputs]
-            values = np.concatenate([np.empty((0, len(self.classifier.model.labels))), *outputs])
+            items = self.tokens.items[np.concatenate([np.empty(0, int), *self.shard])]
+            outputs = [self.to_host(batch_outputs) for batch_outputs in self.outputs]
+            values = np.concatenate([np.empty((0, len(self.model.labels))), *outputs])
         sampled = np.isin(items, self.tokens.sample)
         if self.gpu is not None:
             self.latencies = [self.time_batch(i) for i in evenly_spaced(len(self.prepared), N_LATENCIES)]
         report = Report(items[sampled], values[sampled], self.latencies, memory, padded)
         self.release()
         return report
-
-    def predict_share(self, texts: list[Item], batching: Batching) -> tuple[np.ndarray, Predictions]:
-        """Run the model over this worker's share of further texts, see Classifier.predict_share."""
-        return self.classifier.predict_share(texts, batching)
-
-    def estimate_padded_tokens(self) -> int:
-        """Return the tokens that a variant which takes texts has processed, if it pads as transformers does."""
-        lengths = self.tokens.lengths[np.isin(self.tokens.items, self.indices)]
-        return int(padded_tokens(lengths, make_batches(lengths, self.cell.batching)).sum())
 
     def time_batch(self, i: int) -> float:
         start = time.monotonic()

@@ -27,12 +27,7 @@ class Batch:
     lost: np.ndarray  # tokens of each row that truncation removed
 
 
-def text_batches(
-    model: Model,
-    texts: list[Item],
-    batching: Batching,
-    padded_lengths: Callable[[np.ndarray], np.ndarray] = lambda lengths: lengths,
-) -> Iterator[Batch]:
+def text_batches(model: Model, texts: list[Item], batching: Batching, padded_lengths: Callable) -> Iterator[Batch]:
     """Tokenize, sort and pad items, chunk by chunk; `padded_lengths(lengths)` may round lengths up.
 
     Unless they stay in order, items are first sorted by characters, so that a chunk has similar lengths. The last batch
@@ -96,10 +91,7 @@ def prefetch(items: Iterator, queued: int = QUEUED_BATCHES) -> Iterator:
             ready.put((None, error))
 
     threading.Thread(target=make, daemon=True).start()
-    while True:
-        item, error = ready.get()
+    for item, error in iter(ready.get, (None, None)):
         if error:
             raise error
-        if item is None:
-            return
         yield item

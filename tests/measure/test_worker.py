@@ -97,7 +97,7 @@ def test_the_shares_of_all_workers_cover_all_texts(stage, start, model, tokens):
 def test_texts_are_batched_across_chunks_as_if_there_were_none(batching, start, texts, model, monkeypatch):
     """The last, partly filled batch of a chunk is continued in the next chunk."""
     monkeypatch.setattr(stream, "CHUNK_TEXTS", 7)
-    batches = list(start("onnx").classifier.batches(texts[:60], batching))
+    batches = list(start("onnx").batches(texts[:60], batching))
     assert sorted(i for batch in batches for i in batch.indices) == list(range(60))
     for batch in batches:
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
@@ -142,7 +142,7 @@ def test_a_report_releases_the_cell(warmed):
     worker.run()
     assert worker.prepared and worker.outputs
     assert len(worker.report().items)
-    assert not (worker.prepared or worker.outputs or worker.batches or worker.latencies)
+    assert not (worker.prepared or worker.outputs or worker.shard or worker.latencies)
 
 
 def test_a_worker_on_a_fake_gpu(start, model, tokens, tiny_exports, monkeypatch):

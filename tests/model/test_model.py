@@ -75,7 +75,7 @@ def test_an_added_token_without_embedding_fails_only_its_texts(folder, capfd, te
     given = [*texts[:9], "hello [USER]!", *texts[9:12], "[URL]"]
     predictions = classifier.predict(given, Batching("sorted", 4))
     lost = [9, 13]
-    assert list(np.flatnonzero(~predictions.has_tokens)) == lost and np.isnan(predictions.answers[lost]).all()
+    assert list(np.flatnonzero(predictions.lengths == 0)) == lost and np.isnan(predictions.answers[lost]).all()
     assert np.isfinite(np.delete(predictions.answers, lost, axis=0)).all()
 
 

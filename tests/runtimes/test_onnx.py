@@ -12,7 +12,7 @@ from bench.model.model import Model
 from bench.variants import Device
 from runtimes import VARIANTS
 from runtimes.classifier import Classifier, ClassifierSpec
-from runtimes.onnx import check_device, io_bound_runner, load, write_probe
+from runtimes.onnx import check_device, io_bound_runner, load, probe_model
 from utils import UserError
 
 MODEL = SimpleNamespace(task=Classification)
@@ -77,10 +77,10 @@ def test_sums_in_fp16_run_only_if_their_variant_is_named(tiny_model, tiny_export
     assert not fast.default_on and "cpu" in fast.unsupported and fast.export.precision == "fp16"
 
 
-def test_a_session_runs_the_probe_of_a_gpu(tmp_path):
+def test_a_session_runs_the_probe_of_a_gpu():
     import onnxruntime
     import torch
 
-    session = onnxruntime.InferenceSession(write_probe(tmp_path / "probe.onnx"))
+    session = onnxruntime.InferenceSession(probe_model())
     runner = io_bound_runner(session, "logits", torch.device("cpu"))
     assert runner.to_host(runner.forward(runner.prepare({"input_ids": np.array([[5, 7]])}))).tolist() == [[5, 7]]
