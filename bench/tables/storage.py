@@ -67,6 +67,11 @@ class Location:
         with self.open() as file:
             return file.read()
 
+    def stamp(self) -> tuple[int, int | None]:
+        """Return what changes with a file: its size, and when it was modified if that is known. Raises OSError."""
+        info = self.info()
+        return info.size, info.mtime_ns
+
     def fingerprint(self) -> list[bytes]:
         """Return what identifies a file: its size, its first and its last MiB. Raises OSError."""
         with self.open_seekable() as file:
