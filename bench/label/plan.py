@@ -142,6 +142,8 @@ def fastest_valid_row(
     wanted = {"device": device_name, "weights_id": model.weights_id, "threshold": model.task.rule_id}
     rows = rows[(rows[[*wanted]] == list(wanted.values())).all(axis=1)]
     rows = rows[rows["variant"].isin([variant] if variant else VARIANTS)]
+    takes_texts = rows["variant"].isin([name for name, variant in VARIANTS.items() if variant.takes_texts])
+    rows = rows[takes_texts | (rows["tokens/s"] * rows["padding"]).between(1e-9, 1e15)]  # for batching_with_budget
     rows = rows[rows["versions"] == rows["variant"].map(lambda name: package_versions(VARIANTS[name]))]
     others = []
     datasets = [group for _, group in rows.groupby(["dataset", "texts", "texts_id"])]
