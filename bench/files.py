@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import math
 import os
 import re
 import secrets
@@ -87,13 +86,12 @@ def remove_leftovers(parent: Path) -> None:
     for path in parent.glob(".swiftsure-*"):
         if path.suffix == ".old":
             say(f"{path} is left from a killed run, which was replacing it: move it back, or delete it")
-        if not TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
-            continue
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # in use, or without locks
-            stack.callback(os.close, lock := os.open(path, os.O_RDONLY))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if any(path.iterdir()):  # an empty one may be about to be locked
-                shutil.rmtree(path)
+        elif TEMPORARY.fullmatch(path.name):
+            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # a file, in use, or without locks
+                stack.callback(os.close, lock := os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if any(path.iterdir()):  # an empty one may be about to be locked
+                    shutil.rmtree(path)
 
 
 def make_once(folder: Path, make: Callable[[Path], object]) -> None:
@@ -136,21 +134,16 @@ def parse_object(content: bytes, types: dict | None = None) -> dict:
     `types`: key -> type, such as `int`, or `int | None` if the key may be missing. Lists hold only text, and no number
     is infinite or nan.
     """
-    hooks = {} if types is None else {"parse_float": finite, "parse_constant": finite}
-    value = json.loads(content.decode(), **hooks)
+    value = json.loads(content.decode())
     if not isinstance(value, dict):
         raise ValueError(f"it holds a {type(value).__name__}, not an object")
+    if types:
+        json.dumps(value, allow_nan=False)  # raises ValueError for nan and infinity
     for key, kind in (types or {}).items():
         found = value.get(key)
         items = found if isinstance(found, list) else []
         if not isinstance(found, kind) or not all(isinstance(item, str) for item in items):
             raise ValueError(f"{key!r} is missing or has another type")
-    return value
-
-
-def finite(number: str) -> float:
-    if not math.isfinite(value := float(number)):
-        raise ValueError(f"{number} is not a finite number")
     return value
 
 

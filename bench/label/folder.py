@@ -130,10 +130,8 @@ def digest_part(part: Location, written: bytes, metadata_bytes: int) -> bytes:
     """Return the digest of a part's name and content; NO_DIGEST replaces the one `written` in its metadata."""
     total = xxh3_64(part.name.encode())
     with part.open_seekable() as file:
-        left = max(file.size() - metadata_bytes - 8, 0)  # its length and a signature follow the metadata
-        while left and (block := file.read(min(left, READ_AHEAD))):
-            total.update(block)
-            left -= len(block)
+        for _ in range((file.size() - metadata_bytes - 8) // READ_AHEAD):  # 8 bytes follow the metadata
+            total.update(file.read(READ_AHEAD))
         total.update(NO_DIGEST.join(file.read().rsplit(written, 1)))
     return b"xxh3:" + total.hexdigest().encode()
 

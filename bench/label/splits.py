@@ -47,10 +47,7 @@ class InputSplit:
     is_exact: bool = False  # the file has exactly these `rows`
 
     def read(self, output: OutputSpec, done: int = 0, existing: Collection[str] = ()) -> Iterator[InputPart]:
-        """Yield the parts after the first `done` rows, except for `existing` ones. A split has at least one part.
-
-        Raises RunError instead of the last part if the file has changed.
-        """
+        """Yield the parts after the first `done` rows, except for `existing` ones. A split has at least one part."""
         first, end = self.first + done, math.inf if self.rows is None else self.first + self.rows
         waiting, position = output.schema.empty_table(), first
         size = output.rows_per_file
