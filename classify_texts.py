@@ -102,8 +102,9 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
 
 from bench.files import check_writable
 from bench.label import on_ray
-from bench.label.folder import locked, read_record, refuse_foreign_files
+from bench.label.folder import locked, refuse_foreign_files
 from bench.label.plan import PlanOptions, find_plan, measuring_command
+from bench.label.record import read_record
 from bench.label.rows import OutputSpec, choose_columns
 from bench.label.run import check_folder, label, prepare, report_estimate
 from bench.label.splits import LabelJob, cut_splits

@@ -1,8 +1,11 @@
-"""Files and folders that appear whole or not at all, digests of their contents, and JSON."""
+"""Files and folders that appear whole or not at all, digests of their contents, and what is read back from them."""
 
 import contextlib
+import fcntl
 import json
 import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -11,10 +14,11 @@ from typing import BinaryIO
 
 from xxhash import xxh3_64
 
-from utils import RunError, UserError, first_line
+from utils import RunError, UserError, first_line, say
 
 LONGEST_NAME = 255  # bytes, on most file systems
 BLOCK_BYTES = 2**20  # hashed at a time
+TEMPORARY = re.compile(r"\.swiftsure-[0-9a-f]{16}\.tmp")  # names that no user gives
 
 
 def check_writable(folder: Path) -> None:
@@ -26,35 +30,43 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"can't write to folder {folder}: {error.strerror}") from error
 
 
+def temporary_path(folder: Path) -> Path:
+    return folder / f".swiftsure-{secrets.token_hex(8)}.tmp"
+
+
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file that becomes `path` at the end of the block, or vanishes if the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    temporary = temporary_path(path.parent)
     try:
-        with open(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """Create a temporary folder that becomes `folder` at the end of the block, or vanishes if the block fails.
 
-    With `replace` an older `folder` is replaced; otherwise raises RunError if one exists by then.
+    With `replace` an older `folder` is replaced; otherwise raises RunError if one exists by then. The temporary folder
+    is locked: one without a lock was left by a killed run, and is removed.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    old = temporary.with_name(f"{temporary.name}-old")
+    remove_leftovers(folder.parent)
+    temporary = temporary_path(folder.parent)
+    old = temporary.with_suffix(".old")
+    temporary.mkdir()
+    lock = os.open(temporary, os.O_RDONLY)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody else gets one either
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield temporary
-        temporary.chmod(0o755)
         if replace and folder.exists():
             folder.rename(old)
         try:
@@ -66,6 +78,20 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
             old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove what killed runs of new_folder have left, except for a folder that was about to be replaced."""
+    for path in parent.glob(".swiftsure-*"):
+        if path.suffix == ".old":
+            say(f"{path} is left from a killed run, which was replacing it: move it back, or delete it")
+        elif TEMPORARY.fullmatch(path.name):
+            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # a file, in use, or without locks
+                stack.callback(os.close, lock := os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if any(path.iterdir()):  # an empty one may be about to be locked
+                    shutil.rmtree(path)
 
 
 def make_once(folder: Path, make: Callable[[Path], object]) -> None:
@@ -84,21 +110,47 @@ def digest(content: Iterable[bytes | Path]) -> str:
     """Return 16 hexadecimal digits for byte strings, and for names and contents of files, in this order."""
     total = xxh3_64()
     for part in content:
-        single = xxh3_64(part if isinstance(part, bytes) else os.fsencode(part.name))
+        total.update(xxh3_64(part if isinstance(part, bytes) else os.fsencode(part.name)).digest())
         if isinstance(part, Path):
+            single = xxh3_64()
             with part.open("rb") as file:
                 while block := file.read(BLOCK_BYTES):
                     single.update(block)
-        total.update(single.digest())
+            total.update(single.digest())
     return total.hexdigest()
 
 
-def read_json(file: Path) -> dict:
-    """Return the object in a JSON file. Raises UserError if there is none."""
+def read_json(file: Path, types: dict | None = None) -> dict:
+    """Return the object in a JSON file, one of ours if it has `types`, see parse_object. Raises UserError."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        return parse_object(file.read_bytes(), types)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} can't be read: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} can't be read: it holds a {type(content).__name__}, not an object")
-    return content
+
+
+def parse_object(content: bytes, types: dict | None = None) -> dict:
+    """Return the object in JSON. Raises ValueError if there is none, or it is not as we have written it.
+
+    `types`: key -> type, such as `int`, or `int | None` if the key may be missing. Lists hold only text, and no number
+    is infinite or nan.
+    """
+    value = json.loads(content.decode())
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}, not an object")
+    if types:
+        json.dumps(value, allow_nan=False)  # raises ValueError for nan and infinity
+    for key, kind in (types or {}).items():
+        found = value.get(key)
+        items = found if isinstance(found, list) else []
+        if not isinstance(found, kind) or not all(isinstance(item, str) for item in items):
+            raise ValueError(f"{key!r} is missing or has another type")
+    return value
+
+
+def read_array(file: Path, shape: tuple):
+    """Return the float64 array of this shape that np.save wrote; None if the file is missing or differs."""
+    import numpy as np
+
+    with contextlib.suppress(Exception):  # damaged files fail in many ways
+        array = np.load(file) if file.is_file() else None
+        return array if (array.shape, array.dtype) == (shape, np.float64) else None

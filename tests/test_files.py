@@ -1,10 +1,15 @@
 """Files and folders that appear whole or not at all."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
-from bench.files import make_once, new_file, new_folder
+from bench.files import digest, make_once, new_file, new_folder, parse_object
 from bench.naming import file_name, markdown, slug
 from utils import RunError
 
@@ -42,6 +47,59 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         fill(temporary, "third")
     assert (folder / "file").read_text() == "third"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_the_umask_decides_who_may_read_files_and_folders(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with new_file(tmp_path / "file"), new_folder(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o750
+
+
+def test_the_temporary_folder_of_a_killed_run_is_removed_and_no_other(tmp_path):
+    code = "import os, pathlib, bench.files; making = bench.files.new_folder(pathlib.Path({!r})); "
+    code = code.format(str(tmp_path / "export")) + "(making.__enter__() / 'graph').touch(); os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    [left] = tmp_path.iterdir()
+    assert (left / "graph").exists()
+    for name in (".swiftsure-notes.tmp", ".export-mybackup", f"{left.name[:-4]}.old"):
+        (tmp_path / name).mkdir()
+        fill(tmp_path / name, "mine")
+    with new_folder(tmp_path / "other") as running:
+        fill(running, "other")
+        with new_folder(tmp_path / "export") as temporary:
+            fill(temporary, "new")
+        assert not left.exists() and (running / "file").exists()
+    names = {".swiftsure-notes.tmp", ".export-mybackup", f"{left.name[:-4]}.old", "export", "other"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_different_folders_have_different_digests(tmp_path):
+    ids = []
+    for name, content in (("ab", "c"), ("a", "bc"), ("abc", "")):
+        (tmp_path / name).write_text(content)
+        ids.append(digest([tmp_path / name]))
+    assert len(set(ids)) == 3
+
+
+OURS = {"rows": int, "reason": str | None, "files": list | None}
+
+
+NOT_OURS = ["", "[]", "5", "{}", '{"rows": "5"}', '{"rows": 1e999}', '{"rows": 5, "more": {"deep": [NaN]}}']
+NOT_OURS += ['{"rows": 5, "reason": 5}', '{"rows": 5, "files": [5]}', '{"rows": null}', '{"rows": 5, "files": {}}']
+
+
+@pytest.mark.parametrize("content", NOT_OURS)
+def test_an_object_that_we_have_not_written_is_refused(content):
+    with pytest.raises(ValueError):
+        parse_object(content.encode(), OURS)
+    good = {"rows": 5, "files": ["a"], "more": [1.5, {}]}
+    assert parse_object(b'{"rows": 5, "files": ["a"], "more": [1.5, {}]}', OURS) == good
 
 
 def test_a_folder_is_filled_once_and_that_of_another_run_is_used(tmp_path):

@@ -21,7 +21,7 @@ PUBLISHED = {
     (DEFAULT_MODEL, "fp32"): ("SamLowe/roberta-base-go_emotions-onnx", "onnx"),
     (DEFAULT_MODEL, "fp16"): ("joaopn/roberta-base-go_emotions-onnx-fp16", "."),
 }
-TEMPORARY_SUFFIX = 20  # bytes, at most, that new_folder adds to a name
+REPORT_TYPES = dict.fromkeys(("verdict", "reason"), str | None)
 NEEDED_SPACE = 3  # times the model's weights: the files of several exporters exist at the same time
 
 
@@ -87,7 +87,7 @@ def stale_reason(folder: Path, weights_id: str) -> str:
 
 def say_caveats(folder: Path, precision: str) -> None:
     """Print why a local export may be wrong: it failed its check, or does not suit this machine."""
-    report = read_json(folder / REPORT) if (folder / REPORT).is_file() else {}
+    report = read_json(folder / REPORT, REPORT_TYPES) if (folder / REPORT).is_file() else {}
     if report.get("verdict") == NOT_WITHIN:
         say(f"./{folder} failed its check: {report.get('reason')}")
     if caveat := EXPORT_KINDS[precision].caveat(read_manifest(folder)):
@@ -111,7 +111,7 @@ def check_target(target: Path, model: Path, overwrite: bool) -> None:
             raise UserError(f"--overwrite: {target} is not a folder; choose another --save-dir")
         if foreign := foreign_files(target):
             raise UserError(f"--overwrite: {target} contains {foreign[0]}, which no export created; move it away")
-    if len(os.fsencode(target.name)) > LONGEST_NAME - TEMPORARY_SUFFIX:
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
         raise UserError(f"--save-dir: the name {target.name[:20]}... is too long; choose a shorter one")
     check_writable(target.absolute().parent)
     needed = NEEDED_SPACE * sum(file.stat().st_size for file in model.iterdir() if file.suffix in WEIGHTS)

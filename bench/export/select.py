@@ -23,6 +23,8 @@ from runtimes.onnx import load
 from utils import UserError, first_line
 
 MANIFEST = "export.json"  # beside model.onnx: its model, its exporter and its files
+MANIFEST_TYPES = dict.fromkeys(("precision", "exporter", "made", "options", "weights_id", "transformers"), str | None)
+MANIFEST_TYPES |= {"findings": list | None, "files": list | None}
 LONGEST_REASON = 120  # characters of an exporter's error message
 
 EXPORT_KINDS = {variant.export.precision: variant.export for variant in VARIANTS.values() if variant.export}
@@ -80,7 +82,11 @@ def export_model(
 
 
 def read_manifest(folder: Path) -> dict:
-    return read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    """Return the content of MANIFEST; empty if there is none. Raises UserError if it is damaged."""
+    manifest = read_json(folder / MANIFEST, MANIFEST_TYPES) if (folder / MANIFEST).is_file() else {}
+    if manifest.get("precision", "fp32") not in EXPORT_KINDS:
+        raise UserError(f"{folder / MANIFEST} has an unknown precision {manifest['precision']!r}")
+    return manifest
 
 
 def describe_export(model: Model, folder: Path) -> dict:
@@ -88,7 +94,7 @@ def describe_export(model: Model, folder: Path) -> dict:
 
     `precision`, `exporter`, `options` (how it was made, in words), and describe_graph() with all `findings`.
     """
-    manifest = read_json(folder / MANIFEST)
+    manifest = {"precision": "fp32"} | read_manifest(folder)
     graph = {"nodes": "", "opset": "", "findings": []}
     if (folder / "model.onnx").exists():
         is_fused = EXPORT_KINDS[manifest["precision"]].fused

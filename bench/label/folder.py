@@ -2,7 +2,9 @@
 
 import contextlib
 import fcntl
+import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,52 +13,35 @@ from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.fs import FileType
+from xxhash import xxh3_64
 
-from bench.files import digest
+from bench.files import TEMPORARY
+from bench.label.record import JOB_FILE, describe_difference, read_record, write_object
 from bench.label.rows import BAD_ROWS, Counts
 from bench.label.splits import InputPart, InputSplit, LabelJob, part_name
 from bench.tables.format_parquet import read_metadata
-from bench.tables.storage import CONCURRENT_FILES, Location, saving
+from bench.tables.storage import CONCURRENT_FILES, READ_AHEAD, Location, saving
 from utils import RunError, UserError, first_line, say
 
 # pandas and Spark skip names with an underscore
-JOB_FILE, LOCK_FILE, BAD_FILE, RECEIPT_FILE = "_job.json", "_lock", "_bad_rows.jsonl", "_receipt.json"
-PART = re.compile(r"part-[\d-]+\.parquet")
-OWN_FILES = re.compile(r"_lock.*|_job\.json|_receipt.*\.json|_bad_rows.*\.jsonl|\..*\.tmp|" + PART.pattern)
+LOCK_FILE, BAD_FILE, RECEIPT_FILE = "_lock", "_bad_rows.jsonl", "_receipt.json"
+PART = re.compile(r"part-\d{6,}-\d{10,}\.parquet")
+SHARD = r"(-\d+-of-\d+)?"
+OWN_FILES = (rf"_lock({SHARD}|-plan)", r"_job\.json", rf"_receipt{SHARD}\.json", rf"_bad_rows{SHARD}\.jsonl")
+OWN_FILES = re.compile("|".join((*OWN_FILES, PART.pattern, TEMPORARY.pattern)))
 SYSTEM_FILES = re.compile(r"\.DS_Store|\.nfs.*")  # of macOS and NFS
-COUNTS, LAST, JOB = b"classify_texts", b"last of its split", b"job"  # keys in a part's metadata
-
-
-def read_object(file: Location) -> dict:
-    """Return the object in a JSON file; empty if the file is missing or damaged."""
-    try:
-        content = json.loads(file.read())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def write_object(file: Location, content: dict) -> None:
-    with saving(file), file.new_file() as opened:
-        opened.write(json.dumps(content, indent=2).encode())
-
-
-def read_record(folder: Location) -> dict:
-    """Return the record of the job whose parts are in a folder; empty if it is missing, damaged or outdated."""
-    record = read_object(folder / JOB_FILE)
-    options = record.get("options")
-    return record if isinstance(options, dict) and "--rows-per-file" in options else {}
-
-
-def job_digest(record: dict) -> str:
-    return digest([json.dumps(record, sort_keys=True).encode()])
+# keys in a part's metadata
+COUNTS, LAST, JOB, CONTENT = b"classify_texts", b"last of its split", b"job", b"digest of name and content"
+NO_DIGEST = b"xxh3:" + b"0" * 16  # stands for the digest while it is computed
 
 
 def refuse_foreign_files(folder: Location) -> None:
     """Create a folder if needed. Raise UserError if it contains other files than those of a run."""
     folder.check_writable()
     for file in folder.files():
-        if not (OWN_FILES.fullmatch(file.name) or SYSTEM_FILES.fullmatch(file.name)):
+        is_special = file.local and file.info().type == FileType.Unknown  # such as a FIFO
+        if is_special or not (OWN_FILES.fullmatch(file.name) or SYSTEM_FILES.fullmatch(file.name)):
             raise UserError(f"{folder} contains {file.name}, which no run has written; choose another --output")
 
 
@@ -74,24 +59,12 @@ def prepare_folder(job: LabelJob, record: dict) -> None:
         message = f"{folder} belongs to a different job ({describe_difference(before, record)}); give the same options"
         raise UserError(f"{message}, choose another --output, or replace its parts with --overwrite")
     for file in files:
-        unfinished = file.name.endswith(".tmp") and not job.shard  # otherwise it may be another shard's
+        unfinished = TEMPORARY.fullmatch(file.name) and not job.shard  # otherwise it may be another shard's
         outdated = job.overwrite and file.name not in (JOB_FILE, LOCK_FILE)
         if OWN_FILES.fullmatch(file.name) and (unfinished or outdated):
             file.delete()
     if before != record:
         write_object(folder / JOB_FILE, record)
-
-
-def describe_difference(before: dict, record: dict) -> str:
-    """Name what two records differ in: the keys, and the options with their earlier values."""
-    if not before:
-        return f"{JOB_FILE} is damaged or from an earlier version"
-    keys = (before.keys() | record.keys()) - {"options"}
-    names = [key for key in sorted(keys) if before.get(key) != record.get(key)]
-    for option, value in record["options"].items():
-        if before["options"].get(option) != value:
-            names.append(f"{option} was {before['options'].get(option) or 'not set'}")
-    return ", ".join(names)
 
 
 @contextlib.contextmanager
@@ -108,7 +81,7 @@ def locked(folder: Location, name: str = LOCK_FILE, shared: bool = False, wait: 
             pass
         yield
         return
-    with lock.local.open("ab") as file:
+    with open(os.open(lock.local, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666), "ab") as file:  # a FIFO fails
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -138,15 +111,29 @@ def part_files(folder: Location) -> list[Location]:
 
 
 def read_footer(part: Location) -> Footer | None:
-    """Read a part's metadata; None if it is damaged or has another format. Raises OSError if it cannot be read."""
+    """Read a part's metadata; None if the part is not as it was written. Raises OSError if it cannot be read."""
+    if part.local and not part.is_file():
+        return None
     try:
         parquet = read_metadata(part)
         metadata = parquet.metadata or {}
+        if digest_part(part, metadata.get(CONTENT, b"missing"), parquet.serialized_size) != metadata.get(CONTENT):
+            return None
         values = {key: json.loads(metadata.get(key, b"null")) for key in (COUNTS, LAST, JOB, BAD_ROWS)}
         counts = Counts(**values[COUNTS])
         return Footer(parquet.num_rows, counts, bool(values[LAST]), str(values[JOB]), values[BAD_ROWS] or [])
     except (ValueError, TypeError):
         return None
+
+
+def digest_part(part: Location, written: bytes, metadata_bytes: int) -> bytes:
+    """Return the digest of a part's name and content; NO_DIGEST replaces the one `written` in its metadata."""
+    total = xxh3_64(part.name.encode())
+    with part.open_seekable() as file:
+        for _ in range((file.size() - metadata_bytes - 8) // READ_AHEAD):  # 8 bytes follow the metadata
+            total.update(file.read(READ_AHEAD))
+        total.update(NO_DIGEST.join(file.read().rsplit(written, 1)))
+    return b"xxh3:" + total.hexdigest().encode()
 
 
 def read_footers(job: LabelJob) -> dict[str, Footer]:
@@ -192,7 +179,7 @@ def check_complete(job: LabelJob) -> dict[str, Footer]:
         _, done, complete = find_parts(split, footers)
         if not complete:
             missing = job.folder / part_name(split.file, split.first + done)
-            raise UserError(f"{missing} is missing or incomplete; rerun the same command without --shard to write it")
+            raise UserError(f"{missing} is missing or damaged; rerun the same command without --shard to write it")
     others = [] if job.shard else [file for file in part_files(job.folder) if file.name not in footers]
     if others:
         raise UserError(f"{others[0]} lies past the end of its input file; delete it, or choose another --output")
@@ -202,11 +189,17 @@ def check_complete(job: LabelJob) -> dict[str, Footer]:
 
 
 def write_part(folder: Location, part: InputPart, labelled: pa.Table, counts: Counts, job: str) -> None:
-    """Write a part, with its footer in the file's metadata."""
+    """Write a part, with its footer and the digest of its name and content in the file's metadata."""
     metadata = {COUNTS: json.dumps(asdict(counts)), LAST: json.dumps(part.last), JOB: json.dumps(job)}
-    metadata |= labelled.schema.metadata or {}
+    metadata |= (labelled.schema.metadata or {}) | {CONTENT: NO_DIGEST}
+    content = io.BytesIO()
+    write_rows(labelled.replace_schema_metadata(metadata), content)
+    total = xxh3_64(part.name.encode())
+    total.update(content.getbuffer())
+    content.seek(content.getvalue().rindex(NO_DIGEST))
+    content.write(b"xxh3:" + total.hexdigest().encode())
     with saving(folder), (folder / part.name).new_file() as file:
-        write_rows(labelled.replace_schema_metadata(metadata), file)
+        file.write(content.getbuffer())
 
 
 def write_rows(table: pa.Table, file: BinaryIO) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.export.ensure import ensure_export
 from bench.judge import WITHIN
 from bench.label import on_ray
-from bench.label.folder import read_record
+from bench.label.record import read_record
 from bench.label.splits import LabelJob
 from bench.machine import BUSY, DeviceInfo, cpu_cores, describe_device
 from bench.measure.cells import batching_of
@@ -17,7 +17,7 @@ from bench.measure.quick import Job, head_texts, mean_tokens, quick_benchmark
 from bench.model.batches import Batching
 from bench.model.model import Model
 from bench.naming import slug
-from bench.options import command
+from bench.options import LONG_TEXTS, command
 from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
 from bench.report.rows import latest_per_cell, read_results
@@ -79,7 +79,10 @@ def read_plan(record: dict) -> LabelPlan | None:
     """Return the plan in a job's record; None if it is damaged or from another version."""
     with contextlib.suppress(KeyError, TypeError):
         plan = LabelPlan(**record["plan"] | {"batching": Batching(**record["plan"]["batching"])})
-        if plan.variant in VARIANTS:
+        batching = plan.batching
+        size = batching.batch_tokens if batching.name == "token-budget" else batching.batch_size
+        is_possible = all(type(count) is int and count > 0 for count in (plan.workers, plan.threads, size))
+        if is_possible and plan.variant in VARIANTS and plan.device in DEFAULT_TOKENS and batching.long in LONG_TEXTS:
             return plan
     return None
 
@@ -129,6 +132,8 @@ def fastest_valid_row(
     wanted = {"device": device_name, "weights_id": model.weights_id, "threshold": model.task.rule_id}
     rows = rows[(rows[[*wanted]] == list(wanted.values())).all(axis=1)]
     rows = rows[rows["variant"].isin([variant] if variant else VARIANTS)]
+    takes_texts = rows["variant"].isin([name for name, variant in VARIANTS.items() if variant.takes_texts])
+    rows = rows[takes_texts | (rows["tokens/s"] * rows["padding"]).between(1e-9, 1e15)]  # for batching_with_budget
     rows = rows[rows["versions"] == rows["variant"].map(lambda name: package_versions(VARIANTS[name]))]
     others = []
     datasets = [group for _, group in rows.groupby(["dataset", "texts", "texts_id"])]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN, alpha_for_look
-from bench.label import folder
+from bench.label import folder, record
 from bench.label.rows import WORKER_FAILED, Counts, OutputSpec, columns_to_answers
 from bench.label.splits import InputPart, LabelJob
 from bench.model.model import Model
@@ -196,7 +196,7 @@ class Checker:
             "verdict": verdict,
             "reason": reason,
         }
-        folder.write_object(self.job.own_file(folder.RECEIPT_FILE), receipt)
+        record.write_object(self.job.own_file(folder.RECEIPT_FILE), receipt)
         return receipt
 
 
@@ -207,7 +207,7 @@ def read_rows(job: LabelJob, sample: Sample) -> pa.Table:
 
 def read_receipt(job: LabelJob) -> dict:
     """Return the receipt of a shard or of the whole job; empty if there is none or it is damaged."""
-    return folder.read_object(job.own_file(folder.RECEIPT_FILE))
+    return record.read_object(job.own_file(folder.RECEIPT_FILE), record.RECEIPT_TYPES)
 
 
 def print_receipt(job: LabelJob, receipt: dict, bad: str) -> None:

@@ -15,6 +15,7 @@ from bench.label import folder, on_ray
 from bench.label.plan import LabelPlan, PlanOptions, read_plan, worker_specs
 from bench.label.pool import LabelPool
 from bench.label.receipt import Checker, read_receipt, read_samples
+from bench.label.record import describe_difference, job_digest, read_record
 from bench.label.rows import BAD_ROWS, Answers, Counts, label_table, texts_of
 from bench.label.splits import LabelJob, digest_input
 from bench.machine import describe_device
@@ -94,7 +95,7 @@ def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[Label
 
 
 def with_record(job: LabelJob, record: dict) -> LabelJob:
-    return replace(job, output=replace(job.output, job=folder.job_digest(record)))
+    return replace(job, output=replace(job.output, job=job_digest(record)))
 
 
 def describe(job: LabelJob, record: dict, plan: LabelPlan | None) -> dict:
@@ -141,8 +142,7 @@ def label_missing(pool: LabelPool, checker: Checker, actors: int) -> tuple[Count
     Returns their counts, and the seconds without loading and comparing.
     """
     job, output = checker.job, checker.job.output
-    size = output.rows_per_file  # a shorter part is only complete if it is the last of its split
-    existing = {name: part for name, part in folder.read_footers(job).items() if part.rows == size or part.last}
+    existing = folder.read_footers(job)
     checker.stop_at_bad_rows([footer.counts for footer in existing.values()])
     states = [(split, *folder.find_parts(split, existing)[1:]) for split in job.own_splits]
     missing = [(split, rows) for split, rows, complete in states if not complete]
@@ -178,6 +178,7 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
     """Label what is missing, print the speed, and check the result."""
     job = checker.job
     counts, seconds = label_missing(pool, checker, checker.fields["workers"] if on_cluster else 0)
+    job.check_input()
     footers = folder.check_complete(job)
     total = sum(footer.rows for footer in footers.values())
     if counts.rows:
@@ -226,12 +227,12 @@ def check_folder(job: LabelJob, options: PlanOptions) -> None:
 
     Raises UserError if its parts are not of this job, RunError if rows are wrong.
     """
-    record = folder.read_record(job.folder)
+    record = read_record(job.folder)
     current = {"model": job.model.weights_id, "input": digest_input(job.tables), "options": job.options}
     recorded = {name: record.get(name) for name in current}
     recorded["options"] = {name: record["options"].get(name) for name in job.options}
     if recorded != current:
-        difference = folder.describe_difference(recorded, current)
+        difference = describe_difference(recorded, current)
         raise UserError(f"--check-only: {job.folder} belongs to a different job ({difference}); give the same options")
     plan, gpu = read_plan(record), None
     if plan and plan.device == "gpu" and options.device != "cpu" and not options.ray:

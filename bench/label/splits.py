@@ -12,7 +12,7 @@ from bench.files import digest
 from bench.label.rows import OutputSpec
 from bench.model.model import Model
 from bench.tables.readers import Table, read_all, reading
-from bench.tables.storage import CONCURRENT_FILES, Location
+from bench.tables.storage import CONCURRENT_FILES, FINGERPRINT_BYTES, Location
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,20 @@ class InputSplit:
         first, end = self.first + done, math.inf if self.rows is None else self.first + self.rows
         waiting, position = output.schema.empty_table(), first
         size = output.rows_per_file
-        for chunk in read_all([self.table], output.schema, first, keep_bad_rows=True):
-            rows = chunk.slice(0, min(end - position, len(chunk)))
-            waiting, position = pa.concat_tables([waiting, rows], promote_options="default"), position + len(rows)
-            while len(waiting) > size:
-                if part_name(self.file, first) not in existing:
-                    yield InputPart(self.file, first, waiting.slice(0, size).combine_chunks(), last=False)
-                first, waiting = first + size, waiting.slice(size)
-            if position >= end:
-                break
+        try:
+            for chunk in read_all([self.table], output.schema, first, keep_bad_rows=True):
+                rows = chunk.slice(0, min(end - position, len(chunk)))
+                waiting, position = pa.concat_tables([waiting, rows], promote_options="default"), position + len(rows)
+                while len(waiting) > size:
+                    if part_name(self.file, first) not in existing:
+                        yield InputPart(self.file, first, waiting.slice(0, size).combine_chunks(), last=False)
+                    first, waiting = first + size, waiting.slice(size)
+                if position >= end:
+                    break
+        except Exception:
+            self.table.check_unchanged()  # a file that is replaced while it is read fails in many ways
+            raise
+        self.table.check_unchanged()
         if part_name(self.file, first) not in existing:
             yield InputPart(self.file, first, waiting.combine_chunks(), last=True)
 
@@ -102,6 +107,12 @@ class LabelJob:
     def tables(self) -> list[Table]:
         return list({split.file: split.table for split in self.splits}.values())
 
+    def check_input(self) -> None:
+        """Raise RunError if a file of this shard has changed since it was opened."""
+        tables = {split.file: split.table for split in self.own_splits}
+        with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
+            list(pool.map(Table.check_unchanged, tables.values()))
+
     def estimate_rows(self) -> int:
         return sum(split.estimate_rows() for split in self.splits)
 
@@ -142,11 +153,16 @@ def count_rows(table: Table, output: OutputSpec, most: int) -> int:
 
 
 def digest_input(tables: list[Table]) -> str:
-    """Return 16 hexadecimal digits for the files' names, sizes, first and last bytes, and folder columns."""
+    """Return 16 hexadecimal digits for the files' names, sizes, first and last bytes, and folder columns.
+
+    If there are other bytes between, the time of the last modification counts, too.
+    """
 
     def fingerprint(table: Table) -> list[bytes]:
         with reading(table.file):
-            names = [os.fsencode(table.file.name), os.fsencode(str(table.folder_columns))]
+            size, modified = table.stamp
+            time = b"%d" % modified if modified and size > 2 * FINGERPRINT_BYTES else b""
+            names = [os.fsencode(table.file.name), os.fsencode(str(table.folder_columns)), time]
             return [*names, *table.file.fingerprint()]
 
     with ThreadPoolExecutor(CONCURRENT_FILES) as pool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.files import digest, new_file
+from bench.files import digest, new_file, read_array
 from bench.machine import cpu_cores
 from bench.model.model import Model
 from bench.processes import ProcessPool, heartbeat
@@ -81,17 +81,16 @@ class Reference:
         return float(np.abs(self.of_batch(pad(rows)) - np.concatenate(list(map(self.of_batch, alone)))).max())
 
 
-def cached_array(compute: Callable, shape: tuple, *inputs: object) -> np.ndarray:
-    """Return compute(), an array of this shape, or what it returned earlier.
+def cached_array(compute: Callable, shape: tuple, *inputs: object, is_complete: Callable | None = None) -> np.ndarray:
+    """Return compute(), an array of this shape, or what it returned earlier, if is_complete(array).
 
     `inputs`: all that the result depends on, serializable as JSON. Versions of torch and transformers are added.
     """
     inputs = [*inputs, versions("torch", "transformers", "tokenizers")]
     file = CACHE / "references" / f"{digest([json.dumps(inputs).encode()])}.npy"
-    with contextlib.suppress(OSError, EOFError, ValueError):  # missing or damaged
-        array = np.load(file)
-        if array.shape == shape:
-            return array
+    array = read_array(file, shape)
+    if array is not None and (not is_complete or is_complete(array)):
+        return array
     array = compute()
     with new_file(file) as whole:
         np.save(whole, array)
@@ -123,7 +122,13 @@ class CachedReference:
                 self.pool = self.stack.enter_context(ProcessPool(Reference.load, [self.arguments], forked=True))
             return self.pool.call(step, items, on_heartbeat=on_heartbeat)[0]
 
-        return cached_array(compute, shape, step.__name__, items, model.weights_id, long, gpu is not None)
+        def is_complete(array: np.ndarray) -> bool:
+            """True unless an answer is not finite for a text with tokens."""
+            failed = np.flatnonzero(~np.isfinite(array).all(axis=-1))
+            return not len(failed) or not any(map(len, model.tokenize([items[i] for i in failed])["input_ids"]))
+
+        inputs = step.__name__, items, model.weights_id, long, gpu is not None
+        return cached_array(compute, shape, *inputs, is_complete=is_complete)
 
     def __enter__(self) -> "CachedReference":
         return self

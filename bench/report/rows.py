@@ -24,6 +24,7 @@ CELL_COLUMNS += ("variant", "workers", "threads", "batching", "batch_size", "bat
 COUNTS = ("workers", "threads", "batch_size", "batch_tokens", "texts")
 SPEEDS = ("messages/s", "min", "max")
 NUMBERS = (*COUNTS, *SPEEDS, "passes", "tokens/s", "padding", "tflops", "mfu", "max_diff", "flips", "decisions", "busy")
+MOST_PROCESSES = 1024  # workers, or threads of one: more than any machine has
 STAGES = ("forward", "end-to-end", "check")
 DATE = r"(\d{4}-\d\d-\d\dT[\d:.]+Z)?"
 PUBLISHED = "published"  # the commit of rows that were measured elsewhere, see results/README.md
@@ -131,7 +132,8 @@ def completed_rows(rows: list[dict]):
     ok = table[table.status == "ok"]
     counts = ok[[*COUNTS]]
     possible = (counts % 1 == 0).all(axis=1) & (counts.abs() < 2**31).all(axis=1)
-    possible &= (ok[["workers", "threads"]] > 0).all(axis=1) & (ok["batch_size"] + ok["batch_tokens"] > 0)
+    possible &= ok[["workers", "threads"]].isin(range(1, MOST_PROCESSES + 1)).all(axis=1)
+    possible &= ok["batch_size"] + ok["batch_tokens"] > 0
     possible &= (ok["min"] > 0) & (ok["min"] <= ok["messages/s"]) & (ok["messages/s"] <= ok["max"]) & (ok["max"] < 1e12)
     possible &= ok["flips"].fillna(0).between(0, 1) & ok["max_diff"].fillna(0).between(0, 1e12)
     possible &= ok["batching"].isin(BATCHINGS) & ok["stage"].isin(STAGES) & ok["date"].str.fullmatch(DATE)

@@ -15,7 +15,7 @@ from bench.tables import format_json_lines, format_parquet
 from bench.tables.blocks import Rows
 from bench.tables.format_csv import Csv
 from bench.tables.storage import Location, check_not_lfs_pointer, locate
-from utils import UserError, first_line, nearest
+from utils import RunError, UserError, first_line, nearest
 
 # Name suffix -> reader, which has
 # read_schema(file) -> names and types of the columns
@@ -47,6 +47,7 @@ class Table:
     schema: pa.Schema
     csv: Csv = DEFAULT_CSV  # how to read it if it is CSV
     folder_columns: dict[str, str] = field(default_factory=dict)  # column -> value, from folder names such as year=2024
+    stamp: tuple = ()  # of the file when it was opened
 
     def rows(self, schema: pa.Schema, skip: int = 0) -> Iterator[Rows]:
         """Yield the rows cast to `schema`; may omit the first `skip`. Raises UnreadableFile.
@@ -71,6 +72,12 @@ class Table:
                         value = pa.scalar(self.folder_columns.get(column.name), column.type)
                         table = table.append_column(column.name, pa.repeat(value, len(table)))
                 yield replace(rows, table=table.select(schema.names).cast(schema))
+
+    def check_unchanged(self) -> None:
+        """Raise RunError if the file has been edited, extended or replaced since it was opened."""
+        with reading(self.file):
+            if self.file.stamp() != self.stamp:
+                raise RunError(f"{self.file} has changed since the run began; start again with --overwrite")
 
     @property
     def format(self) -> ModuleType | Csv:
@@ -112,7 +119,8 @@ def open_table(file: Path | Location, csv: Csv = DEFAULT_CSV, root: Location | N
         raise UserError(f"unsupported file type: {file}. Supported: {FORMAT_WORDS}")
     with reading(file):
         check_not_lfs_pointer(file)
-        schema = format_of(file.name, csv).read_schema(file) if file.info().size else pa.schema([])
+        stamp = file.stamp()
+        schema = format_of(file.name, csv).read_schema(file) if stamp[0] else pa.schema([])
     names = schema.names
     if not names:
         raise EmptyFile(f"{file} is empty: it has no columns")
@@ -124,7 +132,7 @@ def open_table(file: Path | Location, csv: Csv = DEFAULT_CSV, root: Location | N
     folder_columns = {name: value for name, value in pairs if name not in names}
     for name in folder_columns:
         schema = schema.append(pa.field(name, pa.string()))
-    return Table(file, schema, csv, folder_columns)
+    return Table(file, schema, csv, folder_columns, stamp)
 
 
 def format_of(name: str, csv: Csv = DEFAULT_CSV) -> ModuleType | Csv | None:
@@ -141,7 +149,7 @@ def reading(file: Location) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise UnreadableFile(f"{file} can't be read: out of memory for {error or 'its rows'}") from error
-    except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, KeyError, zlib.error, pa.ArrowException) as error:
         raise UnreadableFile(f"{file} can't be read: {first_line(error)}") from error
 
 

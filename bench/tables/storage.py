@@ -66,6 +66,11 @@ class Location:
         with self.open() as file:
             return file.read()
 
+    def stamp(self) -> tuple[int, int | None]:
+        """Return what changes with a file: its size, and when it was modified if that is known. Raises OSError."""
+        info = self.info()
+        return info.size, info.mtime_ns
+
     def fingerprint(self) -> list[bytes]:
         """Return a file's size, first MiB and last MiB, which identify it. Raises OSError."""
         with self.open_seekable() as file:

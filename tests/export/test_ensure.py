@@ -57,7 +57,7 @@ def test_the_published_export_of_the_default_model_is_preferred(
     assert (folder / "model.onnx").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"weights_id": 5, "verdict": 5}', b'{"bits": NaN}'])
 def test_a_broken_report_or_manifest_is_named(content, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = Model.from_folder(tiny_model, "tiny")

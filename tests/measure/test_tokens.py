@@ -1,5 +1,6 @@
 """Token ids, the reference, and its cache."""
 
+import io
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from bench.measure.peak import count_flops
 from bench.measure.tokens import TokenizedTexts, prepare_tokens
 from bench.model import reference
 from bench.model.model import Model
-from bench.model.reference import Reference, cached_array
+from bench.model.reference import CachedReference, Reference, cached_array
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -40,9 +41,17 @@ def test_tokens_and_reference_are_those_of_the_tokenizer_and_the_model(opened, t
     assert tokens.flops == count_flops(opened, tokens.lengths, max(ids, key=len), call_here)
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda _: b"", lambda good: good[: len(good) // 2], lambda good: good[:-2], lambda _: b"x" * 99]
-)
+def zipped() -> bytes:
+    np.savez(content := io.BytesIO(), array=np.zeros((2, 3)))
+    return content.getvalue()
+
+
+DAMAGES = [lambda _: b"", lambda good: good[: len(good) // 2], lambda good: good[:-2], lambda _: b"x" * 99]
+DAMAGES += [lambda good: good.replace(b"(2, 3)", b"(3, 2)"), lambda good: good.replace(b"<f8", b"<i8")]
+DAMAGES.append(lambda _: zipped())
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_reference_in_the_cache_is_computed_again(damage, monkeypatch, tmp_path):
     monkeypatch.setattr(reference, "CACHE", tmp_path)
     calls = []
@@ -123,3 +132,32 @@ def test_texts_without_any_token_are_left_out_and_counted(tmp_path):
     assert (tokens.lengths.tolist(), tokens.n_empty) == ([2, 1], 2)
     assert tokens.texts == ["w1 w2", "w3"] and tokens.reference.shape == (2, 3)
     assert "token" in refused(prepare, model, ["nothing"])
+
+
+def test_a_cached_answer_that_is_not_finite_counts_only_for_a_text_without_tokens(
+    tiny_model, texts, monkeypatch, tmp_path, in_this_process
+):
+    monkeypatch.setattr(reference, "CACHE", tmp_path)
+    items = [texts[0], "", texts[1]]
+    model = Model.from_folder(tiny_model, "tiny")
+    tokenize = Model.tokenize
+
+    def without_tokens(self, items, *arguments, **options):
+        rows = tokenize(self, items, *arguments, **options)
+        return rows | {"input_ids": [ids if item else [] for item, ids in zip(items, rows["input_ids"], strict=True)]}
+
+    monkeypatch.setattr(Model, "tokenize", without_tokens)
+    expected = Reference.load(model).of_items(items)
+    for bad in (0, 1):
+        with CachedReference(model, None) as cached:
+            assert np.array_equal(cached.answers(items), expected)
+        [file] = (tmp_path / "references").iterdir()
+        array = np.load(file)
+        array[bad, 2] = np.nan
+        np.save(file, array)
+        with CachedReference(model, None) as cached:
+            assert np.isnan(cached.answers(items)).any() == bool(bad)
+    file.unlink()
+    os.mkfifo(file)
+    with CachedReference(model, None) as cached:
+        assert np.array_equal(cached.answers(items), expected)

@@ -131,6 +131,9 @@ def test_files_of_several_versions_can_be_joined(tmp_path):
     [
         {"batch_size": "8.5"},
         {"workers": "0"},
+        {"workers": "1000000"},
+        {"threads": "-1"},
+        {"threads": "2e9"},
         {"threads": ""},
         {"texts": "many"},
         {"messages/s": "-1"},

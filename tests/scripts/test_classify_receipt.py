@@ -105,11 +105,13 @@ def test_a_missing_or_outdated_receipt_is_written_by_the_next_run(label, tmp_pat
         assert (receipt["rows"], receipt["tokens"], receipt["rows_compared"]) == (150, whole["tokens"], 76)
 
 
-def test_parts_that_are_wrong_later_are_found_at_the_end(label, monkeypatch):
+def test_parts_that_are_wrong_later_are_found_at_the_end_and_by_a_check(label, monkeypatch, tmp_path):
     monkeypatch.setattr(Classifier, "predict_share", wrong_from(2, Classifier.predict_share))
-    code, _, receipt = label()
-    assert code == 1 and receipt["rows"] == 150 and receipt["rows_compared"] == 76
-    assert receipt["verdict"] == NOT_WITHIN
+    for options in ([], ["--check-only"]):
+        code, _, receipt = label(*options)
+        assert code == 1 and receipt["rows"] == 150 and receipt["rows_compared"] == 76
+        assert receipt["verdict"] == NOT_WITHIN
+        (tmp_path / "out" / "_receipt.json").unlink()
 
 
 @pytest.mark.parametrize("options", [[], ["--top-label"]])
@@ -128,12 +130,10 @@ def test_an_existing_folder_can_be_checked(options, label, tmp_path):
     column = table.schema.names.index("label" if options else "LABEL_1")
     backwards = table.column(column).take(np.arange(len(table))[::-1])
     pq.write_table(table.set_column(column, table.schema.field(column), backwards), part)
-    if not options:
-        code, err, receipt = label("--check-only", variant=())
-        assert code == 1 and receipt["verdict"] == NOT_WITHIN
-    part.unlink()
-    code, err, _ = label("--check-only", *options, variant=())
-    assert code == 2 and "part-000000-0000000060.parquet" in err.splitlines()[-1]
+    for _ in ("edited", "missing"):
+        code, err, _ = label("--check-only", *options, variant=())
+        assert code == 2 and "part-000000-0000000060.parquet" in err.splitlines()[-1]
+        part.unlink(missing_ok=True)
     shutil.rmtree(tmp_path / "out")
     code, err, _ = label("--check-only", variant=())
     assert code == 2 and "--check-only" in err and not (tmp_path / "out").exists()

@@ -412,7 +412,10 @@ def test_the_plan_follows_the_fastest_proven_row(tiny_model, monkeypatch, tmp_pa
     assert "onnx-int8" in message and "gpu" in message.lower()
     row = row | {"messages/s": 999, "min": 999, "max": 999, "versions": "transformers 3.0.0", "flips": 0.0}
     append_row(results_path(tmp_path / "results", row), row)
-    assert choose().variant == "torch", "rows of other versions do not count"
+    for wrong in ({"padding": ""}, {"padding": "inf"}, {"tokens/s": "nan"}, {"threads": 10**6}, {"workers": 10**6}):
+        fast = row | {"versions": package_versions(VARIANTS[row["variant"]]), "decisions": 30_000}
+        append_row(results_path(tmp_path / "results", row), fast | wrong)
+    assert choose().variant == "torch", "rows of other versions, or with impossible figures, do not count"
     for asked in ({"name": "other"}, {"tokens": 100}, {"model": model.with_thresholds("0.3")}):
         other = choose(**asked)
         assert other == LabelPlan("cpu", "torch", 1, cpu_cores(), Batching("token-budget", batch_tokens=1024)), asked
