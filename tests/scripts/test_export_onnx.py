@@ -34,7 +34,7 @@ from transformers import AutoTokenizer
 
 import export_onnx
 from bench.export.ensure import ensure_export
-from bench.export.publish import upload
+from bench.export.publish import find_repository, upload
 from bench.export.select import EXPORT_KINDS, set_padding_token
 from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN
 from bench.machine import cpu_features
@@ -42,7 +42,8 @@ from bench.model import task
 from bench.model.model import Model
 from bench.model.parity import EXCERPT
 from bench.model.reference import Reference
-from bench.options import PRECISIONS
+from bench.model.tasks import TASKS as TASK_CLASSES
+from bench.options import PRECISIONS, TASKS
 from bench.variants import digest_export
 from utils import RunError, UserError
 
@@ -232,7 +233,8 @@ def test_only_the_files_of_an_export_are_uploaded(tiny_exports, tmp_path, hub):
     (folder / "parity.json").write_text("{}")
     (folder / "README.md").write_text("a card")
     hub.repos.append({"name": "tiny", "private": False})
-    upload(HfApi(token="one"), "ann/tiny", folder, private=False, create_pr=False)
+    api, repo = find_repository("one", "ann/tiny", "x", create_pr=False)
+    upload(api, repo, folder, private=False, create_pr=False)
     [(_, lines)] = hub.commits
     sent = {line["value"]["path"] for line in lines if line["key"] in ("file", "lfsFile")}
     assert sent == files | {"parity.json", "README.md"}
@@ -255,7 +257,7 @@ def test_an_export_never_takes_a_file_from_elsewhere(name, tiny_exports, tiny_mo
     assert code == 2 and "tiny-onnx" in err.splitlines()[-1] and not hub.commits
 
 
-@pytest.mark.parametrize("exporter", ["../../outside", "/ABSOLUTE", "unknown", ["optimum"], 5])
+@pytest.mark.parametrize("exporter", ["../../outside", "/ABSOLUTE", "unknown"])
 def test_an_exporter_in_a_manifest_is_no_path(exporter, tiny_exports, tiny_model, here, in_this_process):
     shutil.copytree(tiny_exports / "tiny-onnx", here / "tiny-onnx")
     manifest = json.loads((here / "tiny-onnx" / "export.json").read_text())
@@ -265,6 +267,18 @@ def test_an_exporter_in_a_manifest_is_no_path(exporter, tiny_exports, tiny_model
     made, _ = ensure_export(model, "int8")
     assert sorted(path.name for path in here.iterdir()) == ["tiny-onnx", "tiny-onnx-int8"]
     assert json.loads((made / "export.json").read_text())["exporter"] in EXPORT_KINDS["fp32"].backends
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"precision": "fp99"}, {"precision": None}, {"files": "model.onnx"}, {"findings": {}}, {"exporter": ["optimum"]}],
+)
+def test_a_damaged_manifest_is_one_line(change, tiny_exports, tiny_model, here, export):
+    folder = shutil.copytree(tiny_exports / "tiny-onnx", here / "tiny-onnx")
+    manifest = json.loads((folder / "export.json").read_text())
+    (folder / "export.json").write_text(json.dumps(manifest | change))
+    code, _, err = export(tiny_model, "--precision", "fp32", "--check-only", "--no-upload")
+    assert code == 2 and all(name in err.splitlines()[-1] for name in ("export.json", *change)), err
 
 
 def test_another_file_beside_an_export_does_not_change_its_id(tiny_exports, tmp_path):
@@ -301,6 +315,15 @@ def test_a_word_never_becomes_the_padding_token(tmp_path):
     assert loaded("w3 w3x").input_ids == word_level_tokenizer("gpt2")("w3 w3x").input_ids
 
 
+def test_the_card_of_a_revision_names_the_model_on_the_hub(tiny_model, here, hub, export):
+    hub.models["ann/tiny@v2"] = tiny_model
+    assert export("ann/tiny@v2", "--no-upload", "--precision", "fp32")[0] == 0
+    card = (here / "tiny-v2-onnx" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n", 2)[1])["base_model"] == "ann/tiny"
+    assert "(https://huggingface.co/ann/tiny/tree/v2)" in card
+    assert read_report(here / "tiny-v2-onnx")["model"] == "ann/tiny@v2"
+
+
 def test_upload_as_a_pull_request(tiny_exports, hub, api, capsys):
     upload(api, "other/tiny", tiny_exports / "tiny-onnx", private=False, create_pr=True)
     assert f"{hub.url}/other/tiny/discussions/7" in capsys.readouterr().err
@@ -332,7 +355,7 @@ def test_a_token_without_write_access_is_refused_before_the_export(
 
 def test_the_choices_agree_with_the_modules_that_define_them():
     """The script has copies, since these modules import numpy."""
-    assert sorted(PRECISIONS) == sorted(EXPORT_KINDS)
+    assert sorted(PRECISIONS) == sorted(EXPORT_KINDS) and list(TASKS) == list(TASK_CLASSES)
     assert export_onnx.argument_parser().get_default("tolerance") == TOLERANCE
 
 
