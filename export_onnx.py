@@ -130,12 +130,11 @@ def say_larger_check(args: Namespace, report: dict, available: int) -> None:
 def main() -> int:
     args = argument_parser().parse_args()
 
-    from bench.export import ensure, gold, publish, reports
+    from bench.export import ensure, gold, publish, reports, select
     from bench.files import check_writable
     from bench.judge import NOT_WITHIN, UNPROVEN
     from bench.model.model import Model
     from bench.model.resolve import resolve_model
-    from bench.model_files import read_manifest
     from bench.processes import run_in_subprocess
     from bench.tables.datasets import load_dataset
     from bench.tables.format_csv import Csv
@@ -144,7 +143,7 @@ def main() -> int:
     source = resolve_model(args.model_id, args.task)
     target = args.save_dir or ensure.export_folder(args.model_id, args.precision)
     if args.check_only:
-        args.precision = read_manifest(target).get("precision", args.precision)
+        args.precision = select.read_manifest(target).get("precision", args.precision)
     else:
         ensure.check_target(target, source, args.overwrite)
     csv = Csv(args.delimiter, args.encoding)

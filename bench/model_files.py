@@ -5,12 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.files import read_json
-from bench.options import PRECISIONS
 from utils import UserError
 
 MANIFEST = "export.json"  # beside model.onnx: its model, its exporter and its files
-FIELDS = dict.fromkeys(("precision", "exporter", "made", "options", "weights_id", "transformers"), str)
-FIELDS |= {"findings": list, "files": list, "bits": int}
 SETTINGS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
 # every `vocab_files_names` in transformers
 VOCABULARIES = "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "dict.txt", "prophetnet.tokenizer", "emoji.json"
@@ -119,26 +116,15 @@ def check_weights(folder: Path) -> None:
     )
 
 
-def read_manifest(folder: Path) -> dict:
-    """Return the manifest of an export; empty if there is none. Raises UserError if it is not as exports write it."""
-    if not inside(folder, MANIFEST).is_file():
-        return {}
-    manifest = read_json(folder / MANIFEST)
-    wrong = [name for name, value in manifest.items() if not isinstance(value, FIELDS.get(name, object))]
-    if manifest.get("precision", PRECISIONS[0]) not in PRECISIONS:
-        wrong.append("precision")
-    if wrong:
-        raise UserError(f"{folder}/{MANIFEST} is damaged: {wrong[0]} is {manifest[wrong[0]]!r}; export again")
-    return manifest
-
-
 def export_files(folder: Path) -> list[Path]:
     """Return the files of an export: its manifest and those that this names, or model.onnx* without a manifest.
 
     Raises UserError if one is outside the folder.
     """
-    manifest = read_manifest(folder)
+    manifest = read_json(folder / MANIFEST) if inside(folder, MANIFEST).is_file() else {}
     names = manifest.get("files", [file.name for file in folder.glob("model.onnx*")])
+    if not isinstance(names, list):
+        raise UserError(f"{folder}/{MANIFEST} is damaged: its files are not a list; export again")
     return sorted({inside(folder, name) for name in [*names, *([MANIFEST] if manifest else [])]})
 
 

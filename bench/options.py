@@ -50,7 +50,7 @@ def hub_name(text: str) -> str:
     """
     if os.path.isdir(text):
         return text
-    page = re.fullmatch(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]+)(?:[?#].*)?", text)
+    page = re.fullmatch(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]+)(?:[?#].*)?", text)
     name = (page[1] if page else text).rstrip("/")
     if page and (parts := re.fullmatch(r"(.+)/(?:tree|commit)/([^/]+)", name)):
         name = f"{parts[1]}@{parts[2]}"

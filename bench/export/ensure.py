@@ -5,13 +5,13 @@ import re
 import shutil
 from pathlib import Path
 
-from bench.export.select import EXPORT_KINDS, export_model
+from bench.export.select import EXPORT_KINDS, export_model, read_manifest
 from bench.files import LONGEST_NAME, check_writable, new_folder, read_json
 from bench.judge import NOT_WITHIN
 from bench.model.hub import download
 from bench.model.model import Model
 from bench.model.resolve import DEFAULT_MODEL
-from bench.model_files import MANIFEST, export_files, read_manifest, weight_files
+from bench.model_files import MANIFEST, export_files, weight_files
 from bench.processes import run_in_subprocess
 from bench.provenance import versions
 from bench.timing import step

@@ -11,11 +11,12 @@ import numpy as np
 from bench.exporters.backends import example_batches, example_items
 from bench.exporters.first_token import first_token_only
 from bench.exporters.graph import count_attention, describe_graph, store_weights
+from bench.files import read_json
 from bench.machine import cpu_cores
 from bench.model.model import Model
 from bench.model.reference import N_PADDED_TEXTS, Reference, padding_note
 from bench.model.tokenizing import load_tokenizer
-from bench.model_files import MANIFEST, export_files, read_manifest
+from bench.model_files import MANIFEST, export_files
 from bench.provenance import versions
 from bench.variants import Device, ExportKind, TokenRunner
 from runtimes import VARIANTS
@@ -88,12 +89,16 @@ def set_padding_token(tokenizer, number: int) -> None:
         tokenizer.pad_token = token
 
 
+def read_manifest(folder: Path) -> dict:
+    return read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+
+
 def describe_export(model: Model, folder: Path) -> dict:
     """Return the part of the report that an export's files tell.
 
     `precision`, `exporter`, `options` (how it was made, in words), and describe_graph() with all `findings`.
     """
-    manifest = read_manifest(folder)
+    manifest = read_json(folder / MANIFEST)
     graph = {"nodes": "", "opset": "", "findings": []}
     if (folder / "model.onnx").exists():
         is_fused = EXPORT_KINDS[manifest["precision"]].fused
@@ -111,7 +116,7 @@ def copy_candidate(plain: Path | None, folder: Path) -> Candidate | None:
     """Copy an existing export into a subfolder of `folder`; None if its manifest does not tell how it was made."""
     manifest = read_manifest(plain) if plain else {}
     backend, made = manifest.get("exporter"), manifest.get("made")
-    if backend not in EXPORT_KINDS["fp32"].backends or made is None:
+    if backend not in list(EXPORT_KINDS["fp32"].backends) or made is None:
         return None
     (folder / backend).mkdir()
     for file in export_files(plain):

@@ -269,18 +269,6 @@ def test_an_exporter_in_a_manifest_is_no_path(exporter, tiny_exports, tiny_model
     assert json.loads((made / "export.json").read_text())["exporter"] in EXPORT_KINDS["fp32"].backends
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"precision": "fp99"}, {"precision": None}, {"files": "model.onnx"}, {"findings": {}}, {"exporter": ["optimum"]}],
-)
-def test_a_damaged_manifest_is_one_line(change, tiny_exports, tiny_model, here, export):
-    folder = shutil.copytree(tiny_exports / "tiny-onnx", here / "tiny-onnx")
-    manifest = json.loads((folder / "export.json").read_text())
-    (folder / "export.json").write_text(json.dumps(manifest | change))
-    code, _, err = export(tiny_model, "--precision", "fp32", "--check-only", "--no-upload")
-    assert code == 2 and all(name in err.splitlines()[-1] for name in ("export.json", *change)), err
-
-
 def test_another_file_beside_an_export_does_not_change_its_id(tiny_exports, tmp_path):
     folder = shutil.copytree(tiny_exports / "tiny-onnx", tmp_path / "tiny-onnx")
     before = digest_export(folder)
