@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.machine import process_count
-from bench.options import LONG_TEXTS, add_text_options, add_threshold
+from bench.options import LONG_TEXTS, add_task_options, add_text_options, hub_name
 from utils import CACHE, Parser, UserError, int_from, list_of, run
 
 OUTPUT_OPTIONS = "top_label", "float16", "min_score", "prefix", "rows_per_file", "limit", "long", "token_count"
@@ -34,7 +34,7 @@ RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", "delimiter", "encoding", "keep_col
 def parse_arguments() -> Namespace:
     parser, count, names = Parser(__doc__), int_from(1), list_of(str.strip)
     parser.usage = "%(prog)s MODEL INPUT --output DIR [options]"
-    parser.add_argument("model_id", metavar="MODEL", help="model id on the Hub, or a local folder")
+    parser.add_argument("model_id", metavar="MODEL", type=hub_name, help="model id on the Hub, or a local folder")
     parser.add_argument("input", metavar="INPUT", help="file or folder of texts")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder for the output")
 
@@ -70,7 +70,7 @@ def parse_arguments() -> Namespace:
     add("--dry-run", action="store_true", help="estimate rows, output size and time, then stop")
 
     group = parser.add_argument_group("checking")
-    add_threshold(group)
+    add_task_options(group)
     exclusive = group.add_mutually_exclusive_group()
     exclusive.add_argument("--no-check", action="store_true", help="report wrong rows at the end instead of stopping")
     exclusive.add_argument("--check-only", action="store_true", help="only check an existing DIR")
@@ -125,7 +125,7 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
         if not (record := read_record(folder)):
             raise UserError(f"--check-only: {folder} has no parts of this version")
         args.limit, args.rows_per_file = record["options"].get("--limit"), record["options"]["--rows-per-file"]
-    model = open_model(args.model_id, call).with_thresholds(args.threshold)
+    model = open_model(args.model_id, call, args.task).with_thresholds(args.threshold)
     tables = open_tables(files, Csv(args.delimiter, args.encoding), source)
     columns = choose_columns(tables, [args.column], args.keep_columns, args.keep_text)
     asked = {name: getattr(args, name) for name in OUTPUT_OPTIONS}
@@ -163,7 +163,7 @@ def main() -> int:
         job = open_job(args, call)
         if args.dry_run:
             plan = find_plan(job, options, call)
-            report_estimate(job, plan, measuring_command(job, plan, options, args.threshold))
+            report_estimate(job, plan, measuring_command(job, plan, options, args.threshold, args.task))
             return 0
         if not args.check_only:
             refuse_foreign_files(job.folder)

@@ -23,19 +23,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.machine import cpu_cores, process_count
-from bench.options import BATCHINGS, PRECISIONS, add_text_options, add_threshold, command, float_from
+from bench.options import BATCHINGS, PRECISIONS, add_task_options, add_text_options, command, float_from, hub_name
 from utils import CACHE, Parser, UserError, clean, int_from, run, say
 
 # options that a check of the same folder needs again
 CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", "delimiter", "encoding")
-CHECK_OPTIONS += ("label_column", "threshold", "batching", "batch_size", "batch_tokens", "tolerance")
+CHECK_OPTIONS += ("label_column", "task", "threshold", "batching", "batch_size", "batch_tokens", "tolerance")
 
 
 def argument_parser() -> Parser:
     parser = Parser(__doc__)
     whole = int_from(1)
     add = parser.add_argument_group("model and output").add_argument
-    add("model_id", metavar="MODEL", help="Hub id, local folder, or random-roberta-base")
+    add("model_id", metavar="MODEL", type=hub_name, help="Hub id, local folder, or random-roberta-base")
     add("--precision", choices=PRECISIONS, default="fp16", help="default: fp16; int8 is for CPUs")
     add("--save-dir", type=Path, help="output folder (default: ./<name>-onnx-fp16, -onnx-int8, or -onnx for fp32)")
     add("--overwrite", action="store_true", help="replace an existing export")
@@ -50,7 +50,7 @@ def argument_parser() -> Parser:
     add("--limit", type=whole, help="number of texts, evenly spaced (default: all)")
     label_help = "column of gold labels (names or numbers, comma-separated); adds F1 or accuracy to the report"
     add("--label-column", metavar="COLUMN", help=label_help)
-    add_threshold(checking)
+    add_task_options(checking)
     tolerance_help = "largest share of decisions that may change (default: %(default)s)"
     add("--tolerance", type=float_from(0, 1), default=0.001, help=tolerance_help)
     add("--device", choices=("gpu", "cpu"), help="default: gpu if there is one")
@@ -152,7 +152,7 @@ def main() -> int:
     from bench.tables.format_csv import Csv
 
     check_writable(CACHE)
-    source = resolve_model(args.model_id)
+    source = resolve_model(args.model_id, args.task)
     target = args.save_dir or ensure.export_folder(args.model_id, args.precision)
     if args.check_only:
         args.precision = select.read_manifest(target).get("precision", args.precision)
@@ -172,7 +172,7 @@ def main() -> int:
             if args.upload:
                 raise
             say(f"upload skipped: {error}")
-    model = run_in_subprocess(Model.from_folder, source, args.model_id).with_thresholds(args.threshold)
+    model = run_in_subprocess(Model.from_folder, source, args.model_id, args.task).with_thresholds(args.threshold)
     if dataset.gold:
         gold.check_gold(dataset.gold, model.task)
     if args.check_only and (reason := ensure.stale_reason(target, model.weights_id)):

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.machine import cpu_cores, process_count
-from bench.options import BATCHINGS, add_text_options, add_threshold, batching, command, float_from
+from bench.options import BATCHINGS, add_task_options, add_text_options, batching, command, float_from, hub_name
 from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
@@ -42,7 +42,7 @@ def parse_arguments() -> Namespace:
     add("--model", required=True, type=list_of(str.strip), metavar="VARIANTS", help=names)
     add("--device", required=True, choices=("gpu", "cpu"), help="where the variants run")
     model_help = "Hub id, local folder, or random-roberta-base, which needs no network"
-    add("--model-id", metavar="MODEL", help=f"{model_help} (default: SamLowe/roberta-base-go_emotions)")
+    add("--model-id", metavar="MODEL", type=hub_name, help=f"{model_help} (default: SamLowe/roberta-base-go_emotions)")
     add("--gpu", type=int_from(0), default=0, metavar="ID", help="GPU id (default: 0)")
     quick = "short benchmark, about a minute plus exports: uses as many texts as the device can process "
     quick += "in about 1.5 s in FP32"
@@ -54,7 +54,7 @@ def parse_arguments() -> Namespace:
     add_text_options(texts)
     limit_help = "use at most this many texts, evenly spaced through the dataset (default: all)"
     texts.add_argument("--limit", **count, help=limit_help)
-    add_threshold(texts)
+    add_task_options(texts)
 
     add = parser.add_argument_group("how to measure").add_argument
     batching_help = f"comma-separated: {', '.join(BATCHINGS)} (default: all)"
@@ -176,7 +176,7 @@ def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
     After a quick benchmark that is a longer run, else the labelling.
     """
     defaults = {"gpu": 0, "dataset": "normal", "column": "body", "encoding": "utf-8"}
-    names = ("device", "gpu", "model_id", "dataset", "column", "delimiter", "encoding", "threshold", "threads")
+    names = ("device", "gpu", "model_id", "dataset", "column", "delimiter", "encoding", "task", "threshold", "threads")
     given = {name: getattr(args, name) for name in names if getattr(args, name) != defaults.get(name)}
     if args.delimiter == "\t":
         given["delimiter"] = "tab"
@@ -194,7 +194,7 @@ def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
         return benchmark(candidates, limit=500, batches=[batches, 32], batch_tokens=[tokens, 1024, 2048])
 
     def label(winner: dict, candidates: list[str]) -> str:
-        options = {"output": "labels", "device": args.device, "threshold": args.threshold}
+        options = {"output": "labels", "device": args.device, "task": args.task, "threshold": args.threshold}
         return command("python", "classify_texts.py", args.model_id, "FILE", **options)
 
     return check, longer_run if args.quick else label
@@ -221,7 +221,7 @@ def main() -> int:
         return list_cells(cells, args.repeats)
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
-        model = open_model(args.model_id, call).with_thresholds(args.threshold)
+        model = open_model(args.model_id, call, args.task).with_thresholds(args.threshold)
         say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")
         busy = measure_busy(info, device)
         note_slowdowns(variants, device, max(args.workers), busy)

@@ -4,12 +4,15 @@ Nothing heavy is imported here, so that --help answers at once.
 """
 
 import codecs
+import os
+import re
 import shlex
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
 PRECISIONS = "fp32", "fp16", "int8"  # of exports
 BATCHINGS = "in-order", "sorted", "token-budget"
+TASKS = ("classification",)  # what a model may be for
 LONG_TEXTS = "cut", "windows", "windows-mean"  # truncate, or combine windows by each label's maximum or mean
 
 
@@ -41,7 +44,25 @@ def batching(text: str) -> str:
     return text
 
 
-def add_threshold(group) -> None:
+def hub_name(text: str) -> str:
+    """Return owner/name, or owner/name@revision, for a model's page on the Hub and for owner/name/.
+
+    A slash in a revision is %2F, as in pages' addresses. A local folder, and anything else, is returned unchanged.
+    """
+    if os.path.isdir(text):
+        return text
+    page = re.fullmatch(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]+)(?:[?#].*)?", text)
+    name = (page[1] if page else text).rstrip("/")
+    if page and (parts := re.fullmatch(r"(.+)/(?:tree|commit)/([^/]+)", name)):
+        name = f"{parts[1]}@{parts[2]}"
+    repo, at, revision = name.removesuffix("@main").partition("@")
+    return f"{repo}{at}{revision.replace('/', '%2F')}"
+
+
+def add_task_options(group) -> None:
+    """Add --task and --threshold."""
+    task_help = "use the model for this task, although its config.json suggests pairs of texts"
+    group.add_argument("--task", choices=TASKS, help=task_help)
     threshold_help = "probability above which a label is predicted: a number, or a JSON file {label: number}"
     group.add_argument("--threshold", metavar="NUMBER|FILE", help=f"{threshold_help} (default: 0.5)")
 

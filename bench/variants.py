@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bench.files import digest
 from bench.machine import cpu_features
+from bench.model_files import export_files
 
 REPORT, CARD = "parity.json", "README.md"  # written beside an export by export_onnx.py
 
@@ -63,8 +64,7 @@ class ExportKind:
 
 def digest_export(folder: Path) -> str:
     """Return 16 hexadecimal digits for all files of an export except its report and card."""
-    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (REPORT, CARD))
-    return digest(files)
+    return digest(file for file in export_files(folder) if file.is_file())
 
 
 def no_check(gpu: int | None) -> None:

@@ -16,6 +16,10 @@ TOKENS = {
         "role": "fineGrained",
         "fineGrained": {"scoped": [{"entity": {"name": "ann"}, "permissions": ["repo.write"]}]},
     },
+    "one": {
+        "role": "fineGrained",
+        "fineGrained": {"scoped": [{"entity": {"type": "model", "name": "ann/tiny"}, "permissions": ["repo.write"]}]},
+    },
 }
 
 
@@ -24,7 +28,7 @@ class FakeHub:
     """The models that the Hub serves, and a record of the requests."""
 
     url: str = ""
-    models: dict[str, Path] = field(default_factory=dict)  # name -> folder
+    models: dict[str, Path] = field(default_factory=dict)  # name, or name@revision -> folder
     sent: list[str] = field(default_factory=list)  # names of downloaded files
     repos: list[dict] = field(default_factory=list)  # created repositories
     stored: dict[str, bytes] = field(default_factory=dict)  # uploaded LFS objects
@@ -66,34 +70,40 @@ def fake_hub():
                 if self.path == f"/api/models/{repo.get('organization', 'ann')}/{repo['name']}":
                     self.answer(200, {"id": repo["name"], "private": repo["private"] and not hub.public})
                     return
-            for name, folder in hub.models.items():
+            for key, folder in hub.models.items():
+                name, _, revision = key.partition("@")
+                commit = COMMIT[::-1] if revision else COMMIT
                 api = f"/api/{name}" if name.startswith("datasets/") else f"/api/models/{name}"
-                if self.path.split("?")[0] in (api, f"{api}/revision/main"):
+                revisions = {f"{api}/revision/{one}" for one in (revision or "main", commit)}
+                if unquote(self.path.split("?")[0]) in revisions | ({api} if not revision else set()):
                     files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
-                    self.answer(200, {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]})
+                    self.answer(200, {"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]})
                     return
+                if bool(revision) != (COMMIT[::-1] in self.path):
+                    continue
                 if self.path.startswith(f"{api}/tree/"):  # used by huggingface_hub 2 and by hf://
                     below = unquote(self.path).split("?")[0].partition("/tree/")[2].partition("/")[2]
                     inside = [*(folder / below).glob("**/*" if "recursive=true" in self.path.lower() else "*")]
                     self.answer(200, [describe(file, folder) for file in inside])
                     return
                 if self.path.startswith(f"/{name}/resolve/"):
-                    self.send_file(folder / unquote(self.path).split("/resolve/")[1].split("/", 1)[1])
+                    self.send_file(folder / unquote(self.path).split("/resolve/")[1].split("/", 1)[1], commit)
                     return
+            known = any(self.path.startswith(f"/api/models/{key.partition('@')[0]}/") for key in hub.models)
             self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("X-Error-Code", "RevisionNotFound" if known else "RepoNotFound")
             self.send_header("Content-Length", "0")
             self.end_headers()
 
         do_HEAD = do_GET
 
-        def send_file(self, file: Path) -> None:
+        def send_file(self, file: Path, commit: str) -> None:
             content, asked = file.read_bytes(), self.headers.get("Range", "").removeprefix("bytes=")
             first, _, last = asked.partition("-")
             content = content[int(first or 0) : int(last) + 1 if last else None]
             self.send_response(206 if asked else 200)
-            self.send_header("ETag", f'"{file.name}"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{file.name}{commit[0]}"')
+            self.send_header("X-Repo-Commit", commit)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command == "GET":
@@ -118,6 +128,8 @@ def fake_hub():
                 folder = hub.models[path.removeprefix("/api/").removesuffix("/paths-info/main")]
                 asked = [folder / name for name in parse_qs(body.decode()).get("paths", [])]
                 self.answer(200, [describe(file, folder) for file in asked if file.exists()])
+            elif path == "/api/repos/create" and self.headers.get("Authorization") == "Bearer one":
+                self.answer(403, {"error": "this token is for one repository"})
             elif path == "/api/repos/create":
                 asked = json.loads(body)
                 hub.repos.append(asked | {"private": asked.pop("visibility", "") == "private" or asked.get("private")})

@@ -1,15 +1,17 @@
 """Folders of exports: which one a variant loads, and what may be checked, replaced or created."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
-from bench.export.select import EXPORT_KINDS, MANIFEST, export_model, read_manifest
+from bench.export.select import EXPORT_KINDS, export_model, read_manifest
 from bench.files import LONGEST_NAME, check_writable, new_folder, read_json
 from bench.judge import NOT_WITHIN
 from bench.model.hub import download
-from bench.model.model import WEIGHTS, Model
+from bench.model.model import Model
 from bench.model.resolve import DEFAULT_MODEL
+from bench.model_files import MANIFEST, export_files, weight_files
 from bench.processes import run_in_subprocess
 from bench.provenance import versions
 from bench.timing import step
@@ -27,7 +29,10 @@ NEEDED_SPACE = 3  # times the model's weights: the files of several exporters ex
 
 def export_folder(model_id: str, precision: str) -> Path:
     """Return the default folder of an export, in the working directory."""
-    return Path(Path(model_id).resolve().name + EXPORT_KINDS[precision].suffix)
+    name = Path(model_id).resolve().name
+    if not os.path.isdir(model_id):
+        name = re.sub("@|%2F", "-", name)  # of a revision
+    return Path(name + EXPORT_KINDS[precision].suffix)
 
 
 def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
@@ -52,7 +57,7 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
         repo, subfolder = PUBLISHED[model.id, precision]
         file = f"{subfolder}/model.onnx".removeprefix("./")
         try:
-            downloaded = download(repo, allow_patterns=[file, f"{file}_data"])
+            downloaded = download(repo, [file, f"{file}_data"])
             if (downloaded / file).is_file():
                 return downloaded / subfolder, f"published export {repo}, {file}"
             say(f"no published export: {repo} has no file {file}")
@@ -76,7 +81,7 @@ def stale_reason(folder: Path, weights_id: str) -> str:
     if not (folder / MANIFEST).is_file():
         return f"has no {MANIFEST}, so its model is unknown"
     manifest = read_manifest(folder)
-    if missing := [name for name in map(str, manifest.get("files", [])) if not (folder / name).is_file()]:
+    if missing := [file.name for file in export_files(folder) if not file.is_file()]:
         return f"lacks {missing[0]}"
     if manifest.get("weights_id") != weights_id:
         return "was made from another model, or its weights have changed"
@@ -95,7 +100,7 @@ def say_caveats(folder: Path, precision: str) -> None:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    known = {*map(str, read_manifest(folder).get("files", [])), MANIFEST, REPORT, CARD}
+    known = {*(file.name for file in export_files(folder)), MANIFEST, REPORT, CARD}
     return sorted({path.name for path in folder.iterdir()} - known)
 
 
@@ -114,7 +119,7 @@ def check_target(target: Path, model: Path, overwrite: bool) -> None:
     if len(os.fsencode(target.name)) > LONGEST_NAME:
         raise UserError(f"--save-dir: the name {target.name[:20]}... is too long; choose a shorter one")
     check_writable(target.absolute().parent)
-    needed = NEEDED_SPACE * sum(file.stat().st_size for file in model.iterdir() if file.suffix in WEIGHTS)
+    needed = NEEDED_SPACE * sum(file.stat().st_size for file in weight_files(model))
     free = shutil.disk_usage(target.absolute().parent).free
     if free < needed:
         sizes = f"{needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free"

@@ -1,9 +1,13 @@
 """Upload an export to the Hub, in one commit."""
 
+from glob import escape
 from pathlib import Path
 
+from bench.export.ensure import foreign_files
 from bench.model.hub import with_timeout
+from bench.model_files import export_files, inside
 from bench.options import command
+from bench.variants import CARD, REPORT
 from utils import RunError, UserError, first_line, say
 
 
@@ -14,6 +18,8 @@ def find_repository(token: str | None, repo_id: str | None, name: str, create_pr
     repositories.
     """
     from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
 
     token = token or get_token()
     if not token:
@@ -27,24 +33,38 @@ def find_repository(token: str | None, repo_id: str | None, name: str, create_pr
     if access.get("role") == "read":
         raise UserError("the token is read-only; create one with write access: https://huggingface.co/settings/tokens")
     repo_id = repo_id or f"{user['name']}/{name}"
-    if not create_pr and (owner := repo_id.split("/")[0]) not in writable_owners(user, access):
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"{repo_id} can't be a repository: {first_line(error)}; choose another --repo-id") from error
+    owner = repo_id.split("/")[0]
+    if not create_pr and not {owner, repo_id} & writable_names(user, access):
         raise UserError(f"the token of {user['name']} can't write to {owner}; use another --repo-id or --create-pr")
     return api, repo_id
 
 
-def writable_owners(user: dict, access: dict) -> set[str]:
-    """Return the users and organizations that a token can write to. `access`: the token's part of `user`."""
+def writable_names(user: dict, access: dict) -> set[str]:
+    """Return the users, organizations and repositories that a token can write to. `access`: the token's part of `user`.
+
+    The name of a repository contains its owner's.
+    """
     owners = {user["name"], *(org["name"] for org in user.get("orgs", []) if org.get("roleInOrg") != "read")}
     if access.get("role") != "fineGrained":
         return owners
     scopes = access.get("fineGrained", {}).get("scoped", [])
-    return owners & {scope["entity"].get("name") for scope in scopes if "repo.write" in scope["permissions"]}
+    names = {str(scope["entity"].get("name")) for scope in scopes if "repo.write" in scope["permissions"]}
+    return {name for name in names if name in owners or "/" in name}
 
 
 def upload(api, repo: str, folder: Path, private: bool, create_pr: bool) -> None:
-    """Upload a whole folder in one commit. Raises RunError with a command that tries again."""
-    again = command("hf", "upload", repo, folder, ".", create_pr=create_pr, private=private)
+    """Upload the files of an export in one commit, and no other file. Raises RunError that says how to try again."""
+    again = "--check-only --upload"
+    if not foreign_files(folder):
+        again = command("hf", "upload", repo, folder, ".", create_pr=create_pr, private=private)
     options = {"commit_message": f"Add {folder.name}", "create_pr": create_pr}
+    names = [str(file.relative_to(folder)) for file in export_files(folder)]
+    names += [name for name in (REPORT, CARD) if inside(folder, name).is_file()]
+    options["allow_patterns"] = [escape(name) for name in names]
     try:
         if not create_pr:
             api.create_repo(repo, private=private, exist_ok=True)

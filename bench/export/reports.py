@@ -63,9 +63,9 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     )
     model, link = report["model"], markdown(report["model"])
     if "/" in model:
-        data.base_model = model
+        data.base_model = model.partition("@")[0]
         data.base_model_relation = None if report["precision"] == "fp32" else "quantized"
-        link = f"[{model}](https://huggingface.co/{model})"
+        link = f"[{model}](https://huggingface.co/{model.replace('@', '/tree/')})"
     escaped = {name: markdown(report[name]) for name in ("dataset", "column", "machine", "verdict", "reason")}
     escaped["findings"] = list(map(markdown, report["findings"]))
     escaped["worst"] = [

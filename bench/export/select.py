@@ -16,13 +16,13 @@ from bench.machine import cpu_cores
 from bench.model.model import Model
 from bench.model.reference import N_PADDED_TEXTS, Reference, padding_note
 from bench.model.tokenizing import load_tokenizer
+from bench.model_files import MANIFEST, export_files
 from bench.provenance import versions
 from bench.variants import Device, ExportKind
 from runtimes import VARIANTS
 from runtimes.onnx import load
 from utils import UserError, first_line
 
-MANIFEST = "export.json"  # beside model.onnx: its model, its exporter and its files
 MANIFEST_TYPES = dict.fromkeys(("precision", "exporter", "made", "options", "weights_id", "transformers"), str | None)
 MANIFEST_TYPES |= {"findings": list | None, "files": list | None}
 LONGEST_REASON = 120  # characters of an exporter's error message
@@ -73,12 +73,22 @@ def export_model(
     model.config.save_pretrained(target)
     tokenizer = load_tokenizer(model.folder)  # again: the model's own one is set to truncate by now
     tokenizer.padding_side = model.padding_side
+    set_padding_token(tokenizer, model.pad_values["input_ids"])
     tokenizer.save_pretrained(target)
     manifest |= {"exporter": best.backend, "made": best.made, "options": options, "findings": findings}
     manifest |= {"weights_id": model.weights_id} | versions("transformers")
     manifest["files"] = sorted(path.name for path in target.iterdir())
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     return describe_export(model, target)
+
+
+def set_padding_token(tokenizer, number: int) -> None:
+    """Make the model's padding token the tokenizer's, unless that would change how texts with this word are split."""
+    if number == tokenizer.pad_token_id or number >= len(tokenizer):
+        return
+    token = tokenizer.convert_ids_to_tokens(number)
+    if number in tokenizer.added_tokens_decoder or tokenizer.encode(token, add_special_tokens=False) != [number]:
+        tokenizer.pad_token = token
 
 
 def read_manifest(folder: Path) -> dict:
@@ -111,12 +121,14 @@ def describe_export(model: Model, folder: Path) -> dict:
 def copy_candidate(plain: Path | None, folder: Path) -> Candidate | None:
     """Copy an existing export into a subfolder of `folder`; None if its manifest does not tell how it was made."""
     manifest = read_manifest(plain) if plain else {}
-    if not {"exporter", "made"} <= manifest.keys():
+    backend, made = manifest.get("exporter"), manifest.get("made")
+    if backend not in list(EXPORT_KINDS["fp32"].backends) or made is None:
         return None
-    (folder / manifest["exporter"]).mkdir()
-    for file in plain.glob("model.onnx*"):
-        shutil.copy(file, folder / manifest["exporter"])
-    return Candidate(manifest["exporter"], manifest["made"])
+    (folder / backend).mkdir()
+    for file in export_files(plain):
+        if file.name.startswith("model.onnx"):
+            shutil.copy(file, folder / backend)
+    return Candidate(backend, made)
 
 
 def count_layers(model: Model) -> int:

@@ -17,7 +17,7 @@ from bench.label.rows import OutputSpec
 from bench.label.splits import InputSplit
 from bench.machine import cpu_cores
 from bench.model.batches import Batching
-from bench.model.model import WEIGHTS
+from bench.model_files import export_files, model_files, small_files
 from bench.processes import error_summary
 from bench.tables.storage import Location
 from bench.variants import Device
@@ -46,7 +46,7 @@ class Actor:
         root = Path(self.directory.name)
         for name, content in files.items():
             path = root / name
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         model = replace(job.spec.model, folder=root / "model", weights_id="")  # read_files() has checked the files
         spec = replace(job.spec, model=model, exported=job.spec.exported and root / "export", export_id="")
@@ -163,10 +163,9 @@ def read_files(spec: ClassifierSpec) -> dict[str, bytes]:
 
     With an export the model's weights are left out. Raises RunError if the files have changed since the run began.
     """
-    files = {f"model/{file.name}": file for file in spec.model.folder.iterdir() if file.is_file()}
-    if spec.exported:
-        files = {name: file for name, file in files.items() if file.suffix not in WEIGHTS}
-        files |= {f"export/{file.name}": file for file in spec.exported.iterdir() if file.is_file()}
+    model, exported = spec.model.folder, spec.exported
+    files = {f"model/{file.relative_to(model)}": file for file in (small_files if exported else model_files)(model)}
+    files |= {f"export/{file.relative_to(exported)}": file for file in (export_files(exported) if exported else ())}
     contents = {name: file.read_bytes() for name, file in files.items()}
     spec.check_unchanged()
     return contents

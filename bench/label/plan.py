@@ -195,7 +195,9 @@ def batching_with_budget(row: dict) -> Batching:
     return Batching("token-budget", batch_tokens=math.ceil(batching.batch_size * padded_length))
 
 
-def measuring_command(job: LabelJob, plan: LabelPlan, options: PlanOptions, threshold: str | None) -> str:
+def measuring_command(
+    job: LabelJob, plan: LabelPlan, options: PlanOptions, threshold: str | None, task: str | None = None
+) -> str:
     """Return the command that measures this job's speed; empty if no benchmark measures these options."""
     if options.workers or options.batch_tokens:
         return ""
@@ -204,7 +206,8 @@ def measuring_command(job: LabelJob, plan: LabelPlan, options: PlanOptions, thre
     given = {name: job.options[f"--{name}"] for name in ("column", "delimiter", "encoding")}
     if given["encoding"] == "utf-8":
         del given["encoding"]
-    return command(*arguments, **given, threshold=threshold, threads=options.threads, gpu=(options.gpu or [])[:1])
+    given |= {"task": task, "threshold": threshold}
+    return command(*arguments, **given, threads=options.threads, gpu=(options.gpu or [])[:1])
 
 
 def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> tuple[list[ClassifierSpec], str]:

@@ -1,6 +1,8 @@
 """Downloads from the Hugging Face Hub."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from glob import escape
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -17,8 +19,8 @@ def with_timeout(function: Callable, *arguments):
     return ThreadPool(1).apply_async(function, arguments).get(TIMEOUT)
 
 
-def download(repo: str, **patterns) -> Path:
-    """Download the files that match snapshot_download's patterns; return the repository's local folder.
+def download(repo: str, names: Sequence[str] = (), revision: str = "") -> Path:
+    """Download files of a repository, by default of its main branch; return the local folder.
 
     If the Hub can't be reached, an earlier download is used. Raises UserError if there is none.
     """
@@ -27,17 +29,20 @@ def download(repo: str, **patterns) -> Path:
     logging.set_verbosity_error()  # it prints a page for each retry
     offline = False
     try:
-        with_timeout(HfApi().model_info, repo)
+        with_timeout(partial(HfApi().model_info, repo, revision=revision or None))
     except errors.HFValidationError as error:
         raise UserError(f"{repo!r} is neither a local folder nor a Hub id") from error
     except errors.GatedRepoError as error:
         raise UserError(f"{repo} is gated; ask for access on its page, then run `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"{repo} is not on the Hub, or private: see `hf auth login`") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{repo} has no branch, tag or commit {revision}") from error
     except Exception:  # of requests, the Hub, or our timeout
         offline = True
     try:
-        folder = snapshot_download(repo, etag_timeout=TIMEOUT, local_files_only=offline, **patterns)
+        options = {"etag_timeout": TIMEOUT, "local_files_only": offline, "revision": revision or None}
+        folder = snapshot_download(repo, allow_patterns=[escape(name) for name in names], **options)
     except errors.LocalEntryNotFoundError as error:
         raise UserError(f"the Hub can't be reached and {repo} is not in its cache") from error
     except Exception as error:  # of the network, the Hub or the disk

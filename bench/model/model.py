@@ -22,12 +22,11 @@ from bench.model.config import (
 from bench.model.task import Task
 from bench.model.tasks import choose_task
 from bench.model.tokenizing import check_tokenizer_file, clear_row, load_tokenizer, resolve_max_length
+from bench.model_files import model_files, weight_files
 from bench.tables.items import Item
 from utils import RunError, UserError, first_line, say
 
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-WEIGHTS = (".safetensors", ".bin")  # files of a model that hold its weights
-SMALL_FILES = (".json", ".txt", ".model", ".spm", ".tiktoken", ".codes")  # config and tokenizer
 # the prefixes that torch.compile and DataParallel add to the names of weights
 WRAPPER = re.compile(r"(^|\.)(_orig_mod|module)\.")
 
@@ -49,23 +48,23 @@ class Model:
     unknown_token_ids: frozenset[int]  # tokens of the tokenizer that the model has no embedding for
 
     @classmethod
-    def from_folder(cls, folder: Path, model_id: str) -> "Model":
-        """Open a model's folder, and note on standard error if it needs special treatment.
+    def from_folder(cls, folder: Path, model_id: str, task: str | None = None) -> "Model":
+        """Open a model's folder for a `task` (see choose_task); note on standard error what is special about it.
 
         Raises UserError if its config or its tokenizer can't be used, or if they do not match.
         """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
-        task = choose_task(read_json(folder / "config.json"), model_id)
-        accepted = inspect.signature(task.class_of(config).forward).parameters
+        task_class = choose_task(read_json(folder / "config.json"), model_id, task)
+        accepted = inspect.signature(task_class.class_of(config).forward).parameters
         max_length = resolve_max_length(config, tokenizer)
         pad_values = resolve_pad_values(config, tokenizer, accepted)
         model = cls(
             id=model_id,
             folder=folder,
-            weights_id=digest_weights(folder),
+            weights_id=digest(model_files(folder)),
             model_type=config.model_type,
-            task=task.from_config(config),
+            task=task_class.from_config(config),
             max_length=max_length,
             special_tokens=list(map(str, tokenizer.all_special_tokens)),
             pad_values=pad_values,
@@ -147,7 +146,7 @@ class Model:
 
     def check_unchanged(self) -> None:
         """Raise RunError if the files have changed since from_folder(); without a weights_id nothing is checked."""
-        if self.weights_id and digest_weights(self.folder) != self.weights_id:
+        if self.weights_id and digest(model_files(self.folder)) != self.weights_id:
             raise RunError(f"{self.folder} changed during the run: rerun the command")
 
     def load_torch(self, precision: str = "fp32", **options):
@@ -168,11 +167,26 @@ class Model:
         try:
             model, loading = self.task.auto_class().from_pretrained(self.folder, **options)
         except Exception as error:  # a wrong config and a broken file fail in many ways
-            raise UserError(f"{self.folder} can't be loaded: {first_line(error)}{saved_by(self.folder)}") from error
+            reason = explain_load_error(self.folder, error)
+            raise UserError(f"{self.folder} can't be loaded: {reason}{saved_by(self.folder)}") from error
         check_loading(self.folder, model, loading)
         if precision != "fp32":
             keep_head_in_fp32(model)
         return model.eval()
+
+
+def explain_load_error(folder: Path, error: BaseException) -> str:
+    """Return in one line why weights can't be loaded. For pickles, the libraries advise to run them."""
+    messages, cause = [], error
+    while cause:
+        messages.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    text, name = " ".join(messages), next((file.name for file in weight_files(folder)), "")
+    if unknown := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"{name} contains Python objects ({unknown[1]}), which could run code; save the model as safetensors"
+    if "from_tf" in text or "weights_only" in text:
+        return f"{name} is damaged, or no file of weights for torch"
+    return first_line(error)
 
 
 def check_loading(folder: Path, model, loading: dict) -> None:
@@ -209,8 +223,3 @@ def keep_head_in_fp32(model) -> None:
     for module in model.children():
         if module is not model.base_model:
             module.float().register_forward_pre_hook(to_fp32)
-
-
-def digest_weights(folder: Path) -> str:
-    """Return 16 hexadecimal digits for all files that determine a model's answers."""
-    return digest(path for path in sorted(folder.iterdir()) if path.suffix in SMALL_FILES + WEIGHTS and path.is_file())

@@ -1,14 +1,26 @@
 """Model id -> Model: a local folder, a download from the Hub, or random-roberta-base."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 from bench.files import read_json
 from bench.model.hub import download
-from bench.model.model import SMALL_FILES, WEIGHTS, Model
+from bench.model.model import Model
 from bench.model.random_model import RANDOM_MODEL, random_roberta_base
 from bench.model.tasks import choose_task
+from bench.model_files import (
+    SMALL_FILES,
+    WEIGHTS,
+    check_settings,
+    check_weights,
+    nested_items,
+    small_files,
+    weight_choices,
+    weight_files,
+)
+from bench.options import hub_name
 from bench.processes import run_in_subprocess
 from bench.tables.storage import check_not_lfs_pointer, locate
 from utils import UserError
@@ -16,43 +28,54 @@ from utils import UserError
 DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
 
 
-def open_model(model_id: str, call: Callable = run_in_subprocess) -> Model:
+def open_model(model_id: str, call: Callable = run_in_subprocess, task: str | None = None) -> Model:
     """Open a model, see resolve_model and Model.from_folder, in the process that `call` runs functions in."""
-    return call(Model.from_folder, resolve_model(model_id), model_id)
+    model_id = hub_name(model_id)
+    return call(Model.from_folder, resolve_model(model_id, task), model_id, task)
 
 
-def resolve_model(model_id: str) -> Path:
+def resolve_model(model_id: str, task: str | None = None) -> Path:
     """Return the local folder of a model: `random-roberta-base`, a local folder, or the download of a Hub id.
 
-    Raises UserError if there is no such model, if its task is unknown, or if it asks for code or weights from
-    elsewhere.
+    Raises UserError if there is no such model, if it is not for the `task` (see choose_task), or if it asks for code or
+    files from elsewhere.
     """
     if model_id == RANDOM_MODEL:
         return random_roberta_base()
     folder = Path(model_id)
     if not os.path.isdir(folder):  # unlike Path.is_dir, False for a name that is too long
-        if os.path.exists(folder) or model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
+        repo, _, revision = hub_name(model_id).partition("@")
+        if os.path.exists(folder) or model_id.startswith((".", "/", "~")) or repo.count("/") > 1:
             raise UserError(f"there is no model folder {model_id}")
-        at_the_top = {"ignore_patterns": "*/*"}
-        patterns = [*(f"*{suffix}" for suffix in SMALL_FILES), "*.safetensors", "README.md"]
         try:
-            folder = download(model_id, allow_patterns=patterns, **at_the_top)
-            if not any(folder.glob("*.safetensors")):  # pickles: torch reads them as weights only
-                folder = download(model_id, allow_patterns="*.bin", **at_the_top)
+            folder = download_model(repo, unquote(revision))
         except UserError as error:
             raise type(error)(f"{error}; use a local folder or {RANDOM_MODEL} instead") from error
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
-    for file in folder.iterdir():
-        if file.suffix in (*SMALL_FILES, *WEIGHTS) and file.is_file():
-            check_not_lfs_pointer(locate(file))
+    for file in small_files(folder):
+        check_not_lfs_pointer(locate(file))
     config = read_json(folder / "config.json")
     check_origin(folder, config)
     heads = config.get("architectures") or []
     if not isinstance(config.get("model_type"), str) or not isinstance(heads, list):
         # transformers would guess a missing type from the folder's name
         raise UserError(f"{folder}/config.json lacks model_type, or its architectures are not a list")
-    choose_task(config, model_id)
+    choose_task(config, model_id, task)
+    check_weights(folder)
+    for file in weight_files(folder):
+        check_not_lfs_pointer(locate(file))
+    return folder
+
+
+def download_model(repo: str, revision: str) -> Path:
+    """Download what transformers would load; a pickle only if there is nothing else. Raises UserError."""
+    folder = download(repo, [*SMALL_FILES, *WEIGHTS[:2], WEIGHTS[3], "README.md"], revision)
+    for names in weight_choices(folder) if (folder / "config.json").is_file() else ():
+        if names != [WEIGHTS[0]]:
+            folder = download(repo, names, revision)
+        if all((folder / name).is_file() for name in names):
+            break
     return folder
 
 
@@ -70,17 +93,6 @@ def check_origin(folder: Path, config: dict) -> None:
             raise UserError(f"{folder}/config.json asks for the attention {value!r}; only eager and sdpa are allowed")
         if name == "quantization_config" and value is not None:
             raise UserError(f"{folder} is quantized; use the FP32 original, with which answers are compared")
-    for index in folder.glob("*.index.json"):
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or any(Path(str(shard)).name != shard for shard in shards.values()):
-            raise UserError(f"{index} names weights outside the model's folder")
+    check_settings(folder)
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} is an adapter; merge it into its base model first")
-
-
-def nested_items(value) -> Iterator[tuple[str, object]]:
-    """Yield the names and values of a JSON object and of all objects in it."""
-    if isinstance(value, dict):
-        yield from value.items()
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from nested_items(inner)

@@ -1,14 +1,22 @@
 """The tasks there are, and which of them a model is for."""
 
-from bench.model.classification import Classification
+from bench.model.classification import REGRESSION, Classification
 from bench.model.task import Task
 from utils import UserError
 
 TASKS = {"classification": Classification}
 
 
-def choose_task(config: dict, model_id: str) -> type[Task]:
-    """Return the task of a model by the content of its config.json. Raises UserError if there is none."""
+def choose_task(config: dict, model_id: str, name: str | None = None) -> type[Task]:
+    """Return the task of a model by the content of its config.json, or the task with this name.
+
+    Raises UserError if there is none, or if the model is for pairs of texts and no name is given.
+    """
+    if not name and (sign := sign_of_pairs(config)):
+        raise UserError(
+            f"{model_id} compares two texts, to judge by {sign} in config.json; pairs are not supported yet. "
+            "If it labels single texts, add --task classification"
+        )
     architectures = config.get("architectures")
     if not architectures:  # as in some older models
         return Classification
@@ -16,3 +24,17 @@ def choose_task(config: dict, model_id: str) -> type[Task]:
         return matching[0]
     wanted = " or ".join(f"...{task.class_suffix}" for task in TASKS.values())
     raise UserError(f"{model_id} is a {', '.join(map(str, architectures))}; a model of class {wanted} is needed")
+
+
+def sign_of_pairs(config: dict) -> str:
+    """Return what tells that a model is for NLI or a reranker, which take two texts; empty for other models."""
+    for name in ("sentence_transformers", "sbert_ce_default_activation_function"):
+        if config.get(name) is not None:
+            return name
+    labels = []
+    if isinstance(config.get("id2label"), dict):
+        labels = [str(label).strip() for label in config["id2label"].values()]
+    if entailment := [label for label in labels if label.lower().startswith("entail")]:
+        return f"the label {entailment[0]}"
+    is_single = labels == ["LABEL_0"] or (not labels and config.get("num_labels") == 1)
+    return "its only label, LABEL_0," if is_single and config.get("problem_type") != REGRESSION else ""

@@ -6,12 +6,17 @@ import pickle
 import runpy
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import transformers
 from conftest import call_here, refused
 from tiny import make_tiny_bert
 
+import classify_texts
+import export_onnx
+import run_benchmark
+from bench.export.ensure import export_folder
 from bench.export.select import export_model
 from bench.measure.tokens import prepare_tokens
 from bench.model.batches import pad
@@ -197,7 +202,9 @@ def test_a_pickle_is_never_run(form, model, texts, tmp_path):
     runner = load(opened, None, CPU)  # from the safetensors beside it
     assert runner.forward(runner.prepare(pad({"input_ids": [[0, 5, 2]]}, PAD_VALUES))).shape == (1, 5)
     (model / "model.safetensors").unlink()
-    assert str(model) in refused(prepare_tokens, opened, texts[:3], None, call_here)
+    message = refused(prepare_tokens, opened, texts[:3], None, call_here)
+    assert f"{model} can't be loaded: pytorch_model.bin" in message and "open" in message, "its class is named"
+    assert "weights_only" not in message and "from_tf" not in message, "advice that would run it"
     assert str(model) in refused(export_model, opened, "fp32", tmp_path)
     assert not marker.exists()
     with contextlib.suppress(RuntimeError):  # torch rejects the file, but only after it has run the pickle
@@ -240,6 +247,136 @@ def test_a_model_comes_from_the_hub_without_pickles_and_then_from_the_cache(hub,
     assert (folder / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert resolve_model("ann/tiny") == folder
+
+
+def test_a_model_in_a_pickle_beside_other_safetensors_comes_from_the_hub(hub, model):
+    pickled(model)
+    (model / "model.fp16.safetensors").write_bytes(b"not asked for")
+    hub.models["ann/tiny"] = model
+    folder = resolve_model("ann/tiny")
+    assert (folder / "pytorch_model.bin").read_bytes() == (model / "pytorch_model.bin").read_bytes()
+    assert "model.fp16.safetensors" not in hub.sent
+    assert Model.from_folder(folder, "x").load_torch()
+
+
+@pytest.mark.parametrize("format", ["safetensors", "pickle"])
+def test_weights_in_several_files_come_from_the_hub(format, hub, model):
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(model)
+    (model / "model.safetensors").unlink()
+    network.save_pretrained(model, max_shard_size="50KB")
+    if format == "pickle":
+        import torch
+        from safetensors.torch import load_file
+
+        index = json.loads((model / "model.safetensors.index.json").read_text())
+        for shard in set(index["weight_map"].values()):
+            torch.save(load_file(model / shard), model / shard.replace(".safetensors", ".bin"))
+        for file in [*model.glob("*.safetensors*")]:
+            file.unlink()
+        index["weight_map"] = {key: one.replace(".safetensors", ".bin") for key, one in index["weight_map"].items()}
+        (model / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    hub.models["ann/tiny"] = model
+    opened = Model.from_folder(resolve_model("ann/tiny"), "x")
+    assert opened.load_torch() and len(hub.sent) == len(set(hub.sent))
+    assert opened.weights_id == Model.from_folder(model, "x").weights_id
+
+
+def test_weights_that_the_config_names_come_from_the_hub(hub, model):
+    (model / "sub").mkdir()
+    (model / "model.safetensors").rename(model / "sub" / "w.safetensors")
+    configure(model, transformers_weights="sub/w.safetensors")
+    hub.models["ann/tiny"] = model
+    assert Model.from_folder(resolve_model("ann/tiny"), "x").load_torch()
+
+
+def test_weights_for_tensorflow_alone_on_the_hub_are_refused(hub, model):
+    (model / "model.safetensors").rename(model / "tf_model.h5")
+    hub.models["ann/tiny"] = model
+    message = refused(resolve_model, "ann/tiny")
+    assert "tf_model.h5" in message and "from_tf" not in message
+
+
+PAGES = {
+    "ann/tiny/": "ann/tiny",
+    "https://huggingface.co/ann/tiny": "ann/tiny",
+    "https://huggingface.co/ann/tiny/?library=transformers#use": "ann/tiny",
+    "https://hf.co/ann/tiny/tree/main": "ann/tiny",
+    "https://huggingface.co/ann/tiny/tree/v2": "ann/tiny@v2",
+    "https://huggingface.co/ann/tiny/tree/refs%2Fpr%2F1": "ann/tiny@refs%2Fpr%2F1",
+    "ann/tiny@v2": "ann/tiny@v2",
+    "ann/tiny@refs/pr/1": "ann/tiny@refs%2Fpr%2F1",
+    "ann/tiny@main": "ann/tiny",
+}
+
+
+@pytest.mark.parametrize("given", PAGES)
+def test_a_model_may_be_a_page_or_a_revision(given, hub, model, tmp_path):
+    """The folder of its export and its rows are named after it."""
+    hub.models["ann/tiny"] = model
+    other = shutil.copytree(model, tmp_path / "v2")
+    configure(other, id2label={i: f"new {i}" for i in range(5)})
+    revision = PAGES[given].partition("@")[2]
+    hub.models[f"ann/tiny@{unquote(revision) or 'other'}"] = other
+    opened = open_model(given, call_here)
+    assert opened.id == PAGES[given] and opened.labels[0] == ("new 0" if revision else "LABEL_0")
+    assert str(export_folder(opened.id, "fp32")) == f"tiny{revision and '-' + unquote(revision).replace('/', '-')}-onnx"
+
+
+def test_an_unknown_revision_and_a_page_of_something_else_are_one_line(hub, model):
+    hub.models["ann/tiny"] = model
+    assert "v3" in refused(resolve_model, "ann/tiny@v3")
+    assert "datasets/ann/tiny" in refused(resolve_model, "https://huggingface.co/datasets/ann/tiny")
+
+
+NLI = {"id2label": {"0": "CONTRADICTION", "1": "NEUTRAL", "2": "ENTAILMENT"}}
+PAIRS = {
+    "entailment": NLI,
+    "two labels": {"id2label": {"0": "entailment", "1": "not_entailment"}},
+    "sentence_transformers": {"sentence_transformers": {"activation_fn": "torch.nn.Sigmoid", "version": "5.1.0"}},
+    "sbert_ce_default_activation_function": {"sbert_ce_default_activation_function": "torch.nn.Identity"},
+    "LABEL_0": {"id2label": {"0": "LABEL_0"}, "problem_type": None},
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_model_for_pairs_is_refused_unless_its_task_is_given(name, model, tmp_path, call, monkeypatch):
+    configure(model, **PAIRS[name])
+    resize_head(model, len(PAIRS[name].get("id2label", range(5))))
+    (tmp_path / "texts.csv").write_text("body\none\ntwo\n")
+    monkeypatch.chdir(tmp_path)
+    device, data = ["--device", "cpu"], ["--dataset", "texts.csv"]
+    runs = {
+        classify_texts: [model, "texts.csv", "--output", "out", "--variant", "torch", *device],
+        run_benchmark: ["--model", "torch", "--model-id", model, *data, *device, "--resume", "--dry-run"],
+        export_onnx: [model, *data, *device, "--no-upload", "--precision", "fp32", "--tolerance", 1],
+    }
+    for script, options in runs.items():
+        code, _, err = call(script, *options)
+        assert code == 2 and str(model) in err.splitlines()[-1] and "--task classification" in err, err
+        assert call(script, *options, "--task", "classification")[0] == 0
+    assert (tmp_path / "out").is_dir() and (tmp_path / "model-onnx").is_dir()
+
+
+def resize_head(model: Path, labels: int) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    for name in ("classifier.out_proj.weight", "classifier.out_proj.bias"):
+        weights[name] = weights[name][:labels].clone()
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id2label": {"0": "LABEL_0"}, "problem_type": "regression"},
+        {"id2label": {"0": "toxic"}, "problem_type": None},
+        {"id2label": {str(i): f"a presentailment {i}" for i in range(5)}},
+    ],
+)
+def test_other_models_need_no_task(changes, model):
+    configure(model, **changes)
+    assert resolve_model(str(model)) == model
 
 
 def test_random_roberta_base_is_built_once(tmp_path, monkeypatch, capsys):

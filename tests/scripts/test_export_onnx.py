@@ -20,24 +20,31 @@ import pytest
 import yaml
 from conftest import ROOT
 from tiny import (
+    make_tiny,
     make_tiny_albert,
     make_tiny_bert,
     make_tiny_distilbert,
     make_tiny_roberta,
     make_tiny_xlm_roberta,
+    tiny_config,
     with_a_wrong_head,
+    word_level_tokenizer,
 )
+from transformers import AutoTokenizer
 
 import export_onnx
-from bench.export.publish import upload
-from bench.export.select import EXPORT_KINDS
+from bench.export.ensure import ensure_export
+from bench.export.publish import find_repository, upload
+from bench.export.select import EXPORT_KINDS, set_padding_token
 from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN
 from bench.machine import cpu_features
 from bench.model import task
 from bench.model.model import Model
 from bench.model.parity import EXCERPT_CHARACTERS
 from bench.model.reference import Reference
-from bench.options import PRECISIONS
+from bench.model.tasks import TASKS as TASK_CLASSES
+from bench.options import PRECISIONS, TASKS
+from bench.variants import digest_export
 from utils import RunError, UserError
 
 SCRIPT = ROOT / "export_onnx.py"
@@ -47,7 +54,7 @@ MODELS = {
     "bert": (make_tiny_bert, {"problem_type": "multi_label_classification", "num_labels": 3}),
     "distilbert": (make_tiny_distilbert, {"problem_type": None, "num_labels": 3}),
     "xlm-roberta": (make_tiny_xlm_roberta, {"problem_type": "single_label_classification", "num_labels": 4}),
-    "roberta": (make_tiny_roberta, {"problem_type": None, "num_labels": 1}),
+    "roberta": (make_tiny_roberta, {"problem_type": None, "num_labels": 1, "id2label": {0: "toxic"}}),
 }
 
 
@@ -213,6 +220,98 @@ def test_a_private_upload_to_a_public_repository_is_refused_without_a_command_th
     assert caught.value.code == 2 and "hf upload" not in str(caught.value) and not hub.commits
 
 
+def test_only_the_files_of_an_export_are_uploaded(tiny_exports, tmp_path, hub):
+    from huggingface_hub import HfApi
+
+    folder = shutil.copytree(tiny_exports / "tiny-onnx", tmp_path / "[tiny]")
+    files = {file.name for file in folder.iterdir()}
+    (folder / "texts").mkdir()
+    (tmp_path / "elsewhere.json").write_text("a secret")
+    for name in (".env", "notes.txt", "texts/comments.csv", "model.onnx.bak"):
+        (folder / name).write_text("a secret")
+    (folder / "link.json").symlink_to(tmp_path / "elsewhere.json")
+    (folder / "parity.json").write_text("{}")
+    (folder / "README.md").write_text("a card")
+    hub.repos.append({"name": "tiny", "private": False})
+    api, repo = find_repository("one", "ann/tiny", "x", create_pr=False)
+    upload(api, repo, folder, private=False, create_pr=False)
+    [(_, lines)] = hub.commits
+    sent = {line["value"]["path"] for line in lines if line["key"] in ("file", "lfsFile")}
+    assert sent == files | {"parity.json", "README.md"}
+    hub.broken = True
+    with pytest.raises(RunError) as caught:
+        upload(HfApi(token="good"), "ann/tiny", folder, private=False, create_pr=False)
+    assert "hf upload" not in str(caught.value) and "--check-only" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.json", "link.json", "ABSOLUTE", "sub/../../elsewhere.json", 5])
+def test_an_export_never_takes_a_file_from_elsewhere(name, tiny_exports, tiny_model, here, hub, export, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "good")
+    folder = shutil.copytree(tiny_exports / "tiny-onnx", here / "tiny-onnx")
+    (here / "elsewhere.json").write_text("a secret")
+    (folder / "link.json").symlink_to(here / "elsewhere.json")
+    manifest = json.loads((folder / "export.json").read_text())
+    manifest["files"].append(name if name != "ABSOLUTE" else str(here / "elsewhere.json"))
+    (folder / "export.json").write_text(json.dumps(manifest))
+    code, _, err = export(tiny_model, "--precision", "fp32", "--check-only", "--upload")
+    assert code == 2 and "tiny-onnx" in err.splitlines()[-1] and not hub.commits
+
+
+@pytest.mark.parametrize("exporter", ["../../outside", "/ABSOLUTE", "unknown"])
+def test_an_exporter_in_a_manifest_is_no_path(exporter, tiny_exports, tiny_model, here, in_this_process):
+    shutil.copytree(tiny_exports / "tiny-onnx", here / "tiny-onnx")
+    manifest = json.loads((here / "tiny-onnx" / "export.json").read_text())
+    outside = str(here / "outside") if exporter == "/ABSOLUTE" else exporter
+    (here / "tiny-onnx" / "export.json").write_text(json.dumps(manifest | {"exporter": outside}))
+    model = Model.from_folder(tiny_model, "tiny")
+    made, _ = ensure_export(model, "int8")
+    assert sorted(path.name for path in here.iterdir()) == ["tiny-onnx", "tiny-onnx-int8"]
+    assert json.loads((made / "export.json").read_text())["exporter"] in EXPORT_KINDS["fp32"].backends
+
+
+def test_another_file_beside_an_export_does_not_change_its_id(tiny_exports, tmp_path):
+    folder = shutil.copytree(tiny_exports / "tiny-onnx", tmp_path / "tiny-onnx")
+    before = digest_export(folder)
+    (folder / "log.txt").write_text("a line")
+    assert digest_export(folder) == before
+    (folder / "model.onnx").write_bytes(b"another")
+    assert digest_export(folder) != before
+
+
+def test_the_saved_tokenizer_pads_as_the_config_says(tmp_path, texts, here, export):
+    """Some models find the end of a text by the token (GPT-2), others have none in the tokenizer."""
+    for name, padding in (("other", "</s>"), ("none", None)):
+        model = tmp_path / name
+        model.mkdir()
+        make_tiny(model, word_level_tokenizer("gpt2"), tiny_config("gpt2"))
+        for file in ("tokenizer_config.json", "special_tokens_map.json"):
+            if (model / file).exists():
+                (model / file).write_text(json.dumps(json.loads((model / file).read_text()) | {"pad_token": padding}))
+        assert export(model, "--no-upload", "--precision", "fp32", "--tolerance", 1)[0] == 0
+        classify = usage_example((here / f"{name}-onnx" / "README.md").read_text())["classify"]
+        some = ["w1 w2 w3 w4 w5 w6 w7", "w8", "w9 w10"]
+        expected = Reference.load(Model.from_folder(model, name)).of_items(some)
+        assert classify(some, batch_size=3) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_word_never_becomes_the_padding_token(tmp_path):
+    """A special token is cut out of every text in which it occurs."""
+    tokenizer = word_level_tokenizer("gpt2")
+    set_padding_token(tokenizer, 7)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded("w3 w3x").input_ids == word_level_tokenizer("gpt2")("w3 w3x").input_ids
+
+
+def test_the_card_of_a_revision_names_the_model_on_the_hub(tiny_model, here, hub, export):
+    hub.models["ann/tiny@v2"] = tiny_model
+    assert export("ann/tiny@v2", "--no-upload", "--precision", "fp32")[0] == 0
+    card = (here / "tiny-v2-onnx" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n", 2)[1])["base_model"] == "ann/tiny"
+    assert "(https://huggingface.co/ann/tiny/tree/v2)" in card
+    assert read_report(here / "tiny-v2-onnx")["model"] == "ann/tiny@v2"
+
+
 def test_upload_as_a_pull_request(tiny_exports, hub, api, capsys):
     upload(api, "other/tiny", tiny_exports / "tiny-onnx", private=False, create_pr=True)
     assert f"{hub.url}/other/tiny/discussions/7" in capsys.readouterr().err
@@ -228,6 +327,9 @@ def test_upload_as_a_pull_request(tiny_exports, hub, api, capsys):
         ("good", "--repo-id elsewhere/tiny", ["elsewhere", "ann", "--repo-id"]),
         ("good", "--repo-id club/tiny", ["club", "ann", "--repo-id"]),
         ("fine", "--repo-id team/tiny", ["team", "ann", "--repo-id"]),
+        ("one", "--repo-id ann/other", ["ann", "--repo-id"]),
+        ("good", "--repo-id ann/-tiny--x", ["ann/-tiny--x", "--repo-id"]),
+        ("good", "--save-dir with(brackets)", ["ann/with(brackets)", "--repo-id"]),
     ],
 )
 def test_a_token_without_write_access_is_refused_before_the_export(
@@ -241,7 +343,7 @@ def test_a_token_without_write_access_is_refused_before_the_export(
 
 def test_the_choices_agree_with_the_modules_that_define_them():
     """The script has copies, since these modules import numpy."""
-    assert sorted(PRECISIONS) == sorted(EXPORT_KINDS)
+    assert sorted(PRECISIONS) == sorted(EXPORT_KINDS) and list(TASKS) == list(TASK_CLASSES)
     assert export_onnx.argument_parser().get_default("tolerance") == TOLERANCE
 
 
