@@ -22,11 +22,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.machine import cpu_cores, process_count
-from bench.options import BATCHINGS, PRECISIONS, add_text_options, add_threshold, command, float_from
+from bench.options import BATCHINGS, CSV_OPTIONS, PRECISIONS, add_text_options, add_threshold, command, float_from
 from utils import CACHE, Parser, UserError, clean, int_from, run, say
 
 # options that a check of the same folder needs again
-CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", "delimiter", "encoding")
+CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)
 CHECK_OPTIONS += ("label_column", "threshold", "batching", "batch_size", "batch_tokens", "tolerance")
 
 
@@ -146,7 +146,7 @@ def main() -> int:
         args.precision = select.read_manifest(target).get("precision", args.precision)
     else:
         ensure.check_target(target, source, args.overwrite)
-    csv = Csv(args.delimiter, args.encoding)
+    csv = Csv.from_options(args)
     dataset = load_dataset(args.dataset, [args.column], args.limit, args.label_column, csv)
     for note in dataset.notes:
         say(clean(note))

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.machine import cpu_cores, process_count
-from bench.options import BATCHINGS, add_text_options, add_threshold, batching, command, float_from
+from bench.options import BATCHINGS, CSV_OPTIONS, add_text_options, add_threshold, batching, command, float_from
 from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
@@ -186,7 +186,7 @@ def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
     """
 
     defaults = {"gpu": 0, "dataset": "normal", "column": "body", "encoding": "utf-8"}
-    names = ("device", "gpu", "model_id", "dataset", "column", "delimiter", "encoding", "threshold", "threads")
+    names = ("device", "gpu", "model_id", "dataset", "column", *CSV_OPTIONS, "threshold", "threads")
     given = {name: getattr(args, name) for name in names if getattr(args, name) != defaults.get(name)}
     if args.delimiter == "\t":
         given["delimiter"] = "tab"
@@ -221,7 +221,7 @@ def list_cells(cells: list[Cell], repeats: int) -> int:
 def main() -> int:
     args = parse_arguments()
     variants = choose_variants(args.model, args.device, args.quick)
-    dataset = load_dataset(args.dataset, [args.column], args.limit, csv=Csv(args.delimiter, args.encoding))
+    dataset = load_dataset(args.dataset, [args.column], args.limit, csv=Csv.from_options(args))
     device = Device(args.gpu if args.device == "gpu" else None, args.threads)
     info = run_in_subprocess(describe_device, args.gpu) if args.device == "gpu" else describe_device(None)
     cells = choose_cells(args, variants, len(dataset.texts))

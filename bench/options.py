@@ -11,13 +11,18 @@ from collections.abc import Callable
 PRECISIONS = "fp32", "fp16", "int8"  # of exports
 BATCHINGS = "in-order", "sorted", "token-budget"
 LONG_TEXTS = "cut", "windows", "windows-mean"  # truncate, or combine windows by each label's maximum or mean
+CSV_OPTIONS = "delimiter", "encoding", "quoting", "escape"  # how CSV files are read: the fields of a Csv
 
 
 def add_text_options(group) -> None:
-    """Add the options that say how texts are read from a file: --column, --delimiter and --encoding."""
+    """Add the options that say how texts are read from a file: --column, and CSV_OPTIONS."""
     group.add_argument("--column", default="body", help="the text column (default: body)")
     group.add_argument("--delimiter", type=delimiter, help="of CSV files: a character, or tab (default: by file name)")
     group.add_argument("--encoding", type=encoding, default="utf-8", help="of CSV files (default: utf-8)")
+    quoting_help = "of CSV files; none: quotes are plain text (default: none for .tsv files, else standard)"
+    group.add_argument("--quoting", choices=("standard", "none"), help=quoting_help)
+    escape_help = "before quotes within CSV fields, such as a backslash (default: quotes are doubled)"
+    group.add_argument("--escape", type=delimiter, metavar="CHARACTER", help=escape_help)
 
 
 def delimiter(text: str) -> str:
@@ -29,8 +34,9 @@ def delimiter(text: str) -> str:
 
 def encoding(text: str) -> str:
     try:
+        "".encode(text)  # fails for codecs of other things than text
         return codecs.lookup(text).name
-    except LookupError as error:
+    except (LookupError, ValueError) as error:
         raise ArgumentTypeError(f"unknown encoding {text!r}; use a name that Python knows, such as cp1252") from error
 
 

@@ -17,7 +17,7 @@ from bench.measure.quick import Job, head_texts, mean_tokens, quick_benchmark
 from bench.model.batches import Batching
 from bench.model.model import Model
 from bench.naming import slug
-from bench.options import command
+from bench.options import CSV_OPTIONS, command
 from bench.provenance import package_versions
 from bench.report.rows import latest_per_cell, read_results
 from bench.report.verdict import rank
@@ -211,7 +211,7 @@ def measuring_command(job: LabelJob, plan: LabelPlan, options: PlanOptions, thre
         return ""
     words = "python", "run_benchmark.py", "--model", options.variant or "all", "--quick", "--device", plan.device
     words += "--model-id", job.model.id, "--dataset", job.tables[0].file
-    given = {name: job.options[f"--{name}"] for name in ("column", "delimiter", "encoding")}
+    given = {name: job.options[f"--{name}"] for name in ("column", *CSV_OPTIONS)}
     if given["encoding"] == "utf-8":
         del given["encoding"]
     return command(*words, **given, threshold=threshold, threads=options.threads, gpu=(options.gpu or [])[:1])

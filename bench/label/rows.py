@@ -10,7 +10,7 @@ from bench.model.task import Task
 from bench.tables.folders import nested_columns
 from bench.tables.items import Item, items_of, removal
 from bench.tables.readers import BAD, Table
-from utils import UserError, say
+from utils import UserError, clean, say
 
 BAD_ROWS = b"bad_rows"  # key of the bad rows in a schema's metadata
 WORKER_FAILED = "a worker failed on this text"  # how the reason begins then
@@ -99,7 +99,7 @@ def choose_columns(tables: list[Table], text_columns: list[str], keep: list[str]
     nested = nested_columns(tables)
     if keep is None:
         if nested:
-            say(f"columns that hold lists or objects are not copied: {', '.join(nested)}")
+            say(clean(f"columns that hold lists or objects, or have odd names, are not copied: {', '.join(nested)}"))
         names = [name for table in tables for name in table.schema.names]
         keep = [name for name in names if name not in {*text_columns, *nested}]
     elif uncopyable := [name for name in keep if name in nested]:
