@@ -174,7 +174,7 @@ def undecoded(fields: list[str], encoding: str) -> str:
         content.decode()
         return ""
     except UnicodeDecodeError as error:
-        byte, *rest = content[error.start : error.start + 3]
-        if encoding != "utf-8" and byte == 0xED:  # see blocks.half_surrogates
-            byte = (rest[0] & 3) << 6 | rest[1] & 63
+        byte = content[error.start]
+        if half := re.match(rb"\xed([\xb0-\xb3])([\x80-\xbf])", content[error.start :]):  # see blocks.half_surrogates
+            byte = (half[1][0] & 3) << 6 | half[2][0] & 63
     return f"byte 0x{byte:02x} is not valid {encoding.upper()}; set --encoding"

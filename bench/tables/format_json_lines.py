@@ -51,20 +51,20 @@ def can_read(column: pa.Field) -> bool:
 
 def read_records(file: Location) -> Iterator[tuple[bytes, int]]:
     """Yield blocks of lines, see read_lines; objects in arrays, or not on a line each, become one per line."""
-    blocks, head = read_lines(file), []
+    blocks = read_lines(file)
     for block in blocks:
-        head.append(block)
         if block[0].strip():
-            break
-    one_per_line = is_json_lines(head[-1][0])
-    yield from chain(head, blocks) if one_per_line else split_records(chain(head, blocks))
+            blocks = chain([block], blocks)
+            yield from blocks if is_json_lines(block[0]) else split_records(blocks)
+            return
+        yield block
 
 
 def is_json_lines(block: bytes) -> bool:
     """False if the text that this block begins is an array, or has objects that are not one per line."""
     values = [parse_json(line) for line in islice(filter(bytes.strip, block.split(b"\n")), 2)]
     text = block.decode(errors="surrogateescape").lstrip()
-    if not values or isinstance(values[0], dict) or text[0] not in "[{":
+    if isinstance(values[0], dict) or text[:1] not in ("[", "{"):
         return True
     if text[0] == "[":
         return list(map(type, values)) == [list, dict]  # the first line is a bad one
@@ -77,9 +77,11 @@ def is_json_lines(block: bytes) -> bool:
 
 def split_records(blocks: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:
     """Put each value on a line. Raises ValueError after the last one if more follows, or an array is not closed."""
-    text, depth, count = "", 0, 0
+    text, depth, count, enough = "", 0, 0, 0
     for block, position in blocks:
         text += block.decode(errors="surrogateescape")
+        if len(text) < enough and block.endswith(b"\n"):  # the last block does not
+            continue
         lines, start = [], 0
         with contextlib.suppress(ValueError, RecursionError):  # the value may end in a later block
             while gap := BETWEEN.match(text, start):
@@ -87,10 +89,10 @@ def split_records(blocks: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, 
                 end = DECODER.raw_decode(text, start)[1]
                 lines.append(text[start:end].replace("\n", " ") + "\n")
                 start = end
-        text, count = text[start:], count + len(lines)
+        text, count, enough = text[start:], count + len(lines), 2 * (len(text) - start)
+        yield "".join(lines).encode(errors="surrogateescape"), position
         if len(text) > MAX_LINE:
             break
-        yield "".join(lines).encode(errors="surrogateescape"), position
     if text or depth:
         raise ValueError(f"truncated, or not JSON, after its first {count:,} objects")
 
