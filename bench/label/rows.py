@@ -1,6 +1,7 @@
 """Rows of the input -> rows of the output and back: which columns come out, and what is counted."""
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -59,7 +60,7 @@ class OutputSpec:
             known = ", ".join(self.model_labels)
             raise UserError(f"--labels: the model has no label {unknown[0]!r}; its labels: {known}")
         names = [*self.keep_columns, *self.new_columns]
-        if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
             message = f"two columns would be named {repeated[0]!r}: rename the new ones with --prefix"
             raise UserError(f"{message}, or leave out others with --keep-columns")
         complete = set.intersection(*(set(table.schema.names) for table in tables))
@@ -100,8 +101,8 @@ def choose_columns(tables: list[Table], text_columns: list[str], keep: list[str]
     if keep is None:
         if nested:
             say(clean(f"columns that hold lists or objects, or have odd names, are not copied: {', '.join(nested)}"))
-        names = [name for table in tables for name in table.schema.names]
-        keep = [name for name in names if name not in {*text_columns, *nested}]
+        left_out = {*text_columns, *nested}
+        keep = [name for table in tables for name in table.schema.names if name not in left_out]
     elif uncopyable := [name for name in keep if name in nested]:
         raise UserError(f"--keep-columns: {uncopyable[0]!r} holds lists or objects, which cannot be copied")
     if keep_text:

@@ -16,10 +16,11 @@ from bench.tables.storage import Location
 TSV_NAME = re.compile(r"\.tsv(\.gz|\.zst)?$", re.IGNORECASE)
 FEW_LINES = 3  # in a row
 MANY_LINES = 100  # in a row, whatever they contain
-LOST_LINES = "lost lines"  # reasons of bad rows that swallowed others begin with it
+LOST_LINES = "lost lines"  # how the reason begins if a quote is unclosed, or a bad row swallowed others
+UNCLOSED = "unclosed quote"
 ADVICE = "if a quote is plain text, set --quoting none or --escape"
 CLEARER_MESSAGES = {  # part of the csv module's message -> clearer message
-    "end of data": "unclosed quote",
+    "end of data": UNCLOSED,
     "new-line character": "carriage return outside quotes; lines must end in \\n or \\r\\n",
     "field larger": f"a field of more than {MAX_LINE >> 20} MiB",
 }
@@ -142,8 +143,8 @@ def read_chunk(
 
 
 def lost(start: int, end: int, reason: str) -> str:
-    """Return the reason why the row in these lines is bad; it begins with LOST_LINES if there are several."""
-    return reason if start == end else f"{LOST_LINES} {start} to {end}: {reason}; {ADVICE}"
+    """Return the reason why the row in these lines is bad, with LOST_LINES if that applies."""
+    return f"{LOST_LINES} {start} to {end}: {reason}; {ADVICE}" if start < end or reason == UNCLOSED else reason
 
 
 def looks_swallowed(fields: list[str], breaks: int, delimiter: str) -> bool:

@@ -39,7 +39,8 @@ def read_schema(file: Location) -> pa.Schema:
     types = {name: None if UNREADABLE.search(name) else column_type(values) for name, values in kinds.items()}
     nested = [name for name, kind in types.items() if not kind]
     if head and len(nested) == len(types):
-        raise ValueError(f"its JSON is not one object per line with a text; keys with lists or objects: {nested[:9]}")
+        others = ", ".join(map(repr, nested[:9])) or "none"
+        raise ValueError(f"no JSON objects with text or numbers; keys that hold lists or objects: {others}")
     metadata = {NESTED: json.dumps(nested)} if nested else None
     return pa.schema([(name, kind) for name, kind in types.items() if kind], metadata)
 

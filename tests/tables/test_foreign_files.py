@@ -146,6 +146,8 @@ def test_rows_that_a_quote_swallows_are_reported(tmp_path, capfd):
     rows = read(tmp_path / "a.csv")
     assert len(rows) == 5 and rows[4]["line"] == 21 and rows[4]["reason"].startswith(LOST_LINES)
     assert " 6 " in rows[4]["reason"] and "--quoting" in rows[4]["reason"]
+    (tmp_path / "b.csv").write_text('id,body\n1,x\n2,"y')
+    assert read(tmp_path / "b.csv")[1]["reason"].startswith(LOST_LINES)
     lines[9] = '9,"closed" here'
     (tmp_path / "a.csv").write_text("id,body\n" + "\n".join(lines))
     assert [row["line"] for row in read(tmp_path / "a.csv") if row.get("reason", "").startswith(LOST_LINES)] == [11]
