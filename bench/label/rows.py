@@ -100,7 +100,7 @@ def choose_columns(tables: list[Table], text_columns: list[str], keep: list[str]
     nested = nested_columns(tables)
     if keep is None:
         if nested:
-            say(clean(f"columns that hold lists or objects, or have odd names, are not copied: {', '.join(nested)}"))
+            say(clean(f"columns with lists, objects or unsupported names are not copied: {', '.join(nested)}"))
         left_out = {*text_columns, *nested}
         keep = [name for table in tables for name in table.schema.names if name not in left_out]
     elif uncopyable := [name for name in keep if name in nested]:

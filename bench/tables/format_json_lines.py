@@ -199,7 +199,7 @@ def to_type(value: object, kind: object) -> object:
 def parse_json(line: bytes) -> object:
     """Return the value in a line, or NOT_JSON."""
     try:
-        return json.loads(line)
+        return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return NOT_JSON
 

@@ -98,7 +98,7 @@ class Location:
         folders, below = self.path.split("/")[:-1], len(self.parts_below(root)[:-1])
         above = folders[: len(folders) - below]
         named = list(takewhile(lambda folder: "=" in folder, reversed(above)))
-        return named[::-1] + folders[len(above) :]
+        return [os.fsencode(name).decode(errors="replace") for name in named[::-1] + folders[len(above) :]]
 
     @contextlib.contextmanager
     def new_file(self) -> Iterator[BinaryIO]:

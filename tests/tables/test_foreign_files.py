@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -298,6 +299,15 @@ def test_a_bad_character_in_an_array_costs_its_object_only(tmp_path):
     assert "reason" in rows[3000]
 
 
+def test_a_bad_character_in_utf_16_json_costs_its_line_only(tmp_path):
+    lines = [f'{{"body": "text {i}"}}\n'.encode("utf-16-le") for i in range(5000)]
+    lines[3000] = lines[3000].replace("3000".encode("utf-16-le"), b"\x3d\xd8")
+    (tmp_path / "a.jsonl").write_bytes(codecs.BOM_UTF16_LE + b"".join(lines))
+    rows = read(tmp_path / "a.jsonl")
+    assert [row["body"] for row in rows] == [f"text {i}" if i != 3000 else None for i in range(5000)]
+    assert rows[3000]["line"] == 3001
+
+
 def test_a_codec_that_is_not_a_text_encoding_is_refused():
     for name in ("base64", "hex", "rot13", "zlib", "undefined", "nonsense"):
         command = [sys.executable, "run_benchmark.py", "--encoding", name]
@@ -317,7 +327,15 @@ def test_folder_columns_are_those_of_pyarrow(tmp_path):
     [file] = (tmp_path / "year=2024").iterdir()
     for source in (file, file.parent):
         [table] = open_tables(find_files(source), root=locate(source))
-        assert read_all([table], table.schema).__next__().to_pylist() == [{"body": "a", "year": "2024"}]
+        assert next(read_all([table], table.schema)).to_pylist() == [{"body": "a", "year": "2024"}]
+
+
+def test_folder_names_that_are_not_utf_8_become_columns(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9=caf\xe9")
+    folder.mkdir()
+    (folder / "a.csv").write_text("body\nx\n")
+    [table] = open_tables(find_files(tmp_path), root=locate(tmp_path))
+    assert next(read_all([table], table.schema)).to_pylist() == [{"body": "x", "caf\ufffd": "caf\ufffd"}]
 
 
 ODD_NAMES = ['say "x"', "back\\slash", "line\nfeed", "esc\x1b[1m", "nul\0", "half\ud83d", ""]
