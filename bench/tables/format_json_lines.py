@@ -64,8 +64,10 @@ def read_records(file: Location) -> Iterator[tuple[bytes, int]]:
 def is_json_lines(block: bytes) -> bool:
     """False if the text that this block begins is an array, or has objects that are not one per line."""
     values = [parse_json(line) for line in islice(filter(bytes.strip, block.split(b"\n")), 2)]
+    if isinstance(values[0], dict):
+        return True
     text = block.decode(errors="surrogateescape").lstrip()
-    if isinstance(values[0], dict) or text[:1] not in ("[", "{"):
+    if text[:1] not in ("[", "{"):
         return True
     if text[0] == "[":
         return list(map(type, values)) == [list, dict]  # the first line is a bad one
