@@ -22,13 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.machine import process_count
-from bench.options import LONG_TEXTS, add_task_options, add_text_options, hub_name
+from bench.options import CSV_OPTIONS, LONG_TEXTS, add_task_options, add_text_options, hub_name
 from utils import CACHE, Parser, UserError, int_from, list_of, run
 
 OUTPUT_OPTIONS = "top_label", "float16", "min_score", "prefix", "rows_per_file", "limit", "long", "token_count"
 PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens", "long", "gpu", "results_dir"
 # options that determine the output: another run with the same ones resumes
-RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", "delimiter", "encoding", "keep_columns", "keep_text", "labels"
+RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", *CSV_OPTIONS, "keep_columns", "keep_text", "labels"
 
 
 def parse_arguments() -> Namespace:
@@ -126,7 +126,7 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
             raise UserError(f"--check-only: {folder} has no parts of this version")
         args.limit, args.rows_per_file = record["options"].get("--limit"), record["options"]["--rows-per-file"]
     model = open_model(args.model_id, call, args.task).with_thresholds(args.threshold)
-    tables = open_tables(files, Csv(args.delimiter, args.encoding), source)
+    tables = open_tables(files, Csv.from_options(args), source)
     columns = choose_columns(tables, [args.column], args.keep_columns, args.keep_text)
     asked = {name: getattr(args, name) for name in OUTPUT_OPTIONS}
     output = OutputSpec(

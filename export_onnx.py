@@ -23,11 +23,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.machine import cpu_cores, process_count
-from bench.options import BATCHINGS, PRECISIONS, add_task_options, add_text_options, command, float_from, hub_name
+from bench.options import (
+    BATCHINGS,
+    CSV_OPTIONS,
+    PRECISIONS,
+    add_task_options,
+    add_text_options,
+    command,
+    float_from,
+    hub_name,
+)
 from utils import CACHE, Parser, UserError, clean, int_from, run, say
 
 # options that a check of the same folder needs again
-CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", "delimiter", "encoding")
+CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)
 CHECK_OPTIONS += ("label_column", "task", "threshold", "batching", "batch_size", "batch_tokens", "tolerance")
 
 
@@ -158,7 +167,7 @@ def main() -> int:
         args.precision = select.read_manifest(target).get("precision", args.precision)
     else:
         ensure.check_target(target, source, args.overwrite)
-    csv = Csv(args.delimiter, args.encoding)
+    csv = Csv.from_options(args)
     dataset = load_dataset(args.dataset, [args.column], args.limit, args.label_column, csv)
     for note in dataset.notes:
         say(clean(note))

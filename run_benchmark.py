@@ -24,7 +24,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.machine import cpu_cores, process_count
-from bench.options import BATCHINGS, add_task_options, add_text_options, batching, command, float_from, hub_name
+from bench.options import (
+    BATCHINGS,
+    CSV_OPTIONS,
+    add_task_options,
+    add_text_options,
+    batching,
+    command,
+    float_from,
+    hub_name,
+)
 from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
@@ -176,7 +185,7 @@ def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
     After a quick benchmark that is a longer run, else the labelling.
     """
     defaults = {"gpu": 0, "dataset": "normal", "column": "body", "encoding": "utf-8"}
-    names = ("device", "gpu", "model_id", "dataset", "column", "delimiter", "encoding", "task", "threshold", "threads")
+    names = ("device", "gpu", "model_id", "dataset", "column", *CSV_OPTIONS, "task", "threshold", "threads")
     given = {name: getattr(args, name) for name in names if getattr(args, name) != defaults.get(name)}
     if args.delimiter == "\t":
         given["delimiter"] = "tab"
@@ -210,7 +219,7 @@ def list_cells(cells: list[Cell], repeats: int) -> int:
 def main() -> int:
     args = parse_arguments()
     variants = choose_variants(args.model, args.device, args.quick)
-    dataset = load_dataset(args.dataset, [args.column], args.limit, csv=Csv(args.delimiter, args.encoding))
+    dataset = load_dataset(args.dataset, [args.column], args.limit, csv=Csv.from_options(args))
     device = Device(args.gpu if args.device == "gpu" else None, args.threads)
     info = run_in_subprocess(describe_device, args.gpu) if args.device == "gpu" else describe_device(None)
     cells = choose_cells(args, variants, len(dataset.texts))

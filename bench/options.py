@@ -14,14 +14,20 @@ PRECISIONS = "fp32", "fp16", "int8"  # of exports
 BATCHINGS = "in-order", "sorted", "token-budget"
 TASKS = ("classification",)  # what a model may be for
 LONG_TEXTS = "cut", "windows", "windows-mean"  # truncate, or combine windows by each label's maximum or mean
+CSV_OPTIONS = "delimiter", "encoding", "quoting", "escape"  # how CSV files are read: the fields of a Csv
 
 
 def add_text_options(group) -> None:
+    """Add the options that say how texts are read from a file: --column, and CSV_OPTIONS."""
     group.add_argument("--column", default="body", help="the text column (default: body)")
     delimiter_help = "CSV delimiter: one character, or 'tab' (default: a comma, or a tab for .tsv files)"
     group.add_argument("--delimiter", type=delimiter, help=delimiter_help)
     encoding_help = "encoding of CSV files, such as cp1252 (default: utf-8)"
     group.add_argument("--encoding", type=encoding, default="utf-8", help=encoding_help)
+    quoting_help = "CSV quoting; none: quotes are plain text (default: none for .tsv files, else standard)"
+    group.add_argument("--quoting", choices=("standard", "none"), help=quoting_help)
+    escape_help = "character before quotes within CSV fields, such as a backslash (default: quotes are doubled)"
+    group.add_argument("--escape", type=delimiter, metavar="CHARACTER", help=escape_help)
 
 
 def delimiter(text: str) -> str:
@@ -33,8 +39,9 @@ def delimiter(text: str) -> str:
 
 def encoding(text: str) -> str:
     try:
+        "".encode(text)  # fails for codecs of other things than text
         return codecs.lookup(text).name
-    except LookupError as error:
+    except (LookupError, ValueError) as error:
         raise ArgumentTypeError(f"unknown encoding {text!r}; use a name that Python knows, such as cp1252") from error
 
 

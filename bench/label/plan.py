@@ -17,7 +17,7 @@ from bench.measure.quick import Job, head_texts, mean_tokens, quick_benchmark
 from bench.model.batches import Batching
 from bench.model.model import Model
 from bench.naming import slug
-from bench.options import LONG_TEXTS, command
+from bench.options import CSV_OPTIONS, LONG_TEXTS, command
 from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
 from bench.report.rows import latest_per_cell, read_results
@@ -203,7 +203,7 @@ def measuring_command(
         return ""
     arguments = "python", "run_benchmark.py", "--model", options.variant or "all", "--quick", "--device", plan.device
     arguments += "--model-id", job.model.id, "--dataset", job.tables[0].file
-    given = {name: job.options[f"--{name}"] for name in ("column", "delimiter", "encoding")}
+    given = {name: job.options[f"--{name}"] for name in ("column", *CSV_OPTIONS)}
     if given["encoding"] == "utf-8":
         del given["encoding"]
     given |= {"task": task, "threshold": threshold}

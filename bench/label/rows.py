@@ -1,6 +1,7 @@
 """Rows of the input -> rows of the output and back: which columns come out, and what is counted."""
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -10,7 +11,7 @@ from bench.model.task import Task
 from bench.tables.folders import nested_columns
 from bench.tables.items import Item, items_of, removal
 from bench.tables.readers import BAD, Table
-from utils import UserError, say
+from utils import UserError, clean, say
 
 BAD_ROWS = b"bad_rows"  # key of the bad rows in a schema's metadata
 WORKER_FAILED = "a worker failed on this text"  # how the reason begins then
@@ -59,7 +60,7 @@ class OutputSpec:
             known = ", ".join(self.model_labels)
             raise UserError(f"--labels: the model has no label {unknown[0]!r}; its labels: {known}")
         names = [*self.keep_columns, *self.new_columns]
-        if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
             message = f"two columns would be named {repeated[0]!r}: rename the new ones with --prefix"
             raise UserError(f"{message}, or leave out others with --keep-columns")
         complete = set.intersection(*(set(table.schema.names) for table in tables))
@@ -99,9 +100,9 @@ def choose_columns(tables: list[Table], text_columns: list[str], keep: list[str]
     nested = nested_columns(tables)
     if keep is None:
         if nested:
-            say(f"columns that hold lists or objects are not copied: {', '.join(nested)}")
-        names = [name for table in tables for name in table.schema.names]
-        keep = [name for name in names if name not in {*text_columns, *nested}]
+            say(clean(f"columns with lists, objects or unsupported names are not copied: {', '.join(nested)}"))
+        left_out = {*text_columns, *nested}
+        keep = [name for table in tables for name in table.schema.names if name not in left_out]
     elif uncopyable := [name for name in keep if name in nested]:
         raise UserError(f"--keep-columns: {uncopyable[0]!r} holds lists or objects, which cannot be copied")
     if keep_text:

@@ -7,6 +7,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -14,11 +15,16 @@ import pyarrow as pa
 from bench.tables.storage import Location
 
 CHUNK_ROWS = 10_000  # rows read at a time: a few MB of text
+CHUNK_BYTES = 2**24  # text read at a time, if rows are long
 HEAD_BYTES = 2**20  # text at the start of a file, from which its number of rows is estimated
 ZSTD_BLOCK_BYTES = 2**13  # read at a time from a .zst file; decompressed, it still fits the CPU's cache
+ZSTD_BOMB_BYTES = 2**10  # read if the text is over 100 times as long: it has at most 32 MiB
 BLOCK_BYTES = 2**15  # read at a time from other files
 MAX_WINDOW = 2**31  # bytes; zstandard's largest window (--long=31), which Pushshift's dumps use
+PIECE_BYTES = 2**20  # of decompressed text handled at a time
 MAX_LINE = 2**26  # bytes; the longest comments take about 100 KB of JSON
+MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # the former begins like that of UTF-32
 
 
 @dataclass(frozen=True)
@@ -29,27 +35,63 @@ class Rows:
     bad: dict[int, tuple[int, str]] = field(default_factory=dict)  # row number in `table` -> (line, reason)
     bytes_read: int = 0  # of the file, up to the end of this chunk
     skipped: int = 0  # rows skipped between the previous chunk and this one
+    note: str = ""  # a doubt about how the rows were read, for the user
 
 
-def read_lines(file: Location) -> Iterator[tuple[bytes, int]]:
-    """Yield (a block of whole lines, bytes of the file read so far) of a plain, .gz or .zst file.
-
-    Raises OSError, EOFError, zlib.error or ValueError if it is truncated or corrupt, or has a line above MAX_LINE.
-    """
-    rest, position = b"", 0
-    for block, position in read_blocks(file):
+def read_lines(file: Location, encoding: str = "utf-8") -> Iterator[tuple[bytes, int]]:
+    """Yield (a block of whole lines, bytes of the file read so far), see read_blocks."""
+    rest, position = [], 0
+    for block, position in read_blocks(file, encoding):
         end = block.rfind(b"\n") + 1
         if end:
-            yield rest + block[:end], position
-            rest = b""
-        rest += block[end:]
-        if len(rest) > MAX_LINE:
-            raise ValueError(f"corrupt: a line of more than {MAX_LINE >> 20} MiB")
-    yield rest, position
+            yield b"".join([*rest, block[:end]]), position
+            rest = []
+        rest.append(block[end:])
+    yield b"".join(rest), position
 
 
-def read_blocks(file: Location) -> Iterator[tuple[bytes, int]]:
-    """Yield (a block of a plain, .gz or .zst file, bytes of the file read so far). Raises as read_lines."""
+def read_blocks(file: Location, encoding: str = "utf-8") -> Iterator[tuple[bytes, int]]:
+    """Yield (a block of text as UTF-8, bytes of the file read so far) of a plain, .gz or .zst file.
+
+    A byte order mark overrides the encoding. An undecodable byte stays invalid UTF-8. Raises OSError, EOFError,
+    zlib.error or ValueError if the file is truncated or corrupt, or has a line above MAX_LINE.
+    """
+    blocks, length, before = unpack(file), 0, 0
+    first, position = next(((block, position) for block, position in blocks if block), (b"", 0))
+    if mark := next(filter(first.startswith, MARKS), b""):
+        encoding = MARKS[mark]
+    blocks = chain([(first.removeprefix(codecs.BOM_UTF8), position)], blocks)
+    if codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig"):
+        blocks = to_utf_8(blocks, encoding)
+    for block, position in blocks:
+        for start in range(0, len(block), PIECE_BYTES):
+            piece = block[start : start + PIECE_BYTES]
+            end = piece.rfind(b"\n")
+            length = length + len(piece) if end < 0 else len(piece) - end
+            if length > MAX_LINE:
+                raise ValueError(f"a line of more than {MAX_LINE >> 20} MiB")
+            yield piece, before + (position - before) * (start + len(piece)) // len(block)
+        before = position
+
+
+def to_utf_8(blocks: Iterator[tuple[bytes, int]], encoding: str) -> Iterator[tuple[bytes, int]]:
+    """Decode blocks; an undecodable byte becomes half of a surrogate pair, which is not valid UTF-8 either."""
+    decoder, position = codecs.getincrementaldecoder(encoding)("half-surrogates"), 0
+    for block, position in blocks:
+        yield decoder.decode(block).encode("utf-8", "surrogatepass"), position
+    yield decoder.decode(b"", True).encode("utf-8", "surrogatepass"), position
+
+
+def half_surrogates(error: UnicodeDecodeError) -> tuple[str, int]:
+    """Handle undecodable bytes like Python's `surrogateescape`, which leaves out those below 0x80."""
+    return "".join(chr(0xDC00 + byte) for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("half-surrogates", half_surrogates)
+
+
+def unpack(file: Location) -> Iterator[tuple[bytes, int]]:
+    """Yield (a block of the decompressed file, bytes of the file read so far)."""
     name = file.name.lower()
     with file.open() as opened:
         counting = CountingReader(opened)
@@ -77,13 +119,15 @@ def decompress_zstandard(file: CountingReader) -> Iterator[tuple[bytes, int]]:
     """Decompress a zstandard file of one or more frames; zstandard's own reader accepts truncated files."""
     import zstandard
 
-    decompressor, frame = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW), None
+    decompressor, frame, step = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW), None, ZSTD_BOMB_BYTES
     try:
         while compressed := file.read(ZSTD_BLOCK_BYTES):
             while compressed:
                 frame = frame or decompressor.decompressobj()
-                yield frame.decompress(compressed), file.count
-                compressed = frame.unused_data
+                block, compressed = frame.decompress(compressed[:step]), compressed[step:]
+                compressed = frame.unused_data + compressed
+                yield block, file.count - len(compressed)
+                step = ZSTD_BLOCK_BYTES if len(block) < PIECE_BYTES else ZSTD_BOMB_BYTES
                 frame = None if frame.eof else frame
     except zstandard.ZstdError as error:
         if "llocation error" in str(error):
@@ -94,30 +138,27 @@ def decompress_zstandard(file: CountingReader) -> Iterator[tuple[bytes, int]]:
 
 
 class BlockReader(io.BufferedIOBase):
-    """A binary file made of blocks, for TextIOWrapper."""
+    """The text of a plain, .gz or .zst file as UTF-8, for TextIOWrapper. `count` is for the caller to reset."""
 
-    def __init__(self, blocks: Iterator[bytes]):
-        self.blocks = filter(None, blocks)
+    def __init__(self, file: Location, encoding: str):
+        self.blocks, self.count = read_blocks(file, encoding), 0
 
     def readable(self) -> bool:
         return True
 
     def read1(self, size: int = -1) -> bytes:
-        return next(self.blocks, b"")  # may be longer than `size`
+        block, _ = next(self.blocks, (b"", 0))
+        self.count += len(block)
+        if self.count > CHUNK_BYTES + 4 * MAX_LINE:  # a field of MAX_LINE characters may take that
+            raise ValueError(f"a row of more than {4 * MAX_LINE >> 20} MiB")
+        return block  # may be longer than `size`
 
 
-def open_text(file: Location, encoding: str) -> io.TextIOWrapper:
-    """Open a plain, .gz or .zst file as text with lines that end in a line feed; undecodable bytes: see PEP 383."""
-    encoding = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
-    blocks = BlockReader(block for block, _ in read_blocks(file))
-    return io.TextIOWrapper(blocks, encoding, errors="surrogateescape", newline="\n")
-
-
-def read_head(file: Location) -> tuple[bytes, float]:
-    """Return (the first lines of a file, estimated ratio of the whole file's length to theirs)."""
+def read_head(file: Location, blocks: Iterator[tuple[bytes, int]]) -> tuple[bytes, float]:
+    """Return (the first `blocks` of lines of a file, estimated ratio of the whole file's length to theirs)."""
     head, ratio = b"", 1.0
     with contextlib.suppress(OSError, EOFError, ValueError, zlib.error):  # reading the rows will report it
-        for lines, position in read_lines(file):
+        for lines, position in blocks:
             head, ratio = head + lines, file.info().size / max(position, 1)
             if len(head) >= HEAD_BYTES:
                 break

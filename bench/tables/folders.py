@@ -79,7 +79,7 @@ def common_schema(tables: list[Table], columns: list[str], text_columns: Sequenc
     """
     fields = []
     for name in columns:
-        sources = [table for table in tables if name in table.schema.names]
+        sources = [table for table in tables if table.has(name)]
         if name in text_columns or not sources:
             sources = tables
         option = "--column" if name in text_columns else ""

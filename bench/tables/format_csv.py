@@ -3,92 +3,163 @@
 import csv
 import io
 import re
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import pyarrow as pa
 
-from bench.tables.blocks import CHUNK_ROWS, MAX_LINE, Rows, open_text, read_head
+from bench.options import CSV_OPTIONS
+from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, BlockReader, Rows, read_head, read_lines
 from bench.tables.storage import Location
 
 TSV_NAME = re.compile(r"\.tsv(\.gz|\.zst)?$", re.IGNORECASE)
-UNDECODED = re.compile(r"[\udc80-\udcff]")  # bytes that could not be decoded, see PEP 383
+FEW_LINES = 3  # in a row
+MANY_LINES = 100  # in a row, whatever they contain
+LOST_LINES = "lost lines"  # how the reason begins if a quote is unclosed, or a bad row swallowed others
+UNCLOSED = "unclosed quote"
+ADVICE = "if a quote is plain text, set --quoting none or --escape"
 CLEARER_MESSAGES = {  # part of the csv module's message -> clearer message
-    "end of data": "unclosed quote: this row swallowed the lines above",
+    "end of data": UNCLOSED,
     "new-line character": "carriage return outside quotes; lines must end in \\n or \\r\\n",
+    "field larger": f"a field of more than {MAX_LINE >> 20} MiB",
 }
 
 
 @dataclass(frozen=True)
 class Csv:
-    """Reader of files with delimited fields. A UTF-8 byte order mark is ignored."""
+    """Reader of files with delimited fields."""
 
     delimiter: str | None = None  # None: a tab in .tsv files, else a comma
     encoding: str = "utf-8"  # as Python names it
+    quoting: str | None = None  # "none": quotes are plain signs; None: "none" for .tsv files, else "standard"
+    escape: str | None = None  # a sign before a quote, or before itself, that makes it plain
+
+    @classmethod
+    def from_options(cls, args: Namespace) -> "Csv":
+        return cls(*(getattr(args, name) for name in CSV_OPTIONS))
 
     def read_schema(self, file: Location) -> pa.Schema:
-        line, header, reason = next(self.read_fields(file), (1, [], ""))
-        if reason := reason or undecoded(header, self.encoding):
-            raise ValueError(f"line {line}: {reason}")
+        header, _ = self.read_header(self.parse(file, self.open(file)))
         return pa.schema([(name, pa.string()) for name in header])
 
-    def read_rows(self, file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
-        rows = self.read_fields(file)
-        _, header, _ = next(rows)
-        indices = [header.index(name) for name in schema.names]
-        while chunk := list(islice(rows, CHUNK_ROWS)):
-            bad = {i: (line, reason) for i, (line, _, reason) in enumerate(chunk) if reason}
-            values = [None if reason else fields for _, fields, reason in chunk]
-            try:
-                yield Rows(to_table(values, indices, schema), bad)
-            except UnicodeEncodeError:
-                for i, (line, fields, _) in enumerate(chunk):
-                    if fields and (reason := undecoded(fields, self.encoding)):
-                        bad[i], values[i] = (line, reason), None
-                yield Rows(to_table(values, indices, schema), bad)
+    def open(self, file: Location) -> io.TextIOWrapper:
+        """Open a file as lines that end in a line feed; undecodable bytes: see PEP 383."""
+        return io.TextIOWrapper(BlockReader(file, self.encoding), "utf-8", errors="surrogateescape", newline="\n")
 
-    def read_fields(self, file: Location) -> Iterator[tuple[int, list[str], str]]:
-        """Yield (last line number, fields, error message or "") for the header and for each row.
+    def parse(self, file: Location, lines: Iterable[str], strict: bool = True) -> Iterator[list[str]]:
+        """Return a reader of the fields in these lines."""
+        csv.field_size_limit(MAX_LINE)  # so that an unclosed quote does not swallow the whole file
+        delimiter, quoting = self.delimiter or ",", self.quoting or "standard"
+        if TSV_NAME.search(file.name):
+            delimiter, quoting = self.delimiter or "\t", self.quoting or "none"
+        if self.escape:  # the csv module would also drop it before signs that need none
+            signs = re.escape(self.escape + (f'"\n{delimiter}' if quoting == "none" else '"'))
+            escape = re.compile(f"{re.escape(self.escape)}([{signs}]?)")
+            lines = (escape.sub(lambda found: found[0] if found[1] else found[0] * 2, line) for line in lines)
+        quoting = csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL
+        return csv.reader(lines, strict=strict, delimiter=delimiter, quoting=quoting, escapechar=self.escape)
+
+    def read_header(self, reader: Iterator[list[str]]) -> tuple[list[str], int]:
+        """Return (the columns' names, number of fields in the header). Raises ValueError."""
+        try:
+            header = next(filter(None, reader), [])
+            reason = undecoded(header, self.encoding)
+        except csv.Error as error:
+            reason = clearer(error)
+        if reason:
+            raise ValueError(f"line {reader.line_num}: {reason}")
+        longest = len(header)
+        while header and not header[-1]:
+            header.pop()
+        return header, longest
+
+    def read_rows(self, file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
+        """Yield the rows; the line of a bad row is its last one.
 
         A row must have as many fields as the header; empty ones at the end of the header are optional. Any other number
         means an unquoted delimiter, quote or line break in a field: such a row is bad, nothing is guessed. A blank line
         is a row only if there is one column. An undecodable byte becomes half of a surrogate pair.
         """
-        csv.field_size_limit(MAX_LINE)  # so that an unclosed quote does not swallow the whole file
-        lines = open_text(file, self.encoding)
-        reader = csv.reader(lines, strict=True, delimiter=self.delimiter_of(file))
-        longest = 0
+        lines = self.open(file)
+        reader = self.parse(file, lines)
+        header, longest = self.read_header(reader)
+        positions = {name: i for i, name in enumerate(header)}
+        indices = [positions[name] for name in schema.names]
         while True:
-            try:
-                fields = next(reader)
-            except StopIteration:
+            lines.buffer.count = 0
+            rows, ends, bad, note = read_chunk(reader, lines.buffer, len(header), longest)
+            if not rows:
                 return
-            except csv.Error as error:
-                clearer = (message for part, message in CLEARER_MESSAGES.items() if part in str(error))
-                yield reader.line_num, [], next(clearer, str(error))
-                continue
-            if not fields and longest != 1:
-                continue
-            fields = fields or [""]
-            if not longest:  # the header
-                longest = len(fields)
-                while fields and not fields[-1]:
-                    fields.pop()
-                shortest = len(fields)
-            reason = ""
-            if not shortest <= len(fields) <= longest:
-                reason = f"{len(fields)} fields, but the header has {shortest}; quote fields that contain the delimiter"
-            yield reader.line_num, fields, reason
-
-    def delimiter_of(self, file: Location) -> str:
-        return self.delimiter or ("\t" if TSV_NAME.search(file.name) else ",")
+            if not self.quoting and reader.dialect.quoting == csv.QUOTE_NONE and any(map(has_quoted_field, rows)):
+                note = "quotes around fields are kept as text; to remove them, set --quoting standard"
+            try:
+                table = to_table(rows, indices, schema)
+            except UnicodeEncodeError:
+                for i, fields in enumerate(rows):
+                    if fields and (reason := undecoded(fields, self.encoding)):
+                        bad[i], rows[i] = (ends[i], reason), None
+                table = to_table(rows, indices, schema)
+            yield Rows(table, dict(sorted(bad.items())), note=note)
 
     def estimate_rows(self, file: Location) -> int:
-        head, ratio = read_head(file)
-        text = io.StringIO(head.decode(self.encoding, errors="replace"), newline="")
-        rows = csv.reader(text, delimiter=self.delimiter_of(file))
+        head, ratio = read_head(file, read_lines(file, self.encoding))
+        rows = self.parse(file, io.StringIO(head.decode(errors="replace"), newline=""), strict=False)
         return round((sum(1 for _ in rows) - 1) * ratio)
+
+
+def read_chunk(
+    reader: Iterator[list[str]], source: BlockReader, shortest: int, longest: int
+) -> tuple[list[list[str] | None], list[int], dict[int, tuple[int, str]], str]:
+    """Return (rows up to CHUNK_ROWS or CHUNK_BYTES, None for bad ones; their last lines; Rows.bad; Rows.note)."""
+    rows, ends, bad, note, end = [], [], {}, "", reader.line_num
+    while True:
+        try:
+            for fields in reader:
+                start, end = end + 1, reader.line_num
+                if not shortest <= len(fields) <= longest:
+                    if fields:
+                        bad[len(rows)] = end, lost(start, end, f"{len(fields)} fields, but the header has {shortest}")
+                        fields = None  # noqa: PLW2901
+                    elif longest == 1:
+                        fields = [""]  # noqa: PLW2901
+                    elif rows and source.count > CHUNK_BYTES:
+                        break
+                    else:
+                        source.count = source.count if rows else 0
+                        continue
+                elif end - start >= FEW_LINES and looks_swallowed(fields, end - start, reader.dialect.delimiter):
+                    note = f"the row in lines {start} to {end} looks like several rows; {ADVICE}"
+                rows.append(fields)
+                ends.append(end)
+                if len(rows) == CHUNK_ROWS or source.count > CHUNK_BYTES:
+                    break
+            return rows, ends, bad, note
+        except csv.Error as error:
+            start, end = end + 1, reader.line_num
+            bad[len(rows)] = end, lost(start, end, clearer(error))
+            rows.append(None)
+            ends.append(end)
+
+
+def lost(start: int, end: int, reason: str) -> str:
+    """Return the reason why the row in these lines is bad, with LOST_LINES if that applies."""
+    return f"{LOST_LINES} {start} to {end}: {reason}; {ADVICE}" if start < end or reason == UNCLOSED else reason
+
+
+def looks_swallowed(fields: list[str], breaks: int, delimiter: str) -> bool:
+    """True for a row with MANY_LINES, and if all lines within its longest field have as many fields as the row."""
+    inner = max(fields, key=len).split("\n")[1:-1]
+    split = [line.count(delimiter) for line in inner] if len(fields) > 1 else []
+    return breaks >= MANY_LINES or (len(split) > 1 and set(split) == {len(fields) - 1})
+
+
+def has_quoted_field(fields: list[str] | None) -> bool:
+    return any(field[:1] == '"' == field[-1:] and len(field) > 1 for field in fields or ())
+
+
+def clearer(error: csv.Error) -> str:
+    return next((message for part, message in CLEARER_MESSAGES.items() if part in str(error)), str(error))
 
 
 def to_table(rows: list[list[str] | None], indices: list[int], schema: pa.Schema) -> pa.Table:
@@ -99,5 +170,12 @@ def to_table(rows: list[list[str] | None], indices: list[int], schema: pa.Schema
 
 def undecoded(fields: list[str], encoding: str) -> str:
     """Return a message that names the first undecodable byte in the fields; empty if there is none."""
-    byte = UNDECODED.search("".join(fields))
-    return f"byte 0x{ord(byte[0]) - 0xDC00:02x} is not valid {encoding.upper()}; set --encoding" if byte else ""
+    content = "".join(fields).encode("utf-8", "surrogateescape")
+    try:
+        content.decode()
+        return ""
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        if half := re.match(rb"\xed([\xb0-\xb3])([\x80-\xbf])", content[error.start :]):  # see blocks.half_surrogates
+            byte = (half[1][0] & 3) << 6 | half[2][0] & 63
+    return f"byte 0x{byte:02x} is not valid {encoding.upper()}; set --encoding"

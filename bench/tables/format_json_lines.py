@@ -1,21 +1,27 @@
-"""JSON Lines such as Pushshift's dumps: one object per line, whose scalars become columns."""
+"""JSON Lines such as Pushshift's dumps: one object per line, whose scalars become columns. Also arrays of objects."""
 
+import contextlib
 import json
+import math
+import re
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Annotated
 
 import msgspec
 import pyarrow as pa
 
-from bench.tables.blocks import CHUNK_ROWS, Rows, read_head, read_lines
+from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, Rows, read_head, read_lines
 from bench.tables.storage import Location
 
 SCHEMA_LINES = 1000  # lines from which the columns are inferred
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Exact = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]  # integers that a double holds without rounding
 TYPES = {pa.string(): str | int | float | bool, pa.int64(): Int64, pa.float64(): Exact | float, pa.bool_(): bool}
-NESTED = b"nested"  # key in a schema's metadata: names of the columns that hold lists or objects
+NESTED = b"nested"  # key in a schema's metadata: names of the columns that hold lists or objects, or are UNREADABLE
+UNREADABLE = re.compile(r'["\\\x00-\x1f\ud800-\udfff]')  # in names of columns: msgspec and pyarrow refuse them
+BETWEEN = re.compile(r"[\s,\[\]]*")  # objects that are not one per line
+DECODER = json.JSONDecoder()
 NOT_JSON, NOT_AN_OBJECT = "not JSON", "not a JSON object"
 
 
@@ -24,23 +30,85 @@ def read_schema(file: Location) -> pa.Schema:
 
     The names of columns that hold lists or objects are in the metadata, under NESTED.
     """
-    kinds = {}
-    lines = (line for block, _ in read_lines(file) for line in block.split(b"\n") if line.strip())
-    for line in islice(lines, SCHEMA_LINES):
+    kinds, blocks = {}, (block for block, _ in read_records(file) if block.strip())
+    lines = (line for block in blocks for line in block.split(b"\n") if line.strip())
+    for line in (head := list(islice(lines, SCHEMA_LINES))):
         record = parse_json(line)
         for name, value in record.items() if isinstance(record, dict) else ():
             kinds.setdefault(name, set()).update({kind_of(value)} - {type(None)})
-    types = {name: column_type(values) for name, values in kinds.items()}
+    types = {name: None if UNREADABLE.search(name) else column_type(values) for name, values in kinds.items()}
     nested = [name for name, kind in types.items() if not kind]
+    if head and len(nested) == len(types):
+        others = ", ".join(map(repr, nested[:9])) or "none"
+        raise ValueError(f"no JSON objects with text or numbers; keys that hold lists or objects: {others}")
     metadata = {NESTED: json.dumps(nested)} if nested else None
     return pa.schema([(name, kind) for name, kind in types.items() if kind], metadata)
+
+
+def can_read(column: pa.Field) -> bool:
+    """True if read_rows takes a column of this name and type."""
+    return column.type in TYPES and not UNREADABLE.search(column.name)
+
+
+def read_records(file: Location) -> Iterator[tuple[bytes, int]]:
+    """Yield blocks of lines, see read_lines; objects in arrays, or not on a line each, become one per line."""
+    blocks = read_lines(file)
+    for block in blocks:
+        if block[0].strip():
+            blocks = chain([block], blocks)
+            yield from blocks if is_json_lines(block[0]) else split_records(blocks)
+            return
+        yield block
+
+
+def is_json_lines(block: bytes) -> bool:
+    """False if the text that this block begins is an array, or has objects that are not one per line."""
+    values = [parse_json(line) for line in islice(filter(bytes.strip, block.split(b"\n")), 2)]
+    if isinstance(values[0], dict):
+        return True
+    text = block.decode(errors="surrogateescape").lstrip()
+    if text[:1] not in ("[", "{"):
+        return True
+    if text[0] == "[":
+        return list(map(type, values)) == [list, dict]  # the first line is a bad one
+    try:
+        end = BETWEEN.match(text, DECODER.raw_decode(text)[1]).end()
+    except (ValueError, RecursionError):
+        return True
+    return text[end : end + 1] not in ("{", "")
+
+
+def split_records(blocks: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:
+    """Put each value on a line. Raises ValueError after the last one if more follows, or an array is not closed."""
+    text, depth, count, enough = "", 0, 0, 0
+    for block, position in blocks:
+        text += block.decode(errors="surrogateescape")
+        if len(text) < enough and block.endswith(b"\n"):  # the last block does not
+            continue
+        lines, start = [], 0
+        with contextlib.suppress(ValueError, RecursionError):  # the value may end in a later block
+            while gap := BETWEEN.match(text, start):
+                start, depth = gap.end(), depth + gap[0].count("[") - gap[0].count("]")
+                end = DECODER.raw_decode(text, start)[1]
+                lines.append(text[start:end].replace("\n", " ") + "\n")
+                start = end
+        text, count, enough = text[start:], count + len(lines), 2 * (len(text) - start)
+        yield "".join(lines).encode(errors="surrogateescape"), position
+        if len(text) > MAX_LINE:
+            break
+    if text or depth:
+        raise ValueError(f"truncated, or not JSON, after its first {count:,} objects")
 
 
 def kind_of(value: object) -> object:
     """Return a value's type; for an integer the narrowest that holds it: Exact, Int64 or text."""
     if type(value) is not int:
-        return type(value)
+        return type(None) if is_nan(value) else type(value)
     return Exact if abs(value) <= 2**53 else Int64 if -(2**63) <= value < 2**63 else str
+
+
+def is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def column_type(kinds: set) -> pa.DataType | None:
@@ -66,14 +134,14 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     nullable = [(name, kind | None, None) for name, kind in zip(names, types, strict=True)]
     row_type = msgspec.defstruct("Row", nullable, rename=dict(zip(names, schema.names, strict=True)), gc=False)
     decoder, fields = msgspec.json.Decoder(row_type), msgspec.structs.fields(row_type)  # fields() is slow
-    records, bad, line = [], {}, 0
+    records, bad, line, size = [], {}, 0, 0
 
     def chunk(bytes_read: int) -> Rows:
         columns = zip(*map(msgspec.structs.astuple, records), strict=True) if records else [[]] * len(schema)
         arrays = [to_array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
         return Rows(pa.table(arrays, schema=schema), bad, bytes_read)
 
-    for block, bytes_read in read_lines(file):
+    for block, bytes_read in read_records(file):
         try:
             records += decoder.decode_lines(block)
         except (ValueError, RecursionError):
@@ -83,10 +151,10 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
                     if reason:
                         bad[len(records)] = number, reason
                     records.append(record)
-        line += block.count(b"\n")
-        if len(records) >= CHUNK_ROWS:
+        line, size = line + block.count(b"\n"), size + len(block)
+        if len(records) >= CHUNK_ROWS or size >= CHUNK_BYTES:
             yield chunk(bytes_read)
-            records, bad = [], {}
+            records, bad, size = [], {}, 0
     yield chunk(file.info().size)
 
 
@@ -95,6 +163,7 @@ def to_array(values: Iterable, kind: pa.DataType) -> pa.Array:
     try:
         return pa.array(values, kind)
     except pa.ArrowTypeError:
+        values = [None if is_nan(value) else value for value in values]
         texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
         return pa.array(texts, kind)
 
@@ -132,11 +201,11 @@ def to_type(value: object, kind: object) -> object:
 def parse_json(line: bytes) -> object:
     """Return the value in a line, or NOT_JSON."""
     try:
-        return json.loads(line)
+        return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return NOT_JSON
 
 
 def estimate_rows(file: Location) -> int:
-    head, ratio = read_head(file)
+    head, ratio = read_head(file, read_records(file))
     return round(head.count(b"\n") * ratio)

@@ -1,12 +1,14 @@
 """Parquet files."""
 
 import contextlib
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate, groupby
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.tables.blocks import CHUNK_ROWS, Rows
+from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, Rows
 from bench.tables.storage import Location
 
 
@@ -47,14 +49,18 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
 
     A row with text that is not UTF-8 is bad, and that text becomes null; its line is its row number, from 1.
     """
-    position = skipped = 0
     with open_parquet(file) as parquet:
-        for group in range(parquet.num_row_groups):
-            size = parquet.metadata.row_group(group).num_rows
-            if position + size <= skip:
-                position, skipped = position + size, skipped + size
-                continue
-            for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=[group], columns=schema.names):
+        groups = list(map(parquet.metadata.row_group, range(parquet.num_row_groups)))
+        ends = list(accumulate(group.num_rows for group in groups))
+        sizes = list(accumulate(group.total_byte_size for group in groups))
+        first = bisect_right(ends, skip)
+        position = skipped = ends[first - 1] if first else 0
+        chunks = groupby(range(first, len(ends)), lambda i: (ends[i] // CHUNK_ROWS, sizes[i] // CHUNK_BYTES))
+        for numbers in (list(numbers) for _, numbers in chunks):  # each of small row groups takes a while
+            batches = parquet.iter_batches(CHUNK_ROWS, row_groups=numbers, columns=schema.names)
+            if len(numbers) > 1 and (joined := list(batches)):
+                batches = pa.Table.from_batches(joined).combine_chunks().to_batches()
+            for batch in batches:
                 valid, reasons = without_bad_text(batch)
                 bad = {i: (position + i + 1, reason) for i, reason in reasons.items()}
                 yield Rows(pa.Table.from_batches([valid]).select(schema.names), bad, skipped=skipped)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,16 +16,16 @@ from bench.tables import format_json_lines, format_parquet
 from bench.tables.blocks import Rows
 from bench.tables.format_csv import Csv
 from bench.tables.storage import Location, check_not_lfs_pointer, locate
-from utils import RunError, UserError, first_line, nearest
+from utils import RunError, UserError, clean, first_line, nearest, say
 
 # Name suffix -> reader, which has
 # read_schema(file) -> names and types of the columns
 # read_rows(file, schema, skip) -> yields Rows of these columns in file order; may omit the first `skip` rows
 # estimate_rows(file) -> number of rows, exact or estimated
-JSON_LINES = ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst", ".zst"
-CSV = ".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst"
-FORMATS = dict.fromkeys(CSV, Csv) | dict.fromkeys(JSON_LINES, format_json_lines) | {".parquet": format_parquet}
-FORMAT_WORDS = "CSV or TSV (.csv, .tsv), JSON Lines (.jsonl, .ndjson), both also as .gz or .zst, and Parquet (.parquet)"
+NAMES = {".csv": Csv, ".tsv": Csv} | dict.fromkeys((".jsonl", ".ndjson", ".json"), format_json_lines)
+FORMATS = {name + packed: reader for name, reader in NAMES.items() for packed in ("", ".gz", ".zst")}
+FORMATS |= {".zst": format_json_lines, ".parquet": format_parquet}
+FORMAT_WORDS = "CSV or TSV (.csv, .tsv), JSON Lines (.jsonl, .json), both also as .gz or .zst, and Parquet (.parquet)"
 DEFAULT_CSV = Csv()
 # delimiter found in a .csv header -> value to suggest for --delimiter
 DELIMITERS = {";": "';'", "|": "'|'", "\t": "tab"}
@@ -46,7 +47,7 @@ class Table:
     file: Location
     schema: pa.Schema
     csv: Csv = DEFAULT_CSV  # how to read it if it is CSV
-    folder_columns: dict[str, str] = field(default_factory=dict)  # column -> value, from folder names such as year=2024
+    folder_columns: dict[str, str | None] = field(default_factory=dict)  # column -> value, from names such as year=2024
     stamp: tuple = ()  # of the file when it was opened
 
     def rows(self, schema: pa.Schema, skip: int = 0) -> Iterator[Rows]:
@@ -55,23 +56,27 @@ class Table:
         A column that the file lacks is null. JSON is parsed as the types of `schema`, not cast to them: `1.0` in a text
         column stays `1.0`, and a column may first appear after the lines from which the file's schema was inferred.
         """
-        fields = []
+        fields, reader = [], self.format
         for column in schema:
             if column.name in self.folder_columns:
                 continue
-            if self.format is format_json_lines and column.type in format_json_lines.TYPES:
+            if reader is format_json_lines and format_json_lines.can_read(column):
                 fields.append(column)
-            elif column.name in self.schema.names:
+            elif self.has(column.name):
                 fields.append(decoded(self.field(column.name)))
         stored = pa.schema(fields)
         with reading(self.file):
-            for rows in self.format.read_rows(self.file, stored, skip):
-                table = rows.table
-                for column in schema:
-                    if column.name not in stored.names:
-                        value = pa.scalar(self.folder_columns.get(column.name), column.type)
-                        table = table.append_column(column.name, pa.repeat(value, len(table)))
-                yield replace(rows, table=table.select(schema.names).cast(schema))
+            for rows in reader.read_rows(self.file, stored, skip):
+                columns = [
+                    rows.table[column.name]
+                    if stored.get_field_index(column.name) >= 0
+                    else pa.repeat(pa.scalar(self.folder_columns.get(column.name), column.type), len(rows.table))
+                    for column in schema
+                ]
+                yield replace(rows, table=pa.table(columns, schema.names).cast(schema))
+
+    def has(self, name: str) -> bool:
+        return self.schema.get_field_index(name) >= 0
 
     def check_unchanged(self) -> None:
         """Raise RunError if the file has been edited, extended or replaced since it was opened."""
@@ -94,9 +99,9 @@ class Table:
 
     def field(self, name: str, option: str = "") -> pa.Field:
         """Return a column's name and type. Raises UserError, which suggests similar columns and this `option`."""
-        names = self.schema.names
-        if name in names:
+        if self.has(name):
             return self.schema.field(name).with_nullable(True)
+        names = self.schema.names
         message = f"{self.file} has no column {name!r}"
         if option:
             message += f"; choose another with {option}"
@@ -110,7 +115,7 @@ class Table:
 
 
 def open_table(file: Path | Location, csv: Csv = DEFAULT_CSV, root: Location | None = None) -> Table:
-    """Open a file. Folders below `root` with names like `year=2024` become text columns, as in Hive and Spark.
+    """Open a file. Folders with names like `year=2024`, below or just above `root`, become text columns, as in Hive.
 
     Raises UserError if the file is unreadable or has two columns of the same name, EmptyFile if it has no columns.
     """
@@ -124,12 +129,11 @@ def open_table(file: Path | Location, csv: Csv = DEFAULT_CSV, root: Location | N
     names = schema.names
     if not names:
         raise EmptyFile(f"{file} is empty: it has no columns")
-    if repeated := [name for name in names if names.count(name) > 1]:
-        message = f"{file} has {names.count(repeated[0])} columns named {repeated[0]!r}; rename them"
-        raise UserError(f"{message}. Its columns: {', '.join(names)}")
-    folders = file.parts_below(root)[:-1] if root else ()
-    pairs = [map(unquote, folder.split("=", 1)) for folder in folders if "=" in folder]
-    folder_columns = {name: value for name, value in pairs if name not in names}
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{file} has {count} columns named {name!r}; rename them. Its columns: {', '.join(names)}")
+    pairs = [map(unquote, folder.split("=", 1)) for folder in file.folders_below(root or file) if "=" in folder]
+    folder_columns = {name: None if value == NULL_FOLDER else value for name, value in pairs if name not in names}
     for name in folder_columns:
         schema = schema.append(pa.field(name, pa.string()))
     return Table(file, schema, csv, folder_columns, stamp)
@@ -164,7 +168,11 @@ def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0, keep_bad_row
     With `keep_bad_rows`, bad rows have nulls instead, and a column BAD has the file, line and reason as JSON.
     """
     for table in tables:
+        notes = []
         for rows in table.rows(schema, skip):
+            if rows.note and not notes:
+                say(clean(f"{table.file}: {rows.note}"))
+                notes.append(rows.note)
             skip = max(skip - rows.skipped, 0)
             chunk = rows.table
             bad = {i: fault for i, fault in rows.bad.items() if i >= skip}

@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -96,6 +96,13 @@ class Location:
     def parts_below(self, folder: "Location") -> tuple[str, ...]:
         """Return the path components below `folder`, ending in the file name."""
         return tuple(self.path[len(folder.path.rstrip("/")) :].split("/")[1:])
+
+    def folders_below(self, root: "Location") -> list[str]:
+        """Return the folders of this file below `root`, after those directly above that are like `year=2024`."""
+        folders, below = self.path.split("/")[:-1], len(self.parts_below(root)[:-1])
+        above = folders[: len(folders) - below]
+        named = list(takewhile(lambda folder: "=" in folder, reversed(above)))
+        return [os.fsencode(name).decode(errors="replace") for name in named[::-1] + folders[len(above) :]]
 
     @contextlib.contextmanager
     def new_file(self) -> Iterator[BinaryIO]:

@@ -57,7 +57,7 @@ PACKED = gzip.compress(b"id,body\n" + b"".join(b"%d,word %d\n" % (i, i * 7919) f
         ("a.csv", b"id,Body \n1,x\n", "'body', --column, 'Body '"),
         ("a.csv", b"body\ncaf\xe9\n", "line 2, 0xe9, UTF-8, --encoding"),
         ("a.csv", b"body\n\xed\xa0\xbd half a pair\n", "line 2, 0xed"),
-        ("a.csv", "body\nx\n".encode("utf-16"), "line 1, 0xff"),
+        ("a.csv", "body\nx\n".encode("utf-16-le"), "'body'"),
         ("a.csv", b'body\n"never closed\nx\n', "line 3, quote"),
         ("a.csv", b"id,body\n1,fine\n2,a comma, not quoted\n", "line 3, 3 fields"),
         ("a.csv", b"id,body\n1,always,one\n2,field,more\n", "line 2, 3 fields"),

@@ -1,0 +1,355 @@
+"""Files as other programs write them, and files that are meant to harm: no row is lost or changed without a word."""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from conftest import ROOT, refused
+
+from bench.tables.datasets import load_dataset
+from bench.tables.folders import common_schema, find_files, nested_columns, open_tables
+from bench.tables.format_csv import LOST_LINES, Csv
+from bench.tables.readers import BAD, open_table, read_all
+from bench.tables.storage import locate
+
+UNQUOTED = Csv(quoting="none")
+
+
+def read(file, csv=Csv(), columns=None) -> list[dict]:  # noqa: B008
+    """Return the rows of a file; those that are bad have a reason and a line."""
+    table = open_table(file, csv)
+    schema = common_schema([table], columns or table.schema.names, [])
+    rows = pa.concat_tables(read_all([table], schema, set_aside=True)).to_pylist()
+    return [row | json.loads(row.pop(BAD) or "{}") for row in rows]
+
+
+def bodies(file, csv=Csv()) -> list[str | None]:  # noqa: B008
+    return [row["body"] for row in read(file, csv)]
+
+
+# --- files that are meant to harm
+
+
+BOMBS = {
+    "line.csv.zst": [b"id,body\n1,", *[b"x" * 2**20] * 1000],
+    "header.tsv.zst": [b"x" * 2**20] * 1000,
+    "utf16.csv.zst": [codecs.BOM_UTF16_LE, *["\u0a0a".encode("utf-16-le") * 2**19] * 1000],
+    "line.jsonl.zst": [b'{"body": "', *[b"x" * 2**20] * 1000],
+    "array.json.zst": [b'[{"body": "x"},\n', *[b'{"body": [\n' * 2**15] * 600],
+    "blank.jsonl.zst": [b'{"body": "x"}\n', *[b"\n" * 2**20] * 200],
+    "blank.csv.zst": [b"id,body\n1,x\n", *[b"\n" * 2**20] * 20],
+    "rows.jsonl.zst": [b'{"body": "%s"}\n' % (b"x" * 60_000)] * 8000,
+    "rows.csv.zst": [b"id,body\n", *[b"1,%s\n" % (b"x" * 60_000)] * 8000],
+}
+COUNT_ROWS = """
+import resource, sys
+from bench.tables.readers import UserError, open_table, read_all
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    table = open_table(sys.argv[1])
+    rows = sum(map(len, read_all([table], table.schema)))
+except UserError as error:
+    rows = error
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, rows, sep="|")
+"""
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_file_never_takes_much_memory(name, tmp_path):
+    with (tmp_path / name).open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as file:
+        for content in BOMBS[name]:
+            file.write(content)
+    command = [sys.executable, "-c", COUNT_ROWS, str(tmp_path / name)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    mib, result = done.stdout.strip().split("|")
+    assert int(mib) < 700
+    if "rows" in name or "blank" in name:
+        assert result == ("8000" if "rows" in name else "1")
+    else:
+        assert name in result and (name.startswith("array") or "64 MiB" in result)
+
+
+def test_the_time_for_many_columns_grows_with_their_number(tmp_path):
+    names = ["body", *map(str, range(8000))]
+    pd.DataFrame([["x"] * 8001] * 2, columns=names).to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame([["y"] * 2], columns=["body", "new"]).to_csv(tmp_path / "b.csv", index=False)
+    start = time.monotonic()
+    tables = open_tables(find_files(tmp_path))
+    schema = common_schema(tables, [*names, "new"], ["body"])
+    assert pa.concat_tables(read_all(tables, schema))["body"].to_pylist() == ["x", "x", "y"]
+    assert time.monotonic() - start < 5
+
+
+def test_many_small_row_groups_are_read_in_chunks(tmp_path):
+    rows = pa.table({"id": range(30_000), "body": ["x"] * 30_000})
+    pq.write_table(rows, tmp_path / "a.parquet", row_group_size=10)
+    table = open_table(tmp_path / "a.parquet")
+    for skip in (0, 9, 10, 12_345):
+        chunks = list(read_all([table], table.schema, skip))
+        assert len(chunks) < 10
+        assert pa.concat_tables(chunks)["id"].to_pylist() == list(range(skip, 30_000))
+
+
+# --- quotes
+
+
+def test_a_quote_in_a_tsv_file_is_a_plain_sign(tmp_path, capfd):
+    rows = ['1\t"hello', '2\tworld"', '3\t"quoted"', '4\tsay "hi"']
+    content = ("id\tbody\n" + "".join(f"{row}\n" for row in rows)).encode()
+    for name in ("a.tsv", "b.tsv.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        expected = pd.read_csv(tmp_path / name, sep="\t", quoting=csv.QUOTE_NONE)
+        assert bodies(tmp_path / name) == expected["body"].to_list()
+        assert name in (err := capfd.readouterr().err) and "--quoting" in err and err.count("\n") == 1
+        assert bodies(tmp_path / name, UNQUOTED) == expected["body"].to_list()
+        assert not capfd.readouterr().err
+        assert open_table(tmp_path / name).estimate_rows() == 4
+    (tmp_path / "c.csv").write_text('id,body\n1,"hello\n2,world"\n')
+    assert bodies(tmp_path / "c.csv", UNQUOTED) == ['"hello', 'world"']
+    pd.DataFrame({"id": [1], "body": ['a\tb\n"c"']}).to_csv(tmp_path / "d.tsv", sep="\t", index=False)
+    assert bodies(tmp_path / "d.tsv", Csv(quoting="standard")) == ['a\tb\n"c"']
+
+
+ESCAPED = ['say "hi"', "C:\\new", "a\\", 'a\\"b', "\\", "plain", "two\nlines", "a, b", "\\\\server", '"', '\\"', ""]
+
+
+def test_escaped_quotes_are_read_as_they_were_written(tmp_path):
+    """By Python's csv module, and by Spark, which escapes quotes with a backslash (spark-csv issue 466)."""
+    for quoting in (csv.QUOTE_ALL, csv.QUOTE_MINIMAL):
+        with (tmp_path / "a.csv").open("w", newline="") as file:
+            writer = csv.writer(file, quoting=quoting, doublequote=False, escapechar="\\", lineterminator="\n")
+            writer.writerows([["id", "body"], *enumerate(ESCAPED)])
+        assert bodies(tmp_path / "a.csv", Csv(escape="\\")) == ESCAPED
+    with (tmp_path / "b.csv").open("w", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_NONE, escapechar="\\", lineterminator="\n")
+        writer.writerows([["id", "body"], *enumerate(ESCAPED)])
+    assert bodies(tmp_path / "b.csv", Csv(quoting="none", escape="\\")) == ESCAPED
+    (tmp_path / "c.csv").write_text('id,body\n1,"C:\\new \\"x\\", y"\n')  # a backslash that escapes nothing stays
+    assert bodies(tmp_path / "c.csv", Csv(escape="\\")) == ['C:\\new "x", y']
+
+
+def test_rows_that_a_quote_swallows_are_reported(tmp_path, capfd):
+    lines = [f"{i},line {i}" for i in range(20)]
+    lines[4] = '4,"unclosed'
+    (tmp_path / "a.csv").write_text("id,body\n" + "\n".join(lines))
+    rows = read(tmp_path / "a.csv")
+    assert len(rows) == 5 and rows[4]["line"] == 21 and rows[4]["reason"].startswith(LOST_LINES)
+    assert " 6 " in rows[4]["reason"] and "--quoting" in rows[4]["reason"]
+    (tmp_path / "b.csv").write_text('id,body\n1,x\n2,"y')
+    assert read(tmp_path / "b.csv")[1]["reason"].startswith(LOST_LINES)
+    lines[9] = '9,"closed" here'
+    (tmp_path / "a.csv").write_text("id,body\n" + "\n".join(lines))
+    assert [row["line"] for row in read(tmp_path / "a.csv") if row.get("reason", "").startswith(LOST_LINES)] == [11]
+    assert not capfd.readouterr().err
+    lines[9] = '9,closed"'
+    (tmp_path / "a.csv").write_text("id,body\n" + "\n".join(lines))
+    assert len(read(tmp_path / "a.csv")) == 15
+    err = capfd.readouterr().err
+    assert all(part in err for part in ("a.csv", " 6 ", " 11 ", "--quoting"))
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "body"], *([i, "One, two.\n\nThree, four, five.\nSix."] for i in range(9))])
+    assert len(read(tmp_path / "a.csv")) == 9
+    assert not capfd.readouterr().err
+
+
+# --- JSON of other shapes, and encodings
+
+
+RECORDS = [
+    {"body": 'one\nline, "quoted" [1] {2}', "n": 1},
+    {"body": "caf\u00e9 \U0001f600", "n": 2},
+    {"body": "x", "n": 3},
+]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz", "a.ndjson.zst", "a.json.zst"])
+def test_json_that_is_not_one_object_per_line_is_read(name, tmp_path):
+    ascii, plain = (dict(ensure_ascii=ascii) for ascii in (True, False))
+    dumped = [json.dumps(record, **plain) for record in RECORDS]
+    shapes = [
+        json.dumps(RECORDS),
+        json.dumps(RECORDS, indent=2, **plain) + "\n",
+        "\ufeff" + json.dumps(RECORDS, indent=2, **ascii),
+        "".join(dumped),
+        " ".join(dumped),
+        "[\n" + ",\n".join(dumped) + "\n]\n",
+        ",\n".join(dumped),
+        "".join(json.dumps(record, indent=4) + "\n" for record in RECORDS),  # jq
+        "".join(json.dumps([record]) + "\n" for record in RECORDS),
+        "\n\n" + "\n".join(dumped),
+        "\r\n".join(dumped),
+    ]
+    for shape in shapes:
+        content = shape.encode()
+        compress = {"gz": gzip.compress, "st": zstandard.compress}.get(name[-2:], bytes)
+        (tmp_path / name).write_bytes(compress(content))
+        assert read(tmp_path / name) == RECORDS, shape
+        assert open_table(tmp_path / name).estimate_rows() in (2, 3, 4)  # lines
+
+
+def test_a_long_array_is_read(tmp_path):
+    records = [{"body": f"text {i} " * 20, "n": i} for i in range(5000)]
+    for indent in (None, 1):
+        (tmp_path / "a.json").write_text(json.dumps(records, indent=indent))
+        assert read(tmp_path / "a.json") == records
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps({"data": RECORDS}),
+        json.dumps({"data": RECORDS}, indent=1),
+        json.dumps({"data": RECORDS * 9999}, indent=1),
+        json.dumps(["one", "two"]),
+        json.dumps(RECORDS)[:-1],
+        json.dumps(RECORDS, indent=1)[:-20],
+        json.dumps(RECORDS) + "]",
+        json.dumps(RECORDS)[:-1] + ", oops]",
+        '{"a": ' * 100_000,
+        "[" * 100_000,
+        "this is no JSON",
+        "\n".join(['"one"', '"two"']),
+    ],
+)
+def test_other_json_is_refused_by_name_in_a_folder_too(content, tmp_path):
+    (tmp_path / "a.json").write_text(content)
+    (tmp_path / "b.csv").write_text("body\nx\n")
+    assert "a.json" in refused(load_dataset, str(tmp_path / "a.json"))
+
+    def read_folder():
+        tables = open_tables(find_files(tmp_path))
+        list(read_all(tables, common_schema(tables, ["body"], ["body"])))
+
+    assert "a.json" in refused(read_folder)
+
+
+def test_nan_null_empty_and_missing_texts_are_none(tmp_path):
+    records = [{"body": float("nan")}, {"body": None}, {"body": ""}, {"id": 1}, {"body": "x"}, {"body": 1.5}]
+    for lines in (records, records[4:] + records[:4], [{"body": float("nan")}] * 1100 + records):
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        assert load_dataset(str(tmp_path / "a.jsonl")).texts == ["x", "1.5"]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [{"body": "x", "n": float("nan")}, {"n": 1.5}])))
+    assert str([row["n"] for row in read(tmp_path / "a.jsonl")]) == "[nan, 1.5]"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.csv.gz", "a.jsonl.zst"])
+def test_a_byte_order_mark_gives_the_encoding(name, encoding, tmp_path):
+    """Excel's "Unicode Text" is UTF-16; so is what PowerShell's `>` writes."""
+    records = [{"body": f"caf\u00e9 {i} \U0001f600 \u0a0a"} for i in range(9000)]
+    text = io.StringIO()
+    if "json" in name:
+        pd.DataFrame(records).to_json(text, orient="records", lines=True, force_ascii=False)
+    else:
+        pd.DataFrame(records).to_csv(text, index=False)
+    mark = "\ufeff" if encoding[-3:] in ("-le", "-be") else ""
+    compress = {"gz": gzip.compress, "st": zstandard.compress}.get(name[-2:], bytes)
+    (tmp_path / name).write_bytes(compress((mark + text.getvalue()).encode(encoding)))
+    assert read(tmp_path / name) == records
+    assert open_table(tmp_path / name).estimate_rows() == pytest.approx(9000, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "bad"),
+    [
+        ("utf-8", b"\xff"),
+        ("ascii", "\u00e9".encode()),
+        ("cp1252", b"\x81"),
+        ("utf-16-le", b"\x3d\xd8"),
+        ("utf-16", b"\x00\xdc"),
+        ("utf-32", b"\x00\x00\x11\x00"),
+        ("cp932", b"\x81"),
+        ("gb18030", b"\xff"),
+        ("euc_jp", b"\x8f"),
+        ("big5", b"\xff"),
+        ("utf-7", b"\xff"),
+    ],
+)
+def test_a_bad_character_costs_its_row_only(encoding, bad, tmp_path):
+    lines = ["id,body\n", *(f"{i},text {i}\n" for i in range(5000))]
+    encoded = [line.encode(encoding) for line in lines]
+    if encoding in ("utf-16", "utf-32"):
+        encoded = [line.encode(encoding + "-le") for line in lines]
+        encoded[0] = lines[0].encode(encoding)
+    end = "\n".encode("utf-16-le" if encoding == "utf-16" else "utf-32-le" if encoding == "utf-32" else encoding)
+    encoded[3001] = encoded[3001].removesuffix(end) + bad + end
+    (tmp_path / "a.csv").write_bytes(b"".join(encoded))
+    rows = read(tmp_path / "a.csv", Csv(encoding=codecs.lookup(encoding).name))
+    assert [row["id"] for row in rows] == [str(i) if i != 3000 else None for i in range(5000)]
+    assert rows[3000]["line"] == 3002 and f"0x{bad[0]:02x}" in rows[3000]["reason"]
+
+
+def test_a_bad_character_in_an_array_costs_its_object_only(tmp_path):
+    content = json.dumps([{"body": f"text {i}"} for i in range(5000)], indent=1).encode()
+    (tmp_path / "a.json").write_bytes(content.replace(b"text 3000", b"text \xff"))
+    rows = read(tmp_path / "a.json")
+    assert [row["body"] for row in rows] == [f"text {i}" if i != 3000 else None for i in range(5000)]
+    assert "reason" in rows[3000]
+
+
+def test_a_bad_character_in_utf_16_json_costs_its_line_only(tmp_path):
+    lines = [f'{{"body": "text {i}"}}\n'.encode("utf-16-le") for i in range(5000)]
+    lines[3000] = lines[3000].replace("3000".encode("utf-16-le"), b"\x3d\xd8")
+    (tmp_path / "a.jsonl").write_bytes(codecs.BOM_UTF16_LE + b"".join(lines))
+    rows = read(tmp_path / "a.jsonl")
+    assert [row["body"] for row in rows] == [f"text {i}" if i != 3000 else None for i in range(5000)]
+    assert rows[3000]["line"] == 3001
+
+
+def test_a_codec_that_is_not_a_text_encoding_is_refused():
+    for name in ("base64", "hex", "rot13", "zlib", "undefined", "nonsense"):
+        command = [sys.executable, "run_benchmark.py", "--encoding", name]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and name in done.stderr
+
+
+# --- names of folders and columns
+
+
+def test_folder_columns_are_those_of_pyarrow(tmp_path):
+    rows = pa.table({"body": ["a", "b", "c"], "year": ["2024", None, "x y/z"]})
+    pyarrow.dataset.write_dataset(rows, tmp_path, format="parquet", partitioning=["year"], partitioning_flavor="hive")
+    tables = open_tables(find_files(tmp_path), root=locate(tmp_path))
+    result = pa.concat_tables(read_all(tables, common_schema(tables, ["body", "year"], ["body"])))
+    assert sorted(result.to_pylist(), key=str) == sorted(rows.to_pylist(), key=str)
+    [file] = (tmp_path / "year=2024").iterdir()
+    for source in (file, file.parent):
+        [table] = open_tables(find_files(source), root=locate(source))
+        assert next(read_all([table], table.schema)).to_pylist() == [{"body": "a", "year": "2024"}]
+
+
+def test_folder_names_that_are_not_utf_8_become_columns(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9=caf\xe9")
+    folder.mkdir()
+    (folder / "a.csv").write_text("body\nx\n")
+    [table] = open_tables(find_files(tmp_path), root=locate(tmp_path))
+    assert next(read_all([table], table.schema)).to_pylist() == [{"body": "x", "caf\ufffd": "caf\ufffd"}]
+
+
+ODD_NAMES = ['say "x"', "back\\slash", "line\nfeed", "esc\x1b[1m", "nul\0", "half\ud83d", ""]
+
+
+def test_odd_names_of_columns_never_refuse_a_file(tmp_path):
+    record = {"body": "x", "n": 1} | dict.fromkeys(ODD_NAMES, "y")
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    names = ODD_NAMES[:5]
+    pq.write_table(pa.table({name: ["z"] for name in ["body", *names]}), tmp_path / "b.parquet")
+    tables = open_tables(find_files(tmp_path))
+    read_names = [name for name in tables[0].schema.names if name not in ("body", "n")]
+    assert sorted(read_names + nested_columns(tables[:1])) == sorted(ODD_NAMES)
+    schema = common_schema(tables, ["body", "n", *names], ["body"])
+    result = pa.concat_tables(read_all(tables, schema)).to_pylist()
+    assert [row["body"] for row in result] == ["x", "z"] and result[0]["n"] == 1
+    assert [result[1][name] for name in names] == ["z"] * 5
