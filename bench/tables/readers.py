@@ -29,6 +29,7 @@ FORMAT_WORDS = "CSV or TSV (.csv, .tsv), JSON Lines (.jsonl, .json), both also a
 DEFAULT_CSV = Csv()
 # delimiter found in a .csv header -> value to suggest for --delimiter
 DELIMITERS = {";": "';'", "|": "'|'", "\t": "tab"}
+NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"  # value of a folder column that stands for null
 BAD = "classify_texts: bad row"  # column with the reason why a row is bad, see read_all
 
 
