@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.model.random_model import RANDOM_MODEL
-from bench.naming import markdown
+from bench.naming import code_span, fence, markdown
 from bench.options import command
 from bench.report import figures
 from bench.report.figures import baseline, batching_words, device_name, device_title, is_cpu
@@ -99,8 +99,8 @@ def headline_block(rows, charts: list, folder: Path) -> str:
                 parity += ", not proven to be within tolerance"
             if math.isnan(row["flips"]):
                 parity = "outputs not compared"
-            place = f"{device_name(row['device'])}, {markdown(names[row['model']])}"
-            line = f"- {place}: **{row['factor']:.1f} times {baseline(row)}**: {row['variant']}, "
+            place = markdown(f"{device_name(row['device'])}, {names[row['model']]}")
+            line = f"- {place}: **{row['factor']:.1f} times {baseline(row)}**: {markdown(row['variant'])}, "
             line += f"{speed(row['messages/s'])} messages/s against {speed(row['base'])}; {parity}"
             lines.append(line)
     return "\n".join([*lines, "", WRITTEN])
@@ -115,8 +115,11 @@ def verdict_block(results_dirs: list[Path]) -> str:
         return ""
     run = ["device", "dataset", "texts_id", "weights_id"]
     newest = on_cpus[(on_cpus[run] == on_cpus.sort_values("date").iloc[-1][run]).all(axis=1)]
-    source = f"({device_title(newest.iloc[0])}, {newest['date'].max()[:10]}; written by `python plot_results.py`)"
-    return "\n".join(["```", *verdict(latest_per_cell(newest))[1:], "```", "", source])
+    device = markdown(device_title(newest.iloc[0]))
+    source = f"({device}, {newest['date'].max()[:10]}; written by `python plot_results.py`)"
+    text = "\n".join(verdict(latest_per_cell(newest))[1:])
+    marks = max("```", fence(text), key=len)
+    return "\n".join([marks, text, marks, "", source])
 
 
 def link_to(chart, folder: Path) -> str:
@@ -130,8 +133,8 @@ def results_block(rows, charts: list, folder: Path) -> str:
     for (model, dataset), group in rows.groupby(["model", "dataset"]):
         of_group = [chart for chart in drawn if tuple(chart.rows.iloc[0][["model", "dataset"]]) == (model, dataset)]
         links = [f"[{markdown(chart.what)}]({link_to(chart, folder)})" for chart in of_group]
-        lines += [f"## {markdown(names[model])}, dataset {markdown(dataset)}", "", f"!{links[0]}", ""]
-        lines += [*(f"- {link}" for link in links[1:]), ""]
+        lines += [f"## {markdown(names[model])}, dataset {markdown(dataset)}", ""]
+        lines += [*(f"!{link}\n" for link in links[:1]), *(f"- {link}" for link in links[1:]), ""]
         lines += [f"| {' | '.join(TABLE)} |", "|" + " --- |" * len(TABLE)]
         for _, device_rows in best_rows(group).groupby("device", sort=False):
             for _, row in device_rows.iterrows():
@@ -173,12 +176,12 @@ def provenance(rows) -> list[str]:
 
     first = rows.iloc[0]
     if first["commit"] == PUBLISHED:
-        return [f"- {device_title(first)}: {SOURCE}"]
+        return [f"- {markdown(device_title(first))}: {SOURCE}"]
     origin = [f"driver {first['driver']}"] if first["driver"] else []
     origin += sorted({part for versions in rows["versions"] for part in versions.split(", ")} - {""})
     days = sorted({date[:10] for date in rows["date"]})
     origin += [f"commit {' and '.join(values('commit'))}", " and ".join(days)]
-    lines = [f"- {device_title(first)}: {', '.join(origin)}"]
+    lines = [f"- {markdown(device_title(first))}: {markdown(', '.join(origin))}"]
     dataset = first["dataset"].removeprefix("synthetic-")
     for threads, group in rows.groupby("threads"):
         line = command(
@@ -195,7 +198,7 @@ def provenance(rows) -> list[str]:
             batch_tokens=values("batch_tokens", group),
             limit=int(first["texts"]),
         )
-        lines.append(f"  `{line}`")
+        lines.append(f"  {code_span(line)}")
     return lines
 
 
@@ -206,4 +209,5 @@ def with_block(readme: str, block: str, marks: tuple[str, str] = RESULTS) -> str
     if not end:
         lines = " and ".join(marks)
         raise UserError(f"a README.md has no lines {lines} for the results: add them, or choose another --output")
-    return f"{before}{marks[0]}\n{block}\n{marks[1]}{after}"
+    newline = "\r\n" if "\r\n" in readme else "\n"
+    return before + f"{marks[0]}\n{block}\n{marks[1]}".replace("\n", newline) + after
