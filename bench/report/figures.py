@@ -16,6 +16,7 @@ BATCHING_STYLES = {
     "sorted": {"color": BLUE, "linestyle": "-", "marker": "s"},
     "token-budget": {"color": ORANGE, "linestyle": "-", "marker": "^"},
 }
+MAX_LINES = 12  # of panels; an image viewer opens no picture of sixty thousand pixels
 STYLE = {
     **{"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "savefig.dpi": 150, "hatch.linewidth": 0.6},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
@@ -68,7 +69,8 @@ def draw_comparison(rows):
     devices = list(rows.groupby("device", sort=False))
     longest = rows.groupby(is_cpu(rows["device"]))["max"].max()
     heights = [len(group) for _, group in devices]
-    figure, axes = panels(len(devices), 1, (8.5, 0.42 * sum(heights) / len(heights) + 0.75), heights)
+    columns = math.ceil(len(devices) / MAX_LINES)
+    figure, axes = panels(len(devices), columns, (8.5, 0.42 * sum(heights) / len(heights) + 0.75), heights)
     for ax, (device, group) in zip(axes, devices, strict=True):
         top = longest[is_cpu(device)]
         bars = group.sort_values("messages/s", ascending=False)
@@ -97,7 +99,8 @@ def draw_comparison(rows):
         ax.tick_params(axis="y", length=0)
         ax.grid(visible=False, axis="y")
         ax.spines["bottom"].set_visible(False)
-    axes[-1].set_xlabel("messages/s", loc="left")
+    for ax in axes[-columns:]:
+        ax.set_xlabel("messages/s", loc="left")
     return figure
 
 
@@ -177,7 +180,7 @@ def draw_parity(rows):
 
     devices = list(rows.groupby("device", sort=False))
     fastest = rows.groupby(is_cpu(rows["device"]))["messages/s"].max()
-    figure, axes = panels(len(devices), min(len(devices), 2), (5.5, 3.8))
+    figure, axes = panels(len(devices), max(min(len(devices), 2), math.ceil(len(devices) / MAX_LINES)), (5.5, 3.8))
     zero = 1e-5  # where a share of 0 is drawn
     for ax, (device, points) in zip(axes, devices, strict=False):
         top = fastest[is_cpu(device)]
@@ -206,6 +209,8 @@ def panels(count: int, columns: int, size: tuple[float, float], heights=None, **
     from matplotlib.figure import Figure
 
     lines = math.ceil(count / columns)
+    if heights:
+        heights = [max(heights[i : i + columns]) for i in range(0, count, columns)]
     figure = Figure((size[0] * columns, size[1] * lines + 1), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, height_ratios=heights, **options).flatten()
     for ax in axes[count:]:
