@@ -33,7 +33,7 @@ from bench.options import (
     float_from,
     hub_name,
 )
-from utils import CACHE, Parser, UserError, clean, int_from, run, say
+from utils import CACHE, Parser, UserError, int_from, run, say
 
 # options that a check of the same folder needs again
 CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)
@@ -68,11 +68,7 @@ def argument_parser() -> Parser:
     add("--batching", choices=BATCHINGS, help="default: sorted; for int8 token-budget, as in classify_texts.py")
     add("--batch-size", type=whole, default=1, help="texts per batch (default: 1)")
     add("--batch-tokens", type=whole, default=1024, help="tokens per batch for token-budget (default: 1024)")
-    add(
-        "--excerpts",
-        action="store_true",
-        help="show the texts whose scores differ most in the card and the report",
-    )
+    add("--excerpts", action="store_true", help="print and publish the texts whose scores differ most")
 
     upload = parser.add_argument_group("upload")
     add = upload.add_argument
@@ -125,7 +121,9 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
             **graph,
             **check.check_export(export, dataset, batching, args.tolerance),
         }
-        reports.write_report(folder, model.folder, report, args.excerpts)
+        if not args.excerpts:
+            report["worst"] = []
+        reports.write_report(folder, model.folder, report)
     return report
 
 
@@ -170,7 +168,7 @@ def main() -> int:
     csv = Csv.from_options(args)
     dataset = load_dataset(args.dataset, [args.column], args.limit, args.label_column, csv)
     for note in dataset.notes:
-        say(clean(note))
+        say(note)
     if args.batch_size > len(dataset.texts):
         raise UserError(f"--batch-size {args.batch_size} exceeds the {len(dataset.texts)} texts of {dataset.name}")
     api, repo = None, ""
@@ -188,14 +186,15 @@ def main() -> int:
         raise UserError(f"--check-only: {target} {reason}; choose another --save-dir")
     report = export_and_check(args, model, dataset, target)
     reports.print_report(report)
-    print(f"\n{target}: {report['verdict']}, {report['reason']}", flush=True)
+    say(file=sys.stdout)
+    say(f"{target}: {report['verdict']}, {report['reason']}", file=sys.stdout)
     if report["verdict"] == NOT_WITHIN:
         return 1
     if report["verdict"] == UNPROVEN:
         say_larger_check(args, report, len(dataset.all_texts))
     if api and (args.upload or publish.wants_upload(repo)):
         report |= {"repo": repo}  # which the example in the card loads
-        reports.write_card(target, model.folder, report if args.excerpts else report | {"worst": []})
+        reports.write_card(target, model.folder, report)
         publish.upload(api, repo, target, args.private, args.create_pr)
     return 0
 

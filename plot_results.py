@@ -19,7 +19,10 @@ Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or inp
 """
 
 import hashlib
+import logging
+import os
 import sys
+import warnings
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -169,9 +172,14 @@ def figure_files(chart: Chart, formats: list[str]) -> list[Path]:
 
 
 def save(charts: list[Chart], formats: list[str]) -> None:
+    """Draw the figures and write them. Neither a matplotlibrc nor the backend of a notebook has an effect."""
+    os.environ["MPLBACKEND"] = "agg"
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reads a matplotlibrc anyway, and warns of its faults
     import matplotlib
 
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(), warnings.catch_warnings(record=True) as caught:
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(figures.STYLE)
         for chart in charts:
             chart.path.parent.mkdir(parents=True, exist_ok=True)
             figure = chart.draw(chart.rows)
@@ -179,7 +187,9 @@ def save(charts: list[Chart], formats: list[str]) -> None:
             for file in figure_files(chart, formats):
                 with new_file(file) as whole:
                     figure.savefig(whole, format=file.suffix[1:], metadata={"Keywords": chart.digest()})
-                print(file)
+                say(file, sys.stdout)
+    if caught:
+        say(f"matplotlib has {len(caught)} warnings, such as: {first_line(caught[0].message)}")
 
 
 def out_of_date(charts: list[Chart], formats: list[str]) -> list[Path]:
@@ -200,7 +210,7 @@ def updated_readmes(rows, charts: list[Chart], results_dirs: list[Path]) -> dict
         readme: readmes.headline_block(rows, charts, readme.parent),
         results_readme: f"{readmes.results_block(rows, charts, results_dir)}\n\n{readmes.provenance_block(rows)}",
     }
-    old = {file: file.read_text(encoding="utf-8") for file in blocks}
+    old = {file: file.read_bytes().decode() for file in blocks}  # with its line ends
     new = {file: readmes.with_block(old[file], block) for file, block in blocks.items()}
     if readmes.VERDICT[0] in old[readme]:
         new[readme] = readmes.with_block(new[readme], readmes.verdict_block(results_dirs), readmes.VERDICT)
@@ -228,7 +238,7 @@ def main() -> int:
         for file, text in changed.items():
             with new_file(file) as whole:
                 whole.write(text.encode())
-            print(file)
+            say(file, sys.stdout)
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(first_line(error)) from error
     return 0

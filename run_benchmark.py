@@ -34,7 +34,7 @@ from bench.options import (
     float_from,
     hub_name,
 )
-from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say
+from utils import CACHE, Parser, UserError, int_from, list_of, run, say
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 
@@ -175,8 +175,9 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Re
             measure_all(sweep, cells, recorder, args.repeats)
         finally:
             if recorder.unsaved:
-                lines = rows.HEADER + "".join(map(rows.line_of, recorder.unsaved))
-                say(f"could not save these rows in {args.results_dir}; copy them from here:\n{lines.rstrip()}")
+                say(f"could not save these rows in {args.results_dir}; copy them from here:")
+                lines = rows.HEADER + "".join(map(rows.line_of, recorder.unsaved))  # cleaned, with tabs
+                print(lines.rstrip(), file=sys.stderr)
 
 
 def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
@@ -260,7 +261,7 @@ def main() -> int:
         note("MFU above 100% omitted: the peak measurement was disturbed, or its kernels are slow on this machine")
     completed = recorder.completed()
     for line in [] if completed.empty else verdict(completed, *follow_up_commands(args)):
-        say(clean(line))
+        say(line)
     return int(any(row["status"] != "ok" for row in recorder.rows) or bool(recorder.unsaved))
 
 

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from itertools import accumulate
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 ROOT = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("BENCHMARK_CACHE", ROOT / ".cache"))  # random-roberta-base, references
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # never in a row, a card or a line of output
+# never in a row, a card or a line of output; the last two ranges reverse the text behind them on a screen
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT  # each ends a script
 
 
@@ -24,6 +25,9 @@ class UserError(Exception):
     """Wrong usage or input: a script prints the message on one line and exits with `code`."""
 
     code = 2
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class RunError(UserError):
@@ -76,14 +80,22 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return next(map(by_lower_case.get, get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.85)), None)
 
 
-def say(line: str = "") -> None:
-    """Print a line on standard error."""
-    print(line, file=sys.stderr, flush=True)
+def say(line: object = "", file: TextIO | None = None) -> None:
+    """Print a line on standard error, or into `file`, whatever the names in it contain."""
+    print(clean(str(line)), file=file or sys.stderr, flush=True)
 
 
 def clean(text: str) -> str:
-    """Replace line breaks, control characters and lone surrogates by spaces."""
-    return CONTROL.sub(" ", text)
+    """Replace line breaks, control characters and lone surrogates by spaces, and secrets in URLs by `...`."""
+    return CONTROL.sub(" ", without_secrets(text))
+
+
+def without_secrets(text: str) -> str:
+    """Replace the user, the password and the query of URLs: `s3://KEY:SECRET@bucket` becomes `s3://...@bucket`."""
+    if "://" not in text:
+        return text
+    text = re.sub(r"://(?:[^/\s@]*:(?!\d+/)\S*|[^/\s@]*)@", "://...@", text)  # a secret may contain slashes
+    return re.sub(r"(://[^?]*\?)[^\s=]+=[^\s'\"]*", r"\1...", text)
 
 
 def first_line(error: BaseException) -> str:
@@ -92,7 +104,7 @@ def first_line(error: BaseException) -> str:
     for line in accumulate(str(error).strip().splitlines(), "{} {}".format):
         if not line.endswith(":"):
             break
-    return clean((line or type(error).__name__)[:300])
+    return clean((line or type(error).__name__)[:3000])[:300]
 
 
 def stop(number: int, _) -> NoReturn:
@@ -135,7 +147,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         code = main()
         sys.stdout.flush()
     except UserError as error:
-        code, message = error.code, clean(str(error))
+        code, message = error.code, str(error)
     except KeyboardInterrupt:
         code, message = 130, "interrupted"
     except OSError as error:  # a full disk, a closed terminal or pipe

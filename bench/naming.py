@@ -1,9 +1,11 @@
-"""File names and Markdown text from any string."""
+"""Names from outside -> file names, Markdown, Python source and figures. For the terminal see utils.say."""
 
 import html
 import re
 
 from utils import clean
+
+LONGEST_LABEL = 60  # characters of a name in a figure
 
 
 def slug(name: str) -> str:
@@ -17,5 +19,31 @@ def file_name(name: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Escape a text for Markdown, so that it can't add HTML, links, pictures or table cells."""
-    return re.sub(r"([\\`*_\[\]()!|~#])", r"\\\1", html.escape(clean(text), quote=False))
+    """Escape a text for a line of Markdown, so that it can't add HTML, links, math, table cells, headings or lists."""
+    text = html.escape(clean(text).strip(), quote=False)
+    text = re.sub(r"([\\`*_\[\]|~#$]|(?<=:)/(?=/)|(?<=\bwww)\.)", r"\\\1", text, flags=re.IGNORECASE)
+    return re.sub(r"^(\d{1,9}(?=[.)]\s)|(?=[-+]\s|--|==))", r"\1\\", text)
+
+
+def fence(text: str) -> str:
+    """Return more backticks than the text has in a row."""
+    return "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+
+
+def code_span(text: str) -> str:
+    """Return a text as code in a line of Markdown."""
+    text = clean(text)
+    space = " " if "`" in text or text.startswith(" ") else ""
+    return f"{fence(text)}{space}{text}{space}{fence(text)}"
+
+
+def python_string(text: str) -> str:
+    """Return a text as a string in Python source."""
+    escaped = text.encode("unicode_escape").decode().replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def figure_text(name: str) -> str:
+    """Return a name for a figure, shortened if needed. Dollar signs are no math there, see STYLE in figures.py."""
+    name = clean(name)
+    return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL // 2]}…{name[-LONGEST_LABEL // 2 :]}"

@@ -10,6 +10,8 @@ import shlex
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
+from utils import CONTROL, without_secrets
+
 PRECISIONS = "fp32", "fp16", "int8"  # of exports
 BATCHINGS = "in-order", "sorted", "token-budget"
 TASKS = ("classification",)  # what a model may be for
@@ -93,7 +95,8 @@ def float_from(least: float, most: float = float("inf")) -> Callable[[str], floa
 def command(*words: object, **options: object) -> str:
     """Return a command line to copy, quoted for a POSIX shell.
 
-    Options that are None, False or empty are left out; True is a flag, and lists become comma lists.
+    Options that are None, False or empty are left out; True is a flag, and lists become comma lists. Secrets in URLs,
+    and words that the scripts refuse because of control characters, become `...`.
     """
     line = list(words)
     for name, value in options.items():
@@ -102,4 +105,5 @@ def command(*words: object, **options: object) -> str:
         line.append(f"--{name.replace('_', '-')}")
         if value is not True:
             line.append(",".join(map(str, value)) if isinstance(value, list | tuple) else value)
-    return shlex.join(map(str, line))
+    words = map(without_secrets, map(str, line))
+    return shlex.join("..." if CONTROL.search(word) else word for word in words)

@@ -145,5 +145,5 @@ def test_different_names_become_different_file_names():
 def test_markdown_is_escaped():
     attack = "<!-- end --> ![x](http://evil) | `code` \x1b[31m <script> **b**\nnext"
     assert markdown(attack) == (
-        "&lt;\\!-- end --&gt; \\!\\[x\\]\\(http://evil\\) \\| \\`code\\`  \\[31m &lt;script&gt; \\*\\*b\\*\\* next"
+        "&lt;!-- end --&gt; !\\[x\\](http:\\//evil) \\| \\`code\\`  \\[31m &lt;script&gt; \\*\\*b\\*\\* next"
     )

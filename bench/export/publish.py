@@ -8,7 +8,7 @@ from bench.model.hub import with_timeout
 from bench.model_files import export_files, inside
 from bench.options import command
 from bench.variants import CARD, REPORT
-from utils import RunError, UserError, first_line, say
+from utils import RunError, UserError, clean, first_line, say
 
 
 def find_repository(token: str | None, repo_id: str | None, name: str, create_pr: bool) -> tuple:
@@ -80,6 +80,6 @@ def upload(api, repo: str, folder: Path, private: bool, create_pr: bool) -> None
 
 def wants_upload(repo: str) -> bool:
     try:
-        return input(f"upload to {repo}? [y/N] ").strip().lower() in ("y", "yes")
+        return input(clean(f"upload to {repo}? [y/N] ")).strip().lower() in ("y", "yes")
     except EOFError:
         return False

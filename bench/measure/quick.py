@@ -134,7 +134,7 @@ def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Pat
     cells = plan_cells(variants, [1], ["token-budget"], [], QUICK_OPTIONS[device.kind]["batch_tokens"])
     say(HEADER)
     run_columns = columns_of_run(job.model, dataset, info, device.threads)
-    recorder = Recorder(run_columns, results_dir, lambda _, row: say(table_line(row)))
+    recorder = Recorder(run_columns, results_dir, lambda _, row: [*map(say, table_line(row).splitlines())])
     start = time.monotonic()
     measure_all(sweep, cells, recorder, repeats=1)
     ranked = rank(recorder.completed())

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN
+from bench.naming import figure_text
 from bench.report.rows import PUBLISHED
 from bench.report.table import speed
 from bench.tables.datasets import DATASETS
@@ -15,10 +16,12 @@ BATCHING_STYLES = {
     "sorted": {"color": BLUE, "linestyle": "-", "marker": "s"},
     "token-budget": {"color": ORANGE, "linestyle": "-", "marker": "^"},
 }
+MAX_LINES = 12  # of panels; an image viewer opens no picture of sixty thousand pixels
 STYLE = {
     **{"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "savefig.dpi": 150, "hatch.linewidth": 0.6},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
     **{"axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "svg.hashsalt": "plot_results"},
+    "text.parse_math": False,  # names may contain dollar signs
 }
 
 
@@ -30,7 +33,7 @@ BASELINES = {  # variant -> description
 
 def device_name(device: str) -> str:
     """Return a device's name for figures and tables: `RTX 4090`, `Intel Xeon Platinum 8481C, 4 cores`."""
-    name = re.sub(r"^(NVIDIA )?(GeForce )?", "", device.replace("-", " "))
+    name = re.sub(r"^(NVIDIA )?(GeForce )?", "", figure_text(device).replace("-", " "))
     return re.sub(r" (\d+ cores)$", r", \1", name)
 
 
@@ -66,7 +69,8 @@ def draw_comparison(rows):
     devices = list(rows.groupby("device", sort=False))
     longest = rows.groupby(is_cpu(rows["device"]))["max"].max()
     heights = [len(group) for _, group in devices]
-    figure, axes = panels(len(devices), 1, (8.5, 0.42 * sum(heights) / len(heights) + 0.75), heights)
+    columns = math.ceil(len(devices) / MAX_LINES)
+    figure, axes = panels(len(devices), columns, (8.5, 0.42 * sum(heights) / len(heights) + 0.75), heights)
     for ax, (device, group) in zip(axes, devices, strict=True):
         top = longest[is_cpu(device)]
         bars = group.sort_values("messages/s", ascending=False)
@@ -89,13 +93,14 @@ def draw_comparison(rows):
             bar_end = (max(row["messages/s"], row["max"]), i)
             ax.annotate(text, bar_end, (5, 0), textcoords="offset points", va="center", fontsize=8, weight=weight)
         ax.set(xlim=(0, 2.1 * top), ylim=(len(bars) - 0.4, -0.6), title=device_title(bars.iloc[0]))
-        ax.set_yticks(range(len(bars)), bars["variant"])
+        ax.set_yticks(range(len(bars)), bars["variant"].map(figure_text))
         ax.set_xticks([tick for tick in ax.get_xticks() if tick <= top])
         ax.xaxis.set_major_formatter("{x:,g}")
         ax.tick_params(axis="y", length=0)
         ax.grid(visible=False, axis="y")
         ax.spines["bottom"].set_visible(False)
-    axes[-1].set_xlabel("messages/s", loc="left")
+    for ax in axes[-columns:]:
+        ax.set_xlabel("messages/s", loc="left")
     return figure
 
 
@@ -107,12 +112,14 @@ def draw_overview(rows):
     figure, [ax] = panels(1, 1, (8.5, 0.55 * len(rows) + 0.3))
     for i, row in enumerate(rows.to_dict("records")):
         ax.barh(i, row["factor"], 0.62, color=BLUE)
-        text = f"{row['variant']}: {speed(row['messages/s'])} messages/s\n{baseline(row)}: {speed(row['base'])}"
+        text = f"{figure_text(row['variant'])}: {speed(row['messages/s'])} messages/s\n"
+        text += f"{baseline(row)}: {speed(row['base'])}"
         bar_end = (row["factor"], i)
         placement = {"textcoords": "offset points", "va": "center"}
         ax.annotate(f"{row['factor']:.1f}x", bar_end, (5, 0), fontsize=10, weight="bold", **placement)
         ax.annotate(text, bar_end, (42, 0), fontsize=8, **placement)
-    places = [f"{device_name(row['device'])}\n{Path(row['model']).name}" for row in rows.to_dict("records")]
+    models = [figure_text(Path(model).name) for model in rows["model"]]
+    places = list(map("{}\n{}".format, map(device_name, rows["device"]), models))
     ax.set_yticks(range(len(rows)), places, fontsize=8)
     ax.set(xlim=(0, 2.3 * rows["factor"].max()), ylim=(len(rows) - 0.5, -0.5))
     ax.axvline(1, color="gray", linewidth=0.8)
@@ -149,7 +156,7 @@ def draw_scaling(rows):
             text += f" with {top['workers']} worker{'' if top['workers'] == 1 else 's'}"
         position = (top["per_batch"], top["messages/s"])
         ax.annotate(text, position, (0, 5), textcoords="offset points", ha="center", fontsize=8)
-        ax.set(title=variant, xscale="log", yscale="log")
+        ax.set(title=figure_text(variant), xscale="log", yscale="log")
         ax.xaxis.set(major_locator=LogLocator(base=2), minor_locator=NullLocator(), major_formatter="{x:g}")
         ax.margins(x=0.15)
         ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:,g}")
@@ -173,7 +180,7 @@ def draw_parity(rows):
 
     devices = list(rows.groupby("device", sort=False))
     fastest = rows.groupby(is_cpu(rows["device"]))["messages/s"].max()
-    figure, axes = panels(len(devices), min(len(devices), 2), (5.5, 3.8))
+    figure, axes = panels(len(devices), max(min(len(devices), 2), math.ceil(len(devices) / MAX_LINES)), (5.5, 3.8))
     zero = 1e-5  # where a share of 0 is drawn
     for ax, (device, points) in zip(axes, devices, strict=False):
         top = fastest[is_cpu(device)]
@@ -186,7 +193,7 @@ def draw_parity(rows):
             color = ORANGE if row["verdict"] == NOT_WITHIN else BLUE
             ax.plot(x, y, "o", color=color, markersize=5, fillstyle=fill)
             label_y = max(y, label_y + 0.05 * top)  # from the bottom up, so that labels don't overlap
-            text = f"{row['variant']} ({row['max_diff']:.0e})"
+            text = f"{figure_text(row['variant'])} ({row['max_diff']:.0e})"
             ax.plot([x, 1.2 * x], [y, label_y], color="gray", linewidth=0.6, zorder=1)
             ax.annotate(text, (1.25 * x, label_y), va="center", fontsize=8)
         ax.set(xscale="log", xlim=(zero / 1.5, max(0.3, 10 * points["flips"].max())), ylim=(0, 1.15 * top))
@@ -202,6 +209,8 @@ def panels(count: int, columns: int, size: tuple[float, float], heights=None, **
     from matplotlib.figure import Figure
 
     lines = math.ceil(count / columns)
+    if heights:
+        heights = [max(heights[i : i + columns]) for i in range(0, count, columns)]
     figure = Figure((size[0] * columns, size[1] * lines + 1), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, height_ratios=heights, **options).flatten()
     for ax in axes[count:]:
@@ -214,11 +223,11 @@ def panels(count: int, columns: int, size: tuple[float, float], heights=None, **
 def add_title(figure, rows, what: str) -> None:
     """Title the figure with what is shown, the dataset, and the model if there is only one."""
     row = rows.iloc[0]
-    dataset = row["dataset"].replace("$", r"\$")
+    dataset = figure_text(row["dataset"])
     is_bundled = dataset.removeprefix("synthetic-") in DATASETS
     texts = f"{dataset} comments" if is_bundled else f"the texts of {dataset}"
     title = f"{what[0].upper()}{what[1:]}, {texts}"
     if rows["model"].nunique() == 1:
-        name = Path(row["model"]).absolute().name.replace("$", r"\$")
+        name = figure_text(Path(row["model"]).absolute().name)
         title = f"{name} on {texts}: {what}"
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")

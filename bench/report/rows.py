@@ -81,6 +81,7 @@ def read_rows(path: Path) -> tuple[list[dict[str, str]], int]:
     """Read the rows of a file as text by column. Return (rows, number of unreadable lines). Raises OSError.
 
     A line belongs to the header before it, so files of several versions can be concatenated. Missing columns are empty.
+    Values are cleaned, since another program may have written the file.
     """
     if not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file")
@@ -90,7 +91,7 @@ def read_rows(path: Path) -> tuple[list[dict[str, str]], int]:
         if is_header(fields):
             header = fields
         elif header and len(fields) == len(header):
-            rows.append(dict.fromkeys(COLUMNS, "") | dict(zip(header, fields, strict=True)))
+            rows.append(dict.fromkeys(COLUMNS, "") | dict(zip(header, map(clean, fields), strict=True)))
         elif line.strip():
             skipped += 1
     return rows, skipped

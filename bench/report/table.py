@@ -5,6 +5,7 @@ import textwrap
 
 from bench.machine import BUSY
 from bench.model.batches import Batching
+from utils import clean
 
 WIDTH = 100
 HEADER = f"{'variant':<18} {'w x t':>5} {'batches':<16} {'messages/s':>20} {'padding':>7} {'peak':>5} {'max_diff':>8} "
@@ -20,7 +21,7 @@ def table_line(row: dict) -> str:
     line = f"{row['variant']:<18} {row['workers']:>2}x{row['threads']:<2} {batches(row):<16} "
     if not row["messages/s"]:
         indent = " " * len(line)
-        return textwrap.fill(row["status"], WIDTH, initial_indent=line, subsequent_indent=indent)
+        return textwrap.fill(clean(row["status"]), WIDTH, initial_indent=line, subsequent_indent=indent)
     spread = f" ({speed(row['min'])}-{speed(row['max'])})" if int(row["passes"]) > 1 else ""
     peak = f"{float(row['mfu']):.0%}" if row["mfu"] else "-"
     line += f"{speed(row['messages/s']) + spread:>20} {float(row['padding']):>7.2f} {peak:>5} "

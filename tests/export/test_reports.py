@@ -1,6 +1,8 @@
 """The model card: metadata from the card of the source model, even from a broken one, and the project's link."""
 
 import pytest
+import yaml
+from tiny import make_report
 
 from bench import provenance
 from bench.export.reports import write_card
@@ -11,12 +13,10 @@ CARDS = {
     b"---\ntags: [\n---\n": ["onnx"],
     b"---\n- a list\n---\n": ["onnx"],
     b"---\nmodel-index: 5\n---\n": ["onnx"],
+    b"---\r\ntags: legal\r\n---\r\n": ["legal", "onnx"],
     b"\xff\xfe": ["onnx"],
     b'---\ntags: !!python/object/apply:os.system ["touch was-run"]\n---\n': ["onnx"],
 }
-
-
-CARD = {"activation": "logits", "output_word": "value"}
 
 
 @pytest.mark.parametrize("card", CARDS)
@@ -26,16 +26,27 @@ def test_a_broken_card_of_the_source_does_not_stop_the_export(card, tmp_path, ti
     monkeypatch.chdir(tmp_path)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "README.md").write_bytes(card)
-    figures = dict.fromkeys(("mean", "std", "min", "p25", "median", "p75", "p90", "p95", "p99", "max"), 0.0)
-    report = {"model": "ann/tiny", "repo": "ann/tiny-onnx", "precision": "fp32"}
-    report |= {"task": "text-classification", "card": CARD, "batches": "1 sorted", "batches_matter": False}
-    report |= {"largest_difference": figures, "speed": {"original": 1.0, "export": 1.0}, "worst": [], "findings": []}
-    report |= dict.fromkeys(("dataset", "column", "machine", "verdict", "reason", "provider"), "x")
-    report |= dict.fromkeys(("mean_over_labels", "flips", "tolerance"), 0.0) | {"non_finite_texts": 0}
-    report |= {"changed": 0, "decisions": 1, "decision_words": "x", "gold": {}}
-    write_card(tmp_path, tmp_path / "source", report)
+    write_card(tmp_path, tmp_path / "source", make_report())
     assert ModelCard.load(tmp_path / "README.md").data.tags == [*CARDS[card], "text-classification", "fp32"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "source"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kept"),
+    [
+        ("language: no", {"language": "no"}),
+        ("language: [en, no]", {"language": ["en", "no"]}),
+        ("license: other\nlicense_name: bsl-1.1\nlicense_link: LICENSE", None),
+        ("license: mit\ndatasets: squad", None),
+    ],
+)
+def test_the_card_keeps_licence_and_language(metadata, kept, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n# Title\n")
+    (tmp_path / "export").mkdir()
+    write_card(tmp_path / "export", tmp_path, make_report())
+    written = yaml.safe_load((tmp_path / "export" / "README.md").read_text().split("---\n")[1])
+    expected = kept or yaml.safe_load(metadata)
+    assert {key: value for key, value in written.items() if key.startswith(("lic", "lang", "dat"))} == expected
 
 
 @pytest.mark.parametrize(

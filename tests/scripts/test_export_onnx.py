@@ -424,10 +424,10 @@ def test_a_card_is_safe_to_publish(tiny_model, here, export, texts):
     """It has no path of this machine, and no text without --excerpts."""
     pd.DataFrame({"body": texts[:40]}).to_csv(here / "mine.csv")
     code, out, _ = export(tiny_model, "--no-upload", "--save-dir", here / "ex", "--dataset", here / "mine.csv")
-    assert code == 0 and any(" ".join(text.split())[:50] in out for text in texts[:40])
+    assert code == 0
     written = "".join((here / "ex" / name).read_text() for name in ("README.md", "parity.json"))
     assert str(here) not in written and str(tiny_model) not in written and "--dataset mine.csv" in written
-    assert not any(" ".join(text.split())[:50] in written for text in texts[:40])
+    assert not any(" ".join(text.split())[:50] in written + out for text in texts[:40])
     assert read_report(here / "ex")["worst"] == []
 
 

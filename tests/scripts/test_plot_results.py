@@ -350,3 +350,66 @@ def test_the_committed_figures_and_tables_are_up_to_date(plot, monkeypatch, tmp_
     monkeypatch.chdir(tmp_path)
     code, _, err = plot("--check")
     assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings"),
+    [
+        ("module://nothing.like_it", "axes.facecolor: black\naxes.labelsize: 40\n"),
+        ("inline", "text.usetex: True\nbackend: nonsense\nno such: key\n"),
+    ],
+)
+def test_neither_a_notebook_nor_a_matplotlibrc_changes_the_figures(backend, settings, project):
+    """Compared in processes of their own, since matplotlib reads both when it is imported."""
+    pictures = []
+    for environment in ({}, {"MPLBACKEND": backend}):
+        if environment:
+            Path("matplotlibrc").write_text(settings)
+        script = [sys.executable, ROOT / "plot_results.py"]
+        done = subprocess.run(script, env=os.environ | environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        pictures.append({path.name: path.read_bytes() for path in project.rglob("*.png")})
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 5
+
+
+def test_names_that_the_font_lacks_are_one_line(project, plot):
+    save(Path("results"), make_row(device="設備 一二三四五六七八九十"), make_row("onnx", dataset="資料"))
+    code, _, err = plot()
+    assert (code, err.count("\n")) == (0, 1)
+
+
+def test_a_hundred_devices_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(Path("results"), *(make_row(speed=10 * i, device=f"Device-{i}", within="yes") for i in range(1, 101)))
+    _, comparison, *others = plot_results.plan_charts(
+        plot_results.load_rows([Path("results")]), Path("results"), tmp_path
+    )
+    parity = others[-1]
+    assert len(others) == 101
+    for chart in (comparison, parity):
+        figure = chart.draw(chart.rows)
+        assert len(figure.axes) == 100 and max(figure.get_size_inches()) < 110, "inches of 150 pixels"
+
+
+def test_rows_that_are_only_end_to_end_get_their_tables(tmp_path, monkeypatch, plot):
+    monkeypatch.chdir(tmp_path)
+    rows = [make_row(name, 10, stage="end-to-end", model="m") for name in ("pipeline", "onnx")]
+    save(Path("results"), *rows, make_row("onnx", 50, stage="end-to-end", model="other"))
+    for readme in ("README.md", "results/README.md"):
+        Path(readme).write_text(README)
+    assert plot()[0] == 0
+    shown = [[*row[1:3], row[6]] for row in table_rows(Path("results/README.md").read_text())]
+    assert shown == [["onnx", "-", "10"], ["pipeline", "-", "10"], ["onnx", "-", "50"]]
+    assert plot("--check")[0] == 0
+
+
+def test_line_ends_of_a_readme_stay_as_they_are(project, plot, drawn):
+    for readme in ("README.md", "results/README.md"):
+        Path(readme).write_bytes(b"\xef\xbb\xbf" + README.replace("\n", "\r\n").encode())
+    assert plot()[0] == 0
+    for readme in ("README.md", "results/README.md"):
+        text = Path(readme).read_bytes()
+        assert text.startswith(b"\xef\xbb\xbf# Title\r\nabove\r\n") and b"1,234" in text
+        assert text.count(b"\n") == text.count(b"\r\n") == text.count(b"\r")
+    before = Path("README.md").read_bytes()
+    assert plot()[0] == 0 and Path("README.md").read_bytes() == before
