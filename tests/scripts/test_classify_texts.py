@@ -427,24 +427,6 @@ def test_a_variant_that_takes_texts_labels_like_others(label):
     assert np.allclose(found[LABELS], whole[LABELS], atol=1e-5, equal_nan=True)
 
 
-@pytest.mark.needs("ray")
-def test_parts_from_ray_are_the_same(tiny_model, tiny_exports, source, tmp_path, label):
-    """The export travels to the actors, and a killed run is resumed."""
-    shutil.copytree(tiny_exports / "tiny-onnx", tmp_path / "tiny-onnx")
-    _, _, whole = label("--rows-per-file", 9, output="whole")
-    command = [sys.executable, SCRIPT, tiny_model, source, "--output", "ray", "--device", "cpu", "--ray"]
-    command += ["--variant", "onnx", "--rows-per-file", 9, "--threads", 1]
-    command = list(map(str, command))
-    killed = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
-    kill_after_a_part(killed, tmp_path / "ray")
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and 90 in numbers(done.stderr), done.stderr
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "ray"), whole, check_exact=False, atol=1e-5)
-    names = [path.name for path in part_files(tmp_path / "ray")]
-    assert names == [path.name for path in part_files(tmp_path / "whole")] and len(names) == 4 + 4 + 5
-    assert json.loads((tmp_path / "ray" / "_job.json").read_text())["plan"]["variant"] == "onnx"
-
-
 def test_new_columns_can_have_a_prefix(label, source):
     scored = pd.read_csv(source / "a.csv").assign(score=7, LABEL_1="x")
     scored.to_csv(source.parent / "scored.csv", index=False)
