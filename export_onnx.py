@@ -11,6 +11,7 @@ output is NaN or infinite, or if more than --tolerance of the decisions change, 
 An export that fails its check is kept but not uploaded. Errors and Ctrl-C leave no partial export behind.
 --check-only accepts exports of the other scripts, too.
 
+References and other reusable files are kept in BENCHMARK_CACHE (default: the folder .cache beside this script).
 Exit code: 0, 1 if the check or the upload failed, 2 for wrong usage or input, 130 after Ctrl-C.
 """
 

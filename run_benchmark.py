@@ -12,6 +12,7 @@ with the original model in eager FP32 PyTorch: `max_diff` is the largest differe
 the share of changed decisions. Fast variants that are not proven yet are checked on more texts, for up to --check-time
 seconds. results/README.md explains the columns and the method.
 
+References and other reusable files are kept in BENCHMARK_CACHE (default: the folder .cache beside this script).
 Exit code: 0, 1 if a cell failed (its row has the reason) or a row could not be saved, 2 for wrong usage or input, 130
 after Ctrl-C.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from bench.machine import cpu_cores, process_count
 from bench.options import BATCHINGS, add_text_options, add_threshold, batching, command, float_from
-from utils import CACHE, Parser, UserError, clean, int_from, list_of, run, say
+from utils import CACHE, Parser, UserError, before_imports, clean, int_from, list_of, run, say
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 QUICK_TIMES = {"min_time": 0.0, "check_time": 15.0}
@@ -94,8 +95,8 @@ def parse_arguments() -> Namespace:
     return parser.parse_args()
 
 
-if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
-    parse_arguments()  # answers before the imports below, which take a second
+if __name__ == "__main__":
+    before_imports(parse_arguments)
 
 from tqdm import tqdm
 

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent
-CACHE = Path(os.environ.get("BENCHMARK_CACHE", ROOT / ".cache"))  # random-roberta-base, references
+CACHE = Path(os.environ.get("BENCHMARK_CACHE") or ROOT / ".cache")  # random-roberta-base, references
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # never in a row, a card or a line of output
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT  # each ends a script
 
@@ -118,6 +119,38 @@ def open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
 
 
+def environment_problem() -> str:
+    """Return why no script can work in this environment, and what to do; empty if there is no reason."""
+    if sys.flags.optimize > 1:
+        return "transformers needs docstrings: unset PYTHONOPTIMIZE, or set it to 1; do not run python -OO"
+    try:
+        os.getcwd()
+    except OSError as error:
+        return f"the working directory cannot be used ({error.strerror}): change to another one"
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        return "no folder for temporary files can be written to: set TMPDIR to one with free space"
+    return ""
+
+
+def before_imports(parse_arguments: Callable) -> None:
+    """Do what cannot wait for the imports that follow, which take seconds: --help, Ctrl-C, and refusals."""
+    if environment_problem():
+        run(parse_arguments)  # reports it
+    if {"-h", "--help"} & set(sys.argv):
+        parse_arguments()
+
+    def end(*_) -> NoReturn:
+        try:
+            say(f"{Path(sys.argv[0]).name}: interrupted")
+        finally:
+            os._exit(130)  # an exception could be caught by the module that is being imported
+
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, end)
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a script and exit with the code that `main` returns.
 
@@ -132,6 +165,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     try:
         if CONTROL.search("".join(sys.argv[1:])):
             raise UserError("an argument contains a line break, a control character or invalid UTF-8")
+        if problem := environment_problem():
+            raise UserError(problem)
         code = main()
         sys.stdout.flush()
     except UserError as error:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from xxhash import xxh3_64
 
-from utils import RunError, UserError, first_line
+from utils import CACHE, RunError, UserError, first_line
 
 LONGEST_NAME = 255  # bytes, on most file systems
 BLOCK_BYTES = 2**20  # hashed at a time
@@ -23,7 +23,8 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"can't write to folder {folder}: {error.strerror}") from error
+        remedy = "set BENCHMARK_CACHE to another folder" if folder == CACHE else "choose another one"
+        raise UserError(f"can't write to folder {folder}: {error.strerror}; {remedy}") from error
 
 
 @contextlib.contextmanager

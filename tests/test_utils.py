@@ -10,10 +10,12 @@ import time
 import pytest
 from conftest import ROOT
 
+import classify_texts
 import export_onnx
 import plot_results
 import run_benchmark
 import utils
+from bench import files
 
 
 @pytest.mark.parametrize("script", [run_benchmark, export_onnx, plot_results])
@@ -113,3 +115,44 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
     process.stdout.readline()
     process.send_signal(signal.SIGHUP)
     assert process.communicate(timeout=10)[0] == "cleaned up\n" and process.returncode == 0
+
+
+SCRIPTS = ["run_benchmark.py", "export_onnx.py", "classify_texts.py", "plot_results.py"]
+ENVIRONMENTS = {
+    'exec "$0" -OO "$@"': "PYTHONOPTIMIZE",
+    'PYTHONOPTIMIZE=2 exec "$0" "$@"': "PYTHONOPTIMIZE",
+    'rmdir "$PWD"; exec "$0" "$@"': "directory",
+    'ulimit -f 0; exec "$0" "$@"': "TMPDIR",  # no file can be written to, as on a full disk
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("how", ENVIRONMENTS)
+def test_an_environment_in_which_nothing_works_is_refused_in_one_line(script, how, tmp_path):
+    (tmp_path / "here").mkdir()
+    command = ["bash", "-c", how, sys.executable, ROOT / script, "--no-such-option"]
+    done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith(f"{script}: ") and ENVIRONMENTS[how] in done.stderr
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "export_onnx.py"])
+def test_ctrl_c_during_the_imports_is_one_line(script, tmp_path):
+    command = [sys.executable, "-X", "importtime", ROOT / script, "--model", "torch", "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert any("xxhash" in line for line in process.stderr), "the first of the heavy ones"
+    process.send_signal(signal.SIGINT)
+    *_, last = process.communicate(timeout=20)[1].splitlines()
+    assert process.returncode == 130 and last.startswith(f"{script}: ")
+
+
+def test_a_cache_that_can_not_be_written_is_named(call, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    arguments = {run_benchmark: ["--model", "torch", "--device", "cpu"], export_onnx: ["m"]}
+    arguments[classify_texts] = ["m", "in.csv", "--output", "out"]
+    for module in (files, *arguments):
+        monkeypatch.setattr(module, "CACHE", tmp_path / "file" / "cache")
+    for script, given in arguments.items():
+        code, _, err = call(script, *given, *(["--no-save"] if script is run_benchmark else []))
+        assert code == 2 and all(name in err.splitlines()[-1] for name in (str(tmp_path), "BENCHMARK_CACHE")), err
+        assert "BENCHMARK_CACHE" in call(script, "--help")[1]
