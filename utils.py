@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import errno
 import math
 import os
 import re
@@ -93,6 +94,8 @@ def first_line(error: BaseException) -> str:
     for line in accumulate(str(error).strip().splitlines(), "{} {}".format):
         if not line.endswith(":"):
             break
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+        line += f"; free some space, or set TMPDIR if {tempfile.gettempdir()} is full"
     return clean((line or type(error).__name__)[:300])
 
 

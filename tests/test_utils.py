@@ -1,10 +1,12 @@
 """utils.py: arguments, printing and signals."""
 
+import errno
 import io
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -156,3 +158,17 @@ def test_a_cache_that_can_not_be_written_is_named(call, monkeypatch, tmp_path):
         code, _, err = call(script, *given, *(["--no-save"] if script is run_benchmark else []))
         assert code == 2 and all(name in err.splitlines()[-1] for name in (str(tmp_path), "BENCHMARK_CACHE")), err
         assert "BENCHMARK_CACHE" in call(script, "--help")[1]
+
+
+def test_a_full_temporary_folder_is_named():
+    message = utils.first_line(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert all(name in message for name in ("TMPDIR", tempfile.gettempdir(), os.strerror(errno.ENOSPC)))
+
+
+def test_a_file_that_does_not_fit_on_the_disk_is_named(tmp_path):
+    code = "import sys, utils; from pathlib import Path; from bench.files import new_file\n"
+    code += "def main():\n  with new_file(Path(sys.argv[1])) as whole: whole.write(b'x' * 9999)\nutils.run(main)"
+    command = ["bash", "-c", 'ulimit -f 1; exec "$0" "$@"', sys.executable, "-c", code, tmp_path / "x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and str(tmp_path / "x") in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
