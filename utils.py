@@ -143,15 +143,8 @@ def before_imports(parse_arguments: Callable) -> None:
         run(parse_arguments)  # reports it
     if {"-h", "--help"} & set(sys.argv):
         parse_arguments()
-
-    def end(*_) -> NoReturn:
-        try:
-            say(f"{Path(sys.argv[0]).name}: interrupted")
-        finally:
-            os._exit(130)  # an exception could be caught by the module that is being imported
-
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, end)
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # modules being imported could catch an exception
 
 
 def run(main: Callable[[], int]) -> NoReturn:

@@ -127,10 +127,9 @@ def in_one_line(error: Exception) -> UserError:
     cause = getattr(error, "cause", None)  # of a RayTaskError
     if isinstance(cause, UserError):
         return cause
-    if cause:
-        return RunError(f"Ray: {error_summary(cause)}; {KEPT}")
-    # the text may be a traceback that contains the actor's own error
-    lines = re.findall(r"^[\w.]*(?:Error|Failed|Exception)\b.*", str(error), re.MULTILINE)
+    # else the text may be a traceback that contains the actor's own error
+    pattern = r"^[\w.]*(?:Error|Failed|Exception)\b.*"
+    lines = [error_summary(cause)] if cause else re.findall(pattern, str(error), re.MULTILINE)
     return RunError(f"Ray: {clean((lines or [first_line(error)])[-1])}; {KEPT}")
 
 
