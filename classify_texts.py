@@ -12,18 +12,18 @@ lists those that cannot be parsed or answered. Some rows are compared with the o
 
 After an interruption, rerun the same command to resume.
 README.md explains how the variant is chosen and how to use several machines.
+References and other reusable files are kept in BENCHMARK_CACHE (default: the folder .cache beside this script).
 Exit code: 0 on success, 1 if something failed or rows are wrong, 2 for wrong usage or input, 130 after Ctrl-C.
 """
 
 import contextlib
-import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 from bench.machine import process_count
 from bench.options import CSV_OPTIONS, LONG_TEXTS, add_task_options, add_text_options, hub_name
-from utils import CACHE, Parser, UserError, int_from, list_of, run
+from utils import CACHE, Parser, UserError, before_imports, int_from, list_of, run
 
 OUTPUT_OPTIONS = "top_label", "float16", "min_score", "prefix", "rows_per_file", "limit", "long", "token_count"
 PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens", "long", "gpu", "results_dir"
@@ -97,8 +97,8 @@ def shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
-    parse_arguments()  # answers before the imports below, which take a second
+if __name__ == "__main__":
+    before_imports(parse_arguments)
 
 from bench.files import check_writable
 from bench.label import on_ray

@@ -12,6 +12,7 @@ decisions change, with 95% confidence.
 An export that fails its check is kept but not uploaded. Errors and Ctrl-C leave no partial export behind.
 --check-only also accepts exports that the other scripts created.
 
+References and other reusable files are kept in BENCHMARK_CACHE (default: the folder .cache beside this script).
 Exit code: 0, 1 if the check or the upload failed, 2 for wrong usage or input, 130 after Ctrl-C.
 """
 

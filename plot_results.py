@@ -21,7 +21,6 @@ Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or inp
 import hashlib
 import logging
 import os
-import sys
 import warnings
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.naming import file_name, slug
-from utils import Parser, RunError, UserError, first_line, list_of, run, say
+from utils import Parser, RunError, UserError, before_imports, first_line, list_of, run, say
 
 FORMATS = ("png", "svg", "pdf")
 FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "variant": "--variants"}
@@ -70,8 +69,8 @@ def image_format(text: str) -> str:
     return text
 
 
-if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
-    parse_arguments()  # answers before the imports below, which take a second
+if __name__ == "__main__":
+    before_imports(parse_arguments)
 
 from bench.files import new_file
 from bench.report import figures, readmes

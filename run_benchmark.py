@@ -13,6 +13,7 @@ timed end to end, from texts to answers on the host. The fastest of these are ti
 label's probability, `flips` the share of changed decisions. Fast variants that are not proven yet are checked on more
 texts, for up to --check-time seconds. results/README.md explains the columns and the method.
 
+References and other reusable files are kept in BENCHMARK_CACHE (default: the folder .cache beside this script).
 Exit code: 0, 1 if a cell failed (its row has the reason) or a row could not be saved, 2 for wrong usage or input, 130
 after Ctrl-C.
 """
@@ -34,7 +35,7 @@ from bench.options import (
     float_from,
     hub_name,
 )
-from utils import CACHE, Parser, UserError, int_from, list_of, run, say
+from utils import CACHE, Parser, UserError, before_imports, int_from, list_of, run, say
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 
@@ -102,8 +103,8 @@ def parse_arguments() -> Namespace:
     return parser.parse_args()
 
 
-if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
-    parse_arguments()  # answers before the imports below, which take a second
+if __name__ == "__main__":
+    before_imports(parse_arguments)
 
 from tqdm import tqdm
 

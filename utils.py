@@ -2,11 +2,13 @@
 
 import atexit
 import contextlib
+import errno
 import math
 import os
 import re
 import signal
 import sys
+import tempfile
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 ROOT = Path(__file__).resolve().parent
-CACHE = Path(os.environ.get("BENCHMARK_CACHE", ROOT / ".cache"))  # random-roberta-base, references
+CACHE = Path(os.environ.get("BENCHMARK_CACHE") or ROOT / ".cache")  # random-roberta-base, references
 # never in a row, a card or a line of output; the last two ranges reverse the text behind them on a screen
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT  # each ends a script
@@ -104,6 +106,8 @@ def first_line(error: BaseException) -> str:
     for line in accumulate(str(error).strip().splitlines(), "{} {}".format):
         if not line.endswith(":"):
             break
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+        line += f"; free some space, or set TMPDIR if {tempfile.gettempdir()} is full"
     return clean((line or type(error).__name__)[:3000])[:300]
 
 
@@ -130,6 +134,31 @@ def open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
 
 
+def environment_problem() -> str:
+    """Return why no script can work in this environment, and what to do; empty if there is no reason."""
+    if sys.flags.optimize > 1:
+        return "transformers needs docstrings: unset PYTHONOPTIMIZE, or set it to 1; do not run python -OO"
+    try:
+        os.getcwd()
+    except OSError as error:
+        return f"the working directory cannot be used ({error.strerror}): change to another one"
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        return "no folder for temporary files can be written to: set TMPDIR to one with free space"
+    return ""
+
+
+def before_imports(parse_arguments: Callable) -> None:
+    """Do what cannot wait for the imports that follow, which take seconds: --help, Ctrl-C, and refusals."""
+    if environment_problem():
+        run(parse_arguments)  # reports it
+    if {"-h", "--help"} & set(sys.argv):
+        parse_arguments()
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # modules being imported could catch an exception
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a script and exit with the code that `main` returns.
 
@@ -144,6 +173,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     try:
         if CONTROL.search("".join(sys.argv[1:])):
             raise UserError("an argument contains a line break, a control character or invalid UTF-8")
+        if problem := environment_problem():
+            raise UserError(problem)
         code = main()
         sys.stdout.flush()
     except UserError as error:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from xxhash import xxh3_64
 
-from utils import RunError, UserError, first_line, say
+from utils import CACHE, RunError, UserError, first_line, say
 
 LONGEST_NAME = 255  # bytes, on most file systems
 BLOCK_BYTES = 2**20  # hashed at a time
@@ -27,7 +27,8 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"can't write to folder {folder}: {error.strerror}") from error
+        remedy = "set BENCHMARK_CACHE to another folder" if folder == CACHE else "choose another one"
+        raise UserError(f"can't write to folder {folder}: {error.strerror}; {remedy}") from error
 
 
 def temporary_path(folder: Path) -> Path:
@@ -45,6 +46,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.strerror and not error.filename:  # of a full disk
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

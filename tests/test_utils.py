@@ -1,19 +1,23 @@
 """utils.py: arguments, printing and signals."""
 
+import errno
 import io
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
 from conftest import ROOT
 
+import classify_texts
 import export_onnx
 import plot_results
 import run_benchmark
 import utils
+from bench import files
 
 
 @pytest.mark.parametrize("script", [run_benchmark, export_onnx, plot_results])
@@ -113,3 +117,58 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
     process.stdout.readline()
     process.send_signal(signal.SIGHUP)
     assert process.communicate(timeout=10)[0] == "cleaned up\n" and process.returncode == 0
+
+
+SCRIPTS = ["run_benchmark.py", "export_onnx.py", "classify_texts.py", "plot_results.py"]
+ENVIRONMENTS = {
+    'exec "$0" -OO "$@"': "PYTHONOPTIMIZE",
+    'PYTHONOPTIMIZE=2 exec "$0" "$@"': "PYTHONOPTIMIZE",
+    'rmdir "$PWD"; exec "$0" "$@"': "directory",
+    'ulimit -f 0; exec "$0" "$@"': "TMPDIR",  # no file can be written to, as on a full disk
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("how", ENVIRONMENTS)
+def test_an_environment_in_which_nothing_works_is_refused_in_one_line(script, how, tmp_path):
+    (tmp_path / "here").mkdir()
+    command = ["bash", "-c", how, sys.executable, ROOT / script, "--no-such-option"]
+    done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith(f"{script}: ") and ENVIRONMENTS[how] in done.stderr
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "export_onnx.py"])
+def test_ctrl_c_during_the_imports_ends_the_script(script, tmp_path):
+    command = [sys.executable, "-X", "importtime", ROOT / script, "--model", "torch", "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert any("xxhash" in line for line in process.stderr), "the first of the heavy ones"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+
+
+def test_a_cache_that_can_not_be_written_is_named(call, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    arguments = {run_benchmark: ["--model", "torch", "--device", "cpu"], export_onnx: ["m"]}
+    arguments[classify_texts] = ["m", "in.csv", "--output", "out"]
+    for module in (files, *arguments):
+        monkeypatch.setattr(module, "CACHE", tmp_path / "file" / "cache")
+    for script, given in arguments.items():
+        code, _, err = call(script, *given, *(["--no-save"] if script is run_benchmark else []))
+        assert code == 2 and all(name in err.splitlines()[-1] for name in (str(tmp_path), "BENCHMARK_CACHE")), err
+        assert "BENCHMARK_CACHE" in call(script, "--help")[1]
+
+
+def test_a_full_temporary_folder_is_named():
+    message = utils.first_line(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert all(name in message for name in ("TMPDIR", tempfile.gettempdir(), os.strerror(errno.ENOSPC)))
+
+
+def test_a_file_that_does_not_fit_on_the_disk_is_named(tmp_path):
+    code = "import sys, utils; from pathlib import Path; from bench.files import new_file\n"
+    code += "def main():\n  with new_file(Path(sys.argv[1])) as whole: whole.write(b'x' * 9999)\nutils.run(main)"
+    command = ["bash", "-c", 'ulimit -f 1; exec "$0" "$@"', sys.executable, "-c", code, tmp_path / "x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and str(tmp_path / "x") in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())

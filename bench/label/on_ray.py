@@ -18,13 +18,14 @@ from bench.label.splits import InputSplit
 from bench.machine import cpu_cores
 from bench.model.batches import Batching
 from bench.model_files import export_files, model_files, small_files
-from bench.processes import error_summary
+from bench.processes import Helper, ProcessPool, WorkerFailed, error_summary
 from bench.tables.storage import Location
 from bench.variants import Device
 from runtimes.classifier import ClassifierSpec
 from utils import ROOT, RunError, UserError, clean, first_line
 
 CODE = "bench", "runtimes", "utils.py"  # that the other machines need
+JOIN_SECONDS = 60.0  # for joining a cluster: seconds, unless the network or the disk is slow
 
 
 @dataclass(frozen=True)
@@ -73,23 +74,63 @@ class Actor:
 
 @contextlib.contextmanager
 def cluster(address: str) -> Iterator[None]:
-    """Join the Ray cluster at an address; `local` starts one on this machine. Raises UserError."""
+    """Join the Ray cluster at an address; `local` starts one on this machine.
+
+    Raises UserError if that fails, and any later error of Ray or of its tasks as UserError or RunError.
+    """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"} | os.environ
+    if address != "local":
+        check_answers(address)
+    join(address)
     import ray
 
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise in_one_line(error) from error
+    finally:
+        ray.shutdown()
+
+
+def join(address: str) -> None:
+    """Call ray.init so that workers import this project's code, and nothing from the working directory."""
     logging.disable(logging.CRITICAL)  # errors are reported in one line of ours
     warnings.simplefilter("ignore")
-
     options = {"num_cpus": cpu_cores()} if address == "local" else {}
     options |= {"runtime_env": {"py_modules": [str(ROOT / name) for name in CODE]}}
     try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+        import ray
+
+        with contextlib.chdir(ROOT):  # Ray adds the current folder to its workers' sys.path
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:
         raise UserError(f"--ray {address}: cannot join the cluster: {first_line(error)}") from error
+
+
+def join_silently(address: str) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Ray's own log lines
+    join(address)
+
+
+def check_answers(address: str) -> None:
+    """Raise UserError unless another process, which can be killed, joins the cluster within JOIN_SECONDS."""
     try:
-        yield
-    finally:
-        ray.shutdown()
+        with ProcessPool(Helper, [()], JOIN_SECONDS, forked=True) as pool:
+            pool.call(Helper.call, join_silently, address)
+    except WorkerFailed as error:
+        message = f"--ray {address}: no cluster answered in {JOIN_SECONDS:g} s"
+        raise UserError(f"{message}; check the address, and that the cluster is running") from error
+
+
+def in_one_line(error: Exception) -> UserError:
+    """Return the UserError that a task raised, or a RunError for any other exception of ray.get."""
+    cause = getattr(error, "cause", None)  # of a RayTaskError
+    if isinstance(cause, UserError):
+        return cause
+    # else the text may be a traceback that contains the actor's own error
+    pattern = r"^[\w.]*(?:Error|Failed|Exception)\b.*"
+    lines = [error_summary(cause)] if cause else re.findall(pattern, str(error), re.MULTILINE)
+    return RunError(f"Ray: {clean((lines or [first_line(error)])[-1])}; {KEPT}")
 
 
 def call_on_node(function: Callable, *arguments):
@@ -97,10 +138,8 @@ def call_on_node(function: Callable, *arguments):
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
-    try:
-        return ray.get(ray.remote(num_gpus=gpus)(function).remote(*arguments))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
+    task = ray.remote(num_gpus=gpus, max_retries=N_TRIES - 1)(function)
+    return ray.get(task.remote(*arguments))
 
 
 def resources(device: Device) -> tuple[str, int]:
@@ -138,24 +177,18 @@ def label_on_ray(splits: list[InputSplit], job: ActorJob, actors: int) -> Iterat
             split = waiting.popleft()
             label_next(actor, split, find_parts(split, job.existing)[1])
 
-    try:
-        for _ in range(min(actors, len(splits))):
-            start_split(remote.remote(job, files))
-        while running:
-            [ready], _ = ray.wait([*running])
-            actor, split = running.pop(ready)
-            part = ray.get(ready)
-            if part is None or part.last:
-                start_split(actor)
-            else:
-                label_next(actor, split, part.end - split.first)
-            if part:
-                yield part
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
-    except ray.exceptions.RayError as error:  # its text is a traceback that contains the actor's own error
-        lines = re.findall(r"^[\w.]*(?:Error|Failed|Exception)\b.*", str(error), re.MULTILINE)
-        raise RunError(f"Ray: {clean((lines or [first_line(error)])[-1])}; {KEPT}") from error
+    for _ in range(min(actors, len(splits))):
+        start_split(remote.remote(job, files))
+    while running:
+        [ready], _ = ray.wait([*running])
+        actor, split = running.pop(ready)
+        part = ray.get(ready)
+        if part is None or part.last:
+            start_split(actor)
+        else:
+            label_next(actor, split, part.end - split.first)
+        if part:
+            yield part
 
 
 def read_files(spec: ClassifierSpec) -> dict[str, bytes]:

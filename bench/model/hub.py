@@ -46,7 +46,8 @@ def download(repo: str, names: Sequence[str] = (), revision: str = "") -> Path:
     except errors.LocalEntryNotFoundError as error:
         raise UserError(f"the Hub can't be reached and {repo} is not in its cache") from error
     except Exception as error:  # of the network, the Hub or the disk
-        raise RunError(f"{repo} can't be downloaded: {first_line(error)}") from error
+        hint = "; set HF_HOME to a folder with space" if getattr(error, "filename", None) else ""
+        raise RunError(f"{repo} can't be downloaded: {first_line(error)}{hint}") from error
     if offline:
         say(f"the Hub can't be reached: using the earlier download of {repo}")
     return Path(folder)

@@ -254,7 +254,7 @@ def memory_mib_and_descriptors(pid: int) -> np.ndarray:
 def test_200_cells_in_real_workers_need_no_more_than_20(tiny_model, tiny_exports, texts, tmp_path, monkeypatch):
     """Memory and file descriptors of the parent and of the workers."""
     model = Model.from_folder(tiny_model, "tiny")
-    tokens = prepare_tokens(model, texts[:60], None, run_in_subprocess)
+    tokens = prepare_tokens(model, texts[:20], None, run_in_subprocess)
     plan = make_sweep(model=model, tokens=tokens, exports={"onnx": tiny_exports / "tiny-onnx"}, stall_timeout=60)
     started, used = [], {}
     real = ProcessPool.__init__

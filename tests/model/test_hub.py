@@ -3,10 +3,12 @@
 import socket
 import time
 
+import pytest
 from conftest import refused
 
 from bench.model import hub as hub_module
 from bench.model.hub import download
+from utils import RunError
 
 
 def test_a_model_that_is_not_on_the_hub_is_one_line(hub):
@@ -22,3 +24,15 @@ def test_a_hub_that_never_answers_times_out(hub, monkeypatch):
         start = time.monotonic()
         assert "ann/tiny" in refused(download, "ann/tiny")
     assert time.monotonic() - start < 3
+
+
+def test_a_download_folder_that_can_not_be_written_is_named(hub, monkeypatch, tmp_path):
+    hub.models["ann/small"] = tmp_path / "small"
+    hub.models["ann/small"].mkdir()
+    (hub.models["ann/small"] / "config.json").write_text("{}")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(RunError) as caught:
+        download("ann/small", allow_patterns=["*.json"])
+    message = str(caught.value)
+    assert "\n" not in message and all(name in message for name in ("ann/small", str(tmp_path / "file"), "HF_HOME"))

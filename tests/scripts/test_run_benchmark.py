@@ -207,9 +207,9 @@ def test_transformers_pipeline_in_its_own_process(tmp_path, tiny_model):
 @pytest.fixture
 def running(tiny_model, tiny_exports, tmp_path):
     """A benchmark in two workers after its first row; its rows go to tmp_path."""
-    options = ["--model", "torch", "--workers", 2, "--batches", "1,2,4,8", "--batching", "sorted", "--stall-timeout", 8]
+    options = ["--model", "torch", "--workers", 2, "--batches", "1,2,4,8", "--batching", "sorted", "--stall-timeout", 6]
     process = subprocess.Popen(
-        command(tiny_model, *options, "--min-time", 1, "--results-dir", tmp_path),
+        command(tiny_model, *options, "--min-time", 0.5, "--results-dir", tmp_path),
         start_new_session=True,
         cwd=tiny_exports,
         stdout=subprocess.PIPE,
@@ -240,7 +240,7 @@ def test_a_failed_cell_is_a_row_and_exit_code_1(running, tmp_path):
     assert process.returncode == 1
     first, killed, third, stopped, end_to_end = (status for _, status in statuses(tmp_path))
     assert first == third == end_to_end == "ok"
-    assert re.search(r"\b1 of 2\b.*\bSIGKILL\b", killed) and re.search(r"\b8 s\b", stopped)
+    assert re.search(r"\b1 of 2\b.*\bSIGKILL\b", killed) and re.search(r"\b6 s\b", stopped)
 
 
 @pytest.mark.parametrize("times", [1, 30])
