@@ -21,6 +21,7 @@ Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or inp
 import hashlib
 import logging
 import os
+import sys
 import warnings
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
