@@ -20,6 +20,7 @@ from bench.label.rows import BAD_ROWS, Answers, Counts, label_table, texts_of
 from bench.label.splits import LabelJob, digest_input
 from bench.machine import describe_device
 from bench.provenance import project_commit, versions
+from bench.tables.format_csv import LOST_LINES
 from bench.tables.items import count_characters
 from bench.timing import time_words
 from runtimes import VARIANTS
@@ -199,6 +200,10 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
         say(
             f"shard      {number}/{count} done. When all are done, run the command without --shard to verify the result"
         )
+    faults = [fault for footer in footers.values() for fault in footer.bad]
+    if lost := [fault for fault in faults if fault["reason"].startswith(LOST_LINES)]:
+        first = folder.first_bad({"the input": lost[:1]})
+        raise RunError(f"rows were lost in {len(lost):,} places, see {job.own_file(folder.BAD_FILE).name}: {first}")
 
 
 def report_speed(counts: Counts, seconds: float, total: int, busy: float) -> dict:
