@@ -174,7 +174,7 @@ def test_the_id_covers_what_transformers_opens_and_nothing_else(folder):
     for name in listed:
         before = (folder / name).read_bytes()
         (folder / name).write_bytes(before + b"\n")
-        with pytest.raises(Exception, match="start it again"):
+        with pytest.raises(Exception, match="changed"):
             model.check_unchanged()
         (folder / name).write_bytes(before)
     model.check_unchanged()

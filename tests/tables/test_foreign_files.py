@@ -31,7 +31,7 @@ def read(file, csv=Csv(), columns=None) -> list[dict]:  # noqa: B008
     """Return the rows of a file; those that are bad have a reason and a line."""
     table = open_table(file, csv)
     schema = common_schema([table], columns or table.schema.names, [])
-    rows = pa.concat_tables(read_all([table], schema, set_aside=True)).to_pylist()
+    rows = pa.concat_tables(read_all([table], schema, keep_bad_rows=True)).to_pylist()
     return [row | json.loads(row.pop(BAD) or "{}") for row in rows]
 
 
