@@ -31,8 +31,9 @@ TIMESTAMP_UNITS = ("s", "ms", "us")  # likewise for timestamps; nanoseconds only
 def find_files(path: Path | Location) -> list[Location]:
     """Return a file, or the readable files in a folder and its sub-folders, sorted by path.
 
-    Names that begin with a dot or an underscore are ignored; other unreadable files are reported on standard error.
-    Raises UserError if nothing is readable.
+    Names that begin with a dot or an underscore are ignored; other unreadable files are reported on standard error, and
+    so are `.json` files beside files of other formats: there they describe the data, such as dataset_info.json of
+    datasets. Raises UserError if nothing is readable.
     """
     root = locate(path)
     with reading(root):
@@ -48,8 +49,9 @@ def find_files(path: Path | Location) -> list[Location]:
         supported = [file for file in visible if format_of(file.name) and (not file.local or file.is_file())]
     if not supported:
         raise UserError(f"no supported files in {root}. Supported: {FORMAT_WORDS}")
+    supported = [file for file in supported if not file.name.lower().endswith(".json")] or supported
     if others := sorted(set(visible) - set(supported), key=str):
-        say(f"{root}: skipping unsupported files: {len(others)}, such as {clean(others[0].name)}")
+        say(f"{root}: skipping other files: {len(others)}, such as {clean(others[0].name)}")
     return supported
 
 

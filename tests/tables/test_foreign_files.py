@@ -225,7 +225,7 @@ def test_a_long_array_is_read(tmp_path):
 )
 def test_other_json_is_refused_by_name_in_a_folder_too(content, tmp_path):
     (tmp_path / "a.json").write_text(content)
-    (tmp_path / "b.csv").write_text("body\nx\n")
+    (tmp_path / "b.json").write_text('{"body": "x"}\n')
     assert "a.json" in refused(load_dataset, str(tmp_path / "a.json"))
 
     def read_folder():
@@ -353,3 +353,12 @@ def test_odd_names_of_columns_never_refuse_a_file(tmp_path):
     result = pa.concat_tables(read_all(tables, schema)).to_pylist()
     assert [row["body"] for row in result] == ["x", "z"] and result[0]["n"] == 1
     assert [result[1][name] for name in names] == ["z"] * 5
+
+
+def test_json_beside_other_formats_is_metadata(tmp_path, capfd):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "data-0.parquet")
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"splits": {"train": {"num_examples": 1}}}, indent=2))
+    assert [file.name for file in find_files(tmp_path)] == ["data-0.parquet"]
+    assert "skipping other files: 1, such as dataset_info.json" in " ".join(capfd.readouterr().err.split())
+    (tmp_path / "data-0.parquet").unlink()
+    assert [file.name for file in find_files(tmp_path)] == ["dataset_info.json"]
