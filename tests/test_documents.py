@@ -36,3 +36,11 @@ def test_named_options_and_files_exist(name):
 def test_documents_are_short_with_short_lines(name, lines):
     assert len((ROOT / name).read_text().splitlines()) < lines
     assert max(map(len, read(name).splitlines())) <= 100
+
+
+def test_named_tests_exist():
+    """Otherwise .ci/run fails, but only after minutes."""
+    names = re.findall(r"(test_\w+\.py)::(\w+)", (ROOT / ".ci/run").read_text())
+    assert names
+    for file, name in names:
+        assert f"def {name}(" in (ROOT / "tests/scripts" / file).read_text()
