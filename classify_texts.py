@@ -22,8 +22,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.machine import process_count
-from bench.options import CSV_OPTIONS, LONG_TEXTS, add_task_options, add_text_options, hub_name
-from utils import CACHE, Parser, UserError, before_imports, int_from, list_of, run
+from bench.options import (
+    CSV_OPTIONS,
+    LONG_TEXTS,
+    Parser,
+    add_task_options,
+    add_text_options,
+    hub_name,
+    int_from,
+    list_of,
+)
+from utils import CACHE, UserError, before_imports, run
 
 OUTPUT_OPTIONS = "top_label", "float16", "min_score", "prefix", "rows_per_file", "limit", "long", "token_count"
 PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens", "long", "gpu", "results_dir"

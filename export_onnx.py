@@ -28,13 +28,15 @@ from bench.options import (
     BATCHINGS,
     CSV_OPTIONS,
     PRECISIONS,
+    Parser,
     add_task_options,
     add_text_options,
     command,
     float_from,
     hub_name,
+    int_from,
 )
-from utils import CACHE, Parser, UserError, int_from, run, say
+from utils import CACHE, UserError, run, say
 
 # options that a check of the same folder needs again
 CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)

@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.naming import file_name, slug
-from utils import Parser, RunError, UserError, before_imports, first_line, list_of, run, say
+from bench.options import Parser, list_of
+from utils import RunError, UserError, before_imports, first_line, run, say
 
 FORMATS = ("png", "svg", "pdf")
 FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "variant": "--variants"}

@@ -28,14 +28,17 @@ from bench.machine import cpu_cores, process_count
 from bench.options import (
     BATCHINGS,
     CSV_OPTIONS,
+    Parser,
     add_task_options,
     add_text_options,
     batching,
     command,
     float_from,
     hub_name,
+    int_from,
+    list_of,
 )
-from utils import CACHE, Parser, UserError, before_imports, int_from, list_of, run, say
+from utils import CACHE, UserError, before_imports, run, say
 
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 

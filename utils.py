@@ -1,17 +1,14 @@
-"""What every script shares: errors, the command line, signals and printing. It imports nothing heavy."""
+"""What every script shares: errors, signals and printing. It imports nothing heavy."""
 
 import atexit
 import contextlib
 import errno
-import math
 import os
 import re
 import signal
 import sys
 import tempfile
-from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -36,50 +33,6 @@ class RunError(UserError):
     """A failure that is not the input's fault."""
 
     code = 1
-
-
-class Parser(ArgumentParser):
-    """An argument parser that shows the script's docstring and reports an error on one line, with exit code 2."""
-
-    def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-
-    def parse_args(self, *arguments):
-        """Parse all arguments; name an unknown one without its value, which may be a token."""
-        args, unknown = self.parse_known_args(*arguments)
-        if unknown:
-            names = [word.split("=")[0] for word in unknown if word.startswith("-")] or ["a value without an option"]
-            message = f"unrecognized arguments: {' '.join(names)}"
-            if suggestion := nearest(names[0], self._option_string_actions):
-                message += f"; did you mean {suggestion}?"
-            self.error(message)
-        return args
-
-    def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: {clean(message)}\n")
-
-
-def int_from(least: int, most: float = math.inf) -> Callable[[str], int]:
-    """Return a parser of whole numbers from `least` to `most`."""
-
-    def parse(text: str) -> int:
-        if not text.strip().isdecimal() or not least <= int(text) <= most:
-            end = "on" if most == math.inf else f"to {most}"
-            raise ArgumentTypeError(f"{text!r} is not a whole number from {least} {end}")
-        return int(text)
-
-    return parse
-
-
-def list_of(parse: Callable) -> Callable[[str], list]:
-    """Return a parser of comma-separated lists that drops repeated items."""
-    return lambda text: list(dict.fromkeys(parse(item) for item in text.split(",")))
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """Return the most similar of some names, or None if none is similar."""
-    by_lower_case = {other.lower(): other for other in names}
-    return next(map(by_lower_case.get, get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.85)), None)
 
 
 def say(line: object = "", file: TextIO | None = None) -> None:

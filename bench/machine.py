@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import UserError, first_line, int_from
+from bench.options import int_from
+from utils import UserError, first_line
 
 # bits of NVML's nvmlClocksEventReasons -> why a GPU's clock is lower than its load and settings ask for; the software
 # power cap (0x04) is left out, because it is the normal state of a busy GPU

@@ -1,11 +1,19 @@
-"""Names from outside -> file names, Markdown, Python source and figures. For the terminal see utils.say."""
+"""Names from outside -> similar names, file names, Markdown, Python source, figures. For the terminal see utils.say."""
 
 import html
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 from utils import clean
 
 LONGEST_LABEL = 60  # characters of a name in a figure
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the most similar of some names, or None if none is similar."""
+    by_lower_case = {other.lower(): other for other in names}
+    return next(map(by_lower_case.get, get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.85)), None)
 
 
 def slug(name: str) -> str:

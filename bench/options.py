@@ -1,22 +1,62 @@
-"""Options that several scripts share, and the commands that scripts print for the user to copy.
+"""The command line: its parser, options that several scripts share, and commands to print for the user to copy.
 
 Nothing heavy is imported here, so that --help answers at once.
 """
 
 import codecs
+import math
 import os
 import re
 import shlex
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable
 
-from utils import CONTROL, without_secrets
+from bench.naming import nearest
+from utils import CONTROL, clean, without_secrets
 
 PRECISIONS = "fp32", "fp16", "int8"  # of exports
 BATCHINGS = "in-order", "sorted", "token-budget"
 TASKS = ("classification",)  # what a model may be for
 LONG_TEXTS = "cut", "windows", "windows-mean"  # truncate, or combine windows by each label's maximum or mean
 CSV_OPTIONS = "delimiter", "encoding", "quoting", "escape"  # how CSV files are read: the fields of a Csv
+
+
+class Parser(ArgumentParser):
+    """An argument parser that shows the script's docstring and reports an error on one line, with exit code 2."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def parse_args(self, *arguments):
+        """Parse all arguments; name an unknown one without its value, which may be a token."""
+        args, unknown = self.parse_known_args(*arguments)
+        if unknown:
+            names = [word.split("=")[0] for word in unknown if word.startswith("-")] or ["a value without an option"]
+            message = f"unrecognized arguments: {' '.join(names)}"
+            if suggestion := nearest(names[0], self._option_string_actions):
+                message += f"; did you mean {suggestion}?"
+            self.error(message)
+        return args
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {clean(message)}\n")
+
+
+def int_from(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """Return a parser of whole numbers from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        if not text.strip().isdecimal() or not least <= int(text) <= most:
+            end = "on" if most == math.inf else f"to {most}"
+            raise ArgumentTypeError(f"{text!r} is not a whole number from {least} {end}")
+        return int(text)
+
+    return parse
+
+
+def list_of(parse: Callable) -> Callable[[str], list]:
+    """Return a parser of comma-separated lists that drops repeated items."""
+    return lambda text: list(dict.fromkeys(parse(item) for item in text.split(",")))
 
 
 def add_text_options(group) -> None:

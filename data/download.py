@@ -18,8 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.files import check_writable, new_file
+from bench.options import Parser
 from bench.tables.datasets import DATASETS
-from utils import Parser, RunError, UserError, first_line, run, say
+from utils import RunError, UserError, first_line, run, say
 
 PUBLISHED = "https://github.com/joaopn/gpu_benchmark_goemotions/raw/main/data"
 SHA256 = {

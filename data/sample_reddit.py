@@ -34,13 +34,14 @@ from xxhash import xxh3_64_intdigest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.files import LONGEST_NAME, check_writable, new_file
+from bench.options import Parser, int_from
 from bench.processes import ProcessPool, heartbeat
 from bench.tables.datasets import DATASETS
 from bench.tables.format_json_lines import NOT_JSON
 from bench.tables.items import has_text, removal
 from bench.tables.readers import Table, UnreadableFile
 from bench.tables.storage import locate, saving
-from utils import Parser, RunError, int_from, run, say
+from utils import RunError, run, say
 
 # `created_utc` is in seconds since 1970; some early dumps have it in quotes
 SCHEMA = pa.schema([("id", "string"), ("subreddit", "string"), ("body", "string"), ("created_utc", "float64")])

@@ -105,16 +105,19 @@ class LabelJob:
 
     @property
     def tables(self) -> list[Table]:
-        return list({split.file: split.table for split in self.splits}.values())
+        return tables_of(self.splits)
 
     def check_input(self) -> None:
         """Raise RunError if a file of this shard has changed since it was opened."""
-        tables = {split.file: split.table for split in self.own_splits}
         with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
-            list(pool.map(Table.check_unchanged, tables.values()))
+            list(pool.map(Table.check_unchanged, tables_of(self.own_splits)))
 
     def estimate_rows(self) -> int:
         return sum(split.estimate_rows() for split in self.splits)
+
+
+def tables_of(splits: list[InputSplit]) -> list[Table]:
+    return list({split.file: split.table for split in splits}.values())
 
 
 def cut_splits(tables: list[Table], output: OutputSpec) -> list[InputSplit]:

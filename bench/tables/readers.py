@@ -12,11 +12,12 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
+from bench.naming import nearest
 from bench.tables import format_json_lines, format_parquet
 from bench.tables.blocks import Rows
 from bench.tables.format_csv import Csv
 from bench.tables.storage import Location, check_not_lfs_pointer, locate
-from utils import RunError, UserError, clean, first_line, nearest, say
+from utils import RunError, UserError, clean, first_line, say
 
 # Name suffix -> reader, which has
 # read_schema(file) -> names and types of the columns
