@@ -155,25 +155,6 @@ class ProcessPool:
         self.kill()
 
 
-class InProcessPool(ProcessPool):
-    """A ProcessPool without processes, for tests: its objects live in this process, and send no heartbeats."""
-
-    def __init__(self, make: Callable, arguments: list[tuple], *_, **__):
-        self.objects = [self.attempt(make, *worker_arguments) for worker_arguments in arguments]
-
-    def call(self, step: Callable, *arguments, on_heartbeat: Callable | None = None) -> list:
-        return [self.attempt(step, target, *arguments) for target in self.objects]
-
-    def attempt(self, function: Callable, *arguments):
-        kind, value = attempt(function, *arguments)
-        if kind == "error":
-            raise value
-        return value
-
-    def kill(self) -> None:
-        pass
-
-
 @contextlib.contextmanager
 def helper_process() -> Iterator[Callable]:
     """Start a process and yield call(function, *arguments), which runs a function there.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ from bench.measure import peak, sweep  # noqa: E402
 from bench.measure.sweep import Sweep  # noqa: E402
 from bench.model import reference  # noqa: E402
 from bench.model.model import Model  # noqa: E402
+from bench.processes import ProcessPool, attempt  # noqa: E402
 from bench.tables.datasets import load_dataset  # noqa: E402
 from bench.tables.storage import locate  # noqa: E402
 from bench.variants import Device  # noqa: E402
@@ -117,11 +119,30 @@ def subnormal_numbers():
         torch.set_flush_denormal(False)
 
 
+class InProcessPool(ProcessPool):
+    """A ProcessPool without processes: its objects live in this process, and send no heartbeats."""
+
+    def __init__(self, make: Callable, arguments: list[tuple], *_, **__):
+        self.objects = [self.attempt(make, *worker_arguments) for worker_arguments in arguments]
+
+    def call(self, step: Callable, *arguments, on_heartbeat: Callable | None = None) -> list:
+        return [self.attempt(step, target, *arguments) for target in self.objects]
+
+    def attempt(self, function: Callable, *arguments):
+        kind, value = attempt(function, *arguments)
+        if kind == "error":
+            raise value
+        return value
+
+    def kill(self) -> None:
+        pass
+
+
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Run workers and helpers in this process, and measure the peak in no time."""
     for module in (bench.processes, sweep, pool, export_check, reference):
-        monkeypatch.setattr(module, "ProcessPool", bench.processes.InProcessPool)
+        monkeypatch.setattr(module, "ProcessPool", InProcessPool)
     monkeypatch.setattr(peak, "PEAK_SECONDS", 0.001)
     monkeypatch.setattr(peak, "PEAK_PRODUCTS", ((64, 64, 64),))
     before = dict(os.environ)

@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import children_of
+from conftest import InProcessPool, children_of
 from faults import Echo, fail
 
 from bench.processes import (
-    InProcessPool,
     Limits,
     ProcessPool,
     WorkerFailed,
