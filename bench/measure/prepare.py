@@ -72,4 +72,6 @@ def describe_sweep(sweep: Sweep, dataset_name: str) -> None:
     if padding := padding_note(model, tokens.padding_effect):
         note(padding)
     say(f"tokenizer  {tokens.tokens_speed:,.0f} messages/s")
-    say(f"check      {len(tokens.sample)} of the texts are compared with the reference")
+    say(f"check      {len(tokens.sample)} of the texts are compared; changed decisions: {model.task.decision_words}")
+    if weakness := model.task.weak_test(tokens.reference):
+        note(weakness)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from bench.files import digest, read_json
+from bench.judge import TOLERANCE
 from bench.model.task import Task
 from bench.model.tokenizing import overlap
 from bench.tables.items import Item, is_unicode
@@ -23,6 +24,7 @@ CARDS = {
     SINGLE: {"activation": "softmax(logits)", "output_word": "probability"},
     REGRESSION: {"activation": "logits", "output_word": "value"},
 }
+NEAR = 0.05  # of a probability: more than a variant changes it that is not broken
 MIN_CHANGE = 1e-4  # smallest change of a regression value that counts as a changed decision
 
 
@@ -116,7 +118,7 @@ class Classification(Task):
         """Return '' for the default 0.5, the number if all labels share it, otherwise a digest."""
         if len(set(self.thresholds)) > 1:
             return f"labels {digest([str(self.thresholds).encode()])}"
-        return "" if self.thresholds[0] == 0.5 else f"{self.thresholds[0]:g}"
+        return "" if self.thresholds[0] == 0.5 else str(self.thresholds[0])
 
     @property
     def summary(self) -> str:
@@ -124,8 +126,9 @@ class Classification(Task):
 
     @property
     def decision_words(self) -> str:
-        several = len(set(self.thresholds)) > 1
-        threshold = "the threshold of each" if several else f"{self.thresholds[0]:g}"
+        threshold = f"{self.thresholds[0]:g}"
+        if len(set(self.thresholds)) > 1:
+            threshold = f"the threshold of each, {min(self.thresholds):g} to {max(self.thresholds):g}"
         return DECISIONS[self.problem_type].format(threshold=threshold)
 
     def top_label(self) -> "Classification":
@@ -168,9 +171,23 @@ class Classification(Task):
             changed, not_finite = changed.any(axis=1), not_finite.any(axis=1)
         return int((changed | not_finite).sum()), changed.size
 
+    def weak_test(self, reference: np.ndarray, tolerance: float = TOLERANCE) -> str:
+        reference = reference[np.isfinite(reference).all(axis=1)]
+        distances = np.abs(reference - self.thresholds)
+        if self.problem_type == SINGLE:
+            second, best = np.sort(reference, axis=1)[:, -2:].T
+            distances = (best - second) / 2
+        near = int((distances < NEAR).sum())
+        if self.problem_type == REGRESSION or near > tolerance * distances.size:
+            return ""
+        choose = "other texts or another --threshold" if self.problem_type == MULTI else "other texts"
+        share = f"{near:,} of {distances.size:,} are within {NEAR:g} of changing"
+        return f"these texts hardly test the decisions, of which only {share}; choose {choose}"
+
     @property
     def card(self) -> dict:
-        return CARDS[self.problem_type]
+        thresholds = dict(zip(self.labels, self.thresholds, strict=True)) if self.problem_type == MULTI else {}
+        return CARDS[self.problem_type] | {"thresholds": thresholds}
 
 
 def resolve_labels(config) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from bench.judge import TOLERANCE
 from bench.model.tokenizing import tokenize, tokenize_windows
 from bench.tables.items import Item
 from utils import UserError
@@ -113,7 +114,11 @@ class Task:
         """Return (changed decisions, all decisions) of two [items, labels]. A number that is not finite is a change."""
         raise NotImplementedError
 
+    def weak_test(self, reference: np.ndarray, tolerance: float = TOLERANCE) -> str:
+        """Return a note if so few answers are close to another decision that large differences would pass, else ''."""
+        return ""
+
     @property
     def card(self) -> dict:
-        """Return the model card's fields: `activation` (NumPy code) and `output_word`."""
+        """Return the model card's fields: `activation` (NumPy code), `output_word`, and `thresholds` by label."""
         raise NotImplementedError
