@@ -17,10 +17,10 @@ COLUMNS = "label", "texts", "rule", "threshold", "precision", "recall", "F1", "e
 def score(gold: list, original: np.ndarray, export: np.ndarray, task: Task) -> dict:
     """Score the decisions that follow from answers [texts, labels] by the gold labels of their texts.
 
-    Returns the number of `texts` with gold labels, and `scores` by each rule: for each label, for all decisions (micro;
-    the accuracy if the model predicts exactly one label), and the mean of the labels (macro). Rules are the `default`
-    thresholds of 0.5, those `in use`, the `best`, which give each label its largest F1 on these texts, and the best
-    ones `cross-validated`. `thresholds`: the best; labels in `rare` have fewer than MIN_TEXTS, and keep 0.5.
+    Returns the number of `texts` with gold labels, and `scores` by rule: for each label, for all decisions (micro; the
+    accuracy if the model predicts exactly one label), and the mean of the labels (macro). The rules are the `default`
+    thresholds of 0.5, those `in use` if they differ, the `best`, at which each label has its largest F1 on these texts,
+    and these `cross-validated`. `thresholds`: the best; `rare` labels, of fewer than MIN_TEXTS, keep 0.5.
     """
     truth, labels = check_gold(gold, task), task.labels
     both = np.stack([original, export])[:, [not is_missing(value, task) for value in gold]]
@@ -30,8 +30,8 @@ def score(gold: list, original: np.ndarray, export: np.ndarray, task: Task) -> d
     else:
         is_rare = truth.sum(axis=0) < MIN_TEXTS
         best = best_thresholds(truth, both[0], is_rare)
-        rules = {best: "best"} | {task.thresholds: "in use"} | {(0.5,) * len(best): "default"}  # equal ones once
-        thresholds = {rule: values for values, rule in reversed(rules.items())}
+        in_use = {"in use": task.thresholds} if task.rule_id else {}
+        thresholds = {"default": (0.5,) * len(best), **in_use, "best": best}
         decisions = {rule: both > np.array(values) for rule, values in thresholds.items()}
         decisions["cross-validated"] = cross_validate(truth, both, is_rare)
         found["thresholds"] = dict(zip(labels, best, strict=True))

@@ -43,10 +43,9 @@ def public_command(arguments: list[str]) -> str:
 def write_report(folder: Path, source: Path, report: dict) -> None:
     """Write parity.json and the model card of an export."""
     finite = json.loads(json.dumps(report), parse_constant=lambda _: None)  # JSON has no NaN and no infinity
-    contents = {report_file(folder, report["rule"]): finite}
-    if thresholds := report["gold"].get("thresholds"):
-        contents[folder / THRESHOLDS] = thresholds
-    for path, content in contents.items():
+    thresholds = finite["gold"].get("thresholds")
+    files = {report_file(folder, report["rule"]): finite} | ({folder / THRESHOLDS: thresholds} if thresholds else {})
+    for path, content in files.items():
         with new_file(path) as file:
             file.write(json.dumps(content, indent=2).encode())
     write_card(folder, source, report)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.export.ensure import ensure_export
+from bench.judge import TOLERANCE
 from bench.measure.check import more_texts
 from bench.measure.peak import measure_peaks
 from bench.measure.sweep import Sweep
@@ -73,5 +74,5 @@ def describe_sweep(sweep: Sweep, dataset_name: str) -> None:
         note(padding)
     say(f"tokenizer  {tokens.tokens_speed:,.0f} messages/s")
     say(f"check      {len(tokens.sample)} of the texts are compared; changed decisions: {model.task.decision_words}")
-    if weakness := model.task.weak_test(tokens.reference):
+    if weakness := model.task.weak_test(tokens.reference, TOLERANCE):
         note(weakness)

@@ -7,7 +7,6 @@ from typing import ClassVar
 import numpy as np
 
 from bench.files import digest, read_json
-from bench.judge import TOLERANCE
 from bench.model.task import Task
 from bench.model.tokenizing import overlap
 from bench.tables.items import Item, is_unicode
@@ -24,7 +23,7 @@ CARDS = {
     SINGLE: {"activation": "softmax(logits)", "output_word": "probability"},
     REGRESSION: {"activation": "logits", "output_word": "value"},
 }
-NEAR = 0.05  # of a probability: more than a variant changes it that is not broken
+NEAR = 0.05  # of a probability: further than a usable variant moves it
 MIN_CHANGE = 1e-4  # smallest change of a regression value that counts as a changed decision
 
 
@@ -171,7 +170,7 @@ class Classification(Task):
             changed, not_finite = changed.any(axis=1), not_finite.any(axis=1)
         return int((changed | not_finite).sum()), changed.size
 
-    def weak_test(self, reference: np.ndarray, tolerance: float = TOLERANCE) -> str:
+    def weak_test(self, reference: np.ndarray, tolerance: float) -> str:
         reference = reference[np.isfinite(reference).all(axis=1)]
         distances = np.abs(reference - self.thresholds)
         if self.problem_type == SINGLE:
@@ -180,9 +179,8 @@ class Classification(Task):
         near = int((distances < NEAR).sum())
         if self.problem_type == REGRESSION or near > tolerance * distances.size:
             return ""
-        choose = "other texts or another --threshold" if self.problem_type == MULTI else "other texts"
         share = f"{near:,} of {distances.size:,} are within {NEAR:g} of changing"
-        return f"these texts hardly test the decisions, of which only {share}; choose {choose}"
+        return f"these texts hardly test the decisions ({self.decision_words}): only {share}; choose other texts"
 
     @property
     def card(self) -> dict:

@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from bench.judge import TOLERANCE
 from bench.model.tokenizing import tokenize, tokenize_windows
 from bench.tables.items import Item
 from utils import UserError
@@ -114,7 +113,7 @@ class Task:
         """Return (changed decisions, all decisions) of two [items, labels]. A number that is not finite is a change."""
         raise NotImplementedError
 
-    def weak_test(self, reference: np.ndarray, tolerance: float = TOLERANCE) -> str:
+    def weak_test(self, reference: np.ndarray, tolerance: float) -> str:
         """Return a note if so few answers are close to another decision that large differences would pass, else ''."""
         return ""
 
