@@ -23,7 +23,7 @@ def score(gold: list, original: np.ndarray, export: np.ndarray, task: Task) -> d
     and these `cross-validated`. `thresholds`: the best; `rare` labels, of fewer than MIN_TEXTS, keep 0.5.
     """
     truth, labels = check_gold(gold, task), task.labels
-    both = np.stack([original, export])[:, [not is_missing(value, task) for value in gold]]
+    both = np.stack([original, export])[:, [split_labels(value, task) is not None for value in gold]]
     found, thresholds = {"texts": len(truth)}, {}
     if task.problem_type == SINGLE:
         decisions = {"most probable": np.stack([*map(task.decide, both)]) & np.isfinite(both)}
@@ -48,10 +48,7 @@ def score(gold: list, original: np.ndarray, export: np.ndarray, task: Task) -> d
 
 
 def precision_recall_f1(truth: np.ndarray, decisions: np.ndarray) -> np.ndarray:
-    """Return the rates [3, 2, labels + 2] of original and export; the last two: of all decisions, and the mean.
-
-    `truth`: [texts, labels]; `decisions`: [2, texts, labels]. 0 of 0 is 0.
-    """
+    """Return the rates of decisions [2, texts, labels]: [3, 2, labels and all of them and their mean]; 0 of 0 is 0."""
     counts = np.array([truth & decisions, decisions, np.stack([truth] * 2)]).sum(axis=2)
     correct, predicted, true = np.concatenate([counts, counts.sum(axis=2, keepdims=True)], axis=2)
     rates = np.array([correct, correct, 2 * correct]) / np.maximum([predicted, true, predicted + true], 1)
@@ -73,9 +70,9 @@ def best_thresholds(truth: np.ndarray, answers: np.ndarray, is_rare: np.ndarray)
 
 
 def cross_validate(truth: np.ndarray, both: np.ndarray, is_rare: np.ndarray) -> np.ndarray:
-    """Return the decisions of original and export [2, texts, labels] on each fold at the best thresholds of the others.
+    """Return the decisions [2, texts, labels] on each fold of the texts at the best thresholds of the other folds.
 
-    They are scored together, since a mean over the folds' F1 would be biased (Forman and Scholz, 2010).
+    All are scored together: the mean of the folds' F1 would be biased (Forman and Scholz, 2010).
     """
     folds, decisions = np.random.default_rng(0).permutation(len(truth)) % FOLDS, np.zeros(both.shape, dtype=bool)
     for fold in range(FOLDS):
@@ -94,7 +91,7 @@ def check_gold(gold: list, task: Task) -> np.ndarray:
     """
     if not isinstance(task, Classification) or task.problem_type == REGRESSION:
         raise UserError(f"--label-column is for classifiers; this model: {task.summary}")
-    values = [split_labels(value, task.labels) for value in gold if not is_missing(value, task)]
+    values = [names for names in (split_labels(value, task) for value in gold) if names is not None]
     if not values:
         raise UserError("--label-column has no gold label for any text; choose another column")
     for names in values:
@@ -113,17 +110,13 @@ def check_gold(gold: list, task: Task) -> np.ndarray:
     return truth
 
 
-def is_missing(value, task: Classification) -> bool:
-    """True for null, NaN and, if the model predicts exactly one label, an empty string."""
-    if isinstance(value, str):
-        return task.problem_type == SINGLE and not value.strip()
-    return value is None or (isinstance(value, float) and np.isnan(value))
-
-
-def split_labels(value, labels: tuple[str, ...]) -> list[str]:
-    """Return the names or numbers of labels in a gold value."""
+def split_labels(value, task: Classification) -> list[str] | None:
+    """Return the names or numbers of labels in a gold value; None if it is missing, see check_gold()."""
+    is_empty = task.problem_type == SINGLE and not str(value).strip()
+    if value is None or is_empty or (isinstance(value, float) and np.isnan(value)):
+        return None
     names = value if isinstance(value, list) else [value]
-    if isinstance(value, str) and value.strip() not in labels:
+    if isinstance(value, str) and value.strip() not in task.labels:
         names = value.split(",")
         if value.strip().startswith("["):
             with contextlib.suppress(json.JSONDecodeError):

@@ -82,6 +82,7 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         command_code=code_span(report.get("command", "")),
         precision_words=EXPORT_KINDS[report["precision"]].description,
         scores=escaped(score_table(report["gold"])),
+        file=report_file(folder, report["rule"]).name,
         stats=report["largest_difference"],
         runtime='"onnxruntime-gpu[cuda,cudnn]"' if report["provider"] == "CUDAExecutionProvider" else "onnxruntime",
         project=f"[Swiftsure]({url})" if url else "Swiftsure",
@@ -125,10 +126,8 @@ def metadata_text(value) -> str | list[str]:
 def score_table(gold: dict) -> list[list[str]]:
     """Return the scores by gold labels as rows of text, after a header; empty without gold labels."""
     scores = gold.get("scores", [])
-    forms = {float: "{:.3f}", int: "{:,}", str: "{}", type(None): ""}
-    return [list(row) for row in scores[:1]] + [
-        [forms[type(cell)].format(cell) for cell in row.values()] for row in scores
-    ]
+    rows = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell or "") for cell in row.values()] for row in scores]
+    return [*map(list, scores[:1]), *rows]
 
 
 def print_report(report: dict) -> None:

@@ -177,7 +177,7 @@ class Classification(Task):
             second, best = np.sort(reference, axis=1)[:, -2:].T
             distances = (best - second) / 2
         near = int((distances < NEAR).sum())
-        if self.problem_type == REGRESSION or near > tolerance * distances.size:
+        if self.problem_type == REGRESSION or near >= tolerance * distances.size:
             return ""
         share = f"{near:,} of {distances.size:,} are within {NEAR:g} of changing"
         return f"these texts hardly test the decisions ({self.decision_words}): only {share}; choose other texts"
