@@ -126,7 +126,9 @@ def metadata_text(value) -> str | list[str]:
 def score_table(gold: dict) -> list[list[str]]:
     """Return the scores by gold labels as rows of text, after a header; empty without gold labels."""
     scores = gold.get("scores", [])
-    rows = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell or "") for cell in row.values()] for row in scores]
+    rows = [
+        ["" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in scores
+    ]
     return [*map(list, scores[:1]), *rows]
 
 
@@ -140,8 +142,10 @@ def print_report(report: dict) -> None:
     show(f"changed decisions (flips): {changed} ({report['decision_words']})")
     if gold := report["gold"]:
         show(f"F1 on {gold['texts']:,} texts with gold labels:")
-    for label, *cells in score_table(gold):
-        show(f"  {label:<24}{''.join(f'{cell:>16}' for cell in cells)}")
+    table = score_table(gold)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        show("  ".join(map(str.rjust, row, widths)))
     if gold.get("thresholds"):
         show(f"best thresholds for --threshold: {THRESHOLDS}; too rare, so 0.5: {', '.join(gold['rare']) or 'none'}")
     if report["weak_test"]:
