@@ -198,7 +198,7 @@ def main() -> int:
     if api and (args.upload or publish.wants_upload(repo)):
         report |= {"repo": repo}  # which the example in the card loads
         reports.write_card(target, model.folder, report)
-        publish.upload(api, repo, ensure.report_file(target, report["rule"]), args.private, args.create_pr)
+        publish.upload(api, repo, ensure.report_file(target, report["threshold"]), args.private, args.create_pr)
     return 0
 
 

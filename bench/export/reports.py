@@ -43,11 +43,11 @@ def public_command(arguments: list[str]) -> str:
 def write_report(folder: Path, source: Path, report: dict) -> None:
     """Write parity.json and the model card of an export."""
     finite = json.loads(json.dumps(report), parse_constant=lambda _: None)  # JSON has no NaN and no infinity
-    thresholds = finite["gold"].get("thresholds")
-    files = {report_file(folder, report["rule"]): finite} | ({folder / THRESHOLDS: thresholds} if thresholds else {})
+    files = {report_file(folder, report["threshold"]): finite, folder / THRESHOLDS: finite["gold"].get("thresholds")}
     for path, content in files.items():
-        with new_file(path) as file:
-            file.write(json.dumps(content, indent=2).encode())
+        if content:
+            with new_file(path) as file:
+                file.write(json.dumps(content, indent=2).encode())
     write_card(folder, source, report)
 
 
@@ -82,7 +82,7 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         command_code=code_span(report.get("command", "")),
         precision_words=EXPORT_KINDS[report["precision"]].description,
         scores=escaped(score_table(report["gold"])),
-        file=report_file(folder, report["rule"]).name,
+        file=report_file(folder, report["threshold"]).name,
         stats=report["largest_difference"],
         runtime='"onnxruntime-gpu[cuda,cudnn]"' if report["provider"] == "CUDAExecutionProvider" else "onnxruntime",
         project=f"[Swiftsure]({url})" if url else "Swiftsure",
@@ -125,11 +125,11 @@ def metadata_text(value) -> str | list[str]:
 
 def score_table(gold: dict) -> list[list[str]]:
     """Return the scores by gold labels as rows of text, after a header; empty without gold labels."""
-    scores = gold.get("scores", [])
-    rows = [
-        ["" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in scores
+    rows = gold.get("scores", [])
+    cells = [
+        ["" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows
     ]
-    return [*map(list, scores[:1]), *rows]
+    return [*map(list, rows[:1]), *cells]
 
 
 def print_report(report: dict) -> None:

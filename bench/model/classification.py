@@ -184,8 +184,7 @@ class Classification(Task):
 
     @property
     def card(self) -> dict:
-        thresholds = dict(zip(self.labels, self.thresholds, strict=True)) if self.problem_type == MULTI else {}
-        return CARDS[self.problem_type] | {"thresholds": thresholds}
+        return CARDS[self.problem_type]
 
 
 def resolve_labels(config) -> tuple[str, ...]:

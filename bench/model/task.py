@@ -119,5 +119,5 @@ class Task:
 
     @property
     def card(self) -> dict:
-        """Return the model card's fields: `activation` (NumPy code), `output_word`, and `thresholds` by label."""
+        """Return the model card's fields: `activation` (NumPy code) and `output_word`."""
         raise NotImplementedError

@@ -67,7 +67,11 @@ def test_a_check_at_other_thresholds_leaves_no_mark(tiny_model, tiny_exports, tm
     model = Model.from_folder(tiny_model, "tiny")
     at = {threshold: model.with_thresholds(threshold) for threshold in (None, "0.4", "own.json")}
     for threshold, verdict in {"0.4": WITHIN, None: NOT_WITHIN, "own.json": WITHIN}.items():
-        report = make_report() | {"rule": at[threshold].task.rule_id, "verdict": verdict, "reason": f"of {threshold}"}
+        report = make_report() | {
+            "threshold": at[threshold].task.rule_id,
+            "verdict": verdict,
+            "reason": f"of {threshold}",
+        }
         write_report(folder, tiny_model, report)
     for threshold, marked in {"0.4": False, None: True, "own.json": False}.items():
         capsys.readouterr()
