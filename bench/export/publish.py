@@ -59,7 +59,7 @@ def writable_names(user: dict, access: dict) -> set[str]:
 def upload(api, repo: str, report: Path, private: bool, create_pr: bool) -> None:
     """Upload an export with this report, in one commit. Raises RunError that says how to try again."""
     folder, again = report.parent, "--check-only --upload"
-    if not foreign_files(folder) and [*folder.glob(REPORTS)] == [report]:  # others may have excerpts of texts
+    if not foreign_files(folder) and {*folder.glob(REPORTS)} <= {report}:  # others may have excerpts of texts
         again = command("hf", "upload", repo, folder, ".", create_pr=create_pr, private=private)
     options = {"commit_message": f"Add {folder.name}", "create_pr": create_pr}
     names = [str(file.relative_to(folder)) for file in export_files(folder)]

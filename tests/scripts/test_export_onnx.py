@@ -209,7 +209,7 @@ def test_an_upload_that_breaks_keeps_the_folder_and_prints_the_command_to_retry(
     hub.broken = True
     folder = tiny_exports / "tiny-onnx"
     with pytest.raises(RunError, match=f"hf upload ann/tiny {folder} [.]"):
-        upload(api, "ann/tiny", folder, private=False, create_pr=False)
+        upload(api, "ann/tiny", folder / "parity.json", private=False, create_pr=False)
     assert (folder / "model.onnx").exists()
 
 
@@ -315,7 +315,7 @@ def test_the_card_of_a_revision_names_the_model_on_the_hub(tiny_model, here, hub
 
 
 def test_upload_as_a_pull_request(tiny_exports, hub, api, capsys):
-    upload(api, "other/tiny", tiny_exports / "tiny-onnx", private=False, create_pr=True)
+    upload(api, "other/tiny", tiny_exports / "tiny-onnx" / "parity.json", private=False, create_pr=True)
     assert f"{hub.url}/other/tiny/discussions/7" in capsys.readouterr().err
     assert not hub.repos
 
