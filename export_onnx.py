@@ -60,7 +60,7 @@ def argument_parser() -> Parser:
     add("--dataset", default="normal", help="normal, filtered, or a CSV, JSON Lines or Parquet file (default: normal)")
     add_text_options(checking)
     add("--limit", type=whole, help="number of texts, evenly spaced (default: all)")
-    label_help = "column of gold labels (names or numbers, comma-separated); adds F1 or accuracy to the report"
+    label_help = "column of gold labels (names or numbers, comma-separated); reports F1 and the best thresholds"
     add("--label-column", metavar="COLUMN", help=label_help)
     add_task_options(checking)
     tolerance_help = "largest share of decisions that may change (default: %(default)s)"
@@ -198,7 +198,7 @@ def main() -> int:
     if api and (args.upload or publish.wants_upload(repo)):
         report |= {"repo": repo}  # which the example in the card loads
         reports.write_card(target, model.folder, report)
-        publish.upload(api, repo, target, args.private, args.create_pr)
+        publish.upload(api, repo, ensure.report_file(target, report["threshold"]), args.private, args.create_pr)
     return 0
 
 

@@ -8,7 +8,8 @@ from bench.files import digest
 from bench.machine import cpu_features
 from bench.model_files import export_files
 
-REPORT, CARD = "parity.json", "README.md"  # written beside an export by export_onnx.py
+REPORT, CARD, THRESHOLDS = "parity.json", "README.md", "thresholds.json"  # written beside an export by export_onnx.py
+REPORTS = "parity*.json"  # of checks at several thresholds
 
 
 @dataclass(frozen=True)

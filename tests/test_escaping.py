@@ -143,7 +143,7 @@ def test_a_card_has_no_markup_of_names_and_its_example_names_the_repository(name
 def test_an_export_that_another_program_wrote_prints_no_escape_codes(tmp_path, capsys):
     (tmp_path / "parity.json").write_text(json.dumps({"verdict": "NOT within tolerance", "reason": "\x1b[31m\nx"}))
     (tmp_path / "export.json").write_text("{}")
-    say_caveats(tmp_path, "fp32")
+    say_caveats(tmp_path, "fp32", "")
     assert capsys.readouterr().err.count("\n") <= 2
     assert not CONTROL.search(capsys.readouterr().err)
 

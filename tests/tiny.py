@@ -29,7 +29,7 @@ def make_report() -> dict:
     report |= {"largest_difference": figures, "speed": {"original": 1.0, "export": 1.0}, "worst": [], "findings": []}
     report |= dict.fromkeys(("dataset", "column", "machine", "verdict", "reason", "provider"), "x")
     report |= dict.fromkeys(("mean_over_labels", "flips", "tolerance"), 0.0) | {"non_finite_texts": 0}
-    return report | {"changed": 0, "decisions": 1, "decision_words": "x", "gold": {}}
+    return report | {"changed": 0, "decisions": 1, "decision_words": "x", "gold": {}, "threshold": "", "weak_test": ""}
 
 
 def make_tiny(folder: Path, tokenizer, config) -> Path:

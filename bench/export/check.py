@@ -60,10 +60,7 @@ def check_export(exported: ClassifierSpec, dataset: Dataset, batching: Batching,
     parity.add(answers, reference)
     if not parity.decisions:
         raise UserError(f"{model.id} returns NaN or infinity for every text; its weights may be damaged")
-    scores = {}
-    if dataset.gold:
-        gold = [dataset.gold[i] for i in valid]
-        scores = {"original": score(gold, reference, model.task), "export": score(gold, answers, model.task)}
+    gold = [dataset.gold[i] for i in valid] if dataset.gold else []
     kind = VARIANTS[exported.variant].export
     verdict = parity.verdict()
     return {
@@ -74,11 +71,13 @@ def check_export(exported: ClassifierSpec, dataset: Dataset, batching: Batching,
         "batches": str(batching),
         "batches_matter": kind.batches_matter,
         "max_length": model.max_length,
+        "threshold": model.task.rule_id,
         "task": model.task.name,
         "card": model.task.card,
         "decision_words": model.task.decision_words,
+        "weak_test": "" if dataset.gold else model.task.weak_test(reference, tolerance),
         **parity.statistics(),
-        "gold": scores,
+        "gold": score(gold, reference, answers, model.task) if gold else {},
         "speed": {"original": len(valid) / seconds, "export": len(texts) / (predictions.end - predictions.start)},
         "worst": worst_texts(answers, reference, valid_texts, model.labels),
         "tolerance": tolerance,

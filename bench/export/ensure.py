@@ -12,10 +12,11 @@ from bench.model.hub import download
 from bench.model.model import Model
 from bench.model.resolve import DEFAULT_MODEL
 from bench.model_files import MANIFEST, export_files, weight_files
+from bench.naming import slug
 from bench.processes import run_in_subprocess
 from bench.provenance import versions
 from bench.timing import step
-from bench.variants import CARD, REPORT
+from bench.variants import CARD, REPORT, REPORTS, THRESHOLDS
 from utils import UserError, say
 
 # (model, precision) -> the Hub's repository of an export, and the folder in it
@@ -46,9 +47,9 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
     if os.path.lexists(folder):
         reason = stale_reason(folder, model.weights_id)
         if not reason:
-            say_caveats(folder, precision)
+            say_caveats(folder, precision, model.task.rule_id)
             return folder, f"local export ./{folder}"
-        if (folder / REPORT).is_file():
+        if any(folder.glob(REPORTS)):
             raise UserError(f"./{folder} {reason}; export_onnx.py --overwrite recreates and checks it")
         if foreign := foreign_files(folder):
             raise UserError(f"./{folder} {reason}, and contains {foreign[0]}, which no export created; move it away")
@@ -90,9 +91,15 @@ def stale_reason(folder: Path, weights_id: str) -> str:
     return "" if made_with == installed else f"was made with transformers {made_with}; {installed} is installed"
 
 
-def say_caveats(folder: Path, precision: str) -> None:
-    """Print why a local export may be wrong: it failed its check, or does not suit this machine."""
-    report = read_json(folder / REPORT, REPORT_TYPES) if (folder / REPORT).is_file() else {}
+def report_file(folder: Path, rule_id: str) -> Path:
+    """Return the file for the report of a check at these thresholds, see Task.rule_id."""
+    return folder / (f"parity-{slug(rule_id)}.json" if rule_id else REPORT)
+
+
+def say_caveats(folder: Path, precision: str, rule_id: str) -> None:
+    """Print why a local export may be wrong: it failed its check at these thresholds, or does not suit this machine."""
+    file = report_file(folder, rule_id)
+    report = read_json(file, REPORT_TYPES) if file.is_file() else {}
     if report.get("verdict") == NOT_WITHIN:
         say(f"./{folder} failed its check: {report.get('reason')}")
     if caveat := EXPORT_KINDS[precision].caveat(read_manifest(folder)):
@@ -100,7 +107,7 @@ def say_caveats(folder: Path, precision: str) -> None:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    known = {*(file.name for file in export_files(folder)), MANIFEST, REPORT, CARD}
+    known = {*(file.name for file in [*export_files(folder), *folder.glob(REPORTS)]), MANIFEST, CARD, THRESHOLDS}
     return sorted({path.name for path in folder.iterdir()} - known)
 
 

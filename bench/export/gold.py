@@ -1,4 +1,4 @@
-"""Gold labels -> F1 or accuracy of a classifier's decisions."""
+"""Gold labels -> scores of a classifier's decisions, and the thresholds with the best F1."""
 
 import contextlib
 import json
@@ -9,29 +9,76 @@ from bench.model.classification import REGRESSION, SINGLE, Classification
 from bench.model.task import Task
 from utils import UserError
 
+MIN_TEXTS = 10  # with a label, below which it keeps the threshold 0.5
+FOLDS = 5  # of the cross-validation
+COLUMNS = "label", "texts", "rule", "threshold", "precision", "recall", "F1", "export F1"
 
-def score(gold: list, answers: np.ndarray, task: Task) -> dict[str, float]:
+
+def score(gold: list, original: np.ndarray, export: np.ndarray, task: Task) -> dict:
     """Score the decisions that follow from answers [texts, labels] by the gold labels of their texts.
 
-    Returns `texts`, the number with gold labels, and `accuracy` if the model predicts exactly one label, `F1` if it
-    has only one, otherwise `micro F1` and `macro F1`. A label whose answer is not finite is not predicted.
+    Returns the number of `texts` with gold labels, and `scores` by rule: for each label, for all decisions (micro; the
+    accuracy if the model predicts exactly one label), and the mean of the labels (macro). The rules are the `default`
+    thresholds of 0.5, those `in use` if they differ, the `best`, at which each label has its largest F1 on these texts,
+    and these `cross-validated`. `thresholds`: the best; `rare` labels, of fewer than MIN_TEXTS, keep 0.5.
     """
-    truth = check_gold(gold, task)
-    known = [i for i, value in enumerate(gold) if not is_missing(value, task)]
-    predicted = task.decide(answers)[known] & np.isfinite(answers[known])
+    truth, labels = check_gold(gold, task), task.labels
+    both = np.stack([original, export])[:, [split_labels(value, task) is not None for value in gold]]
+    found, thresholds = {"texts": len(truth)}, {}
     if task.problem_type == SINGLE:
-        return {"texts": len(known), "accuracy": float((predicted == truth).all(axis=1).mean())}
-    correct = (predicted & truth).sum(axis=0)
-    wrong = (predicted ^ truth).sum(axis=0)
-    if len(task.labels) == 1:
-        return {"texts": len(known), "F1": float(f1(correct, wrong)[0])}
-    micro, macro = f1(correct.sum(), wrong.sum()), f1(correct, wrong).mean()
-    return {"texts": len(known), "micro F1": float(micro), "macro F1": float(macro)}
+        decisions = {"most probable": np.stack([*map(task.decide, both)]) & np.isfinite(both)}
+    else:
+        is_rare = truth.sum(axis=0) < MIN_TEXTS
+        best = best_thresholds(truth, both[0], is_rare)
+        in_use = {"in use": task.thresholds} if task.rule_id else {}
+        thresholds = {"default": (0.5,) * len(best), **in_use, "best": best}
+        decisions = {rule: both > np.array(values) for rule, values in thresholds.items()}
+        decisions["cross-validated"] = cross_validate(truth, both, is_rare)
+        found["thresholds"] = dict(zip(labels, best, strict=True))
+        found["rare"] = [label for label, rare in zip(labels, is_rare, strict=True) if rare]
+    rates = {rule: precision_recall_f1(truth, pair) for rule, pair in decisions.items()}
+    support = [*truth.sum(axis=0).tolist(), int(truth.sum()), int(truth.sum())]
+    found["scores"] = []
+    for i, label in enumerate([*labels, "all decisions", "mean of labels"]):
+        for rule, of_both in rates.items():
+            threshold = thresholds[rule][i] if rule in thresholds and i < len(labels) else None
+            values = label, support[i], rule, threshold, *of_both[:, 0, i].tolist(), float(of_both[2, 1, i])
+            found["scores"].append(dict(zip(COLUMNS, values, strict=True)))
+    return found
 
 
-def f1(correct: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """Return F1 from counts of true positives and of errors; 0 if a label is neither predicted nor in the gold."""
-    return 2 * correct / np.maximum(2 * correct + wrong, 1)
+def precision_recall_f1(truth: np.ndarray, decisions: np.ndarray) -> np.ndarray:
+    """Return the rates of decisions [2, texts, labels]: [3, 2, labels and all of them and their mean]; 0 of 0 is 0."""
+    counts = np.array([truth & decisions, decisions, np.stack([truth] * 2)]).sum(axis=2)
+    correct, predicted, true = np.concatenate([counts, counts.sum(axis=2, keepdims=True)], axis=2)
+    rates = np.array([correct, correct, 2 * correct]) / np.maximum([predicted, true, predicted + true], 1)
+    return np.concatenate([rates, rates[:, :, :-1].mean(axis=2, keepdims=True)], axis=2)
+
+
+def best_thresholds(truth: np.ndarray, answers: np.ndarray, is_rare: np.ndarray) -> tuple[float, ...]:
+    """Return the threshold of each label with its largest F1, halfway between two answers; 0.5 if the label is rare."""
+    thresholds = np.full(len(is_rare), 0.5)
+    for i in np.flatnonzero(~is_rare):
+        order = np.argsort(-np.nan_to_num(answers[:, i]), kind="stable")
+        high, correct = np.nan_to_num(answers[order, i]), truth[order, i].cumsum()
+        low = np.append(high[1:], 0.0)
+        f1 = 2 * correct / (correct[-1] + np.arange(1, len(order) + 1))  # if the texts up to each are predicted
+        k = np.where(high > low, f1, -1).argmax()
+        middle = (low[k] + high[k]) / 2
+        thresholds[i] = middle if middle < high[k] else low[k]
+    return tuple(thresholds.tolist())
+
+
+def cross_validate(truth: np.ndarray, both: np.ndarray, is_rare: np.ndarray) -> np.ndarray:
+    """Return the decisions [2, texts, labels] on each fold of the texts at the best thresholds of the other folds.
+
+    All are scored together: the mean of the folds' F1 would be biased (Forman and Scholz, 2010).
+    """
+    folds, decisions = np.random.default_rng(0).permutation(len(truth)) % FOLDS, np.zeros(both.shape, dtype=bool)
+    for fold in range(FOLDS):
+        others = folds != fold
+        decisions[:, ~others] = both[:, ~others] > best_thresholds(truth[others], both[0, others], is_rare)
+    return decisions
 
 
 def check_gold(gold: list, task: Task) -> np.ndarray:
@@ -44,7 +91,7 @@ def check_gold(gold: list, task: Task) -> np.ndarray:
     """
     if not isinstance(task, Classification) or task.problem_type == REGRESSION:
         raise UserError(f"--label-column is for classifiers; this model: {task.summary}")
-    values = [split_labels(value, task.labels) for value in gold if not is_missing(value, task)]
+    values = [names for names in (split_labels(value, task) for value in gold) if names is not None]
     if not values:
         raise UserError("--label-column has no gold label for any text; choose another column")
     for names in values:
@@ -63,17 +110,13 @@ def check_gold(gold: list, task: Task) -> np.ndarray:
     return truth
 
 
-def is_missing(value, task: Classification) -> bool:
-    """True for null, NaN and, if the model predicts exactly one label, an empty string."""
-    if isinstance(value, str):
-        return task.problem_type == SINGLE and not value.strip()
-    return value is None or (isinstance(value, float) and np.isnan(value))
-
-
-def split_labels(value, labels: tuple[str, ...]) -> list[str]:
-    """Return the names or numbers of labels in a gold value."""
+def split_labels(value, task: Classification) -> list[str] | None:
+    """Return the names or numbers of labels in a gold value; None if it is missing, see check_gold()."""
+    is_empty = task.problem_type == SINGLE and not str(value).strip()
+    if value is None or is_empty or (isinstance(value, float) and np.isnan(value)):
+        return None
     names = value if isinstance(value, list) else [value]
-    if isinstance(value, str) and value.strip() not in labels:
+    if isinstance(value, str) and value.strip() not in task.labels:
         names = value.split(",")
         if value.strip().startswith("["):
             with contextlib.suppress(json.JSONDecodeError):

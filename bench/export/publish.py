@@ -7,7 +7,7 @@ from bench.export.ensure import foreign_files
 from bench.model.hub import with_timeout
 from bench.model_files import export_files, inside
 from bench.options import command
-from bench.variants import CARD, REPORT
+from bench.variants import CARD, REPORTS, THRESHOLDS
 from utils import RunError, UserError, clean, first_line, say
 
 
@@ -56,14 +56,14 @@ def writable_names(user: dict, access: dict) -> set[str]:
     return {name for name in names if name in owners or "/" in name}
 
 
-def upload(api, repo: str, folder: Path, private: bool, create_pr: bool) -> None:
-    """Upload the files of an export in one commit, and no other file. Raises RunError that says how to try again."""
-    again = "--check-only --upload"
-    if not foreign_files(folder):
+def upload(api, repo: str, report: Path, private: bool, create_pr: bool) -> None:
+    """Upload an export with this report, in one commit. Raises RunError that says how to try again."""
+    folder, again = report.parent, "--check-only --upload"
+    if not foreign_files(folder) and {*folder.glob(REPORTS)} <= {report}:  # others may have excerpts of texts
         again = command("hf", "upload", repo, folder, ".", create_pr=create_pr, private=private)
     options = {"commit_message": f"Add {folder.name}", "create_pr": create_pr}
     names = [str(file.relative_to(folder)) for file in export_files(folder)]
-    names += [name for name in (REPORT, CARD) if inside(folder, name).is_file()]
+    names += [name for name in (report.name, CARD, THRESHOLDS) if inside(folder, name).is_file()]
     options["allow_patterns"] = [escape(name) for name in names]
     try:
         if not create_pr:

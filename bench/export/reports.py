@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
+from bench.export.ensure import report_file
 from bench.export.select import EXPORT_KINDS
 from bench.files import new_file
 from bench.judge import NOT_WITHIN
 from bench.naming import code_span, markdown, python_string
 from bench.options import command
 from bench.provenance import project_commit, project_url, versions
-from bench.variants import CARD, REPORT
+from bench.variants import CARD, THRESHOLDS
 from utils import ROOT, first_line, say
 
 INHERITED = ("license", "license_name", "license_link", "language", "datasets")  # from the card of the model
@@ -42,8 +43,11 @@ def public_command(arguments: list[str]) -> str:
 def write_report(folder: Path, source: Path, report: dict) -> None:
     """Write parity.json and the model card of an export."""
     finite = json.loads(json.dumps(report), parse_constant=lambda _: None)  # JSON has no NaN and no infinity
-    with new_file(folder / REPORT) as file:
-        file.write(json.dumps(finite, indent=2).encode())
+    files = {report_file(folder, report["threshold"]): finite, folder / THRESHOLDS: finite["gold"].get("thresholds")}
+    for path, content in files.items():
+        if content:
+            with new_file(path) as file:
+                file.write(json.dumps(content, indent=2).encode())
     write_card(folder, source, report)
 
 
@@ -77,7 +81,8 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         repo_string=python_string(report["repo"]),
         command_code=code_span(report.get("command", "")),
         precision_words=EXPORT_KINDS[report["precision"]].description,
-        scores=score_lines(report["gold"]),
+        scores=escaped(score_table(report["gold"])),
+        file=report_file(folder, report["threshold"]).name,
         stats=report["largest_difference"],
         runtime='"onnxruntime-gpu[cuda,cudnn]"' if report["provider"] == "CUDAExecutionProvider" else "onnxruntime",
         project=f"[Swiftsure]({url})" if url else "Swiftsure",
@@ -118,10 +123,13 @@ def metadata_text(value) -> str | list[str]:
     return str(value) if isinstance(value, str | int | float) else ""
 
 
-def score_lines(gold: dict) -> list[str]:
-    """Return a line for each score of original and export by gold labels; none without gold labels."""
-    original, export = gold.get("original", {}), gold.get("export", {})
-    return [f"{name}: original {original[name]:.4f}, export {export[name]:.4f}" for name in original if name != "texts"]
+def score_table(gold: dict) -> list[list[str]]:
+    """Return the scores by gold labels as rows of text, after a header; empty without gold labels."""
+    rows = gold.get("scores", [])
+    cells = [
+        ["" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows
+    ]
+    return [*map(list, rows[:1]), *cells]
 
 
 def print_report(report: dict) -> None:
@@ -132,8 +140,16 @@ def print_report(report: dict) -> None:
     show(f"mean difference over all labels: {report['mean_over_labels']:.3g}")
     changed = f"{report['changed']:,} of {report['decisions']:,}, {report['flips']:.4%}"
     show(f"changed decisions (flips): {changed} ({report['decision_words']})")
-    for line in score_lines(report["gold"]):
-        show(f"on {report['gold']['original']['texts']:,} texts with gold labels, {line}")
+    if gold := report["gold"]:
+        show(f"F1 on {gold['texts']:,} texts with gold labels:")
+    table = score_table(gold)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        show("  ".join(map(str.rjust, row, widths)))
+    if gold.get("thresholds"):
+        show(f"best thresholds for --threshold: {THRESHOLDS}; too rare, so 0.5: {', '.join(gold['rare']) or 'none'}")
+    if report["weak_test"]:
+        show(report["weak_test"])
     show(f"texts with NaN or infinite outputs: {report['non_finite_texts']}")
     speed = report["speed"]
     show(f"messages/s, end to end: export {speed['export']:.1f}, original {speed['original']:.1f}")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.export.ensure import ensure_export
+from bench.judge import TOLERANCE
 from bench.measure.check import more_texts
 from bench.measure.peak import measure_peaks
 from bench.measure.sweep import Sweep
@@ -72,4 +73,6 @@ def describe_sweep(sweep: Sweep, dataset_name: str) -> None:
     if padding := padding_note(model, tokens.padding_effect):
         note(padding)
     say(f"tokenizer  {tokens.tokens_speed:,.0f} messages/s")
-    say(f"check      {len(tokens.sample)} of the texts are compared with the reference")
+    say(f"check      {len(tokens.sample)} of the texts are compared; changed decisions: {model.task.decision_words}")
+    if weakness := model.task.weak_test(tokens.reference, TOLERANCE):
+        note(weakness)

@@ -23,6 +23,7 @@ CARDS = {
     SINGLE: {"activation": "softmax(logits)", "output_word": "probability"},
     REGRESSION: {"activation": "logits", "output_word": "value"},
 }
+NEAR = 0.05  # of a probability: further than a usable variant moves it
 MIN_CHANGE = 1e-4  # smallest change of a regression value that counts as a changed decision
 
 
@@ -116,7 +117,7 @@ class Classification(Task):
         """Return '' for the default 0.5, the number if all labels share it, otherwise a digest."""
         if len(set(self.thresholds)) > 1:
             return f"labels {digest([str(self.thresholds).encode()])}"
-        return "" if self.thresholds[0] == 0.5 else f"{self.thresholds[0]:g}"
+        return "" if self.thresholds[0] == 0.5 else str(self.thresholds[0])
 
     @property
     def summary(self) -> str:
@@ -124,8 +125,9 @@ class Classification(Task):
 
     @property
     def decision_words(self) -> str:
-        several = len(set(self.thresholds)) > 1
-        threshold = "the threshold of each" if several else f"{self.thresholds[0]:g}"
+        threshold = f"{self.thresholds[0]:g}"
+        if len(set(self.thresholds)) > 1:
+            threshold = f"the threshold of each, {min(self.thresholds):g} to {max(self.thresholds):g}"
         return DECISIONS[self.problem_type].format(threshold=threshold)
 
     def top_label(self) -> "Classification":
@@ -167,6 +169,18 @@ class Classification(Task):
         if self.problem_type == SINGLE:
             changed, not_finite = changed.any(axis=1), not_finite.any(axis=1)
         return int((changed | not_finite).sum()), changed.size
+
+    def weak_test(self, reference: np.ndarray, tolerance: float) -> str:
+        reference = reference[np.isfinite(reference).all(axis=1)]
+        distances = np.abs(reference - self.thresholds)
+        if self.problem_type == SINGLE:
+            second, best = np.sort(reference, axis=1)[:, -2:].T
+            distances = (best - second) / 2
+        near = int((distances < NEAR).sum())
+        if self.problem_type == REGRESSION or near >= tolerance * distances.size:
+            return ""
+        share = f"{near:,} of {distances.size:,} are within {NEAR:g} of changing"
+        return f"these texts hardly test the decisions ({self.decision_words}): only {share}; choose other texts"
 
     @property
     def card(self) -> dict:

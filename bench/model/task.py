@@ -113,6 +113,10 @@ class Task:
         """Return (changed decisions, all decisions) of two [items, labels]. A number that is not finite is a change."""
         raise NotImplementedError
 
+    def weak_test(self, reference: np.ndarray, tolerance: float) -> str:
+        """Return a note if so few answers are close to another decision that large differences would pass, else ''."""
+        return ""
+
     @property
     def card(self) -> dict:
         """Return the model card's fields: `activation` (NumPy code) and `output_word`."""

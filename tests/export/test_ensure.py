@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from conftest import refused
+from tiny import make_report
 
-from bench.export.ensure import ensure_export
+from bench.export.ensure import check_target, ensure_export
+from bench.export.reports import write_report
+from bench.judge import NOT_WITHIN, WITHIN
 from bench.model.model import Model
 from bench.model.resolve import DEFAULT_MODEL
 
@@ -55,6 +58,26 @@ def test_the_published_export_of_the_default_model_is_preferred(
     assert folder == Path("roberta-base-go_emotions-onnx-fp16") and folder.name in origin
     assert "joaopn/roberta-base-go_emotions-onnx-fp16" in capsys.readouterr().err
     assert (folder / "model.onnx").stat().st_size > 10_000
+
+
+def test_a_check_at_other_thresholds_leaves_no_mark(tiny_model, tiny_exports, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(tiny_exports / "tiny-onnx", tmp_path / "tiny-onnx")
+    (tmp_path / "own.json").write_text('{"LABEL_0": 0.2}')
+    model = Model.from_folder(tiny_model, "tiny")
+    at = {threshold: model.with_thresholds(threshold) for threshold in (None, "0.4", "own.json")}
+    for threshold, verdict in {"0.4": WITHIN, None: NOT_WITHIN, "own.json": WITHIN}.items():
+        report = make_report() | {
+            "threshold": at[threshold].task.rule_id,
+            "verdict": verdict,
+            "reason": f"of {threshold}",
+        }
+        write_report(folder, tiny_model, report)
+    for threshold, marked in {"0.4": False, None: True, "own.json": False}.items():
+        capsys.readouterr()
+        ensure_export(at[threshold], "fp32")
+        assert ("of None" in capsys.readouterr().err) == marked
+    check_target(folder, tiny_model, overwrite=True)  # all files are the export's own
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"weights_id": 5, "verdict": 5}', b'{"bits": NaN}'])

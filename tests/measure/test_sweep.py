@@ -16,11 +16,12 @@ from conftest import make_sweep
 from bench import machine
 from bench.measure import sweep
 from bench.measure.cells import Cell
+from bench.measure.prepare import describe_sweep
 from bench.measure.sweep import compare_sample, estimate, run_cells, run_in_turn
 from bench.measure.tokens import TokenizedTexts, prepare_tokens
 from bench.measure.worker import Report, used_memory_mib
 from bench.model.batches import Batching
-from bench.model.classification import REGRESSION, Classification
+from bench.model.classification import MULTI, REGRESSION, Classification
 from bench.model.model import Model
 from bench.processes import ProcessPool, WorkerFailed, run_in_subprocess
 from bench.report.rows import COLUMNS, append_row
@@ -97,6 +98,16 @@ def plan(monkeypatch):
 def measured(plan, cells, speeds=(), repeats=1) -> list[tuple[int, str, str]]:
     found = run_cells(plan, cells, dict(speeds), repeats)
     return [(cell.batching.batch_size, cell.stage, row["status"]) for cell, row in found]
+
+
+@pytest.mark.parametrize(("threshold", "is_weak"), [(0.3, True), (0.04, False)])
+def test_it_is_said_if_the_texts_hardly_test_the_decisions(threshold, is_weak, plan, capsys):
+    """All scores of the reference are 0."""
+    model = SimpleNamespace(id="tiny", model_type="bert", max_length=9, can_pad=True)
+    model.task = Classification(("x",), MULTI, (threshold,))
+    describe_sweep(replace(plan, model=model), "some texts")
+    shown = capsys.readouterr().err
+    assert ("0 of 12" in shown) == is_weak and f"{threshold}" in shown
 
 
 def test_figures_of_a_cell(plan):

@@ -1,6 +1,7 @@
 """Probabilities, changed decisions and their statistics."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -171,8 +172,24 @@ def test_a_label_is_predicted_above_its_threshold(tmp_path):
     (tmp_path / "own.json").write_text('{"joy": 0.1}')
     own = with_thresholds(str(tmp_path / "own.json"))
     assert own.thresholds == (0.1, 0.5) and own.decide(probs).tolist() == [[True, False]]
-    assert own.rule_id not in ("", "0.1", "0.5") and not {"0.1", "0.5"} & set(own.decision_words.split())
+    assert own.rule_id not in ("", "0.1", "0.5") and {"0.1", "0.5"} < set(own.decision_words.split())
+    assert with_thresholds("0.3").rule_id != with_thresholds("0.3000001").rule_id
     assert with_thresholds("0.5").rule_id == "", "0.5 is the default"
+
+
+def test_texts_whose_scores_are_far_from_any_other_decision_hardly_test_a_model():
+    """Of 2,000 decisions fewer than two may change within a tolerance of 0.1%."""
+    multi, single = with_thresholds(None), with_thresholds(None, PROBLEMS[1])
+    far = np.tile([0.01, 0.99], (1000, 1))
+    near = np.where(np.arange(1000)[:, None] < 3, [0.47, 0.53], far)
+    unknown = [[np.nan, 0.5]]
+    assert re.search(r"\b0 of 2,000\b", multi.weak_test(far, 0.001))
+    assert re.search(r"\b0 of 1,000\b", single.weak_test(far, 0.001))
+    assert re.search(r"\b1 of 2,000\b", multi.weak_test(np.vstack([[[0.47, 0.99]], far[1:], unknown]), 0.001))
+    assert not multi.weak_test(np.vstack([near[:1], far[1:]]), 0.001) and not multi.weak_test(far[:0], 0.001)
+    assert not multi.weak_test(near, 0.001) and not single.weak_test(near, 0.001)
+    assert not with_thresholds("0.02").weak_test(far, 0.001) and multi.weak_test(near, 0.01)
+    assert not with_thresholds(None, PROBLEMS[2]).weak_test(far, 0.001)
 
 
 def test_windows_of_a_text_are_combined_by_maximum_or_mean():

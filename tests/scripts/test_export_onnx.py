@@ -209,14 +209,14 @@ def test_an_upload_that_breaks_keeps_the_folder_and_prints_the_command_to_retry(
     hub.broken = True
     folder = tiny_exports / "tiny-onnx"
     with pytest.raises(RunError, match=f"hf upload ann/tiny {folder} [.]"):
-        upload(api, "ann/tiny", folder, private=False, create_pr=False)
+        upload(api, "ann/tiny", folder / "parity.json", private=False, create_pr=False)
     assert (folder / "model.onnx").exists()
 
 
 def test_a_private_upload_to_a_public_repository_is_refused_without_a_command_that_publishes_it(tiny_exports, hub, api):
     hub.public = True
     with pytest.raises(UserError, match="ann/tiny") as caught:
-        upload(api, "ann/tiny", tiny_exports / "tiny-onnx", private=True, create_pr=False)
+        upload(api, "ann/tiny", tiny_exports / "tiny-onnx" / "parity.json", private=True, create_pr=False)
     assert caught.value.code == 2 and "hf upload" not in str(caught.value) and not hub.commits
 
 
@@ -230,17 +230,19 @@ def test_only_the_files_of_an_export_are_uploaded(tiny_exports, tmp_path, hub):
     for name in (".env", "notes.txt", "texts/comments.csv", "model.onnx.bak"):
         (folder / name).write_text("a secret")
     (folder / "link.json").symlink_to(tmp_path / "elsewhere.json")
-    (folder / "parity.json").write_text("{}")
+    (folder / "parity.json").write_text("an earlier check, with texts")
+    (folder / "parity-0.4.json").write_text("{}")
+    (folder / "thresholds.json").write_text("{}")
     (folder / "README.md").write_text("a card")
     hub.repos.append({"name": "tiny", "private": False})
     api, repo = find_repository("one", "ann/tiny", "x", create_pr=False)
-    upload(api, repo, folder, private=False, create_pr=False)
+    upload(api, repo, folder / "parity-0.4.json", private=False, create_pr=False)
     [(_, lines)] = hub.commits
     sent = {line["value"]["path"] for line in lines if line["key"] in ("file", "lfsFile")}
-    assert sent == files | {"parity.json", "README.md"}
+    assert sent == files | {"parity-0.4.json", "thresholds.json", "README.md"}
     hub.broken = True
     with pytest.raises(RunError) as caught:
-        upload(HfApi(token="good"), "ann/tiny", folder, private=False, create_pr=False)
+        upload(HfApi(token="good"), "ann/tiny", folder / "parity-0.4.json", private=False, create_pr=False)
     assert "hf upload" not in str(caught.value) and "--check-only" in str(caught.value)
 
 
@@ -313,7 +315,7 @@ def test_the_card_of_a_revision_names_the_model_on_the_hub(tiny_model, here, hub
 
 
 def test_upload_as_a_pull_request(tiny_exports, hub, api, capsys):
-    upload(api, "other/tiny", tiny_exports / "tiny-onnx", private=False, create_pr=True)
+    upload(api, "other/tiny", tiny_exports / "tiny-onnx" / "parity.json", private=False, create_pr=True)
     assert f"{hub.url}/other/tiny/discussions/7" in capsys.readouterr().err
     assert not hub.repos
 
@@ -508,20 +510,25 @@ def test_check_only_checks_an_existing_export_with_gold_labels(tiny_model, tiny_
     code, out, _ = export(tiny_model, *options, "--precision", "fp32", "--threshold", "0.4")
     assert code == 0, out
     after = {path.name: path.read_bytes() for path in (here / "tiny-onnx").iterdir()}
-    assert after.keys() - before.keys() == {"parity.json", "README.md"}
+    assert after.keys() - before.keys() == {"parity-0.4.json", "thresholds.json", "README.md"}
     assert {name: after[name] for name in before} == before
-    report = json.loads(after["parity.json"])
+    report = json.loads(after["parity-0.4.json"])
     model = Model.from_folder(tiny_model, "tiny").with_thresholds("0.4")
     held = model.task.decide(Reference.load(model).of_items(texts[:40]))
     truth = np.array([[name == label for label in model.labels] for name in gold])
     expected = 2 * (held & truth).sum() / (held.sum() + truth.sum())
-    original = report["gold"]["original"]
-    assert original["micro F1"] == pytest.approx(expected)
+    scores = {(entry["label"], entry["rule"]): entry for entry in report["gold"]["scores"]}
+    assert scores["all decisions", "in use"]["F1"] == pytest.approx(expected)
+    thresholds = json.loads(after["thresholds.json"])
+    assert list(thresholds) == model.labels and set(thresholds.values()) == {0.5}, "fewer than ten texts of each"
     assert "0.4" in report["decision_words"] and report["decision_words"] in out
-    [line] = [line for line in out.splitlines() if "micro F1" in line]
-    assert f"{expected:.4f}" in line and re.search(r"\b40\b", line)
-    assert re.search(rf"macro F1.*\b{original['macro F1']:.4f}\b", after["README.md"].decode())
-    assert export(tiny_model, *options, "--save-dir", "tiny-onnx")[0] == 0, "its precision is in its manifest"
+    for text in (out, after["README.md"].decode()):
+        [line] = [line for line in text.splitlines() if "all decisions" in line and "in use" in line]
+        assert f"{expected:.3f}" in line
+    far = [*options[:4], "--save-dir", "tiny-onnx", "--threshold", "0.99"]  # its precision is in its manifest
+    code, out, _ = export(tiny_model, *far)
+    assert code == 0 and "0 of 200" in out and "0 of 200" in Path("tiny-onnx/README.md").read_text()
+    assert not report["weak_test"] and Path("tiny-onnx/parity-0.4.json").read_bytes() == after["parity-0.4.json"]
     code, _, err = export(tiny_model, *options)
     assert code == 2 and "tiny-onnx-fp16" in err and "--save-dir" in err
     (here / "tiny-onnx" / "model.onnx").unlink()
