@@ -93,6 +93,9 @@ class Csv:
                 return
             if not self.quoting and reader.dialect.quoting == csv.QUOTE_NONE and any(map(has_quoted_field, rows)):
                 note = "quotes around fields are kept as text; to remove them, set --quoting standard"
+            if header in rows and len(header) > 1:  # files that were joined
+                for i in [i for i, fields in enumerate(rows) if fields == header]:
+                    bad[i], rows[i] = (ends[i], "repeats the header"), None
             try:
                 table = to_table(rows, indices, schema)
             except UnicodeEncodeError:

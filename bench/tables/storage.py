@@ -22,7 +22,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # first bytes of a Gi
 UNQUOTED_SCHEMES = "s3", "gs", "gcs", "abfs", "abfss"  # pyarrow turns %20 into a space in these URIs
 CONCURRENT_FILES = 16  # files opened at the same time
 FINGERPRINT_BYTES = 2**20  # read at each end of a file
-ETAG = re.compile("etag|blob|md5|checksum|generation|modif|created", re.IGNORECASE)  # keys of fsspec's details of a file
+ETAG = re.compile("etag|blob|md5|checksum|generation|modif|created", re.IGNORECASE)  # keys of fsspec's details
 
 
 @dataclass(frozen=True)

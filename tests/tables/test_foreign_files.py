@@ -230,6 +230,17 @@ def test_rows_that_a_quote_swallows_are_reported(tmp_path, capfd):
     assert not capfd.readouterr().err
 
 
+def test_the_header_of_a_second_file_is_no_row(tmp_path):
+    """Files that were joined, as `cat` and concatenated gzip members do."""
+    one = pd.DataFrame({"id": [1, 2], "body": ["a", "body"]}).to_csv(index=False).encode()
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(one) * 2)
+    rows = read(tmp_path / "a.csv.gz")
+    assert [row["body"] for row in rows] == ["a", "body", None, "a", "body"]
+    assert rows[2]["line"] == 4 and "header" in rows[2]["reason"]
+    (tmp_path / "b.csv").write_text("body\nbody\n")
+    assert bodies(tmp_path / "b.csv") == ["body"]
+
+
 # --- JSON of other shapes, and encodings
 
 
