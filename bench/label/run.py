@@ -207,11 +207,9 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
 def stop_at_lost_rows(job: LabelJob, footers: dict[str, folder.Footer]) -> None:
     """Raise RunError if a quote swallowed rows, or more than TOLERATED_BAD_ROWS are in another encoding."""
     faults = [fault for footer in footers.values() for fault in footer.bad]
-    lost = [fault for fault in faults if fault["reason"].startswith(LOST_LINES)]
     undecoded = [fault for fault in faults if fault["reason"].startswith(BAD_BYTE)]
-    if len(undecoded) > TOLERATED_BAD_ROWS:
-        lost += undecoded
-    if lost:
+    lost = undecoded if len(undecoded) > TOLERATED_BAD_ROWS else []
+    if lost := lost + [fault for fault in faults if fault["reason"].startswith(LOST_LINES)]:
         first = folder.first_bad({"the input": lost[:1]})
         raise RunError(f"rows were lost in {len(lost):,} places, see {job.own_file(folder.BAD_FILE).name}: {first}")
 

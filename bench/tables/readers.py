@@ -81,10 +81,7 @@ class Table:
         return self.schema.get_field_index(name) >= 0
 
     def check_unchanged(self, refresh: bool = True) -> None:
-        """Raise RunError if the file has been edited, extended or replaced since it was opened.
-
-        Without `refresh`, a remote file's folder may have been listed before.
-        """
+        """Raise RunError if the file has been edited, extended or replaced; `refresh` lists its folder again."""
         with reading(self.file):
             if refresh:
                 self.file.forget_listings()

@@ -69,10 +69,7 @@ class Location:
             return file.read()
 
     def stamp(self) -> tuple[int, int | str | None]:
-        """Return what changes with a file: its size, and when it was modified or else its ETag or the like, if known.
-
-        Raises OSError.
-        """
+        """Return a file's size, and when it was modified, or else its ETag or the like, if known. Raises OSError."""
         info, handler = self.info(), getattr(self.filesystem, "handler", None)
         if info.mtime_ns is not None or not handler:
             return info.size, info.mtime_ns
@@ -80,7 +77,7 @@ class Location:
         return info.size, ", ".join(f"{key} {value}" for key, value in details if value and ETAG.search(key)) or None
 
     def forget_listings(self) -> None:
-        """Drop what fsspec has cached of a folder, so that stamp() sees changes."""
+        """Drop what fsspec has cached, so that stamp() sees changes."""
         if handler := getattr(self.filesystem, "handler", None):
             handler.fs.invalidate_cache()
 
