@@ -25,7 +25,7 @@ def main():
     with on_ray.cluster("local"):
         import ray
         print(ray.get_runtime_context().gcs_address, file=out, flush=True)
-        os.write(1, b"(raylet) a line of Ray's own\n")
+        os.write(1, b"(raylet) a line of its own\\n")
         sys.stdin.readline()
         try:
             on_ray.call_on_node(lambda: int("x"))
