@@ -1,6 +1,7 @@
 """A local stand-in for the parts of the Hugging Face Hub that downloads and uploads need."""
 
 import contextlib
+import hashlib
 import json
 import threading
 from dataclasses import dataclass, field
@@ -40,7 +41,8 @@ class FakeHub:
 def describe(file: Path, folder: Path) -> dict:
     """Return the Hub's description of a file or folder in a repository."""
     kind = "file" if file.is_file() else "directory"
-    return {"type": kind, "oid": "0", "path": str(file.relative_to(folder)), "size": file.stat().st_size}
+    blob_id = hashlib.sha1(file.read_bytes()).hexdigest() if file.is_file() else "0"
+    return {"type": kind, "oid": blob_id, "path": str(file.relative_to(folder)), "size": file.stat().st_size}
 
 
 @contextlib.contextmanager

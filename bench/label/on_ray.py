@@ -81,6 +81,7 @@ def cluster(address: str) -> Iterator[None]:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"} | os.environ
     if address != "local":
         check_answers(address)
+    os.dup2(2, 1)  # Ray's own lines (raylet, autoscaler) do not belong on standard output
     join(address)
     import ray
 

@@ -14,12 +14,13 @@ from bench.judge import NOT_WITHIN
 from bench.label import folder, on_ray
 from bench.label.plan import LabelPlan, PlanOptions, read_plan, worker_specs
 from bench.label.pool import LabelPool
-from bench.label.receipt import Checker, read_receipt, read_samples
+from bench.label.receipt import TOLERATED_BAD_ROWS, Checker, read_receipt, read_samples
 from bench.label.record import describe_difference, job_digest, read_record
 from bench.label.rows import BAD_ROWS, Answers, Counts, label_table, texts_of
 from bench.label.splits import LabelJob, digest_input
 from bench.machine import describe_device
 from bench.provenance import project_commit, versions
+from bench.tables.blocks import BAD_BYTE
 from bench.tables.format_csv import LOST_LINES
 from bench.tables.items import count_characters
 from bench.timing import time_words
@@ -200,8 +201,15 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
         say(
             f"shard      {number}/{count} done. When all are done, run the command without --shard to verify the result"
         )
+    stop_at_lost_rows(job, footers)
+
+
+def stop_at_lost_rows(job: LabelJob, footers: dict[str, folder.Footer]) -> None:
+    """Raise RunError if a quote swallowed rows, or more than TOLERATED_BAD_ROWS are in another encoding."""
     faults = [fault for footer in footers.values() for fault in footer.bad]
-    if lost := [fault for fault in faults if fault["reason"].startswith(LOST_LINES)]:
+    undecoded = [fault for fault in faults if fault["reason"].startswith(BAD_BYTE)]
+    lost = undecoded if len(undecoded) > TOLERATED_BAD_ROWS else []
+    if lost := lost + [fault for fault in faults if fault["reason"].startswith(LOST_LINES)]:
         first = folder.first_bad({"the input": lost[:1]})
         raise RunError(f"rows were lost in {len(lost):,} places, see {job.own_file(folder.BAD_FILE).name}: {first}")
 
@@ -244,4 +252,6 @@ def check_folder(job: LabelJob, options: PlanOptions) -> None:
         gpu = (options.gpu or [0])[0]
     job = with_record(job, record)
     precision = VARIANTS[plan.variant].precision if plan else ""
-    check_all(job, Checker(job, precision, gpu, describe(job, record, plan)), folder.check_complete(job))
+    footers = folder.check_complete(job)
+    check_all(job, Checker(job, precision, gpu, describe(job, record, plan)), footers)
+    stop_at_lost_rows(job, footers)

@@ -109,8 +109,9 @@ class LabelJob:
 
     def check_input(self) -> None:
         """Raise RunError if a file of this shard has changed since it was opened."""
+        self.source.forget_listings()
         with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
-            list(pool.map(Table.check_unchanged, tables_of(self.own_splits)))
+            list(pool.map(lambda table: table.check_unchanged(refresh=False), tables_of(self.own_splits)))
 
     def estimate_rows(self) -> int:
         return sum(split.estimate_rows() for split in self.splits)
@@ -164,7 +165,7 @@ def digest_input(tables: list[Table]) -> str:
     def fingerprint(table: Table) -> list[bytes]:
         with reading(table.file):
             size, modified = table.stamp
-            time = b"%d" % modified if modified and size > 2 * FINGERPRINT_BYTES else b""
+            time = str(modified).encode() if modified and size > 2 * FINGERPRINT_BYTES else b""
             names = [os.fsencode(table.file.name), os.fsencode(str(table.folder_columns)), time]
             return [*names, *table.file.fingerprint()]
 

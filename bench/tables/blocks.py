@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ PIECE_BYTES = 2**20  # of decompressed text handled at a time
 MAX_LINE = 2**26  # bytes; the longest comments take about 100 KB of JSON
 MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # the former begins like that of UTF-32
+
+
+BAD_BYTE = "byte 0x"  # how the reason begins if a row is not in the file's encoding
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,18 @@ def half_surrogates(error: UnicodeDecodeError) -> tuple[str, int]:
 codecs.register_error("half-surrogates", half_surrogates)
 
 
+def undecoded(content: bytes, encoding: str = "utf-8") -> str:
+    """Return a reason that names the first undecodable byte in some of read_blocks' text; empty if there is none."""
+    try:
+        content.decode()
+        return ""
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        if half := re.match(rb"\xed([\xb0-\xb3])([\x80-\xbf])", content[error.start :]):  # see half_surrogates
+            byte = (half[1][0] & 3) << 6 | half[2][0] & 63
+    return f"{BAD_BYTE}{byte:02x} is not valid {encoding.upper()}"
+
+
 def unpack(file: Location) -> Iterator[tuple[bytes, int]]:
     """Yield (a block of the decompressed file, bytes of the file read so far)."""
     name = file.name.lower()
@@ -141,7 +157,7 @@ class BlockReader(io.BufferedIOBase):
     """The text of a plain, .gz or .zst file as UTF-8, for TextIOWrapper. `count` is for the caller to reset."""
 
     def __init__(self, file: Location, encoding: str):
-        self.blocks, self.count = read_blocks(file, encoding), 0
+        self.blocks, self.encoding, self.count = read_blocks(file, encoding), encoding, 0
 
     def readable(self) -> bool:
         return True

@@ -70,6 +70,8 @@ def open_tables(files: list[Location], csv: Csv = DEFAULT_CSV, root: Location | 
         if len(empty) == len(files):
             raise EmptyFile(f"the input is empty: {empty[0]} has no columns")
         say(f"skipping empty files: {len(empty)}, such as {clean(empty[0].name)}")
+    if unstamped := [table.file for table in tables if table and not table.stamp[1]]:
+        say(f"{unstamped[0]} has neither a modification time nor an ETag: an edit of the same size goes unnoticed")
     return [table for table in tables if table]
 
 

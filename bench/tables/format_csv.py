@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from bench.options import CSV_OPTIONS
-from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, BlockReader, Rows, read_head, read_lines
+from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, BlockReader, Rows, read_head, read_lines, undecoded
 from bench.tables.storage import Location
 
 TSV_NAME = re.compile(r"\.tsv(\.gz|\.zst)?$", re.IGNORECASE)
@@ -64,7 +64,7 @@ class Csv:
         """Return (the columns' names, number of fields in the header). Raises ValueError."""
         try:
             header = next(filter(None, reader), [])
-            reason = undecoded(header, self.encoding)
+            reason = bad_byte(header, self.encoding)
         except csv.Error as error:
             reason = clearer(error)
         if reason:
@@ -93,11 +93,14 @@ class Csv:
                 return
             if not self.quoting and reader.dialect.quoting == csv.QUOTE_NONE and any(map(has_quoted_field, rows)):
                 note = "quotes around fields are kept as text; to remove them, set --quoting standard"
+            if header in rows and len(header) > 1:  # files that were joined
+                for i in [i for i, fields in enumerate(rows) if fields == header]:
+                    bad[i], rows[i] = (ends[i], "repeats the header"), None
             try:
                 table = to_table(rows, indices, schema)
             except UnicodeEncodeError:
                 for i, fields in enumerate(rows):
-                    if fields and (reason := undecoded(fields, self.encoding)):
+                    if fields and (reason := bad_byte(fields, self.encoding)):
                         bad[i], rows[i] = (ends[i], reason), None
                 table = to_table(rows, indices, schema)
             yield Rows(table, dict(sorted(bad.items())), note=note)
@@ -119,7 +122,8 @@ def read_chunk(
                 start, end = end + 1, reader.line_num
                 if not shortest <= len(fields) <= longest:
                     if fields:
-                        bad[len(rows)] = end, lost(start, end, f"{len(fields)} fields, but the header has {shortest}")
+                        reason = f"{len(fields)} fields, but the header has {shortest}"
+                        bad[len(rows)] = end, lost(start, end, bad_byte(fields, source.encoding) or reason)
                         fields = None  # noqa: PLW2901
                     elif longest == 1:
                         fields = [""]  # noqa: PLW2901
@@ -168,14 +172,6 @@ def to_table(rows: list[list[str] | None], indices: list[int], schema: pa.Schema
     return pa.table(columns, names=schema.names)
 
 
-def undecoded(fields: list[str], encoding: str) -> str:
-    """Return a message that names the first undecodable byte in the fields; empty if there is none."""
-    content = "".join(fields).encode("utf-8", "surrogateescape")
-    try:
-        content.decode()
-        return ""
-    except UnicodeDecodeError as error:
-        byte = content[error.start]
-        if half := re.match(rb"\xed([\xb0-\xb3])([\x80-\xbf])", content[error.start :]):  # see blocks.half_surrogates
-            byte = (half[1][0] & 3) << 6 | half[2][0] & 63
-    return f"byte 0x{byte:02x} is not valid {encoding.upper()}; set --encoding"
+def bad_byte(fields: list[str], encoding: str) -> str:
+    reason = undecoded("".join(fields).encode("utf-8", "surrogateescape"), encoding)
+    return f"{reason}; set --encoding" if reason else ""

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 import pyarrow as pa
 
-from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, Rows, read_head, read_lines
+from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, Rows, read_head, read_lines, undecoded
 from bench.tables.storage import Location
 
 SCHEMA_LINES = 1000  # lines from which the columns are inferred
@@ -176,7 +176,7 @@ def parse_line(line: bytes, decoder: msgspec.json.Decoder, fields: tuple) -> tup
         pass
     record, row, misfits = parse_json(line), decoder.type(), []
     if not isinstance(record, dict):
-        return row, NOT_JSON if record is NOT_JSON else NOT_AN_OBJECT
+        return row, undecoded(line) or (NOT_JSON if record is NOT_JSON else NOT_AN_OBJECT)
     for field in fields:
         value = record.get(field.encode_name)
         if isinstance(value, str):

@@ -2,21 +2,28 @@
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate, groupby
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, Rows
+from bench.tables.blocks import BLOCK_BYTES, CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, Rows, undecoded
 from bench.tables.storage import Location
+
+FIRST_ROWS = 16  # decoded at first
+THIN_ROW = 64  # bytes; shorter rows may refer to a long text that is stored once
+LONG_ROW, LONG_GROUP = 2**18, 2**29  # bytes; with both, a page, which is decompressed whole, takes much memory
+MAX_RATIO = 1000  # of such a row group's size to its compressed size; that of text is about 10
 
 
 @contextlib.contextmanager
 def open_parquet(file: Location) -> Iterator[pq.ParquetFile]:
     """Open a file. Old timestamps of Hive, Impala and Spark (int96) become microseconds: nanoseconds end in 2262."""
     with file.open_seekable() as opened:
-        yield pq.ParquetFile(opened, coerce_int96_timestamp_unit="us", pre_buffer=not file.local)
+        remote = not file.local
+        yield pq.ParquetFile(opened, buffer_size=BLOCK_BYTES, pre_buffer=remote, coerce_int96_timestamp_unit="us")
 
 
 def read_metadata(file: Location) -> pq.FileMetaData:
@@ -53,19 +60,54 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
         groups = list(map(parquet.metadata.row_group, range(parquet.num_row_groups)))
         ends = list(accumulate(group.num_rows for group in groups))
         sizes = list(accumulate(group.total_byte_size for group in groups))
+        for group in filter(is_bomb, groups):
+            raise ValueError(f"a row group takes {group.total_byte_size >> 20} MiB for {group.num_rows} rows")
         first = bisect_right(ends, skip)
         position = skipped = ends[first - 1] if first else 0
         chunks = groupby(range(first, len(ends)), lambda i: (ends[i] // CHUNK_ROWS, sizes[i] // CHUNK_BYTES))
-        for numbers in (list(numbers) for _, numbers in chunks):  # each of small row groups takes a while
-            batches = parquet.iter_batches(CHUNK_ROWS, row_groups=numbers, columns=schema.names)
-            if len(numbers) > 1 and (joined := list(batches)):
-                batches = pa.Table.from_batches(joined).combine_chunks().to_batches()
-            for batch in batches:
-                valid, reasons = without_bad_text(batch)
-                bad = {i: (position + i + 1, reason) for i, reason in reasons.items()}
-                yield Rows(pa.Table.from_batches([valid]).select(schema.names), bad, skipped=skipped)
-                position, skipped = position + len(batch), 0
+        most = CHUNK_ROWS if sizes and sizes[-1] > THIN_ROW * ends[-1] else CHUNK_ROWS // 10
+        for batch in read_batches(parquet, chunks, schema.names, most):
+            valid, reasons = without_bad_text(batch)
+            bad = {i: (position + i + 1, reason) for i, reason in reasons.items()}
+            yield Rows(pa.Table.from_batches([valid]).select(schema.names), bad, skipped=skipped)
+            position, skipped = position + len(batch), 0
     yield Rows(schema.empty_table(), skipped=skipped)
+
+
+def is_bomb(group: pq.RowGroupMetaData) -> bool:
+    size, mean = group.total_byte_size, group.total_byte_size / max(group.num_rows, 1)
+    if mean > MAX_LINE or mean < LONG_ROW or size < LONG_GROUP:
+        return mean > MAX_LINE
+    return size > MAX_RATIO * sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+
+
+def read_batches(parquet: pq.ParquetFile, chunks: Iterable, names: list[str], most: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of chunks of row groups, up to about CHUNK_ROWS or CHUNK_BYTES at a time. Raises ValueError.
+
+    At most `most` are decoded at once, fewer where texts are long: one that is stored once may appear many times.
+    """
+    batches, rows, size, step = [], 0, 0, FIRST_ROWS
+    for _, groups in chunks:  # each of small row groups takes a while
+        for batch in parquet.iter_batches(step, row_groups=list(groups), columns=names):
+            if batch.nbytes > MAX_LINE and max(map(longest_text, batch.columns)) > MAX_LINE:
+                raise ValueError(f"a text of more than {MAX_LINE >> 20} MiB")
+            batches.append(batch)
+            rows, size = rows + len(batch), size + batch.nbytes
+            step = max(min(8 * step, most, CHUNK_BYTES * len(batch) // max(batch.nbytes, 1)), 1)
+            parquet.reader.set_batch_size(step)
+            if rows >= CHUNK_ROWS // 2 or size >= CHUNK_BYTES:
+                yield pa.concat_batches(batches) if len(batches) > 1 else batch
+                batches, rows, size = [], 0, 0
+    if batches:
+        yield pa.concat_batches(batches)
+
+
+def longest_text(column: pa.Array) -> int:
+    return pc.max(pc.binary_length(column)).as_py() or 0 if is_text(column) else 0
+
+
+def is_text(column: pa.Array) -> bool:
+    return pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
 
 
 def without_bad_text(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[int, str]]:
@@ -79,15 +121,11 @@ def without_bad_text(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[int, s
     except pa.ArrowInvalid:
         columns, bad = batch.columns, {}
     for number, column in enumerate(columns):
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        if is_text(column):
             values = column.cast(pa.large_binary()).to_pylist()
             for i, value in enumerate(values):
-                try:
-                    values[i] = value if value is None else value.decode()
-                except UnicodeDecodeError as error:
-                    values[i] = None
-                    byte = f"0x{value[error.start]:02x}"
-                    bad[i] = f"column {batch.schema.names[number]!r} has byte {byte}, which is not valid UTF-8"
+                if reason := undecoded(value or b""):
+                    values[i], bad[i] = None, f"{reason}, in column {batch.schema.names[number]!r}"
             columns[number] = pa.array(values, column.type)
     valid = pa.RecordBatch.from_arrays(columns, schema=batch.schema)
     valid.validate(full=True)

@@ -80,9 +80,11 @@ class Table:
     def has(self, name: str) -> bool:
         return self.schema.get_field_index(name) >= 0
 
-    def check_unchanged(self) -> None:
-        """Raise RunError if the file has been edited, extended or replaced since it was opened."""
+    def check_unchanged(self, refresh: bool = True) -> None:
+        """Raise RunError if the file has been edited, extended or replaced; `refresh` lists its folder again."""
         with reading(self.file):
+            if refresh:
+                self.file.forget_listings()
             if self.file.stamp() != self.stamp:
                 raise RunError(f"{self.file} has changed since the run began; start again with --overwrite")
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
@@ -21,6 +22,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # first bytes of a Gi
 UNQUOTED_SCHEMES = "s3", "gs", "gcs", "abfs", "abfss"  # pyarrow turns %20 into a space in these URIs
 CONCURRENT_FILES = 16  # files opened at the same time
 FINGERPRINT_BYTES = 2**20  # read at each end of a file
+ETAG = re.compile("etag|blob|md5|checksum|generation|modif|created", re.IGNORECASE)  # keys of fsspec's details
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,18 @@ class Location:
         with self.open() as file:
             return file.read()
 
-    def stamp(self) -> tuple[int, int | None]:
-        """Return what changes with a file: its size, and when it was modified if that is known. Raises OSError."""
-        info = self.info()
-        return info.size, info.mtime_ns
+    def stamp(self) -> tuple[int, int | str | None]:
+        """Return a file's size, and when it was modified, or else its ETag or the like, if known. Raises OSError."""
+        info, handler = self.info(), getattr(self.filesystem, "handler", None)
+        if info.mtime_ns is not None or not handler:
+            return info.size, info.mtime_ns
+        details = sorted(handler.fs.info(self.path).items())
+        return info.size, ", ".join(f"{key} {value}" for key, value in details if value and ETAG.search(key)) or None
+
+    def forget_listings(self) -> None:
+        """Drop what fsspec has cached, so that stamp() sees changes."""
+        if handler := getattr(self.filesystem, "handler", None):
+            handler.fs.invalidate_cache()
 
     def fingerprint(self) -> list[bytes]:
         """Return a file's size, first MiB and last MiB, which identify it. Raises OSError."""

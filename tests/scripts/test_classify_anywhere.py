@@ -16,7 +16,9 @@ from moto.server import ThreadedMotoServer
 import classify_texts
 from bench.judge import WITHIN
 from bench.label.folder import locked
+from bench.tables.readers import open_table
 from bench.tables.storage import locate
+from utils import RunError
 
 MONTHS = ("2023", "11"), ("2023", "12"), ("2024", "01")
 ROWS = 50  # of a month
@@ -180,6 +182,12 @@ def test_input_from_a_dataset_on_the_hub(label, whole, hub, months, monkeypatch)
     pd.testing.assert_frame_equal(read_parts("out"), whole, check_exact=False, atol=1e-6)
     code, err = label(source="hf://datasets/ann/nothing", output="other")
     assert code == 2 and err.count("\n") == 1, err
+    [file, *_] = [path for path in sorted(months.rglob("*")) if path.is_file()]
+    table = open_table(f"hf://datasets/ann/comments/{file.relative_to(months)}")
+    table.check_unchanged()
+    file.write_bytes(file.read_bytes()[:-1] + b" ")
+    with pytest.raises(RunError, match=file.name):
+        table.check_unchanged()
 
 
 def test_missing_buckets_and_folders_are_named_in_one_line(label, bucket, months):

@@ -21,9 +21,11 @@ CLUSTER = """
 import os, sys, utils
 from bench.label import on_ray
 def main():
+    out = os.fdopen(os.dup(1), "w")
     with on_ray.cluster("local"):
         import ray
-        print(ray.get_runtime_context().gcs_address, flush=True)
+        print(ray.get_runtime_context().gcs_address, file=out, flush=True)
+        os.write(1, b"(raylet) a line of its own\\n")
         sys.stdin.readline()
         try:
             on_ray.call_on_node(lambda: int("x"))
@@ -82,7 +84,9 @@ def test_parts_from_ray_are_the_same_and_its_errors_are_one_line(
     names = part_names(tmp_path / "ray")
     assert names == part_names(tmp_path / "whole") and len(names) == 4 + 4 + 5
     assert json.loads((tmp_path / "ray" / "_job.json").read_text())["plan"]["variant"] == "onnx"
-    _, err = process.communicate("\n")
+    assert not done.stdout
+    out, err = process.communicate("\n")
+    assert not out and "(raylet)" in err
     assert process.returncode == 1 and "Traceback" not in err and "ValueError" in err, err
     assert err.splitlines()[-1].startswith("-c: ") and "Ray" in err.splitlines()[-1]
 

@@ -277,3 +277,13 @@ def test_rows_that_a_quote_swallowed_end_with_code_1(label, texts, tmp_path):
     assert code == 1 and "quote.csv" in err and "_bad_rows.jsonl" in err
     assert read_parts(tmp_path)["LABEL_0"].notna().tolist() == [True] * 3 + [False]
     assert label(source="quote.csv")[0] == 1, "also if nothing is left to label"
+
+
+@pytest.mark.parametrize(("rows", "code"), [(3, 0), (4, 1)])
+def test_more_than_a_few_rows_in_another_encoding_end_with_code_1(rows, code, label, tmp_path):
+    lines = [*(f"{i},caf\u00e9 {i}\n" for i in range(rows)), *(f"{i},text {i}\n" for i in range(60))]
+    (tmp_path / "cp1252.csv").write_text("id,body\n" + "".join(lines), encoding="cp1252")
+    for options in ([], [], ["--check-only"]):
+        done, err = label(*options, source="cp1252.csv")
+        assert done == code and (code == 0 or ("--encoding" in err.splitlines()[-1] and "_bad_rows.jsonl" in err)), err
+    assert read_parts(tmp_path)["LABEL_0"].isna().sum() == rows

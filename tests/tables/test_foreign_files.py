@@ -9,15 +9,18 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 from conftest import ROOT, refused
 
+from bench.tables.blocks import BAD_BYTE
 from bench.tables.datasets import load_dataset
 from bench.tables.folders import common_schema, find_files, nested_columns, open_tables
 from bench.tables.format_csv import LOST_LINES, Csv
@@ -54,16 +57,26 @@ BOMBS = {
     "rows.csv.zst": [b"id,body\n", *[b"1,%s\n" % (b"x" * 60_000)] * 8000],
 }
 COUNT_ROWS = """
-import resource, sys
+import sys
 from bench.tables.readers import UserError, open_table, read_all
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # of this process: ru_maxrss begins with the parent's
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+before = peak()
 try:
     table = open_table(sys.argv[1])
     rows = sum(map(len, read_all([table], table.schema)))
 except UserError as error:
     rows = error
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, rows, sep="|")
+print((peak() - before) // 1024, rows, sep="|")
 """
+
+
+def count_rows(file) -> tuple[int, str]:
+    """Return (the MiB that reading a file takes, its number of rows or the error)."""
+    command = [sys.executable, "-c", COUNT_ROWS, str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    mib, result = done.stdout.strip().split("|")
+    return int(mib), result
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -71,14 +84,67 @@ def test_a_small_file_never_takes_much_memory(name, tmp_path):
     with (tmp_path / name).open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as file:
         for content in BOMBS[name]:
             file.write(content)
-    command = [sys.executable, "-c", COUNT_ROWS, str(tmp_path / name)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    mib, result = done.stdout.strip().split("|")
-    assert int(mib) < 700
+    mib, result = count_rows(tmp_path / name)
+    assert mib < 700
     if "rows" in name or "blank" in name:
         assert result == ("8000" if "rows" in name else "1")
     else:
         assert name in result and (name.startswith("array") or "64 MiB" in result)
+
+
+# texts, options of write_table, expected rows (0: refused)
+PARQUET_BOMBS = {
+    "dictionary": (["x" * 60_000] * 8000, {}, 8000),
+    "category": (pa.DictionaryArray.from_arrays(pa.array([0] * 20_000), pa.array(["x" * 2**18])), {}, 20_000),
+    "plain": (["x" * 60_000] * 8000, {"use_dictionary": False}, 8000),
+    "prefixes": (["x" * 60_000] * 8000, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}, 8000),
+    "groups": (["x" * 300_000] * 2000, {"row_group_size": 10}, 2000),
+    "later": (["x"] * 3000 + ["x" * 60_000] * 8000, {}, 11_000),
+    "pages": (["x" * 2**20] * 1200, {"use_dictionary": False}, 0),
+    "one": (["x" * (2**26 + 1)], {}, 0),
+    "two": (["x" * 2**26, "y" * (2**26 + 9), *"z" * 99], {}, 0),
+}
+
+
+@pytest.mark.parametrize("name", PARQUET_BOMBS)
+def test_a_small_parquet_file_never_takes_much_memory(name, tmp_path):
+    texts, options, rows = PARQUET_BOMBS[name]
+    pq.write_table(pa.table({"body": texts}), tmp_path / "a.parquet", compression="zstd", **options)
+    mib, result = count_rows(tmp_path / "a.parquet")
+    assert mib < 700
+    assert result == str(rows) if rows else "a.parquet" in result
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_chunks_of_long_texts_are_bounded_by_bytes(suffix, tmp_path):
+    rows = pd.DataFrame({"body": [f"{i} " * 20_000 for i in range(500)], "n": range(500)})
+    if suffix == "parquet":
+        rows.to_parquet(tmp_path / "a.parquet", index=False)
+    else:
+        write = rows.to_csv if suffix == "csv" else partial(rows.to_json, orient="records", lines=True)
+        write(tmp_path / f"a.{suffix}", **({"index": False} if suffix == "csv" else {}))
+    table = open_table(tmp_path / f"a.{suffix}")
+    chunks = list(read_all([table], table.schema))
+    assert max(chunk.nbytes for chunk in chunks) < 2**25
+    assert pa.concat_tables(chunks)["body"].to_pylist() == rows["body"].tolist()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_the_time_to_open_a_file_grows_with_its_columns(suffix, tmp_path):
+    seconds = []
+    for count in (4000, 16_000):
+        rows = pa.table({f"column {i}": ["x", "y"] for i in range(count)})
+        if suffix == "parquet":
+            pq.write_table(rows, tmp_path / "a.parquet")
+        elif suffix == "csv":
+            pyarrow.csv.write_csv(rows, tmp_path / "a.csv")
+        else:
+            (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows.to_pylist()))
+        start = time.process_time()
+        table = open_table(tmp_path / f"a.{suffix}")
+        assert pa.concat_tables(read_all([table], table.schema)).equals(rows)
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 8 * seconds[0] + 0.2
 
 
 def test_the_time_for_many_columns_grows_with_their_number(tmp_path):
@@ -162,6 +228,17 @@ def test_rows_that_a_quote_swallows_are_reported(tmp_path, capfd):
         csv.writer(file).writerows([["id", "body"], *([i, "One, two.\n\nThree, four, five.\nSix."] for i in range(9))])
     assert len(read(tmp_path / "a.csv")) == 9
     assert not capfd.readouterr().err
+
+
+def test_the_header_of_a_second_file_is_no_row(tmp_path):
+    """Files that were joined, as `cat` and concatenated gzip members do."""
+    one = pd.DataFrame({"id": [1, 2], "body": ["a", "body"]}).to_csv(index=False).encode()
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(one) * 2)
+    rows = read(tmp_path / "a.csv.gz")
+    assert [row["body"] for row in rows] == ["a", "body", None, "a", "body"]
+    assert rows[2]["line"] == 4 and "header" in rows[2]["reason"]
+    (tmp_path / "b.csv").write_text("body\nbody\n")
+    assert bodies(tmp_path / "b.csv") == ["body"]
 
 
 # --- JSON of other shapes, and encodings
@@ -313,6 +390,18 @@ def test_a_codec_that_is_not_a_text_encoding_is_refused():
         command = [sys.executable, "run_benchmark.py", "--encoding", name]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and name in done.stderr
+
+
+def test_rows_in_another_encoding_have_a_reason_of_their_own(tmp_path):
+    (tmp_path / "a.csv").write_text("id,body\n1,caf\u00e9\n2,\u00e9,3\n", encoding="cp1252")
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n{"body": "caf\u00e9"}\n', encoding="cp1252")
+    texts = pa.array(["x", b"caf\xe9"], pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), 2, texts.buffers())
+    pq.write_table(pa.table({"body": texts}), tmp_path / "a.parquet")
+    for name, count in (("a.csv", 2), ("a.jsonl", 1), ("a.parquet", 1)):
+        reasons = [row["reason"] for row in read(tmp_path / name) if "reason" in row]
+        assert len(reasons) == count and all(reason.startswith(f"{BAD_BYTE}e9") for reason in reasons), name
+        assert ("--encoding" in reasons[0]) == name.endswith("csv")
 
 
 # --- names of folders and columns

@@ -22,6 +22,7 @@ from bench.tables.format_json_lines import NOT_AN_OBJECT, NOT_JSON
 from bench.tables.format_parquet import read_metadata
 from bench.tables.readers import BAD, open_table, read_all
 from bench.tables.storage import locate
+from utils import RunError
 
 ROWS = 23
 SCHEMA = pa.schema([("id", pa.string()), ("body", pa.string())])
@@ -361,6 +362,26 @@ def test_an_undecodable_byte_is_named_by_line_far_into_a_file(tmp_path):
     table = open_table(tmp_path / "a.csv.gz")
     message = refused(list, read_all([table], table.schema))
     assert "line 50002: byte 0xe9" in message and "--encoding" in message
+
+
+def test_a_file_without_modification_time_is_checked_by_what_there_is(monkeypatch, capfd):
+    """fsspec's file systems differ, and cache what they have listed."""
+    file = locate("fsspec+memory://swiftsure/a.csv")
+    filesystem = file.filesystem.handler.fs
+    filesystem.pipe("/swiftsure/a.csv", b"body\nx\n")
+    [table] = open_tables([file])
+    table.check_unchanged()
+    assert not capfd.readouterr().err
+    filesystem.pipe("/swiftsure/a.csv", b"body\ny\n")
+    with pytest.raises(RunError, match=r"a\.csv"):
+        table.check_unchanged()
+    details = {"name": "/swiftsure/a.csv", "size": 7, "type": "file"}
+    monkeypatch.setattr(type(filesystem), "info", lambda *_, **__: details)
+    [table] = open_tables([file])
+    assert "a.csv" in (err := capfd.readouterr().err) and err.count("\n") == 1
+    details["size"] = 8
+    with pytest.raises(RunError, match=r"a\.csv"):
+        table.check_unchanged()
 
 
 def write_parquet_of_every_type(path, seed: int):
