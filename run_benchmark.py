@@ -29,6 +29,7 @@ from bench.options import (
     BATCHINGS,
     CSV_OPTIONS,
     Parser,
+    add_original,
     add_task_options,
     add_text_options,
     batching,
@@ -68,6 +69,7 @@ def parse_arguments() -> Namespace:
     limit_help = "use at most this many texts, evenly spaced through the dataset (default: all)"
     texts.add_argument("--limit", **count, help=limit_help)
     add_task_options(texts)
+    add_original(texts)
 
     add = parser.add_argument_group("how to measure").add_argument
     batching_help = f"comma-separated: {', '.join(BATCHINGS)} (default: all)"
@@ -111,6 +113,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
+from bench.export.ensure import own_variant, usable_variants
 from bench.files import check_writable
 from bench.machine import describe_device
 from bench.measure.cells import Cell, cell_of, cells_to_run, plan_cells
@@ -120,6 +123,7 @@ from bench.measure.quick import QUICK_OPTIONS, default_variants, flops_per_text,
 from bench.measure.recorder import Recorder, columns_of_run, rows_to_reuse
 from bench.measure.sweep import Sweep, estimate
 from bench.measure.warnings import measure_busy, note, note_slowdowns
+from bench.model.model import Model
 from bench.model.resolve import DEFAULT_MODEL, open_model
 from bench.naming import slug
 from bench.processes import helper_process, run_in_subprocess
@@ -184,10 +188,10 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Re
                 print(lines.rstrip(), file=sys.stderr)
 
 
-def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
+def follow_up_commands(args: Namespace, model: Model) -> tuple[Callable | None, Callable]:
     """Return functions that build the commands for verdict(): a check on more texts, and the next step.
 
-    After a quick benchmark that is a longer run, else the labelling.
+    After a quick benchmark that is a longer run, else the labelling. A model that holds only ONNX has no longer run.
     """
     defaults = {"gpu": 0, "dataset": "normal", "column": "body", "encoding": "utf-8"}
     names = ("device", "gpu", "model_id", "dataset", "column", *CSV_OPTIONS, "task", "threshold", "threads")
@@ -208,9 +212,12 @@ def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
         return benchmark(candidates, limit=500, batches=[batches, 32], batch_tokens=[tokens, 1024, 2048])
 
     def label(winner: dict, candidates: list[str]) -> str:
-        options = {"output": "labels", "device": args.device, "task": args.task, "threshold": args.threshold}
+        options = {"output": "labels", "device": args.device}
+        options |= {name: getattr(args, name) for name in ("task", "threshold", "original")}
         return command("python", "classify_texts.py", args.model_id, "FILE", **options)
 
+    if model.onnx_precision:
+        return None, label
     return check, longer_run if args.quick else label
 
 
@@ -235,7 +242,11 @@ def main() -> int:
         return list_cells(cells, args.repeats)
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
-        model = open_model(args.model_id, call, args.task).with_thresholds(args.threshold)
+        model = open_model(args.model_id, call, args.task, args.original).with_thresholds(args.threshold)
+        if model.onnx_precision:
+            usable = [name for name in variants if name in usable_variants(model)] or [own_variant(model, None)]
+            variants = usable if args.model == ["all"] else [own_variant(model, name) for name in variants]
+            cells = choose_cells(args, variants, len(dataset.texts))
         say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")
         busy = measure_busy(info, device)
         note_slowdowns(variants, device, max(args.workers), busy)
@@ -264,7 +275,7 @@ def main() -> int:
     if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in recorder.rows):
         note("MFU above 100% omitted: the peak measurement was disturbed, or its kernels are slow on this machine")
     completed = recorder.completed()
-    for line in [] if completed.empty else verdict(completed, *follow_up_commands(args)):
+    for line in [] if completed.empty else verdict(completed, *follow_up_commands(args, model)):
         say(line)
     return int(any(row["status"] != "ok" for row in recorder.rows) or bool(recorder.unsaved))
 

@@ -11,11 +11,12 @@ from bench.judge import NOT_WITHIN
 from bench.model.hub import download
 from bench.model.model import Model
 from bench.model.resolve import DEFAULT_MODEL
-from bench.model_files import MANIFEST, export_files, weight_files
+from bench.model_files import MANIFEST, export_files, inside, weight_files
 from bench.processes import run_in_subprocess
 from bench.provenance import versions
 from bench.timing import step
 from bench.variants import CARD, REPORT
+from runtimes import VARIANTS
 from utils import UserError, say
 
 # (model, precision) -> the Hub's repository of an export, and the folder in it
@@ -23,7 +24,7 @@ PUBLISHED = {
     (DEFAULT_MODEL, "fp32"): ("SamLowe/roberta-base-go_emotions-onnx", "onnx"),
     (DEFAULT_MODEL, "fp16"): ("joaopn/roberta-base-go_emotions-onnx-fp16", "."),
 }
-REPORT_TYPES = dict.fromkeys(("verdict", "reason"), str | None)
+REPORT_TYPES = dict.fromkeys(("verdict", "reason", "dataset", "export_id", "threshold"), str | None)
 NEEDED_SPACE = 3  # times the model's weights: the files of several exporters exist at the same time
 
 
@@ -38,10 +39,13 @@ def export_folder(model_id: str, precision: str) -> Path:
 def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
     """Return the folder of a model's export, and its origin in a few words.
 
-    A local export in the working directory is preferred to a published one. If there is neither, or the local one is
-    out of date, the model is exported. Raises UserError if that fails, or would replace a checked export or files
-    that no export created.
+    That of a model that holds only ONNX is its own. A local export in the working directory is preferred to a published
+    one. If there is neither, or the local one is out of date, the model is exported. Raises UserError if that fails, or
+    would replace a checked export or files that no export created.
     """
+    if model.onnx_precision:
+        say_caveats(model.folder, model.onnx_precision)
+        return weight_files(model.folder)[0].parent, f"its own ONNX file, {report_words(model)}"
     folder = export_folder(model.id, precision)
     if os.path.lexists(folder):
         reason = stale_reason(folder, model.weights_id)
@@ -74,6 +78,42 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
     return folder, f"exported now into ./{folder}"
 
 
+def usable_variants(model: Model) -> list[str]:
+    """Return the variants that can run a model; of one that holds only ONNX its own first."""
+    if not model.onnx_precision:
+        return list(VARIANTS)
+    kind = EXPORT_KINDS[model.onnx_precision]
+    return [name for name, variant in VARIANTS.items() if variant.export is kind]
+
+
+def own_variant(model: Model, asked: str | None) -> str | None:
+    """Return the variant `asked` for, or that of a model that holds only ONNX; None for others.
+
+    Raises UserError if the model can't run as it.
+    """
+    usable = usable_variants(model)
+    if asked and asked not in usable:
+        raise UserError(
+            f"{model.id} can't run as {asked}: it holds only ONNX, in {model.onnx_precision.upper()}. "
+            f"Use the original model, or one of: {', '.join(usable)}"
+        )
+    return asked or (usable[0] if model.onnx_precision else None)
+
+
+def report_words(model: Model) -> str:
+    """Return what the report beside the ONNX file of a model proves."""
+    file = inside(model.folder, REPORT)
+    report = read_json(file, REPORT_TYPES) if file.is_file() else {}
+    if "verdict" not in report:
+        return "which has no report of a check"
+    if report.get("export_id", model.weights_id) != model.weights_id:
+        return f"which {REPORT} does not cover: it is about other files"
+    if report.get("threshold", "") != model.task.rule_id:
+        return f"which {REPORT} does not cover: it is about other thresholds"
+    variant = EXPORT_KINDS[model.onnx_precision].variant
+    return f"by {REPORT} {report['verdict']} as {variant} on {report.get('dataset')}: {report.get('reason')}"
+
+
 def stale_reason(folder: Path, weights_id: str) -> str:
     """Return why a folder is not an export of the model with these weights; empty if it is."""
     if not folder.is_dir():
@@ -92,11 +132,11 @@ def stale_reason(folder: Path, weights_id: str) -> str:
 
 def say_caveats(folder: Path, precision: str) -> None:
     """Print why a local export may be wrong: it failed its check, or does not suit this machine."""
-    report = read_json(folder / REPORT, REPORT_TYPES) if (folder / REPORT).is_file() else {}
+    report = read_json(folder / REPORT, REPORT_TYPES) if inside(folder, REPORT).is_file() else {}
     if report.get("verdict") == NOT_WITHIN:
-        say(f"./{folder} failed its check: {report.get('reason')}")
+        say(f"{folder} failed its check: {report.get('reason')}")
     if caveat := EXPORT_KINDS[precision].caveat(read_manifest(folder)):
-        say(f"./{folder} {caveat}")
+        say(f"{folder} {caveat}")
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -111,7 +151,8 @@ def check_target(target: Path, model: Path, overwrite: bool) -> None:
         raise UserError(f"output folder {target} overlaps the model's own folder {model}; choose another --save-dir")
     if os.path.lexists(target):
         if not overwrite:
-            raise UserError(f"{target} exists; choose another --save-dir, or replace it with --overwrite")
+            options = "check it with --check-only, replace it with --overwrite, or choose another --save-dir"
+            raise UserError(f"{target} exists; {options}")
         if not target.is_dir() or target.is_symlink():
             raise UserError(f"--overwrite: {target} is not a folder; choose another --save-dir")
         if foreign := foreign_files(target):

@@ -17,7 +17,8 @@ from bench.provenance import project_commit, project_url, versions
 from bench.variants import CARD, REPORT
 from utils import ROOT, first_line, say
 
-INHERITED = ("license", "license_name", "license_link", "language", "datasets")  # from the card of the model
+LICENCE = ("license", "license_name", "license_link")
+INHERITED = (*LICENCE, "language", "datasets")  # from the card of the model
 RUNTIMES = ("torch", "transformers", "optimum-onnx", "onnxruntime-gpu", "onnxruntime")
 
 
@@ -66,7 +67,12 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         data.base_model_relation = None if report["precision"] == "fp32" else "quantized"
         link = f"[{link}](https://huggingface.co/{quote(model.replace('@', '/tree/'))})"
     manifest_texts = {"options": str(report.get("options", "")), "findings": [*map(str, report["findings"])]}
-    url = project_url()
+    url, is_public = project_url(), "/" in report["repo"]
+    argument = report["repo"] if is_public else "."
+    options = {"column": "text", "output": "labelled", "task": report.get("task_option")}
+    if len(set(report.get("thresholds", []))) == 1:
+        options["threshold"] = report["threshold"]
+    licence = ", ".join(str(inherited[key]) for key in LICENCE if key in inherited)
     text = ModelCard.from_template(
         data,
         template_path=str(ROOT / "model_card.md"),
@@ -74,7 +80,12 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         failed=report["verdict"] == NOT_WITHIN,
         title=markdown(Path(report["repo"]).name),
         source=link,
-        repo_string=python_string(report["repo"]),
+        folder=python_string(argument),
+        is_public=is_public,
+        label_command=command("python", "swiftsure/classify_texts.py", argument, "texts.csv", **options),
+        original=code_span(command("--original", model)) if "/" in model else "",
+        licence=markdown(licence),
+        url=url,
         command_code=code_span(report.get("command", "")),
         precision_words=EXPORT_KINDS[report["precision"]].description,
         scores=score_lines(report["gold"]),

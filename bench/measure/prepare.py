@@ -72,4 +72,7 @@ def describe_sweep(sweep: Sweep, dataset_name: str) -> None:
     if padding := padding_note(model, tokens.padding_effect):
         note(padding)
     say(f"tokenizer  {tokens.tokens_speed:,.0f} messages/s")
-    say(f"check      {len(tokens.sample)} of the texts are compared with the reference")
+    if model.can_be_compared:
+        say(f"check      {len(tokens.sample)} of the texts are compared with the reference")
+    else:
+        note(f"{model.id} holds only ONNX, so nothing is compared; --original MODEL compares")
