@@ -112,7 +112,7 @@ def shard(text: str) -> tuple[int, int]:
 if __name__ == "__main__":
     before_imports(parse_arguments)
 
-from bench.export.ensure import own_variant
+from bench.export.ensure import runnable_variants
 from bench.files import check_writable
 from bench.label import on_ray
 from bench.label.folder import locked, refuse_foreign_files
@@ -174,7 +174,9 @@ def main() -> int:
             stack.enter_context(on_ray.cluster(args.ray))
         call = helper.enter_context(helper_process())
         job = open_job(args, call)
-        options = replace(options, variant=own_variant(job.model, options.variant))
+        if job.model.onnx_precision:
+            asked = [options.variant] if options.variant else []
+            options = replace(options, variant=runnable_variants(job.model, asked)[0])
         if args.dry_run:
             plan = find_plan(job, options, call)
             report_estimate(job, plan, measuring_command(job, plan, options, args.threshold, args.task))

@@ -158,15 +158,12 @@ def main() -> int:
     from bench.judge import NOT_WITHIN, UNPROVEN
     from bench.model.model import Model
     from bench.model.resolve import resolve_model
-    from bench.model_files import has_only_onnx
     from bench.processes import run_in_subprocess
     from bench.tables.datasets import load_dataset
     from bench.tables.format_csv import Csv
 
     check_writable(CACHE)
     source = resolve_model(args.model_id, args.task)
-    if has_only_onnx(source):
-        raise UserError(f"{args.model_id} holds only ONNX; name the original model that it was exported from")
     target = args.save_dir or ensure.export_folder(args.model_id, args.precision)
     if args.check_only:
         args.precision = select.read_manifest(target).get("precision", args.precision)

@@ -58,8 +58,7 @@ def parse_arguments() -> Namespace:
     model_help = "Hub id, local folder, or random-roberta-base, which needs no network"
     add("--model-id", metavar="MODEL", type=hub_name, help=f"{model_help} (default: SamLowe/roberta-base-go_emotions)")
     add("--gpu", type=int_from(0), default=0, metavar="ID", help="GPU id (default: 0)")
-    quick = "short benchmark, about a minute plus exports: uses as many texts as the device can process "
-    quick += "in about 1.5 s in FP32"
+    quick = "short benchmark, about a minute plus exports: as many texts as take about 1.5 s in FP32"
     add("--quick", action="store_true", help=quick)
     add("--dry-run", action="store_true", help="print the cells that would run, and stop")
 
@@ -113,7 +112,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from bench.export.ensure import own_variant, usable_variants
+from bench.export.ensure import runnable_variants
 from bench.files import check_writable
 from bench.machine import describe_device
 from bench.measure.cells import Cell, cell_of, cells_to_run, plan_cells
@@ -243,10 +242,9 @@ def main() -> int:
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
         model = open_model(args.model_id, call, args.task, args.original).with_thresholds(args.threshold)
-        if model.onnx_precision:
-            usable = [name for name in variants if name in usable_variants(model)] or [own_variant(model, None)]
-            variants = usable if args.model == ["all"] else [own_variant(model, name) for name in variants]
-            cells = choose_cells(args, variants, len(dataset.texts))
+        usable = runnable_variants(model, variants, is_strict=args.model != ["all"])
+        if usable != variants:
+            variants, cells = usable, choose_cells(args, usable, len(dataset.texts))
         say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")
         busy = measure_busy(info, device)
         note_slowdowns(variants, device, max(args.workers), busy)

@@ -103,10 +103,6 @@ def weight_files(folder: Path) -> list[Path]:
     return [file for name in graph_names(folder, file_names(folder)) if (file := inside(folder, name)).is_file()]
 
 
-def has_only_onnx(folder: Path) -> bool:
-    return any(file.suffix == ".onnx" for file in weight_files(folder))
-
-
 def file_names(folder: Path) -> list[str]:
     """Return the names of the files that may be a model's ONNX file or its data, below `folder`."""
     return [str(file.relative_to(folder)) for pattern in ("*.onnx*", "onnx/*.onnx*") for file in folder.glob(pattern)]
@@ -126,8 +122,8 @@ def graph_names(folder: Path, names: Iterable[str]) -> list[str]:
         return []
     if len(chosen) != 1 or chosen[0] not in GRAPHS:
         raise UserError(
-            f"{folder} has no weights for torch, and it is unclear which ONNX file to use: {', '.join(graphs)}. Copy one, "
-            f"as {GRAPHS[0]}, into a folder of its own with config.json and the tokenizer, and use that folder"
+            f"{folder} holds only ONNX, and it is unclear which file to use: {', '.join(graphs)}. Copy one, as "
+            f"{GRAPHS[0]}, into a folder of its own with config.json and the tokenizer, and use that folder"
         )
     return [name for name in names if re.fullmatch(rf"{re.escape(chosen[0])}([._]data(_\d+)?)?", name)]
 

@@ -78,26 +78,18 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
     return folder, f"exported now into ./{folder}"
 
 
-def usable_variants(model: Model) -> list[str]:
-    """Return the variants that can run a model; of one that holds only ONNX its own first."""
-    if not model.onnx_precision:
-        return list(VARIANTS)
-    kind = EXPORT_KINDS[model.onnx_precision]
-    return [name for name, variant in VARIANTS.items() if variant.export is kind]
+def runnable_variants(model: Model, names: list[str], is_strict: bool = True) -> list[str]:
+    """Return which of these variants can run a model: all, or if it holds only ONNX, those that load this precision.
 
-
-def own_variant(model: Model, asked: str | None) -> str | None:
-    """Return the variant `asked` for, or that of a model that holds only ONNX; None for others.
-
-    Raises UserError if the model can't run as it.
+    If that leaves none, it is the ONNX file's own. Raises UserError if one can't, and `is_strict`.
     """
-    usable = usable_variants(model)
-    if asked and asked not in usable:
-        raise UserError(
-            f"{model.id} can't run as {asked}: it holds only ONNX, in {model.onnx_precision.upper()}. "
-            f"Use the original model, or one of: {', '.join(usable)}"
-        )
-    return asked or (usable[0] if model.onnx_precision else None)
+    if not model.onnx_precision:
+        return names
+    usable = [name for name, variant in VARIANTS.items() if variant.export is EXPORT_KINDS[model.onnx_precision]]
+    if is_strict and (wrong := [name for name in names if name not in usable]):
+        kind = f"it holds only ONNX, in {model.onnx_precision.upper()}"
+        raise UserError(f"{model.id} can't run as {wrong[0]}: {kind}. Use the original, or one of: {', '.join(usable)}")
+    return [name for name in names if name in usable] or usable[:1]
 
 
 def report_words(model: Model) -> str:
@@ -105,11 +97,10 @@ def report_words(model: Model) -> str:
     file = inside(model.folder, REPORT)
     report = read_json(file, REPORT_TYPES) if file.is_file() else {}
     if "verdict" not in report:
-        return "which has no report of a check"
-    if report.get("export_id", model.weights_id) != model.weights_id:
-        return f"which {REPORT} does not cover: it is about other files"
-    if report.get("threshold", "") != model.task.rule_id:
-        return f"which {REPORT} does not cover: it is about other thresholds"
+        return f"without a check in {REPORT}"
+    defaults = {"export_id": model.weights_id, "threshold": ""}  # reports of earlier versions
+    if [report.get(name, value) for name, value in defaults.items()] != [model.weights_id, model.task.rule_id]:
+        return f"with a {REPORT} that is about other files or other thresholds"
     variant = EXPORT_KINDS[model.onnx_precision].variant
     return f"by {REPORT} {report['verdict']} as {variant} on {report.get('dataset')}: {report.get('reason')}"
 

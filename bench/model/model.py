@@ -23,7 +23,7 @@ from bench.model.onnx_file import read_precision
 from bench.model.task import Task
 from bench.model.tasks import choose_task
 from bench.model.tokenizing import check_tokenizer_file, clear_row, load_tokenizer, resolve_max_length
-from bench.model_files import has_only_onnx, model_files, weight_files
+from bench.model_files import model_files, weight_files
 from bench.tables.items import Item
 from utils import RunError, UserError, first_line, say
 
@@ -74,7 +74,7 @@ class Model:
             padding_side=resolve_padding_side(config),
             can_pad="attention_mask" in pad_values and config.model_type not in SPOILT_BY_PADDING,
             unknown_token_ids=find_unknown_token_ids(config, tokenizer),
-            onnx_precision=read_precision(folder) if has_only_onnx(folder) else "",
+            onnx_precision=read_precision(folder),
         )
         if sparse_attention(config):
             say(f"{model_id} runs with full attention: block-sparse attention depends on earlier batches")
@@ -97,7 +97,7 @@ class Model:
         if not self.onnx_precision:
             raise UserError(f"--original is for a model that holds only ONNX; {self.id} is compared with itself")
         if original.onnx_precision:
-            raise UserError(f"--original {original.id} holds only ONNX; name the model that {self.id} was exported from")
+            raise UserError(f"--original {original.id} holds only ONNX; name the model that it was exported from")
         if (self.labels, self.task.summary) != (original.labels, original.task.summary):
             labels = ", ".join(original.labels)
             raise UserError(f"--original {original.id} has {original.task.summary} ({labels}), {self.id} has others")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
-from bench.model_files import file_names, graph_names
+from bench.model_files import weight_files
 from utils import UserError, first_line
 
 PRECISIONS = {"FLOAT": "fp32", "FLOAT16": "fp16"}  # of most weights
@@ -22,15 +22,16 @@ def load_graph(file: Path):
 
 
 def read_precision(folder: Path) -> str:
-    """Return the precision in which the ONNX file of a model's folder computes: fp32, fp16 or int8.
+    """Return the precision of a model that is an ONNX file: fp32, fp16 or int8; empty for one with weights for torch.
 
     Raises UserError if it is another one, if the file is damaged or has inputs of a fixed size, or if it has data in
-    other files than graph_names() returns.
+    other files than weight_files() returns.
     """
     import onnx
 
-    names = graph_names(folder, file_names(folder))
-    file = folder / names[0]
+    file, *data = weight_files(folder) or [folder]
+    if file.suffix != ".onnx":
+        return ""
     try:
         model = load_graph(file)
     except Exception as error:  # of protobuf
@@ -39,10 +40,11 @@ def read_precision(folder: Path) -> str:
     for tensor in tensors(model):
         sizes[tensor.data_type] += prod(tensor.dims)
         for entry in tensor.external_data:
-            if entry.key == "location" and str(Path(names[0]).parent / entry.value) not in names[1:]:
+            if entry.key == "location" and file.parent / entry.value not in data:
                 raise UserError(f"{file} needs data in {entry.value!r}, which is not {file.name}_data in its folder")
-    if fixed := [value.name for value in model.graph.input if any(map(dim_value, value.type.tensor_type.shape.dim))]:
-        raise UserError(f"{file} takes {fixed[0]} of a fixed size only; export it with dynamic axes")
+    for value in model.graph.input:
+        if any(dimension.dim_value for dimension in value.type.tensor_type.shape.dim):
+            raise UserError(f"{file} takes {value.name} of a fixed size only; export it with dynamic axes")
     nodes = {node.op_type for node in model.graph.node}
     if any(map(INT8_NODES.search, nodes)):
         return "int8"
@@ -50,10 +52,6 @@ def read_precision(folder: Path) -> str:
     if kind not in PRECISIONS or any(map(OTHER_NODES.search, nodes)):
         raise UserError(f"{file} computes neither in FP32 nor in FP16 or INT8; most of its weights are {kind}")
     return PRECISIONS[kind]
-
-
-def dim_value(dimension) -> int:
-    return dimension.dim_value  # 0 if it may vary
 
 
 def tensors(message) -> Iterator:
