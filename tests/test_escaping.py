@@ -119,7 +119,7 @@ def test_a_card_has_no_markup_of_names_and_its_example_names_the_repository(name
     names = dict.fromkeys(("model", "repo", "dataset", "column", "machine", "reason", "options", "versions"), name)
     names |= {"nodes": name, "provider": name, "findings": [name], "command": command("python", name)}
     label = {"label": name, "original": 0.5, "export": 0.5, "difference": 0.0}
-    names |= {"labels": [name, name], "thresholds": (0.5, 0.4), "task_option": name}
+    names |= {"labels": [name, name], "thresholds": (0.5, 0.4), "threshold": name, "task_option": name}
     report = names | {"worst": [{"excerpt": name, "labels": [label]}]}
     card = card_of(tmp_path, **report)
     _, metadata, body = card.split("---\n", 2) if name != "---" else ["", *card[4:].split("\n---\n", 1)]
@@ -138,6 +138,8 @@ def test_a_card_has_no_markup_of_names_and_its_example_names_the_repository(name
     ]
     model = name if "/" in name else "."  # a repository, or the folder of the card
     assert folder == model
+    [_, given] = re.findall(r"^printf '%s\\n' (.*) > .*$", shell, re.MULTILINE)
+    assert json.loads(shlex.split(given)[0]) == {name: 0.4}
     shown = "..." if CONTROL.search(model) or "\n" in model else model
     assert shlex.split(shell.splitlines()[-1])[:3] == ["python", "swiftsure/classify_texts.py", shown]
     print_report(make_report() | report)

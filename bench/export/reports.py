@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -69,9 +70,10 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     manifest_texts = {"options": str(report.get("options", "")), "findings": [*map(str, report["findings"])]}
     url, is_public = project_url(), "/" in report["repo"]
     argument = report["repo"] if is_public else "."
-    options = {"column": "text", "output": "labelled", "task": report.get("task_option")}
-    if len(set(report.get("thresholds", []))) == 1:
-        options["threshold"] = report["threshold"]
+    thresholds = dict(zip(report["labels"], report["thresholds"], strict=False))
+    options = {"column": "text", "output": "labelled", "task": report["task_option"]}
+    if report["threshold"]:
+        options["threshold"] = "thresholds.json"
     licence = ", ".join(str(inherited[key]) for key in LICENCE if key in inherited)
     text = ModelCard.from_template(
         data,
@@ -86,6 +88,7 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         original=code_span(command("--original", model)) if "/" in model else "",
         licence=markdown(licence),
         url=url,
+        threshold_file=shlex.quote(json.dumps(thresholds)) if report["threshold"] else "",
         command_code=code_span(report.get("command", "")),
         precision_words=EXPORT_KINDS[report["precision"]].description,
         scores=score_lines(report["gold"]),

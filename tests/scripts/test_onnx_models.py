@@ -58,6 +58,10 @@ def label(call, texts):
     return label
 
 
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "parity.json").read_text())
+
+
 @pytest.mark.parametrize(("precision", "variant"), [("fp32", "onnx"), ("fp16", "onnx-fp16"), ("int8", "onnx-int8")])
 def test_an_export_labels_as_its_own_variant_with_what_its_report_proves(
     precision, variant, alone, label, tiny_model, texts
@@ -67,7 +71,7 @@ def test_an_export_labels_as_its_own_variant_with_what_its_report_proves(
     assert code == 0, err
     assert (receipt["variant"], receipt["rows_compared"], receipt["verdict"]) == (variant, 0, UNPROVEN)
     assert "--original" in receipt["reason"] and "--original" in err
-    report = json.loads((folder / "parity.json").read_text())
+    report = report_of(folder)
     assert report["verdict"] in receipt["export"] and report["reason"] in receipt["export"]
     expected = Reference.load(Model.from_folder(tiny_model, "tiny")).of_items(texts[:40])
     assert pd.read_parquet("out")[LABELS].to_numpy() == pytest.approx(expected, abs=0.05)
@@ -78,7 +82,7 @@ def test_an_export_labels_as_its_own_variant_with_what_its_report_proves(
 
 def test_a_report_on_other_files_or_other_thresholds_proves_nothing(alone, label):
     folder = alone("fp32")
-    report = json.loads((folder / "parity.json").read_text())
+    report = report_of(folder)
     assert WITHIN in label(folder)[2]["export"]
     assert WITHIN not in label(folder, "--threshold", 0.4, "--overwrite")[2]["export"]
     (folder / "parity.json").write_text(json.dumps(report | {"export_id": "0123456789abcdef"}))
@@ -157,7 +161,9 @@ def test_the_commands_of_the_card_work_where_nothing_else_is(alone, tiny_model, 
     original = Reference.load(Model.from_folder(tiny_model, "tiny")).of_items([text for text, _ in shown])
     assert rows[LABELS].to_numpy() == pytest.approx(original, abs=1e-4)
     command = shlex.split(lines[-1])
-    assert command[command.index("--threshold") + 1] == "0.4" and "--task" in command
+    assert command[command.index("--threshold") + 1] == "thresholds.json" and "--task" in command
+    receipt = json.loads((folder / "labelled" / "_receipt.json").read_text())
+    assert "0.4" in receipt["decisions_are"] and report_of(folder)["reason"] in receipt["export"]
     assert "Swiftsure" in card and all(re.search(rf"^- LABEL\\_{i}: 0.4$", card, re.MULTILINE) for i in range(5))
 
 
