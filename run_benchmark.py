@@ -122,7 +122,6 @@ from bench.measure.quick import QUICK_OPTIONS, default_variants, flops_per_text,
 from bench.measure.recorder import Recorder, columns_of_run, rows_to_reuse
 from bench.measure.sweep import Sweep, estimate
 from bench.measure.warnings import measure_busy, note, note_slowdowns
-from bench.model.model import Model
 from bench.model.resolve import DEFAULT_MODEL, open_model
 from bench.naming import slug
 from bench.processes import helper_process, run_in_subprocess
@@ -187,10 +186,10 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Re
                 print(lines.rstrip(), file=sys.stderr)
 
 
-def follow_up_commands(args: Namespace, model: Model) -> tuple[Callable | None, Callable]:
+def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
     """Return functions that build the commands for verdict(): a check on more texts, and the next step.
 
-    After a quick benchmark that is a longer run, else the labelling. A model that holds only ONNX has no longer run.
+    After a quick benchmark that is a longer run, else the labelling.
     """
     defaults = {"gpu": 0, "dataset": "normal", "column": "body", "encoding": "utf-8"}
     names = ("device", "gpu", "model_id", "dataset", "column", *CSV_OPTIONS, "task", "threshold", "threads")
@@ -211,12 +210,9 @@ def follow_up_commands(args: Namespace, model: Model) -> tuple[Callable | None, 
         return benchmark(candidates, limit=500, batches=[batches, 32], batch_tokens=[tokens, 1024, 2048])
 
     def label(winner: dict, candidates: list[str]) -> str:
-        options = {"output": "labels", "device": args.device}
-        options |= {name: getattr(args, name) for name in ("task", "threshold", "original")}
+        options = {"output": "labels", "device": args.device, "task": args.task, "threshold": args.threshold}
         return command("python", "classify_texts.py", args.model_id, "FILE", **options)
 
-    if model.onnx_precision:
-        return None, label
     return check, longer_run if args.quick else label
 
 
@@ -273,7 +269,8 @@ def main() -> int:
     if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in recorder.rows):
         note("MFU above 100% omitted: the peak measurement was disturbed, or its kernels are slow on this machine")
     completed = recorder.completed()
-    for line in [] if completed.empty else verdict(completed, *follow_up_commands(args, model)):
+    commands = () if model.onnx_precision else follow_up_commands(args)  # which compare with torch
+    for line in [] if completed.empty else verdict(completed, *commands):
         say(line)
     return int(any(row["status"] != "ok" for row in recorder.rows) or bool(recorder.unsaved))
 
