@@ -45,7 +45,7 @@ RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", *CSV_OPTIONS, "keep_columns", "kee
 def parse_arguments() -> Namespace:
     parser, count, names = Parser(__doc__), int_from(1), list_of(str.strip)
     parser.usage = "%(prog)s MODEL INPUT --output DIR [options]"
-    parser.add_argument("model_id", metavar="MODEL", type=hub_name, help="model id on the Hub, or a local folder")
+    parser.add_argument("model_id", metavar="MODEL", type=hub_name, help="Hub id or folder of a model, or of an export")
     parser.add_argument("input", metavar="INPUT", help="file or folder of texts")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder for the output")
 

@@ -55,7 +55,7 @@ def parse_arguments() -> Namespace:
     names = "comma-separated variants (torch, onnx, ...), or 'all' for this device's default set (see README.md)"
     add("--model", required=True, type=list_of(str.strip), metavar="VARIANTS", help=names)
     add("--device", required=True, choices=("gpu", "cpu"), help="where the variants run")
-    model_help = "Hub id, local folder, or random-roberta-base, which needs no network"
+    model_help = "Hub id or folder of a model or export, or random-roberta-base, which needs no network"
     add("--model-id", metavar="MODEL", type=hub_name, help=f"{model_help} (default: SamLowe/roberta-base-go_emotions)")
     add("--gpu", type=int_from(0), default=0, metavar="ID", help="GPU id (default: 0)")
     quick = "short benchmark, about a minute plus exports: as many texts as take about 1.5 s in FP32"
