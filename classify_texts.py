@@ -19,6 +19,7 @@ Exit code: 0 on success, 1 if something failed or rows are wrong, 2 for wrong us
 import contextlib
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from bench.machine import process_count
@@ -26,6 +27,7 @@ from bench.options import (
     CSV_OPTIONS,
     LONG_TEXTS,
     Parser,
+    add_original,
     add_task_options,
     add_text_options,
     hub_name,
@@ -43,7 +45,7 @@ RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", *CSV_OPTIONS, "keep_columns", "kee
 def parse_arguments() -> Namespace:
     parser, count, names = Parser(__doc__), int_from(1), list_of(str.strip)
     parser.usage = "%(prog)s MODEL INPUT --output DIR [options]"
-    parser.add_argument("model_id", metavar="MODEL", type=hub_name, help="model id on the Hub, or a local folder")
+    parser.add_argument("model_id", metavar="MODEL", type=hub_name, help="Hub id or folder of a model, or of an export")
     parser.add_argument("input", metavar="INPUT", help="file or folder of texts")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder for the output")
 
@@ -80,6 +82,7 @@ def parse_arguments() -> Namespace:
 
     group = parser.add_argument_group("checking")
     add_task_options(group)
+    add_original(group)
     exclusive = group.add_mutually_exclusive_group()
     exclusive.add_argument("--no-check", action="store_true", help="report wrong rows at the end instead of stopping")
     exclusive.add_argument("--check-only", action="store_true", help="only check an existing DIR")
@@ -109,6 +112,7 @@ def shard(text: str) -> tuple[int, int]:
 if __name__ == "__main__":
     before_imports(parse_arguments)
 
+from bench.export.ensure import runnable_variants
 from bench.files import check_writable
 from bench.label import on_ray
 from bench.label.folder import locked, refuse_foreign_files
@@ -134,7 +138,7 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
         if not (record := read_record(folder)):
             raise UserError(f"--check-only: {folder} has no parts of this version")
         args.limit, args.rows_per_file = record["options"].get("--limit"), record["options"]["--rows-per-file"]
-    model = open_model(args.model_id, call, args.task).with_thresholds(args.threshold)
+    model = open_model(args.model_id, call, args.task, args.original).with_thresholds(args.threshold)
     tables = open_tables(files, Csv.from_options(args), source)
     columns = choose_columns(tables, [args.column], args.keep_columns, args.keep_text)
     asked = {name: getattr(args, name) for name in OUTPUT_OPTIONS}
@@ -170,6 +174,9 @@ def main() -> int:
             stack.enter_context(on_ray.cluster(args.ray))
         call = helper.enter_context(helper_process())
         job = open_job(args, call)
+        if job.model.onnx_precision:
+            asked = [options.variant] if options.variant else []
+            options = replace(options, variant=runnable_variants(job.model, asked)[0])
         if args.dry_run:
             plan = find_plan(job, options, call)
             report_estimate(job, plan, measuring_command(job, plan, options, args.threshold, args.task))

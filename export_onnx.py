@@ -120,7 +120,8 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "machine": machine,
             "column": args.column,
-            "repo": target.name,
+            "task_option": args.task,
+            "repo": target.resolve().name,
             **graph,
             **check.check_export(export, dataset, batching, args.tolerance),
         }

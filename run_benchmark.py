@@ -29,6 +29,7 @@ from bench.options import (
     BATCHINGS,
     CSV_OPTIONS,
     Parser,
+    add_original,
     add_task_options,
     add_text_options,
     batching,
@@ -54,11 +55,10 @@ def parse_arguments() -> Namespace:
     names = "comma-separated variants (torch, onnx, ...), or 'all' for this device's default set (see README.md)"
     add("--model", required=True, type=list_of(str.strip), metavar="VARIANTS", help=names)
     add("--device", required=True, choices=("gpu", "cpu"), help="where the variants run")
-    model_help = "Hub id, local folder, or random-roberta-base, which needs no network"
+    model_help = "Hub id or folder of a model or export, or random-roberta-base, which needs no network"
     add("--model-id", metavar="MODEL", type=hub_name, help=f"{model_help} (default: SamLowe/roberta-base-go_emotions)")
     add("--gpu", type=int_from(0), default=0, metavar="ID", help="GPU id (default: 0)")
-    quick = "short benchmark, about a minute plus exports: uses as many texts as the device can process "
-    quick += "in about 1.5 s in FP32"
+    quick = "short benchmark, about a minute plus exports: as many texts as take about 1.5 s in FP32"
     add("--quick", action="store_true", help=quick)
     add("--dry-run", action="store_true", help="print the cells that would run, and stop")
 
@@ -68,6 +68,7 @@ def parse_arguments() -> Namespace:
     limit_help = "use at most this many texts, evenly spaced through the dataset (default: all)"
     texts.add_argument("--limit", **count, help=limit_help)
     add_task_options(texts)
+    add_original(texts)
 
     add = parser.add_argument_group("how to measure").add_argument
     batching_help = f"comma-separated: {', '.join(BATCHINGS)} (default: all)"
@@ -111,6 +112,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
+from bench.export.ensure import runnable_variants
 from bench.files import check_writable
 from bench.machine import describe_device
 from bench.measure.cells import Cell, cell_of, cells_to_run, plan_cells
@@ -235,7 +237,10 @@ def main() -> int:
         return list_cells(cells, args.repeats)
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
-        model = open_model(args.model_id, call, args.task).with_thresholds(args.threshold)
+        model = open_model(args.model_id, call, args.task, args.original).with_thresholds(args.threshold)
+        usable = runnable_variants(model, variants, is_strict=args.model != ["all"])
+        if usable != variants:
+            variants, cells = usable, choose_cells(args, usable, len(dataset.texts))
         say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")
         busy = measure_busy(info, device)
         note_slowdowns(variants, device, max(args.workers), busy)
@@ -264,7 +269,8 @@ def main() -> int:
     if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in recorder.rows):
         note("MFU above 100% omitted: the peak measurement was disturbed, or its kernels are slow on this machine")
     completed = recorder.completed()
-    for line in [] if completed.empty else verdict(completed, *follow_up_commands(args)):
+    commands = () if model.onnx_precision else follow_up_commands(args)  # which compare with torch
+    for line in [] if completed.empty else verdict(completed, *commands):
         say(line)
     return int(any(row["status"] != "ok" for row in recorder.rows) or bool(recorder.unsaved))
 

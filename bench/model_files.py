@@ -1,7 +1,8 @@
 """The files of a model and of an export: the only place that finds them, so that nothing outside the folder is read."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bench.files import read_json
@@ -19,6 +20,7 @@ SMALL_FILES = *SETTINGS, "tokenizer.json", "added_tokens.json", "tekken.json", *
 OTHER_FILES = "README.md", "generation_config.json", "chat_template.jinja", "additional_chat_templates/*.jinja"
 # in the order in which transformers looks for them
 WEIGHTS = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
+GRAPHS = "model.onnx", "model_optimized.onnx", "onnx/model.onnx"  # ONNX files, as exporters name them
 FILE_FIELDS = "file", "files", "spm", "vocab", "merges"  # the ends of names of settings that are files
 # old versions of transformers saved where these came from; none is read
 NOTES = "_name_or_path", "name_or_path", "special_tokens_map_file", "added_tokens_file"
@@ -90,42 +92,87 @@ def weight_choices(folder: Path) -> Iterator[list[str]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files from which transformers loads weights; none if there are none. Raises UserError."""
+    """Return the files from which transformers loads weights, or without any an ONNX file and its data, in this order.
+
+    Empty if there are neither. Raises UserError if a file is outside the folder, or see graph_names.
+    """
     for names in list(weight_choices(folder)):
         files = [inside(folder, name) for name in names]
         if files[0].is_file():
             return [file for file in files if file.is_file()]
-    return []
+    return [file for name in graph_names(folder, file_names(folder)) if (file := inside(folder, name)).is_file()]
+
+
+def file_names(folder: Path) -> list[str]:
+    """Return the names of the files that may be a model's ONNX file or its data, below `folder`."""
+    return [str(file.relative_to(folder)) for pattern in ("*.onnx*", "onnx/*.onnx*") for file in folder.glob(pattern)]
+
+
+def graph_names(folder: Path, names: Iterable[str]) -> list[str]:
+    """Return which of a model's files are its ONNX file and the data beside it, in this order; empty without ONNX.
+
+    Only data with a name like model.onnx_data or model.onnx.data counts. If there are several ONNX files, it is the one
+    that MANIFEST names. Raises UserError if that leaves several, or one with a name that GRAPHS lacks.
+    """
+    names = sorted(names)
+    graphs = [name for name in names if name.endswith(".onnx") and name.removeprefix("onnx/").count("/") == 0]
+    listed = manifest_names(folder)
+    chosen = [name for name in graphs if listed is None or name in listed]
+    if not graphs:
+        return []
+    if len(chosen) != 1 or chosen[0] not in GRAPHS:
+        raise UserError(
+            f"{folder} holds only ONNX, and it is unclear which file to use: {', '.join(graphs)}. Copy one, as "
+            f"{GRAPHS[0]}, into a folder of its own with config.json and the tokenizer, and use that folder"
+        )
+    return [name for name in names if re.fullmatch(rf"{re.escape(chosen[0])}([._]data(_\d+)?)?", name)]
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Return the files that transformers loads, which determine the answers. Raises UserError if one is elsewhere."""
+    """Return all files that determine the answers: those that transformers loads, or an ONNX file with its tokenizer.
+
+    Raises UserError if one is elsewhere.
+    """
     return sorted({*small_files(folder), *weight_files(folder)})
 
 
 def check_weights(folder: Path) -> None:
-    """Raise UserError if a folder has no weights that torch can load."""
+    """Raise UserError if a folder has neither weights that torch can load nor an ONNX file."""
     if weight_files(folder):
         return
     wanted = read_json(folder / "config.json").get("transformers_weights") or f"{WEIGHTS[0]} or {WEIGHTS[2]}"
     others = [file.name for file in folder.iterdir() if file.suffix in (".h5", ".msgpack", ".gguf", ".index")]
     found = f", only {others[0]}" if others else ""
     raise UserError(
-        f"{folder} has no {wanted}{found}. Weights of TensorFlow (tf_model.h5), Flax or GGUF can't be used; "
-        "load them with transformers, and save them again with save_pretrained"
+        f"{folder} has no {wanted} or {GRAPHS[0]}{found}. Weights of TensorFlow (tf_model.h5), Flax or GGUF can't be "
+        "used; load them with transformers, and save them again with save_pretrained"
     )
 
 
 def export_files(folder: Path) -> list[Path]:
     """Return the files of an export: its manifest and those that this names, or model.onnx* without a manifest.
 
-    Raises UserError if one is outside the folder.
+    If there is no model.onnx, it is model_optimized.onnx*. Raises UserError if one is outside the folder.
     """
-    manifest = read_json(folder / MANIFEST) if inside(folder, MANIFEST).is_file() else {}
-    names = manifest.get("files", [file.name for file in folder.glob("model.onnx*")])
-    if not isinstance(names, list):
+    names = manifest_names(folder)
+    if names is None:
+        found = [*folder.glob(f"{GRAPHS[0]}*")] or [*folder.glob(f"{GRAPHS[1]}*")]
+        names = [file.name for file in found]
+    manifest = [MANIFEST] if (folder / MANIFEST).is_file() else []
+    return sorted({inside(folder, name) for name in [*names, *manifest]})
+
+
+def manifest_names(folder: Path) -> list | None:
+    """Return the files that an export's MANIFEST names; None without a manifest, or if it names none."""
+    names = read_json(folder / MANIFEST).get("files") if inside(folder, MANIFEST).is_file() else None
+    if not isinstance(names, list | None):
         raise UserError(f"{folder}/{MANIFEST} is damaged: its files are not a list; export again")
-    return sorted({inside(folder, name) for name in [*names, *([MANIFEST] if manifest else [])]})
+    return names
+
+
+def graph_of(folder: Path) -> Path:
+    """Return the ONNX file of an export, `folder`/model.onnx unless it has another name."""
+    return next((file for file in export_files(folder) if file.suffix == ".onnx"), folder / GRAPHS[0])
 
 
 def nested_items(value) -> Iterator[tuple[str, object]]:

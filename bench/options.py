@@ -116,6 +116,11 @@ def add_task_options(group) -> None:
     group.add_argument("--threshold", metavar="NUMBER|FILE", help=f"{threshold_help} (default: 0.5)")
 
 
+def add_original(group) -> None:
+    original_help = "the model that a MODEL holding only ONNX was exported from, to compare with"
+    group.add_argument("--original", metavar="MODEL", type=hub_name, help=f"{original_help} (default: do not compare)")
+
+
 def float_from(least: float, most: float = float("inf")) -> Callable[[str], float]:
     """Make an argparse type for finite numbers from `least` to `most`."""
 

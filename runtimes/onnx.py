@@ -10,6 +10,7 @@ from bench.exporters import int8
 from bench.exporters.backends import with_optimum, with_torch
 from bench.exporters.graph import select_inputs
 from bench.model.model import Model
+from bench.model_files import graph_of
 from bench.variants import Device, ExportKind, TokenRunner, Variant
 from utils import UserError, first_line
 
@@ -52,11 +53,11 @@ INT8 = replace(
 
 
 def load(model: Model, exported: Path, device: Device) -> TokenRunner:
-    """Start an onnxruntime session on `exported`/model.onnx, see start_session.
+    """Start an onnxruntime session on the ONNX file in `exported`, see start_session.
 
     On a GPU, inputs and outputs stay in its memory, and a run only queues work.
     """
-    session = start_session(str(exported / "model.onnx"), device)
+    session = start_session(str(graph_of(exported)), device)
     if device.gpu is not None:
         import torch
 

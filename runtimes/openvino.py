@@ -4,6 +4,7 @@ from pathlib import Path
 
 from bench.exporters.graph import select_inputs
 from bench.model.model import Model
+from bench.model_files import graph_of
 from bench.variants import Device, TokenRunner, Variant
 from runtimes.onnx import FP32
 from utils import UserError
@@ -18,7 +19,7 @@ def load(model: Model, exported: Path, device: Device) -> TokenRunner:
 
     settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": device.threads, "NUM_STREAMS": 1}
     settings |= {"ENABLE_CPU_PINNING": False}
-    compiled = openvino.compile_model(exported / "model.onnx", "CPU", settings)
+    compiled = openvino.compile_model(graph_of(exported), "CPU", settings)
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if precision != "bf16":
         raise UserError(f"this CPU has no BF16: OpenVINO would compute in {precision}")

@@ -119,15 +119,16 @@ def test_a_card_has_no_markup_of_names_and_its_example_names_the_repository(name
     names = dict.fromkeys(("model", "repo", "dataset", "column", "machine", "reason", "options", "versions"), name)
     names |= {"nodes": name, "provider": name, "findings": [name], "command": command("python", name)}
     label = {"label": name, "original": 0.5, "export": 0.5, "difference": 0.0}
+    names |= {"labels": [name, name], "thresholds": (0.5, 0.4), "threshold": name, "task_option": name}
     report = names | {"worst": [{"excerpt": name, "labels": [label]}]}
     card = card_of(tmp_path, **report)
     _, metadata, body = card.split("---\n", 2) if name != "---" else ["", *card[4:].split("\n---\n", 1)]
     assert yaml.safe_load(metadata)["pipeline_tag"] == "text-classification"
-    text, source, _ = re.split(r"^```(?:python)?\n", body, flags=re.MULTILINE)
-    for line in text.splitlines():
+    text, source, after, shell, _ = re.split(r"^```(?:python|sh)?\n", body, flags=re.MULTILINE)
+    for line in [*text.splitlines(), *after.splitlines()]:
         check_markdown(line)
     assert not CONTROL.search(card)
-    assert len(re.findall(r"^ *(?:[-*>] )?#", text, re.MULTILINE)) == 5, "the template's headings"
+    assert len(re.findall(r"^ *(?:[-*>] )?#", text, re.MULTILINE)) == 6, "the template's headings"
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {11, 5}
     [folder] = [
@@ -135,7 +136,12 @@ def test_a_card_has_no_markup_of_names_and_its_example_names_the_repository(name
         for node in ast.parse(source).body
         if isinstance(node, ast.Assign) and node.targets[0].id == "folder" and isinstance(node.value, ast.Constant)
     ]
-    assert folder == name
+    model = name if "/" in name else "."  # a repository, or the folder of the card
+    assert folder == model
+    [_, given] = re.findall(r"^printf '%s\\n' (.*) > .*$", shell, re.MULTILINE)
+    assert json.loads(shlex.split(given)[0]) == {name: 0.4}
+    shown = "..." if CONTROL.search(model) or "\n" in model else model
+    assert shlex.split(shell.splitlines()[-1])[:3] == ["python", "swiftsure/classify_texts.py", shown]
     print_report(make_report() | report)
     assert not CONTROL.search(capsys.readouterr().out)
 

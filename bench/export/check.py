@@ -8,11 +8,14 @@ from tqdm import tqdm
 
 from bench.export.gold import score
 from bench.export.select import EXPORT_KINDS
+from bench.files import digest
 from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN, WITHIN, decisions_needed, share_words
 from bench.machine import describe_device
 from bench.model.batches import Batching
+from bench.model.classification import MULTI
 from bench.model.parity import ParityCounter, worst_texts
 from bench.model.reference import Reference
+from bench.model_files import model_files
 from bench.processes import ProcessPool, run_in_subprocess
 from bench.tables.datasets import Dataset
 from bench.variants import Device
@@ -71,7 +74,10 @@ def check_export(exported: ClassifierSpec, dataset: Dataset, batching: Batching,
         "batches": str(batching),
         "batches_matter": kind.batches_matter,
         "max_length": model.max_length,
+        "export_id": digest(model_files(exported.exported)),  # its weights_id as a model of its own
         "threshold": model.task.rule_id,
+        "labels": model.labels,
+        "thresholds": model.task.thresholds if getattr(model.task, "problem_type", "") == MULTI else [],
         "task": model.task.name,
         "card": model.task.card,
         "decision_words": model.task.decision_words,

@@ -11,12 +11,13 @@ from bench.judge import NOT_WITHIN
 from bench.model.hub import download
 from bench.model.model import Model
 from bench.model.resolve import DEFAULT_MODEL
-from bench.model_files import MANIFEST, export_files, weight_files
+from bench.model_files import MANIFEST, export_files, inside, weight_files
 from bench.naming import slug
 from bench.processes import run_in_subprocess
 from bench.provenance import versions
 from bench.timing import step
 from bench.variants import CARD, REPORT, REPORTS, THRESHOLDS
+from runtimes import VARIANTS
 from utils import UserError, say
 
 # (model, precision) -> the Hub's repository of an export, and the folder in it
@@ -24,7 +25,7 @@ PUBLISHED = {
     (DEFAULT_MODEL, "fp32"): ("SamLowe/roberta-base-go_emotions-onnx", "onnx"),
     (DEFAULT_MODEL, "fp16"): ("joaopn/roberta-base-go_emotions-onnx-fp16", "."),
 }
-REPORT_TYPES = dict.fromkeys(("verdict", "reason"), str | None)
+REPORT_TYPES = dict.fromkeys(("verdict", "reason", "dataset", "export_id", "threshold"), str | None)
 NEEDED_SPACE = 3  # times the model's weights: the files of several exporters exist at the same time
 
 
@@ -39,10 +40,13 @@ def export_folder(model_id: str, precision: str) -> Path:
 def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
     """Return the folder of a model's export, and its origin in a few words.
 
-    A local export in the working directory is preferred to a published one. If there is neither, or the local one is
-    out of date, the model is exported. Raises UserError if that fails, or would replace a checked export or files
-    that no export created.
+    That of a model that holds only ONNX is its own. A local export in the working directory is preferred to a published
+    one. If there is neither, or the local one is out of date, the model is exported. Raises UserError if that fails, or
+    would replace a checked export or files that no export created.
     """
+    if model.onnx_precision:
+        say_caveats(model.folder, model.onnx_precision, model.task.rule_id)
+        return weight_files(model.folder)[0].parent, f"its own ONNX file, {report_words(model)}"
     folder = export_folder(model.id, precision)
     if os.path.lexists(folder):
         reason = stale_reason(folder, model.weights_id)
@@ -75,6 +79,38 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
     return folder, f"exported now into ./{folder}"
 
 
+def runnable_variants(model: Model, names: list[str], is_strict: bool = True) -> list[str]:
+    """Return which of these variants can run a model: all, or if it holds only ONNX, those that load this precision.
+
+    If that leaves none, it is the ONNX file's own. Raises UserError if one can't, and `is_strict`.
+    """
+    if not model.onnx_precision:
+        return names
+    usable = [name for name, variant in VARIANTS.items() if variant.export is EXPORT_KINDS[model.onnx_precision]]
+    if is_strict and (wrong := [name for name in names if name not in usable]):
+        kind = f"it holds only ONNX, in {model.onnx_precision.upper()}"
+        raise UserError(f"{model.id} can't run as {wrong[0]}: {kind}. Use the original, or one of: {', '.join(usable)}")
+    return [name for name in names if name in usable] or usable[:1]
+
+
+def report_file(folder: Path, rule_id: str) -> Path:
+    """Return the file for the report of a check at these thresholds, see Task.rule_id."""
+    return inside(folder, f"parity-{slug(rule_id)}.json" if rule_id else REPORT)
+
+
+def report_words(model: Model) -> str:
+    """Return what the report beside the ONNX file of a model proves."""
+    file = report_file(model.folder, model.task.rule_id)
+    report = read_json(file, REPORT_TYPES) if file.is_file() else {}
+    if "verdict" not in report:
+        return f"without a check in {file.name}"
+    defaults = {"export_id": model.weights_id, "threshold": ""}  # reports of earlier versions
+    if [report.get(name, value) for name, value in defaults.items()] != [model.weights_id, model.task.rule_id]:
+        return f"with a {file.name} that is about other files or other thresholds"
+    variant = EXPORT_KINDS[model.onnx_precision].variant
+    return f"by {file.name} {report['verdict']} as {variant} on {report.get('dataset')}: {report.get('reason')}"
+
+
 def stale_reason(folder: Path, weights_id: str) -> str:
     """Return why a folder is not an export of the model with these weights; empty if it is."""
     if not folder.is_dir():
@@ -91,19 +127,14 @@ def stale_reason(folder: Path, weights_id: str) -> str:
     return "" if made_with == installed else f"was made with transformers {made_with}; {installed} is installed"
 
 
-def report_file(folder: Path, rule_id: str) -> Path:
-    """Return the file for the report of a check at these thresholds, see Task.rule_id."""
-    return folder / (f"parity-{slug(rule_id)}.json" if rule_id else REPORT)
-
-
 def say_caveats(folder: Path, precision: str, rule_id: str) -> None:
     """Print why a local export may be wrong: it failed its check at these thresholds, or does not suit this machine."""
     file = report_file(folder, rule_id)
     report = read_json(file, REPORT_TYPES) if file.is_file() else {}
     if report.get("verdict") == NOT_WITHIN:
-        say(f"./{folder} failed its check: {report.get('reason')}")
+        say(f"{folder} failed its check: {report.get('reason')}")
     if caveat := EXPORT_KINDS[precision].caveat(read_manifest(folder)):
-        say(f"./{folder} {caveat}")
+        say(f"{folder} {caveat}")
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -118,7 +149,8 @@ def check_target(target: Path, model: Path, overwrite: bool) -> None:
         raise UserError(f"output folder {target} overlaps the model's own folder {model}; choose another --save-dir")
     if os.path.lexists(target):
         if not overwrite:
-            raise UserError(f"{target} exists; choose another --save-dir, or replace it with --overwrite")
+            options = "check it with --check-only, replace it with --overwrite, or choose another --save-dir"
+            raise UserError(f"{target} exists; {options}")
         if not target.is_dir() or target.is_symlink():
             raise UserError(f"--overwrite: {target} is not a folder; choose another --save-dir")
         if foreign := foreign_files(target):

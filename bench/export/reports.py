@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,8 @@ from bench.provenance import project_commit, project_url, versions
 from bench.variants import CARD, THRESHOLDS
 from utils import ROOT, first_line, say
 
-INHERITED = ("license", "license_name", "license_link", "language", "datasets")  # from the card of the model
+LICENCE = ("license", "license_name", "license_link")
+INHERITED = (*LICENCE, "language", "datasets")  # from the card of the model
 RUNTIMES = ("torch", "transformers", "optimum-onnx", "onnxruntime-gpu", "onnxruntime")
 
 
@@ -70,7 +72,13 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         data.base_model_relation = None if report["precision"] == "fp32" else "quantized"
         link = f"[{link}](https://huggingface.co/{quote(model.replace('@', '/tree/'))})"
     manifest_texts = {"options": str(report.get("options", "")), "findings": [*map(str, report["findings"])]}
-    url = project_url()
+    url, is_public = project_url(), "/" in report["repo"]
+    argument = report["repo"] if is_public else "."
+    thresholds = dict(zip(report["labels"], report["thresholds"], strict=False))
+    options = {"column": "text", "output": "labelled", "task": report["task_option"]}
+    if report["threshold"]:
+        options["threshold"] = "thresholds-in-use.json"
+    licence = ", ".join(str(inherited[key]) for key in LICENCE if key in inherited)
     text = ModelCard.from_template(
         data,
         template_path=str(ROOT / "model_card.md"),
@@ -78,7 +86,13 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         failed=report["verdict"] == NOT_WITHIN,
         title=markdown(Path(report["repo"]).name),
         source=link,
-        repo_string=python_string(report["repo"]),
+        folder=python_string(argument),
+        is_public=is_public,
+        label_command=command("python", "swiftsure/classify_texts.py", argument, "texts.csv", **options),
+        original=code_span(command("--original", model)) if "/" in model else "",
+        licence=markdown(licence),
+        url=url,
+        threshold_file=shlex.quote(json.dumps(thresholds)) if report["threshold"] else "",
         command_code=code_span(report.get("command", "")),
         precision_words=EXPORT_KINDS[report["precision"]].description,
         scores=escaped(score_table(report["gold"])),

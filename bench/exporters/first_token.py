@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.exporters.graph import load_graph, load_with, replace_nodes
+from bench.exporters.graph import load_with, replace_nodes
+from bench.model.onnx_file import load_graph
 
 FIRST = "first_token"  # name of the constant [0]
 ELEMENTWISE = {"Abs", "Add", "BiasGelu", "Cast", "Div", "Erf", "FastGelu", "Gelu", "Identity", "Max", "Min", "Mul"}

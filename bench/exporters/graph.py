@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.machine import cpu_cores
+from bench.model.onnx_file import load_graph
 from utils import UserError
 
 INSIDE_BYTES = 2**31 - 2**24  # protobuf's limit of 2 GiB for a file, minus some space for the graph
@@ -18,13 +19,6 @@ FUSIONS = [  # of a fused graph: node types, their number per layer, and the con
     (("FastGelu", "Gelu", "BiasGelu"), 1, "the rest runs in single steps, which is slower"),
 ]
 NOTABLE = re.compile("MatMul|Gemm|Attention|Norm|Gelu|Quant")  # node types that a report lists
-
-
-def load_graph(file: Path):
-    """Load an ONNX file without the weights that are stored outside it."""
-    import onnx
-
-    return onnx.load(file, load_external_data=False)
 
 
 def store_weights(file: Path) -> None:

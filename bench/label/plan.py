@@ -111,7 +111,8 @@ def find_plan(job: LabelJob, options: PlanOptions, call: Callable) -> LabelPlan:
 def find_device(options: PlanOptions) -> tuple[str, DeviceInfo]:
     """Return `gpu` or `cpu` and the device's description, on Ray those of one of its machines."""
     call = on_ray.call_on_node if options.ray else run_in_subprocess
-    if options.device != "cpu":
+    needs_cpu = options.variant and not options.device and "gpu" in VARIANTS[options.variant].unsupported
+    if options.device != "cpu" and not needs_cpu:
         try:
             return "gpu", call(describe_device, options.gpu[0] if options.gpu else 0)
         except UserError as error:

@@ -143,7 +143,7 @@ class Checker:
         start = time.monotonic()
         output = self.job.output
         samples = [sample for sample in map(self.without_failed, samples) if sample.rows]
-        if not samples:
+        if not samples or not self.job.model.can_be_compared:
             return
         with CachedReference(self.job.model, self.gpu, long=output.long) as original:
             reference = original.answers([item for sample in samples for item in sample.items])[:, output.indices]
@@ -164,6 +164,8 @@ class Checker:
     def verdict(self) -> tuple[str, str]:
         """Return (WITHIN, UNPROVEN or NOT_WITHIN, the reason)."""
         parity, output = self.parity, self.job.output
+        if not self.job.model.can_be_compared:
+            return UNPROVEN, f"nothing, since {self.job.model.id} holds only ONNX; --original MODEL compares"
         if not parity.decisions:
             return UNPROVEN, "no row could be compared"
         reason = f"{parity.changed:,} of {parity.decisions:,} decisions changed"
@@ -227,8 +229,11 @@ def print_receipt(job: LabelJob, receipt: dict, bad: str) -> None:
         lost = f"{receipt['tokens_lost']:,} tokens lost" if receipt["tokens_lost"] else "read in windows"
         say(f"long       {receipt['texts_truncated']:,} texts exceed {receipt['max_length']} tokens: {lost}")
     seconds = receipt["seconds_comparing"]
-    say(f"compared   {receipt['rows_compared']} rows with the original, {seconds:.0f} s: {receipt['reason']}")
+    compared = f"{receipt['rows_compared']} rows with the original, {seconds:.0f} s: {receipt['reason']}"
     verdict = receipt["verdict"]
-    if verdict == UNPROVEN:
+    if not job.model.can_be_compared:
+        compared, verdict = receipt["reason"], f"of {receipt.get('export') or receipt['model']}"
+    elif verdict == UNPROVEN:
         verdict = "no error found, but too few rows compared to prove that the labels are within tolerance"
+    say(f"compared   {compared}")
     say(f"receipt    {verdict}; {job.own_file(folder.RECEIPT_FILE).name}")

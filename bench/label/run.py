@@ -192,6 +192,7 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
     receipt = read_receipt(job)
     decisions = checker.parity.task.decision_words
     is_current = receipt.get("rows") == total and receipt.get("decisions_are") == decisions
+    is_current = is_current and (receipt.get("rows_compared") or not job.model.original)
     if counts.rows and (job.shard or counts.rows == total):
         checker.finish(checker.later_samples, footers)
     elif not job.shard and (counts.rows or not is_current):  # other runs wrote parts, too

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -108,7 +109,8 @@ def flops_per_token(model: Model, lengths: list[int], example: list[int]) -> np.
 
     per_token = []
     try:
-        network = model.load_torch(attn_implementation="eager")  # the counter misses products of other kinds on a CPU
+        load = partial(model.task.auto_class().from_config, model.config) if model.onnx_precision else model.load_torch
+        network = load(attn_implementation="eager").eval()  # the counter misses products of other kinds on a CPU
         if model.padding_side == "right":
             first_token_only(network, model.task.output)
         for length in lengths:

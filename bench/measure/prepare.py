@@ -73,6 +73,10 @@ def describe_sweep(sweep: Sweep, dataset_name: str) -> None:
     if padding := padding_note(model, tokens.padding_effect):
         note(padding)
     say(f"tokenizer  {tokens.tokens_speed:,.0f} messages/s")
-    say(f"check      {len(tokens.sample)} of the texts are compared; changed decisions: {model.task.decision_words}")
-    if weakness := model.task.weak_test(tokens.reference, TOLERANCE):
-        note(weakness)
+    if model.can_be_compared:
+        words = model.task.decision_words
+        say(f"check      {len(tokens.sample)} of the texts are compared; changed decisions: {words}")
+        if weakness := model.task.weak_test(tokens.reference, TOLERANCE):
+            note(weakness)
+    else:
+        note(f"{model.id} holds only ONNX, so nothing is compared; --original MODEL compares")

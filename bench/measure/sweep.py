@@ -148,7 +148,7 @@ def measure(sweep: Sweep, workers: ProcessPool, cell: Cell) -> dict[str, str]:
     row = format_figures(figures)
     row |= {name: "" for name in ("tflops", "mfu") if np.isnan(figures[name])}
     row["throttled"] = (", ".join(sorted(throttled)) or "no") if sweep.uuid else ""
-    return row | {"status": "ok" if np.isfinite(figures["max_diff"]) else "outputs are not finite"}
+    return row | {"status": "ok" if np.isfinite(figures.get("max_diff", 0)) else "outputs are not finite"}
 
 
 def format_figures(figures: dict) -> dict[str, str]:
@@ -156,10 +156,15 @@ def format_figures(figures: dict) -> dict[str, str]:
 
 
 def compare_sample(sweep: Sweep, cell: Cell, reports: list[Report]) -> dict:
-    """Compare the workers' answers for the sample with the reference. Return the columns of ParityCounter."""
+    """Compare the workers' answers for the sample with the reference. Return the columns of ParityCounter.
+
+    Without a reference there are none, or `max_diff` if an answer is not finite.
+    """
     tokens, task = sweep.tokens, sweep.model.task
     items = np.concatenate([report.items for report in reports])
     values = np.concatenate([report.values for report in reports])
+    if tokens.reference is None:
+        return {} if np.isfinite(values).all() else {"max_diff": np.nan}
     if cell.stage == "forward":
         answers = task.answers(values, items, len(tokens.texts), "cut")
     else:

@@ -28,7 +28,7 @@ class TokenizedTexts:
     tokens_speed: float  # messages/s of the tokenizer
     n_empty: int  # texts left out because they have no token
     sample: np.ndarray  # indices of the texts that are compared
-    reference: np.ndarray | None = None  # answers of the original model [sample, labels]
+    reference: np.ndarray | None = None  # answers of the original model [sample, labels]; None without one
     padding_effect: float = 0.0  # see Reference.padding_effect
     flops: float = np.nan  # of one pass over the tokens without padding; nan if torch cannot count them
 
@@ -51,13 +51,12 @@ def prepare_tokens(model: Model, texts: list[Item], gpu: int | None, call: Calla
     shorter = by_length[: len(by_length) * 2 // 3 + 1]  # the longest would take seconds
     padded = [tokens.texts[shorter[i]] for i in evenly_spaced(len(shorter), N_PADDED_TEXTS)]
     longest = tokens.rows([tokens.lengths.argmax()])["input_ids"][0]
+    tokens = replace(tokens, flops=count_flops(model, tokens.lengths, longest.tolist(), call))
+    if not model.can_be_compared:
+        return tokens
     with CachedReference(model, gpu) as original:
-        return replace(
-            tokens,
-            reference=original.answers([tokens.texts[i] for i in tokens.sample]),
-            padding_effect=original.padding_effect(padded),
-            flops=count_flops(model, tokens.lengths, longest.tolist(), call),
-        )
+        reference = original.answers([tokens.texts[i] for i in tokens.sample])
+        return replace(tokens, reference=reference, padding_effect=original.padding_effect(padded))
 
 
 def tokenize(model: Model, texts: list[Item]) -> TokenizedTexts:

@@ -19,6 +19,17 @@ def with_timeout(function: Callable, *arguments):
     return ThreadPool(1).apply_async(function, arguments).get(TIMEOUT)
 
 
+def list_files(repo: str, revision: str = "") -> list[str]:
+    """Return the names of a repository's files; empty if the Hub can't be reached."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = with_timeout(partial(HfApi().model_info, repo, revision=revision or None))
+    except Exception:  # of requests, the Hub, or our timeout
+        return []
+    return [file.rfilename for file in info.siblings or ()]
+
+
 def download(repo: str, names: Sequence[str] = (), revision: str = "") -> Path:
     """Download files of a repository, by default of its main branch; return the local folder.
 

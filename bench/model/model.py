@@ -19,6 +19,7 @@ from bench.model.config import (
     saved_by,
     sparse_attention,
 )
+from bench.model.onnx_file import read_precision
 from bench.model.task import Task
 from bench.model.tasks import choose_task
 from bench.model.tokenizing import check_tokenizer_file, clear_row, load_tokenizer, resolve_max_length
@@ -46,6 +47,8 @@ class Model:
     padding_side: str
     can_pad: bool  # False: only rows of one length share a batch
     unknown_token_ids: frozenset[int]  # tokens of the tokenizer that the model has no embedding for
+    onnx_precision: str = ""  # of its ONNX file, if it has no weights for torch: fp32, fp16 or int8
+    original: "Model | None" = None  # what its answers are compared with; None for itself
 
     @classmethod
     def from_folder(cls, folder: Path, model_id: str, task: str | None = None) -> "Model":
@@ -71,6 +74,7 @@ class Model:
             padding_side=resolve_padding_side(config),
             can_pad="attention_mask" in pad_values and config.model_type not in SPOILT_BY_PADDING,
             unknown_token_ids=find_unknown_token_ids(config, tokenizer),
+            onnx_precision=read_precision(folder),
         )
         if sparse_attention(config):
             say(f"{model_id} runs with full attention: block-sparse attention depends on earlier batches")
@@ -84,6 +88,25 @@ class Model:
     def with_thresholds(self, text: str | None) -> "Model":
         """Return this model with the thresholds of `--threshold`. Raises UserError, see Task.with_thresholds."""
         return replace(self, task=self.task.with_thresholds(text))
+
+    def with_original(self, original: "Model") -> "Model":
+        """Return this model, which holds only ONNX, so that its answers are compared with those of `original`.
+
+        Raises UserError if they can't be compared.
+        """
+        if not self.onnx_precision:
+            raise UserError(f"--original is for a model that holds only ONNX; {self.id} is compared with itself")
+        if original.onnx_precision:
+            raise UserError(f"--original {original.id} holds only ONNX; name the model that it was exported from")
+        if (self.labels, self.task.summary) != (original.labels, original.task.summary):
+            labels = ", ".join(original.labels)
+            raise UserError(f"--original {original.id} has {original.task.summary} ({labels}), {self.id} has others")
+        return replace(self, original=original)
+
+    @property
+    def can_be_compared(self) -> bool:
+        """True unless there are only the ONNX file's own answers."""
+        return bool(self.original or not self.onnx_precision)
 
     def __getstate__(self) -> dict:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -155,6 +178,8 @@ class Model:
         Below FP32 the head stays in FP32: BF16 has steps of 1/16 for logits near 8. Custom code is never executed, and
         pickles are read as weights only. `options` are passed to from_pretrained.
         """
+        if self.onnx_precision:
+            raise UserError(f"{self.folder} holds only ONNX, without weights for torch; use the original model")
         import torch
         from transformers.utils.logging import disable_progress_bar
 

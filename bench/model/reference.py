@@ -104,7 +104,8 @@ class CachedReference:
     """
 
     def __init__(self, model: Model, gpu: int | None, threads: int | None = None, long: str = "cut"):
-        self.arguments, self.stack, self.pool = (model, gpu, threads, long), contextlib.ExitStack(), None
+        self.arguments = model.original or model, gpu, threads, long
+        self.stack, self.pool = contextlib.ExitStack(), None
 
     def answers(self, items: list[Item], on_heartbeat: Callable | None = None) -> np.ndarray:
         """Return the answers [items, labels], see Reference.of_items."""

@@ -6,15 +6,18 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from bench.files import read_json
-from bench.model.hub import download
+from bench.model.hub import download, list_files
 from bench.model.model import Model
 from bench.model.random_model import RANDOM_MODEL, random_roberta_base
 from bench.model.tasks import choose_task
 from bench.model_files import (
+    MANIFEST,
     SMALL_FILES,
     WEIGHTS,
     check_settings,
     check_weights,
+    file_names,
+    graph_names,
     nested_items,
     small_files,
     weight_choices,
@@ -23,15 +26,22 @@ from bench.model_files import (
 from bench.options import hub_name
 from bench.processes import run_in_subprocess
 from bench.tables.storage import check_not_lfs_pointer, locate
+from bench.variants import REPORT
 from utils import UserError
 
 DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
 
 
-def open_model(model_id: str, call: Callable = run_in_subprocess, task: str | None = None) -> Model:
-    """Open a model, see resolve_model and Model.from_folder, in the process that `call` runs functions in."""
+def open_model(
+    model_id: str, call: Callable = run_in_subprocess, task: str | None = None, original: str | None = None
+) -> Model:
+    """Open a model, see resolve_model and Model.from_folder, in the process that `call` runs functions in.
+
+    `original`: the model to compare with, see Model.with_original.
+    """
     model_id = hub_name(model_id)
-    return call(Model.from_folder, resolve_model(model_id, task), model_id, task)
+    model = call(Model.from_folder, resolve_model(model_id, task), model_id, task)
+    return model.with_original(open_model(original, call, task)) if original else model
 
 
 def resolve_model(model_id: str, task: str | None = None) -> Path:
@@ -69,14 +79,17 @@ def resolve_model(model_id: str, task: str | None = None) -> Path:
 
 
 def download_model(repo: str, revision: str) -> Path:
-    """Download what transformers would load; a pickle only if there is nothing else. Raises UserError."""
-    folder = download(repo, [*SMALL_FILES, *WEIGHTS[:2], WEIGHTS[3], "README.md"], revision)
-    for names in weight_choices(folder) if (folder / "config.json").is_file() else ():
+    """Download what transformers would load; a pickle only if there is nothing else, else ONNX. Raises UserError."""
+    folder = download(repo, [*SMALL_FILES, *WEIGHTS[:2], WEIGHTS[3], MANIFEST, REPORT, "README.md"], revision)
+    if not (folder / "config.json").is_file():
+        return folder
+    for names in weight_choices(folder):
         if names != [WEIGHTS[0]]:
             folder = download(repo, names, revision)
         if all((folder / name).is_file() for name in names):
-            break
-    return folder
+            return folder
+    names = graph_names(folder, list_files(repo, revision) or file_names(folder))
+    return download(repo, names, revision) if names else folder
 
 
 def check_origin(folder: Path, config: dict) -> None:

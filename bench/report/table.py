@@ -25,7 +25,8 @@ def table_line(row: dict) -> str:
     spread = f" ({speed(row['min'])}-{speed(row['max'])})" if int(row["passes"]) > 1 else ""
     peak = f"{float(row['mfu']):.0%}" if row["mfu"] else "-"
     line += f"{speed(row['messages/s']) + spread:>20} {float(row['padding']):>7.2f} {peak:>5} "
-    line += f"{float(row['max_diff']):>8.1e} {float(row['flips']):>7.2%} "
+    compared = [shown(float(row[name] or "nan"), form) for name, form in (("max_diff", "{:.1e}"), ("flips", "{:.2%}"))]
+    line += "{:>8} {:>7} ".format(*compared)
     line += "busy" if float(row["busy"] or 0) > BUSY else row["status"]
     return line if row["throttled"] in ("", "no") else f"{line} ({row['throttled']})"
 

@@ -83,11 +83,12 @@ def read_report(folder: Path) -> dict:
     return json.loads((folder / "parity.json").read_text())
 
 
-def usage_example(card: str) -> dict:
-    """Run the card's example as printed; return its global names."""
+def usage_example(folder: Path) -> dict:
+    """Run the example in the card of an export as printed, in this folder; return its global names."""
+    card = (folder / "README.md").read_text()
     [example] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     names, printed = {}, io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), contextlib.chdir(folder):
         exec(example, names)
     assert all(printed.getvalue().count(f"'{label}'") == 2 for label in names["labels"])
     return names
@@ -111,7 +112,7 @@ def test_an_export_is_correct_and_the_example_in_its_card_runs(name, models, her
     assert yaml.safe_load(metadata)["pipeline_tag"] == "text-classification"
     assert not re.search(r"{{|{%|None|Undefined", card)
     assert re.search(r"\bCPU\b.*\bFP16\b", body)
-    classify = usage_example(card)["classify"]
+    classify = usage_example(folder)["classify"]
     texts = ["a long one with many words in it", "short", "of medium length"]
     expected = Reference.load(Model.from_folder(models[name], name)).of_items(texts)
     assert classify(texts, batch_size=2) == pytest.approx(expected, abs=5e-3)
@@ -290,7 +291,7 @@ def test_the_saved_tokenizer_pads_as_the_config_says(tmp_path, texts, here, expo
             if (model / file).exists():
                 (model / file).write_text(json.dumps(json.loads((model / file).read_text()) | {"pad_token": padding}))
         assert export(model, "--no-upload", "--precision", "fp32", "--tolerance", 1)[0] == 0
-        classify = usage_example((here / f"{name}-onnx" / "README.md").read_text())["classify"]
+        classify = usage_example(here / f"{name}-onnx")["classify"]
         some = ["w1 w2 w3 w4 w5 w6 w7", "w8", "w9 w10"]
         expected = Reference.load(Model.from_folder(model, name)).of_items(some)
         assert classify(some, batch_size=3) == pytest.approx(expected, abs=1e-4)
@@ -369,7 +370,7 @@ WRONG_VALUES += [("--tolerance", value) for value in ("-1", "abc", "", "nan", "i
         ("--batch-size 1000000000", "--batch-size 1000000000 40"),
         *((f"{option}={value}", option) for option, value in WRONG_VALUES),
         ("--dataset nowhere.csv", "nowhere.csv"),
-        ("--save-dir taken", "taken --overwrite"),
+        ("--save-dir taken", "taken --overwrite --check-only"),
         ("--save-dir " + "x" * 300, "xxx"),
         ("--save-dir foreign --overwrite", "foreign notes.txt"),
     ],

@@ -271,7 +271,9 @@ def run_fake(call, monkeypatch, tmp_path):
     def open_model(name: str, *_):
         if "/model" in name:
             return Model.from_folder(Path(name), name)
-        fake = SimpleNamespace(id=name, weights_id="w", task=Classification(("x",), REGRESSION, (0.5,)))
+        fake = SimpleNamespace(
+            id=name, onnx_precision="", weights_id="w", task=Classification(("x",), REGRESSION, (0.5,))
+        )
         fake.with_thresholds = lambda _: fake
         return fake
 
