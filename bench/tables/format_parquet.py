@@ -53,11 +53,12 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
         groups = list(map(parquet.metadata.row_group, range(parquet.num_row_groups)))
         ends = list(accumulate(group.num_rows for group in groups))
         sizes = list(accumulate(group.total_byte_size for group in groups))
+        rows = min(CHUNK_ROWS, 1 + CHUNK_BYTES * sum(ends[-1:]) // (1 + sum(sizes[-1:])))  # fewer if they are long
         first = bisect_right(ends, skip)
         position = skipped = ends[first - 1] if first else 0
         chunks = groupby(range(first, len(ends)), lambda i: (ends[i] // CHUNK_ROWS, sizes[i] // CHUNK_BYTES))
         for numbers in (list(numbers) for _, numbers in chunks):  # each of small row groups takes a while
-            batches = parquet.iter_batches(CHUNK_ROWS, row_groups=numbers, columns=schema.names)
+            batches = parquet.iter_batches(rows, row_groups=numbers, columns=schema.names)
             if len(numbers) > 1 and (joined := list(batches)):
                 batches = pa.Table.from_batches(joined).combine_chunks().to_batches()
             for batch in batches:
