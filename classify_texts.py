@@ -6,12 +6,15 @@
 INPUT: a file of CSV, TSV, JSON Lines (also .gz, .zst) or Parquet, or a folder of them, local or in a bucket (s3://,
 gs://, hf://datasets/...). Sub-folders such as year=2024 become columns.
 
-DIR gets Parquet files, named by input file and first row (part-000000-0000000000.parquet), with the input's rows in
-order, its other columns, and the probability of each label. Rows without a usable text have nulls; _bad_rows.jsonl
-lists those that cannot be parsed or answered. Some rows are compared with the original model: see _receipt.json.
+DIR gets Parquet files, named by input file and first row (part-comments.csv.gz-75298043-0000000000.parquet), with the
+input's rows in order, its other columns, and the probability of each label. Rows without a usable text have nulls;
+_bad_rows.jsonl lists those that cannot be parsed or answered. Some rows are compared with the original model: see
+_receipt.json.
 
-After an interruption, rerun the same command to resume.
-README.md explains how the variant is chosen and how to use several machines.
+After an interruption, rerun the same command to resume. If files were added to an input folder, it labels only these.
+Machines that share a job, even of a single file, each get a --shard; then --check-only checks the result. With Slurm:
+    sbatch --array=1-16 --wrap='python classify_texts.py MODEL INPUT --output DIR --shard $SLURM_ARRAY_TASK_ID/16'
+README.md explains how the variant is chosen.
 References and other reusable files are kept in BENCHMARK_CACHE (default: the folder .cache beside this script).
 Exit code: 0 on success, 1 if something failed or rows are wrong, 2 for wrong usage or input, 130 after Ctrl-C.
 """
@@ -39,7 +42,7 @@ from utils import CACHE, UserError, before_imports, run
 OUTPUT_OPTIONS = "top_label", "float16", "min_score", "prefix", "rows_per_file", "limit", "long", "token_count"
 PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens", "long", "gpu", "results_dir"
 # options that determine the output: another run with the same ones resumes
-RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", *CSV_OPTIONS, "keep_columns", "keep_text", "labels"
+RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", *CSV_OPTIONS, "labels"
 
 
 def parse_arguments() -> Namespace:
@@ -66,7 +69,8 @@ def parse_arguments() -> Namespace:
     add("--float16", action="store_true", help="write scores as float16, which rounds them by up to 0.0005")
     add("--token-count", action="store_true", help="add a column of token counts; estimated for very long texts")
     add("--prefix", default="", help="prefix for the names of the new columns")
-    add("--rows-per-file", type=count, default=100_000, metavar="N", help="rows per part (default: 100000)")
+    rows_help = "rows per part, fewer if these exceed 64 MiB (default: 100000)"
+    add("--rows-per-file", type=count, default=100_000, metavar="N", help=rows_help)
     add("--overwrite", action="store_true", help="replace the parts of another job in DIR")
 
     add = parser.add_argument_group("how to run").add_argument
@@ -116,21 +120,24 @@ from bench.export.ensure import runnable_variants
 from bench.files import check_writable
 from bench.label import on_ray
 from bench.label.folder import locked, refuse_foreign_files
-from bench.label.plan import PlanOptions, find_plan, measuring_command
+from bench.label.plan import PlanOptions, find_plan, measuring_command, report_estimate
 from bench.label.record import read_record
 from bench.label.rows import OutputSpec, choose_columns
-from bench.label.run import check_folder, label, prepare, report_estimate
+from bench.label.run import check_folder, label, prepare
 from bench.label.splits import LabelJob, cut_splits
 from bench.model.resolve import open_model
 from bench.processes import helper_process
 from bench.tables.folders import common_schema, find_files, open_tables
 from bench.tables.format_csv import Csv
+from bench.tables.readers import format_of
 from bench.tables.storage import locate
 
 
 def open_job(args: Namespace, call: Callable) -> LabelJob:
     """Open the model and the input, and define the output. `call` runs a function in a helper process."""
     source, folder = locate(args.input), locate(args.output)
+    if format_of(folder.name):
+        raise UserError(f"--output {folder}: the output is a folder of Parquet files; choose a name without a suffix")
     files = find_files(source)
     if folder.is_in(source) or any(file.is_in(folder) for file in files):
         raise UserError(f"output folder {folder} overlaps the input; choose another --output")
@@ -155,7 +162,7 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
         model=model,
         source=source,
         folder=folder,
-        splits=cut_splits(tables, output),
+        splits=cut_splits(tables, output, source),
         output=output,
         options={f"--{name.replace('_', '-')}": getattr(args, name) for name in RECORDED_OPTIONS},
         shard=args.shard,
@@ -190,7 +197,7 @@ def main() -> int:
             helper.close()
             check_folder(job, options)
             return 0
-        with locked(job.folder, "_lock-plan", wait=True):  # all shards use the plan of the first
+        with locked(job.folder, "_lock-plan", wait=True):  # all shards use the variant of the first
             plan = find_plan(job, options, call)
             helper.close()
             pool, checker = prepare(job, plan, options)

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -19,21 +19,20 @@ from xxhash import xxh3_64
 from bench.files import TEMPORARY
 from bench.label.record import JOB_FILE, describe_difference, read_record, write_object
 from bench.label.rows import BAD_ROWS, Counts
-from bench.label.splits import InputPart, InputSplit, LabelJob, part_name
-from bench.tables.format_parquet import read_metadata
-from bench.tables.storage import CONCURRENT_FILES, READ_AHEAD, Location, saving
+from bench.label.splits import Footer, InputPart, InputSplit, LabelJob, part_name
+from bench.tables.storage import Location, saving
 from utils import RunError, UserError, first_line, say
 
 # pandas and Spark skip names with an underscore
 LOCK_FILE, BAD_FILE, RECEIPT_FILE = "_lock", "_bad_rows.jsonl", "_receipt.json"
-PART = re.compile(r"part-\d{6,}-\d{10,}\.parquet")
+PART = re.compile(r"part-(?P<file>[\w.-]+-[0-9a-f]{8})-[0-9]{10,}\.parquet")
 SHARD = r"(-\d+-of-\d+)?"
 OWN_FILES = (rf"_lock({SHARD}|-plan)", r"_job\.json", rf"_receipt{SHARD}\.json", rf"_bad_rows{SHARD}\.jsonl")
 OWN_FILES = re.compile("|".join((*OWN_FILES, PART.pattern, TEMPORARY.pattern)))
 SYSTEM_FILES = re.compile(r"\.DS_Store|\.nfs.*")  # of macOS and NFS
-# keys in a part's metadata
-COUNTS, LAST, JOB, CONTENT = b"classify_texts", b"last of its split", b"job", b"digest of name and content"
+FOOTER, CONTENT = b"classify_texts", b"digest of name and content"  # keys in a part's metadata
 NO_DIGEST = b"xxh3:" + b"0" * 16  # stands for the digest while it is computed
+CONCURRENT_PARTS = 4  # read as a whole at the same time
 
 
 def refuse_foreign_files(folder: Location) -> None:
@@ -42,21 +41,23 @@ def refuse_foreign_files(folder: Location) -> None:
     for file in folder.files():
         is_special = file.local and file.info().type == FileType.Unknown  # such as a FIFO
         if is_special or not (OWN_FILES.fullmatch(file.name) or SYSTEM_FILES.fullmatch(file.name)):
-            raise UserError(f"{folder} contains {file.name}, which no run has written; choose another --output")
+            raise UserError(f"{folder} contains {file.name}, which is not of this version; choose another --output")
 
 
 def prepare_folder(job: LabelJob, record: dict) -> None:
     """Delete leftovers, or with --overwrite all parts, and write the job's record.
 
-    Raises UserError if the folder has parts of another job, or if another shard has started another job there.
+    Raises UserError if the folder has parts of another job, or if another shard has started another job there. Files
+    may have been added to the input, unless the number of rows is limited.
     """
     folder = job.folder
     before, files = read_record(folder), folder.files()
     parts = [file for file in files if PART.fullmatch(file.name)]
     if parts and not any(file.name == JOB_FILE for file in files):
         raise UserError(f"{folder} contains {parts[0].name} but no {JOB_FILE}; choose another --output")
-    if before != record and not job.overwrite and (parts or (before and job.shard)):
-        message = f"{folder} belongs to a different job ({describe_difference(before, record)}); give the same options"
+    difference = describe_difference(before, record, may_grow=job.output.limit is None)
+    if difference and not job.overwrite and (parts or (before and job.shard)):
+        message = f"{folder} belongs to a different job ({difference}); give the same options"
         raise UserError(f"{message}, choose another --output, or replace its parts with --overwrite")
     for file in files:
         unfinished = TEMPORARY.fullmatch(file.name) and not job.shard  # otherwise it may be another shard's
@@ -72,38 +73,47 @@ def locked(folder: Location, name: str = LOCK_FILE, shared: bool = False, wait: 
     """Keep other runs out of a folder for the block; `shared` keeps out only runs that are not.
 
     Raises UserError if another run holds the lock, unless it should `wait`. The lock is on a file open for writing, as
-    NFS requires. A bucket has no locks: there the file only shows that it can be written.
+    NFS requires. A bucket has no locks: there the file only shows that it can be written. If the block fails, and
+    the folder had no files of ours before, see delete_traces.
     """
     folder.check_writable()
     lock = folder / name
-    if not folder.local:
-        with saving(lock), lock.new_file():
-            pass
-        yield
-        return
-    with open(os.open(lock.local, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666), "ab") as file:  # a FIFO fails
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with saving(lock):
+        is_new = name == LOCK_FILE and not any(OWN_FILES.fullmatch(file.name) for file in folder.files())
+    with contextlib.ExitStack() as stack:
+        file = None
+        if folder.local:
+            descriptor = os.open(lock.local, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)  # a FIFO fails
+            file = stack.enter_context(open(descriptor, "ab"))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if not wait:
+                    raise UserError(f"another run is writing to {folder}; choose another --output") from error
+                say(f"waiting    for another run to plan or to finish in {folder}")
+                fcntl.flock(file, kind)
+            except OSError as error:
+                say(f"{folder} cannot be locked ({first_line(error)}): make sure that no other run writes to it")
+        else:
+            with saving(lock), lock.new_file():
+                pass
         try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if not wait:
-                raise UserError(f"another run is writing to {folder}; choose another --output") from error
-            say(f"waiting    for another run to plan or to finish in {folder}")
-            fcntl.flock(file, kind)
-        except OSError as error:
-            say(f"{folder} cannot be locked ({first_line(error)}): make sure that no other run writes to it")
-        yield
+            yield
+        except BaseException:
+            if is_new and (file or not shared):
+                delete_traces(folder, file)
+            raise
 
 
-@dataclass(frozen=True)
-class Footer:
-    """The metadata of a part."""
-
-    rows: int
-    counts: Counts
-    last: bool  # True for the last part of a split
-    job: str  # the job's digest
-    bad: list[dict]  # its bad rows: `row`, `reason`, and perhaps `file` and `line`
+def delete_traces(folder: Location, lock: BinaryIO | None) -> None:
+    """Delete the files of a run that failed before it wrote a part, unless others hold the `lock`, too."""
+    with contextlib.suppress(OSError):
+        if lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for file in folder.files() if not part_files(folder) else ():
+            if OWN_FILES.fullmatch(file.name):
+                file.delete()
 
 
 def part_files(folder: Location) -> list[Location]:
@@ -114,73 +124,78 @@ def read_footer(part: Location) -> Footer | None:
     """Read a part's metadata; None if the part is not as it was written. Raises OSError if it cannot be read."""
     if part.local and not part.is_file():
         return None
+    content = part.read()
     try:
-        parquet = read_metadata(part)
-        metadata = parquet.metadata or {}
-        if digest_part(part, metadata.get(CONTENT, b"missing"), parquet.serialized_size) != metadata.get(CONTENT):
+        metadata = pq.read_metadata(io.BytesIO(content)).metadata or {}
+        written = metadata[CONTENT]
+        if digest_part(part.name, NO_DIGEST.join(content.rsplit(written, 1))) != written:
             return None
-        values = {key: json.loads(metadata.get(key, b"null")) for key in (COUNTS, LAST, JOB, BAD_ROWS)}
-        counts = Counts(**values[COUNTS])
-        return Footer(parquet.num_rows, counts, bool(values[LAST]), str(values[JOB]), values[BAD_ROWS] or [])
-    except (ValueError, TypeError):
+        values = json.loads(metadata[FOOTER])
+        return Footer(**values | {"counts": Counts(**values["counts"])})
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def digest_part(part: Location, written: bytes, metadata_bytes: int) -> bytes:
-    """Return the digest of a part's name and content; NO_DIGEST replaces the one `written` in its metadata."""
-    total = xxh3_64(part.name.encode())
-    with part.open_seekable() as file:
-        for _ in range((file.size() - metadata_bytes - 8) // READ_AHEAD):  # 8 bytes follow the metadata
-            total.update(file.read(READ_AHEAD))
-        total.update(NO_DIGEST.join(file.read().rsplit(written, 1)))
+def digest_part(name: str, content: bytes) -> bytes:
+    """Return the digest of a part's name and content, with NO_DIGEST in it."""
+    total = xxh3_64(name.encode())
+    total.update(content)
     return b"xxh3:" + total.hexdigest().encode()
 
 
-def read_footers(job: LabelJob) -> dict[str, Footer]:
-    """Read the metadata of the parts of this run's files, by name; damaged parts are left out.
+def read_footers(job: LabelJob) -> None:
+    """Read the metadata of the parts of this run's files into `job.footers`; damaged parts are left out.
 
     Raises UserError for parts of another job: two runs that started at the same time in a bucket, which has no locks,
     may have planned differently.
     """
-    prefixes = tuple({part_name(split.file, 0).rpartition("-")[0] for split in job.own_splits})
+    ids = {split.file: split.job for split in job.own_splits}
     try:
-        parts = [part for part in part_files(job.folder) if part.name.startswith(prefixes)]
-        with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
+        parts = {file: PART.fullmatch(file.name)["file"] for file in part_files(job.folder)}
+        parts = {file: ids[key] for file, key in parts.items() if key in ids}
+        with ThreadPoolExecutor(CONCURRENT_PARTS) as pool:
             footers = dict(zip(parts, pool.map(read_footer, parts), strict=True))
     except OSError as error:
         raise RunError(f"{job.folder} cannot be read: {first_line(error)}") from error
     for part, footer in footers.items():
-        if footer and footer.job != job.output.job:
+        if footer and footer.job != parts[part]:
             raise UserError(f"{part} was written by a run with other options; choose another --output")
-    return {part.name: footer for part, footer in footers.items() if footer}
+    job.footers.update({part.name: footer for part, footer in footers.items() if footer})
 
 
-def find_parts(split: InputSplit, footers: dict[str, Footer]) -> tuple[list[str], int, bool]:
-    """Return (a split's parts up to the first gap, their number of rows, whether these are all of its parts)."""
-    names, done = [], 0
-    while footer := footers.get(name := part_name(split.file, split.first + done)):
+def find_parts(split: InputSplit, footers: dict[str, Footer]) -> tuple[list[str], bool]:
+    """Return (a split's parts up to the first gap, whether these are all its parts).
+
+    How many parts a shard's share has is known only once the file is read.
+    """
+    if split.share[1] > 1:
+        return sorted(name for name, footer in footers.items() if split.has(footer)), False
+    names, first = [], split.first
+    while footer := footers.get(name := part_name(split.file, first)):
         names.append(name)
-        done += footer.rows
+        first += footer.rows
         if footer.last or not footer.rows:
-            return names, done, footer.last
-    return names, done, False
+            return names, footer.last
+    return names, False
 
 
 def own_parts(job: LabelJob) -> dict[str, Footer]:
     """Return the parts of this run, for each split up to the first gap."""
-    footers = read_footers(job)
-    return {name: footers[name] for split in job.own_splits for name in find_parts(split, footers)[0]}
+    return {name: job.footers[name] for split in job.own_splits for name in find_parts(split, job.footers)[0]}
 
 
 def check_complete(job: LabelJob) -> dict[str, Footer]:
     """Return the parts of this run. Raise UserError if one is missing, or unless it is a shard, if there are others."""
+    files = part_files(job.folder)
+    for name in job.footers.keys() - {file.name for file in files}:
+        del job.footers[name]
     footers = own_parts(job)
     for split in job.own_splits:
-        _, done, complete = find_parts(split, footers)
-        if not complete:
-            missing = job.folder / part_name(split.file, split.first + done)
+        names, complete = find_parts(split, footers)
+        if not complete and split.share[1] == 1:
+            missing = job.folder / part_name(split.file, split.first + sum(footers[name].rows for name in names))
             raise UserError(f"{missing} is missing or damaged; rerun the same command without --shard to write it")
-    others = [] if job.shard else [file for file in part_files(job.folder) if file.name not in footers]
+    others = [] if job.shard else [file for file in files if file.name not in footers]
     if others:
         raise UserError(f"{others[0]} lies past the end of its input file; delete it, or choose another --output")
     if not job.shard and not sum(footer.rows for footer in footers.values()):
@@ -188,18 +203,19 @@ def check_complete(job: LabelJob) -> dict[str, Footer]:
     return footers
 
 
-def write_part(folder: Location, part: InputPart, labelled: pa.Table, counts: Counts, job: str) -> None:
+def write_part(folder: Location, part: InputPart, labelled: pa.Table, counts: Counts) -> Footer:
     """Write a part, with its footer and the digest of its name and content in the file's metadata."""
-    metadata = {COUNTS: json.dumps(asdict(counts)), LAST: json.dumps(part.last), JOB: json.dumps(job)}
-    metadata |= (labelled.schema.metadata or {}) | {CONTENT: NO_DIGEST}
+    bad = json.loads((labelled.schema.metadata or {}).get(BAD_ROWS, b"[]"))
+    footer = Footer(part.first, len(labelled), counts, part.last, part.number, part.job, bad)
     content = io.BytesIO()
+    metadata = {FOOTER: json.dumps(asdict(footer)), CONTENT: NO_DIGEST}
     write_rows(labelled.replace_schema_metadata(metadata), content)
-    total = xxh3_64(part.name.encode())
-    total.update(content.getbuffer())
+    total = digest_part(part.name, content.getvalue())
     content.seek(content.getvalue().rindex(NO_DIGEST))
-    content.write(b"xxh3:" + total.hexdigest().encode())
+    content.write(total)
     with saving(folder), (folder / part.name).new_file() as file:
         file.write(content.getbuffer())
+    return footer
 
 
 def write_rows(table: pa.Table, file: BinaryIO) -> None:

@@ -7,19 +7,17 @@ import re
 import tempfile
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from bench.label.folder import Footer, find_parts
-from bench.label.pool import KEPT, N_TRIES, LabelPool, WrittenPart
+from bench.label.pool import KEPT, N_TRIES, LabelPool
+from bench.label.receipt import Sample
 from bench.label.rows import OutputSpec
-from bench.label.splits import InputSplit
+from bench.label.splits import Footer, InputSplit
 from bench.machine import cpu_cores
-from bench.model.batches import Batching
 from bench.model_files import export_files, model_files, small_files
 from bench.processes import Helper, ProcessPool, WorkerFailed, error_summary
-from bench.tables.storage import Location
 from bench.variants import Device
 from runtimes.classifier import ClassifierSpec
 from utils import ROOT, RunError, UserError, clean, first_line
@@ -28,47 +26,37 @@ CODE = "bench", "runtimes", "utils.py"  # that the other machines need
 JOIN_SECONDS = 60.0  # for joining a cluster: seconds, unless the network or the disk is slow
 
 
-@dataclass(frozen=True)
-class ActorJob:
-    """What each actor gets."""
-
-    spec: ClassifierSpec
-    batching: Batching
-    output: OutputSpec
-    folder: Location  # of the output, which all machines see
-    existing: dict[str, Footer]  # parts that need not be written again
-
-
 class Actor:
     """Labels splits, one part per call. `files`: name -> content of what the variant loads."""
 
-    def __init__(self, job: ActorJob, files: dict[str, bytes]):
-        self.job, self.directory = job, tempfile.TemporaryDirectory()
-        root = Path(self.directory.name)
+    def __init__(self, pool: LabelPool, output: OutputSpec, existing: Collection[str], files: dict[str, bytes]):
+        self.output, self.existing, self.directory = output, existing, tempfile.TemporaryDirectory()
+        root, spec = Path(self.directory.name), pool.specs[0]
         for name, content in files.items():
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        model = replace(job.spec.model, folder=root / "model", weights_id="")  # read_files() has checked the files
-        spec = replace(job.spec, model=model, exported=job.spec.exported and root / "export", export_id="")
-        self.pool = LabelPool([spec], job.batching, job.folder)
-        self.next_row, self.parts = None, iter(())
+        model = replace(spec.model, folder=root / "model", weights_id="")  # read_files() has checked the files
+        spec = replace(spec, model=model, exported=spec.exported and root / "export", export_id="")
+        self.pool = LabelPool([spec], pool.batching, pool.folder)
+        self.next_part, self.parts = None, iter(())
 
-    def label_next(self, split: InputSplit, done: int) -> WrittenPart | None:
-        """Label the first missing part after `done` rows of a split; None if there is none. Raises RunError.
+    def label_next(self, split: InputSplit, start: int) -> tuple[Footer, Sample] | None:
+        """Label the first missing part of a split that begins at row `start` or later; None if there is none.
 
-        Reading continues where the last call stopped, and starts again for another split or after a restart.
+        Reading continues where the last call stopped, and starts again for another split or after a restart. Raises
+        RunError.
         """
         try:
-            if self.next_row != (split.file, split.first + done):
-                parts = split.read(self.job.output, done, self.job.existing)
-                self.parts = self.pool.label_parts(parts, self.job.output)
+            if self.next_part != (split.file, start):
+                parts = (part for part in split.read(self.output, self.existing) if part.first >= start)
+                self.parts = self.pool.label_parts(parts, self.output)
             part = next(self.parts, None)
         except UserError:
             raise
         except Exception as error:
             raise RunError(f"{error_summary(error)}; {KEPT}") from error
-        self.next_row = (part.file, part.end) if part and not part.last else None
+        self.next_part = (split.file, part[0].end) if part and not part[0].last else None
         return part
 
 
@@ -161,33 +149,34 @@ def count_actors(device: Device, workers: int | None) -> int:
     return workers or room
 
 
-def label_on_ray(splits: list[InputSplit], job: ActorJob, actors: int) -> Iterator[WrittenPart]:
-    """Label the missing parts of the splits, each split on one actor; yield each part. Raises RunError."""
+def label_on_ray(
+    splits: list[InputSplit], pool: LabelPool, output: OutputSpec, existing: Collection[str], actors: int
+) -> Iterator[tuple[Footer, Sample]]:
+    """Label as pool.label_parts() does, each split on one actor, except for `existing` parts. Raises RunError."""
     import ray
 
-    kind, count = resources(job.spec.device)
+    kind, count = resources(pool.specs[0].device)
     retries = {"max_restarts": N_TRIES - 1, "max_task_retries": N_TRIES - 1}
     remote = ray.remote(Actor).options(**retries, **{f"num_{kind.lower()}s": count})
-    files, waiting, running = ray.put(read_files(job.spec)), deque(splits), {}
+    files, waiting, running = ray.put(read_files(pool.specs[0])), deque(splits), {}
 
-    def label_next(actor, split: InputSplit, done: int) -> None:
-        running[actor.label_next.remote(split, done)] = actor, split
+    def label_next(actor, split: InputSplit, start: int) -> None:
+        running[actor.label_next.remote(split, start)] = actor, split
 
     def start_split(actor) -> None:
         if waiting:
-            split = waiting.popleft()
-            label_next(actor, split, find_parts(split, job.existing)[1])
+            label_next(actor, waiting.popleft(), 0)
 
     for _ in range(min(actors, len(splits))):
-        start_split(remote.remote(job, files))
+        start_split(remote.remote(pool, output, existing, files))
     while running:
         [ready], _ = ray.wait([*running])
         actor, split = running.pop(ready)
         part = ray.get(ready)
-        if part is None or part.last:
+        if part is None or part[0].last:
             start_split(actor)
         else:
-            label_next(actor, split, part.end - split.first)
+            label_next(actor, split, part[0].end)
         if part:
             yield part
 

@@ -1,27 +1,33 @@
 """How a job runs: like the fastest result that is proven to match the original model, otherwise in FP32 PyTorch."""
 
-import contextlib
+import io
+import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from bench.export.ensure import ensure_export
 from bench.judge import WITHIN
-from bench.label import on_ray
+from bench.label import folder, on_ray
 from bench.label.record import read_record
-from bench.label.splits import LabelJob
+from bench.label.rows import BAD_ROWS, Answers, label_table, texts_of
+from bench.label.splits import LabelJob, tables_of
 from bench.machine import BUSY, DeviceInfo, cpu_cores, describe_device
 from bench.measure.cells import batching_of
 from bench.measure.quick import Job, head_texts, mean_tokens, quick_benchmark
 from bench.model.batches import Batching
 from bench.model.model import Model
 from bench.naming import slug
-from bench.options import CSV_OPTIONS, LONG_TEXTS, command
+from bench.options import CSV_OPTIONS, command
 from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
 from bench.report.rows import latest_per_cell, read_results
 from bench.report.verdict import rank
+from bench.tables.items import count_characters
+from bench.timing import time_words
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from runtimes.classifier import ClassifierSpec
@@ -29,6 +35,7 @@ from utils import RunError, UserError, say
 
 # if nothing was measured: at or near the best in all our CPU sweeps; the value for GPUs is a guess
 DEFAULT_TOKENS = {"gpu": 16384, "cpu": 1024}
+ESTIMATE_ROWS = 10_000  # first rows of the job, from which its size is estimated
 SIMILAR_LENGTH = 1.5  # largest ratio of mean token counts at which the best batching is expected to be the same
 
 
@@ -50,11 +57,6 @@ class PlanOptions:
         if self.variant and self.variant not in VARIANTS:
             raise UserError(f"--variant {self.variant}: choose from {', '.join(VARIANTS)}")
 
-    def recorded(self) -> dict[str, object]:
-        """Return the options that must be the same for a run to resume with its plan."""
-        names = "device", "variant", "workers", "threads", "batch_tokens", "long"
-        return {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
-
 
 @dataclass(frozen=True)
 class LabelPlan:
@@ -70,33 +72,17 @@ class LabelPlan:
     def __str__(self) -> str:
         return f"{self.variant}, {self.workers} x {self.threads}, {self.batching}"
 
-    def record(self) -> dict:
-        """Return the plan for the job's record: without the speed, which shards may have measured differently."""
-        return asdict(replace(self, speed=0.0))
-
-
-def read_plan(record: dict) -> LabelPlan | None:
-    """Return the plan in a job's record; None if it is damaged or from another version."""
-    with contextlib.suppress(KeyError, TypeError):
-        plan = LabelPlan(**record["plan"] | {"batching": Batching(**record["plan"]["batching"])})
-        batching = plan.batching
-        size = batching.batch_tokens if batching.name == "token-budget" else batching.batch_size
-        is_possible = all(type(count) is int and count > 0 for count in (plan.workers, plan.threads, size))
-        if is_possible and plan.variant in VARIANTS and plan.device in DEFAULT_TOKENS and batching.long in LONG_TEXTS:
-            return plan
-    return None
-
 
 def find_plan(job: LabelJob, options: PlanOptions, call: Callable) -> LabelPlan:
-    """Return the plan of an interrupted run with the same options and weights, otherwise a new one.
+    """Return a plan for this machine, on the device and with the variant of the job's earlier runs, if there are any.
 
-    `call` runs a function in a helper process.
+    Workers and batches may suit the machine of each run. `call` runs a function in a helper process.
     """
     record = read_record(job.folder)
-    if record and not job.overwrite and record.get("model") == job.model.weights_id:
-        is_same = all(record["options"].get(name) == value for name, value in options.recorded().items())
-        if is_same and (plan := read_plan(record)):
-            return plan  # though another variant may be the fastest in results/ by now
+    device, variant = (record.get("options", {}).get(name) for name in ("--device", "--variant"))
+    is_same = record.get("model") == job.model.weights_id and device in DEFAULT_TOKENS and variant in VARIANTS
+    if is_same and not job.overwrite:  # though another variant may be the fastest in results/ by now
+        options = replace(options, device=options.device or device, variant=options.variant or variant)
     kind, info = find_device(options)
     texts = head_texts(job.tables, job.output.text_columns)
     tokens = call(mean_tokens, job.model, texts)
@@ -220,3 +206,34 @@ def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> tuple[list[C
     worker_gpus = [gpu for gpu in (gpus if plan.device == "gpu" else [None]) for _ in range(plan.workers)]
     devices = [Device(gpu, plan.threads, exclusive=len(worker_gpus) == 1) for gpu in worker_gpus]
     return [ClassifierSpec(model, plan.variant, exported, device, export_id) for device in devices], origin
+
+
+def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
+    """Print how many rows and texts there are, how large the output will be, and how long the plan takes.
+
+    `measuring`: the command that measures the speed, if there is one.
+    """
+    output = job.output
+    parts = (next(split.read(replace(output, rows_per_file=ESTIMATE_ROWS))) for split in job.splits)  # of all shards
+    table = next((part.table for part in parts if len(part.table)), None)
+    if table is None:
+        raise UserError(f"the input has no rows: {job.source}")
+    items = texts_of(table, output)
+    scores = np.random.default_rng(0).random((len(items), len(output.model_labels)), np.float32)
+    labelled, counts = label_table(table, Answers(scores, np.array(list(map(count_characters, items)), int)), output)
+    file = io.BytesIO()
+    folder.write_rows(labelled, file)
+    rows = job.estimate_rows()
+    texts = rows * counts.texts / counts.rows
+    say(f"rows       about {rows:,}, about {texts:,.0f} with text; input files: {len(tables_of(job.own_splits)):,}")
+    if counts.bad_rows:
+        first = folder.first_bad({"the input": json.loads(labelled.schema.metadata[BAD_ROWS])})
+        say(f"bad rows   {counts.bad_rows:,} of the first {counts.rows:,}, such as {first}")
+    say(f"columns    {', '.join(labelled.schema.names)}")
+    say(f"output     about {rows * file.tell() / counts.rows / 1e6:,.1f} MB, in parts of {output.rows_per_file:,} rows")
+    if plan.speed:
+        say(f"time       about {time_words(texts / plan.speed)}: {plan.speed:,.1f} messages/s with {plan}")
+        return
+    say(f"time       unknown: there is no result for {plan}")
+    if measuring:
+        say(f"           this command measures it: {measuring}")

@@ -5,14 +5,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
 from bench.label.folder import write_part
 from bench.label.receipt import Sample, pick_sample
-from bench.label.rows import WORKER_FAILED, Answers, Counts, OutputSpec, label_table, texts_of
-from bench.label.splits import InputPart
+from bench.label.rows import WORKER_FAILED, Answers, OutputSpec, label_table, texts_of
+from bench.label.splits import Footer, InputPart
 from bench.model.batches import Batching
 from bench.model.stream import prefetch
 from bench.processes import ProcessPool, WorkerFailed
@@ -27,22 +26,6 @@ STALL_TIMEOUT = 600  # seconds without a heartbeat; a batch takes seconds at mos
 KEPT = "completed parts are kept; rerun the same command to resume"
 
 
-@dataclass(frozen=True)
-class WrittenPart:
-    """A part that was labelled and written."""
-
-    file: int  # number of the input file
-    first: int  # number of the first row in that file
-    last: bool  # True for the last part of a split
-    counts: Counts
-    sample: Sample  # rows for the receipt's comparison
-
-    @property
-    def end(self) -> int:
-        """Return the number of the row after it in the input file."""
-        return self.first + self.counts.rows
-
-
 class LabelPool(contextlib.AbstractContextManager):
     """Workers that label together."""
 
@@ -52,12 +35,14 @@ class LabelPool(contextlib.AbstractContextManager):
         self.loading = 0.0  # seconds spent on starting workers
         self.busy = 0.0  # seconds in which a worker had a batch to run, mean over the workers
         self.answered = 0  # rows of the parts that are labelled, though perhaps not written yet
+        self.written = 0  # rows of the parts that are written
 
     def label_parts(
         self, parts: Iterator[InputPart], output: OutputSpec, on_progress: Callable | None = None
-    ) -> Iterator[WrittenPart]:
-        """Label and write parts; yield each. Reading ahead and writing overlap with the model.
+    ) -> Iterator[tuple[Footer, Sample]]:
+        """Label and write parts; yield the footer of each, and rows to compare.
 
+        Reading ahead and writing overlap with the model.
         `on_progress` gets the number of texts of the part that each worker has done.
         """
         with_texts = ((part, texts_of(part.table, output)) for part in parts)
@@ -73,11 +58,11 @@ class LabelPool(contextlib.AbstractContextManager):
             for written in writing:
                 yield written.result()
 
-    def write(self, part: InputPart, answers: Answers, output: OutputSpec) -> WrittenPart:
+    def write(self, part: InputPart, answers: Answers, output: OutputSpec) -> tuple[Footer, Sample]:
         labelled, counts = label_table(part.table, answers, output)
-        write_part(self.folder, part, labelled, counts, output.job)
-        sample = pick_sample(part, output, self.specs[0].model)
-        return WrittenPart(part.file, part.first, part.last, counts, sample)
+        footer = write_part(self.folder, part, labelled, counts)
+        self.written += footer.rows
+        return footer, pick_sample(part, output, self.specs[0].model)
 
     def classify(self, texts: list[Item], rows: str, on_progress: Callable | None) -> Answers:
         """Return the answers for texts. If workers fail on them repeatedly, halve them until the text is found.

@@ -18,6 +18,7 @@ from bench.model.parity import ParityCounter
 from bench.model.reference import PADDING_TOLERANCE, CachedReference
 from bench.tables.datasets import evenly_spaced
 from bench.tables.items import Item, count_characters, items_of, parts_of
+from bench.tables.readers import reading
 from utils import RunError, say
 
 FIRST_ROWS = 64  # rows compared from the first part
@@ -154,10 +155,8 @@ class Checker:
 
     def without_failed(self, sample: Sample) -> Sample:
         """Leave out the texts on which workers failed, which BAD_FILE lists."""
-        part = self.job.folder / sample.part
-        if not (footer := folder.read_footer(part)):
-            raise RunError(f"{part} was damaged after it was written; rerun the same command to write it again")
-        failed = {bad["row"] for bad in footer.bad if bad["reason"].startswith(WORKER_FAILED)}
+        bad_rows = self.job.footers[sample.part].bad
+        failed = {bad["row"] for bad in bad_rows if bad["reason"].startswith(WORKER_FAILED)}
         kept = [i for i, row in enumerate(sample.rows) if row not in failed]
         return Sample(sample.part, [sample.rows[i] for i in kept], [sample.items[i] for i in kept])
 
@@ -203,7 +202,8 @@ class Checker:
 
 
 def read_rows(job: LabelJob, sample: Sample) -> pa.Table:
-    with (job.folder / sample.part).open_seekable() as file:
+    part = job.folder / sample.part
+    with reading(part), part.open_seekable() as file:
         return pq.ParquetFile(file).read(columns=job.output.answer_columns).take(pa.array(sample.rows))
 
 

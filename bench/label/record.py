@@ -7,9 +7,10 @@ from bench.tables.storage import Location, saving
 from utils import RunError, first_line
 
 JOB_FILE = "_job.json"
+MAX_NAMES = 5  # of differences in a message
 # what JOB_FILE and RECEIPT_FILE must have
-JOB_TYPES = dict.fromkeys(("input", "model", "columns", "export"), str)
-JOB_TYPES |= dict.fromkeys(("options", "plan", "versions"), dict)
+JOB_TYPES = dict.fromkeys(("model", "columns", "export"), str)
+JOB_TYPES |= dict.fromkeys(("input", "options", "versions"), dict)
 RECEIPT_TYPES = dict.fromkeys(("verdict", "reason", "decisions_are"), str) | {"rows": int}
 
 
@@ -39,17 +40,26 @@ def read_record(folder: Location) -> dict:
     return record if all(type(count) is int and count > 0 for count in counts) else {}
 
 
-def job_digest(record: dict) -> str:
-    return digest([json.dumps(record, sort_keys=True).encode()])
+def job_digest(record: dict, path: str) -> str:
+    """Return 16 hexadecimal digits for a job's record, without files other than the one at this path."""
+    input_file = {path: record["input"][path]}
+    return digest([json.dumps(record | {"input": input_file}, sort_keys=True).encode()])
 
 
-def describe_difference(before: dict, record: dict) -> str:
-    """Name what two records differ in: the keys, and the options with their earlier values."""
+def describe_difference(before: dict, record: dict, may_grow: bool = False) -> str:
+    """Name what two records differ in, or some of it: input files, options with their earlier values, and other keys.
+
+    Files that were added to the input make no difference if it `may_grow`. Return "" if there is none.
+    """
     if not before:
         return f"{JOB_FILE} is damaged or from an earlier version"
-    keys = (before.keys() | record.keys()) - {"options"}
-    names = [key for key in sorted(keys) if before.get(key) != record.get(key)]
+    old, new = before["input"], record["input"]
+    names = [f"{path} was removed" for path in old if path not in new]
+    names += [f"{path} has changed" for path in old if path in new and old[path] != new[path]]
+    names += [f"{path} was added" for path in new if path not in old and not may_grow]
     for option, value in record["options"].items():
         if before["options"].get(option) != value:
             names.append(f"{option} was {before['options'].get(option) or 'not set'}")
-    return ", ".join(names)
+    keys = (before.keys() | record.keys()) - {"options", "input"}
+    names += [key for key in sorted(keys) if before.get(key) != record.get(key)]
+    return ", ".join(names[:MAX_NAMES])

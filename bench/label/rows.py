@@ -30,11 +30,10 @@ class OutputSpec:
     float16: bool = False  # instead of float32
     min_score: float | None = None  # lower scores become null
     prefix: str = ""  # of the new columns' names
-    rows_per_file: int = 100_000
+    rows_per_file: int = 100_000  # at most, see splits.PART_BYTES
     limit: int | None = None  # of the rows in total
     long: str = "cut"  # one of LONG_TEXTS
     token_count: bool = False  # add a column of token counts
-    job: str = ""  # digest of the job's record
 
     @property
     def answer_columns(self) -> list[str]:

@@ -1,66 +1,31 @@
-"""The steps of a run: estimate a job, prepare its folder and workers, label what is missing, check the result."""
+"""The steps of a run: prepare its folder and workers, label what is missing, check the result."""
 
-import io
-import json
+import contextlib
 import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
-import numpy as np
 from tqdm import tqdm
 
 from bench.judge import NOT_WITHIN
 from bench.label import folder, on_ray
-from bench.label.plan import LabelPlan, PlanOptions, read_plan, worker_specs
+from bench.label.plan import LabelPlan, PlanOptions, worker_specs
 from bench.label.pool import LabelPool
 from bench.label.receipt import TOLERATED_BAD_ROWS, Checker, read_receipt, read_samples
 from bench.label.record import describe_difference, job_digest, read_record
-from bench.label.rows import BAD_ROWS, Answers, Counts, label_table, texts_of
-from bench.label.splits import LabelJob, digest_input
+from bench.label.rows import Counts
+from bench.label.splits import LabelJob, digest_input, file_key
 from bench.machine import describe_device
 from bench.provenance import project_commit, versions
 from bench.tables.blocks import BAD_BYTE
 from bench.tables.format_csv import LOST_LINES
-from bench.tables.items import count_characters
-from bench.timing import time_words
 from runtimes import VARIANTS
 from utils import RunError, UserError, say
 
-ESTIMATE_ROWS = 10_000  # first rows of the job, from which its size is estimated
 # receipt fields about the run that labelled, which a later check keeps
-RUN_FIELDS = "workers", "threads", "export", "texts_of_this_run", "seconds", "messages/s", "waiting"
-
-
-def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
-    """Print how many rows and texts there are, how large the output will be, and how long the plan takes.
-
-    `measuring`: the command that measures the speed, if there is one.
-    """
-    output = job.output
-    parts = (next(split.read(replace(output, rows_per_file=ESTIMATE_ROWS))) for split in job.splits)
-    table = next((part.table for part in parts if len(part.table)), None)
-    if table is None:
-        raise UserError(f"the input has no rows: {job.source}")
-    items = texts_of(table, output)
-    scores = np.random.default_rng(0).random((len(items), len(output.model_labels)), np.float32)
-    labelled, counts = label_table(table, Answers(scores, np.array(list(map(count_characters, items)), int)), output)
-    file = io.BytesIO()
-    folder.write_rows(labelled, file)
-    rows = job.estimate_rows()
-    texts = rows * counts.texts / counts.rows
-    say(f"rows       about {rows:,}, about {texts:,.0f} with text; input files: {len(job.tables):,}")
-    if counts.bad_rows:
-        first = folder.first_bad({"the input": json.loads(labelled.schema.metadata[BAD_ROWS])})
-        say(f"bad rows   {counts.bad_rows:,} of the first {counts.rows:,}, such as {first}")
-    say(f"columns    {', '.join(labelled.schema.names)}")
-    say(f"output     about {rows * file.tell() / counts.rows / 1e6:,.1f} MB, in parts of {output.rows_per_file:,} rows")
-    if plan.speed:
-        say(f"time       about {time_words(texts / plan.speed)}: {plan.speed:,.1f} messages/s with {plan}")
-        return
-    say(f"time       unknown: there is no result for {plan}")
-    if measuring:
-        say(f"           this command measures it: {measuring}")
+RUN_FIELDS = "workers", "threads", "batches", "export", "texts_of_this_run", "seconds", "messages/s", "waiting"
 
 
 def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[LabelPool, Checker]:
@@ -72,15 +37,10 @@ def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[Label
     if job.output.token_count and variant.takes_texts:
         raise UserError(f"--token-count: {plan.variant} makes its own tokens; choose another --variant")
     specs, origin = worker_specs(job.model, plan, options.gpu or [0])
-    record = {
-        "input": digest_input(job.tables),
-        "model": job.model.weights_id,
-        "options": job.options | options.recorded(),
-        "columns": str(job.output.schema),
-        "export": specs[0].export_id,
-        "plan": plan.record(),
-        "versions": versions("tokenizers", "transformers", *variant.packages),
-    }
+    record = record_of_job(job)
+    record["options"] |= {"--device": plan.device, "--variant": plan.variant}
+    record["export"] = specs[0].export_id
+    record["versions"] = versions("tokenizers", "transformers", *variant.packages)
     folder.prepare_folder(job, record)
     receipt = read_receipt(job)
     if receipt.get("verdict") == NOT_WITHIN and not job.no_check:
@@ -91,42 +51,42 @@ def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[Label
     if options.ray:
         workers = min(on_ray.count_actors(specs[0].device, options.workers), len(job.own_splits))
     gpu = None if options.ray else specs[0].device.gpu
-    fields = {"workers": workers, "threads": plan.threads, "export": origin} | describe(job, record, plan)
-    checker = Checker(with_record(job, record), variant.precision, gpu, fields)
+    fields = {"workers": workers, "threads": plan.threads, "batches": str(plan.batching), "export": origin}
+    checker = Checker(with_record(job, record), variant.precision, gpu, fields | describe(job, record))
     return LabelPool(specs, plan.batching, job.folder), checker
 
 
-def with_record(job: LabelJob, record: dict) -> LabelJob:
-    return replace(job, output=replace(job.output, job=job_digest(record)))
-
-
-def describe(job: LabelJob, record: dict, plan: LabelPlan | None) -> dict:
-    """Return the receipt's fields for the model, the input, the plan, and where and when rows were compared."""
+def record_of_job(job: LabelJob) -> dict:
+    """Return what is recorded of a job before its plan is known."""
     return {
-        "variant": plan.variant if plan else "",
-        "batches": str(plan.batching) if plan else "",
-        "export_id": record.get("export", ""),
-        "versions": record.get("versions", {}),
+        "input": digest_input(job),
+        "model": job.model.weights_id,
+        "options": job.options | {"--keep-columns": ",".join(job.output.keep_columns)},
+        "columns": str([job.output.schema.field(name) for name in job.output.keep_columns]),
+    }
+
+
+def with_record(job: LabelJob, record: dict) -> LabelJob:
+    """Return the job with the digests that its parts get."""
+    ids = {file_key(path): job_digest(record, path) for path in record["input"]}
+    return replace(job, splits=[replace(split, job=ids[split.file]) for split in job.splits])
+
+
+def describe(job: LabelJob, record: dict) -> dict:
+    """Return the receipt's fields for the model, the input, and where and when rows were compared."""
+    return {
+        "variant": record["options"].get("--variant", ""),
+        "export_id": record["export"],
+        "versions": record["versions"],
         "model": job.model.id,
         "weights_id": job.model.weights_id,
         "input": str(job.source),
         "column": ", ".join(job.output.text_columns),
-        "files": {f"{split.file:06}": str(split.table.file) for split in job.own_splits},  # number in a part's name
+        "files": {split.file: str(split.table.file) for split in job.own_splits},  # name in a part's name
         "commit": project_commit(),
         "machine": describe_device(None).name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
-
-
-class LogFile:
-    """Stands in for standard error if that is not a terminal: tqdm's updates become lines."""
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            say(text.strip())
-
-    def flush(self) -> None:
-        pass
 
 
 def progress_bar(total: int, done: int) -> tqdm:
@@ -134,8 +94,14 @@ def progress_bar(total: int, done: int) -> tqdm:
     options = {"total": total, "initial": done, "unit": " rows"}
     if not sys.stderr.isatty():
         line = "progress   {n:,} of about {total:,} rows, {rate_fmt}, {remaining} left"
-        options |= {"file": LogFile(), "bar_format": line, "mininterval": 60, "delay": 60, "miniters": 1}
+        lines = SimpleNamespace(write=lambda text: say(text.strip()) if text.strip() else None, flush=lambda: None)
+        options |= {"file": lines, "bar_format": line, "mininterval": 60, "delay": 60, "miniters": 1}
     return tqdm(**options)
+
+
+def advance(bar: tqdm, done: int) -> None:
+    bar.total = max(bar.total, done)  # which is an estimate; tqdm forgets a total that is exceeded
+    bar.update(done - bar.n)
 
 
 def label_missing(pool: LabelPool, checker: Checker, actors: int) -> tuple[Counts, float]:
@@ -144,12 +110,14 @@ def label_missing(pool: LabelPool, checker: Checker, actors: int) -> tuple[Count
     Returns their counts, and the seconds without loading and comparing.
     """
     job, output = checker.job, checker.job.output
-    existing = folder.read_footers(job)
+    folder.read_footers(job)
+    existing = folder.own_parts(job) if job.shard else job.footers
     checker.stop_at_bad_rows([footer.counts for footer in existing.values()])
-    states = [(split, *folder.find_parts(split, existing)[1:]) for split in job.own_splits]
-    missing = [(split, rows) for split, rows, complete in states if not complete]
-    done = rows_before_run = sum(rows for _, rows, _ in states)
-    total = done + sum(max(split.estimate_rows() - rows, 0) for split, rows in missing)
+    states = [(split, *folder.find_parts(split, existing)) for split in job.own_splits]
+    missing = [split for split, _, complete in states if not complete]
+    done = rows_before_run = sum(footer.rows for footer in existing.values())
+    total = sum(existing[name].rows for _, names, complete in states if complete for name in names)
+    total = max(total + sum(split.estimate_rows() for split in missing), done)
     if done and missing:
         say(f"resuming   after {done:,} labelled rows")
     counts, start = Counts(), time.monotonic()
@@ -157,21 +125,23 @@ def label_missing(pool: LabelPool, checker: Checker, actors: int) -> tuple[Count
         with pool, progress_bar(total, done) as bar:
 
             def show(texts: list[int | None]) -> None:
-                bar.update(rows_before_run + pool.answered + sum(filter(None, texts)) - bar.n)
+                advance(bar, rows_before_run + pool.answered + sum(filter(None, texts)))
 
             if actors:
-                actor_job = on_ray.ActorJob(pool.specs[0], pool.batching, output, job.folder, existing)
-                written = on_ray.label_on_ray([split for split, _ in missing], actor_job, actors)
+                labelled = on_ray.label_on_ray(missing, pool, output, set(job.footers), actors)
             else:
-                parts = (part for split, rows in missing for part in split.read(output, rows, existing))
-                written = pool.label_parts(parts, output, show)
-            for part in written:
-                counts, done = counts + part.counts, done + part.counts.rows
-                bar.update(max(done, rows_before_run + pool.answered) - bar.n)
-                checker.add(part.counts, part.sample)
+                parts = (part for split in missing for part in split.read(output, job.footers))
+                labelled = pool.label_parts(parts, output, show)
+            with contextlib.closing(labelled):  # waits until the parts that are being written are complete
+                for footer, sample in labelled:
+                    job.footers[sample.part] = footer
+                    counts, done = counts + footer.counts, done + footer.rows
+                    advance(bar, max(done, rows_before_run + pool.answered))
+                    checker.add(footer.counts, sample)
             bar.total = done
     except (KeyboardInterrupt, SystemExit):
-        say(f"kept       {done:,} of about {total:,} rows; rerun the same command to resume")
+        kept = max(done, rows_before_run + pool.written)
+        say(f"kept       {kept:,} of about {total:,} rows; rerun the same command to resume")
         raise
     return counts, time.monotonic() - start - pool.loading - checker.seconds
 
@@ -185,10 +155,10 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
     total = sum(footer.rows for footer in footers.values())
     if counts.rows:
         checker.fields |= report_speed(counts, seconds, total, pool.busy)
-    elif job.own_splits:
+    elif total:
         say(f"all {total:,} rows are already labelled")
     else:
-        say("nothing to do: there are more shards than splits of the input (files, or row groups of Parquet files)")
+        say("nothing to do: there are more shards than parts of the input")
     receipt = read_receipt(job)
     decisions = checker.parity.task.decision_words
     is_current = receipt.get("rows") == total and receipt.get("decisions_are") == decisions
@@ -199,9 +169,7 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
         check_all(job, checker, footers)
     if job.shard:
         number, count = job.shard
-        say(
-            f"shard      {number}/{count} done. When all are done, run the command without --shard to verify the result"
-        )
+        say(f"shard      {number}/{count} done. When all are done, verify the result: --check-only instead of --shard")
     stop_at_lost_rows(job, footers)
 
 
@@ -242,17 +210,17 @@ def check_folder(job: LabelJob, options: PlanOptions) -> None:
     Raises UserError if its parts are not of this job, RunError if rows are wrong.
     """
     record = read_record(job.folder)
-    current = {"model": job.model.weights_id, "input": digest_input(job.tables), "options": job.options}
-    recorded = {name: record.get(name) for name in current}
-    recorded["options"] = {name: record["options"].get(name) for name in job.options}
-    if recorded != current:
-        difference = describe_difference(recorded, current)
+    current = record | record_of_job(job)
+    recorded, gpu = record["options"], None
+    current["options"] = recorded | current["options"]
+    if difference := describe_difference(record, current):
         raise UserError(f"--check-only: {job.folder} belongs to a different job ({difference}); give the same options")
-    plan, gpu = read_plan(record), None
-    if plan and plan.device == "gpu" and options.device != "cpu" and not options.ray:
+    if recorded.get("--device") == "gpu" and options.device != "cpu" and not options.ray:
         gpu = (options.gpu or [0])[0]
     job = with_record(job, record)
-    precision = VARIANTS[plan.variant].precision if plan else ""
+    folder.read_footers(job)
+    variant = VARIANTS.get(recorded.get("--variant"))
+    precision = variant.precision if variant else ""
     footers = folder.check_complete(job)
-    check_all(job, Checker(job, precision, gpu, describe(job, record, plan)), footers)
+    check_all(job, Checker(job, precision, gpu, describe(job, record)), footers)
     stop_at_lost_rows(job, footers)

@@ -22,7 +22,7 @@ from bench.provenance import versions
 from bench.report.table import HEADER, table_line
 from bench.report.verdict import rank
 from bench.tables.datasets import Dataset, evenly_spaced
-from bench.tables.items import Item, items_of
+from bench.tables.items import Item, count_characters, items_of
 from bench.tables.readers import Table, UnreadableFile
 from bench.variants import Device
 from runtimes import VARIANTS
@@ -41,6 +41,7 @@ JOB_SHARE = 0.01  # largest share of a job's FP32 time spent on its benchmark
 MIN_SECONDS = 20.0  # a shorter benchmark is not run
 MAX_SECONDS = 60.0  # longest benchmark for a job
 HEAD_TEXTS = 4000  # texts that represent a job
+HEAD_CHARACTERS = 2**24  # in these, at most
 HEAD_FILES = 20  # files they are read from, at most
 STALL_TIMEOUT = 600.0  # seconds
 
@@ -105,7 +106,8 @@ def head_texts(tables: list[Table], columns: list[str]) -> list[Item]:
         with contextlib.suppress(UnreadableFile):  # reported when the labelling reaches it
             for part in table.rows(pa.schema([(name, pa.string()) for name in columns])):
                 head += [item for item in items_of(part.table, columns) if item is not None]
-                if len(head) >= HEAD_TEXTS // len(chosen):
+                characters = sum(map(count_characters, head))
+                if max(len(head) / HEAD_TEXTS, characters / HEAD_CHARACTERS) >= 1 / len(chosen):
                     break
         texts += head[: HEAD_TEXTS // len(chosen)]
     return texts

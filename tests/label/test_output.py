@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.label.rows import Answers, Counts, OutputSpec, columns_to_answers, label_table, texts_of
-from bench.label.run import progress_bar
-from bench.label.splits import cut_splits
+from bench.label.run import advance, progress_bar
+from bench.label.splits import cut_splits, file_key
 from bench.tables.readers import open_table
+from bench.tables.storage import locate
 
 ROWS = 23
 
@@ -33,9 +34,9 @@ def tables(tmp_path):
 
 
 @given(rows=st.integers(1, 80), limit=st.none() | st.integers(1, 80), there=st.sets(st.integers(0, 30)))
-def test_splits_cover_all_rows_in_order_and_read_only_the_missing_parts(tables, rows, limit, there):
+def test_splits_cover_all_rows_in_order_and_read_only_the_missing_parts(tables, rows, limit, there, tmp_path):
     spec = output(rows_per_file=rows, limit=limit)
-    splits = cut_splits(tables, spec)
+    splits = cut_splits(tables, spec, locate(tmp_path))
     made = [part for split in splits for part in split.read(spec)]
     wanted = min(limit or 3 * ROWS, 3 * ROWS)
     assert [int(name) for part in made for name in part.table["id"].to_pylist()] == list(range(wanted))
@@ -50,14 +51,15 @@ def test_splits_cover_all_rows_in_order_and_read_only_the_missing_parts(tables, 
     ]
 
 
-def test_a_split_of_parquet_is_whole_row_groups_and_reads_no_others(tables):
+def test_a_split_of_parquet_is_whole_row_groups_and_reads_no_others(tables, tmp_path):
     """Row groups have 5 rows, so two of them fill a part of 7."""
     spec = output(rows_per_file=7)
-    splits = cut_splits(tables, spec)
+    splits = cut_splits(tables, spec, locate(tmp_path))
+    a, b = file_key("a.csv"), file_key("b.parquet")
     assert [(one.file, one.first, one.rows) for one in splits] == [
-        (0, 0, None),
-        *[(1, first, 10) for first in range(0, 40, 10)],
-        (1, 40, 6),
+        (a, 0, None),
+        *[(b, first, 10) for first in range(0, 40, 10)],
+        (b, 40, 6),
     ]
     assert [rows.skipped for rows in tables[1].rows(spec.schema, skip=12)][:2] == [10, 0]
     sizes = [[len(part.table) for part in split.read(spec)] for split in splits]
@@ -77,6 +79,17 @@ def test_without_a_terminal_there_is_a_line_per_minute(monkeypatch, capfd):
         ["1,610", "10,000", "10.00", "13:59"],  # rows done, rows in total, rows/s of this run, time left
         ["2,220", "10,000", "10.00", "12:58"],
     ]
+
+
+def test_more_rows_than_estimated_are_shown(monkeypatch, capfd):
+    seconds = iter([0.0, 61.0, 122.0, 183.0])
+    now = next(seconds)
+    with progress_bar(total=0, done=0) as bar:
+        monkeypatch.setattr(bar, "_time", lambda: now)
+        bar.start_t = bar.last_print_t = now
+        for done, now in zip((20, 30, 40), seconds, strict=True):  # noqa: B007
+            advance(bar, done)
+    assert [line.split(",")[0].split()[1:5] for line in capfd.readouterr().err.splitlines()][-1][0] == "40"
 
 
 def test_a_row_without_text_or_answer_has_nulls():

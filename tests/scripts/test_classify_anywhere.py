@@ -145,8 +145,10 @@ def test_impossible_shards_are_refused(label, tmp_path):
     for option in ("--check-only", "--overwrite", "--ray"):
         code, err = label("--shard", "1/2", option)
         assert code == 2 and "--shard" in err and option in err
-    code, _ = label("--shard", "5/9")
-    assert code == 0 and not part_times(tmp_path / "out"), "there are only three files to share"
+    code, _ = label("--shard", "5/30")
+    assert code == 0 and len(part_times(tmp_path / "out")) == 3, "a part of each file"
+    code, _ = label("--shard", "20/30")
+    assert code == 0 and len(part_times(tmp_path / "out")) == 3, "each file has only eight parts"
 
 
 def test_input_and_output_in_a_bucket(label, start, whole, bucket):
@@ -212,16 +214,28 @@ def test_a_later_shard_does_not_wait_for_the_first(label, months, tmp_path):
     assert code == 0 and str(3 * ROWS) in err
 
 
-def test_parts_of_shards_with_different_plans_are_refused(label, tmp_path):
+def test_shards_may_have_plans_for_their_machines_but_not_other_variants(label, whole, tmp_path):
+    assert label("--shard", "1/2")[0] == 0
+    code, err = label("--shard", "2/2", "--variant", "torch-bf16")
+    assert code == 2 and "--variant" in err.splitlines()[-1] and "torch" in err.splitlines()[-1]
+    assert label("--shard", "2/2", "--threads", "2", "--workers", "2", "--batch-tokens", "300")[0] == 0
+    receipts = [json.loads((tmp_path / "out" / f"_receipt-{i}-of-2.json").read_text()) for i in (1, 2)]
+    assert [receipt["workers"] for receipt in receipts] == [1, 2] and "300" in receipts[1]["batches"]
+    code, err = label("--check-only")
+    assert code == 0 and json.loads((tmp_path / "out" / "_receipt.json").read_text())["rows"] == 3 * ROWS, err
+    pd.testing.assert_frame_equal(read_parts("out"), whole, check_exact=False, atol=1e-6)
+
+
+def test_parts_of_shards_with_different_variants_are_refused(label, tmp_path):
     assert label("--shard", "1/2")[0] == 0
     file = tmp_path / "out" / "_job.json"
     job = json.loads(file.read_text())  # in a bucket, without locks, another shard may write its own plan over it
-    job["plan"]["threads"] = job["options"]["--threads"] = 2
+    job["options"]["--variant"] = "torch-bf16"
     file.write_text(json.dumps(job))
-    assert label("--shard", "2/2", "--threads", "2")[0] == 0
+    assert label("--shard", "2/2", "--variant", "torch-bf16")[0] == 0
     for options in ([], ["--check-only"]):
-        code, err = label(*options, "--threads", "2")
-        assert code == 2 and "part-000000-0000000000.parquet" in err.splitlines()[-1], err
+        code, err = label(*options, "--variant", "torch-bf16")
+        assert code == 2 and "part-year-2023-month-11-RC-2023-11.zst" in err.splitlines()[-1], err
 
 
 def test_bad_rows_that_stop_a_run_stop_the_next_one_too(label, months, tmp_path):

@@ -83,7 +83,7 @@ def test_parts_from_ray_are_the_same_and_its_errors_are_one_line(
     pd.testing.assert_frame_equal(*frames, check_exact=False, atol=1e-5)
     names = part_names(tmp_path / "ray")
     assert names == part_names(tmp_path / "whole") and len(names) == 4 + 4 + 5
-    assert json.loads((tmp_path / "ray" / "_job.json").read_text())["plan"]["variant"] == "onnx"
+    assert json.loads((tmp_path / "ray" / "_job.json").read_text())["options"]["--variant"] == "onnx"
     assert not done.stdout
     out, err = process.communicate("\n")
     assert not out and "(raylet)" in err

@@ -186,12 +186,12 @@ STATES = {
     "a number of rows that is impossible": lambda job: job["options"].update({"--rows-per-file": 0}),
     "a negative limit": lambda job: job["options"].update({"--limit": -1}),
     "rows as text": lambda job: job["options"].update({"--rows-per-file": "20"}),
-    "a number that is not finite": lambda job: job["plan"].update(speed=float("nan")),
-    "an infinite number": lambda job: job["plan"].update(speed=float("inf")),
+    "a number that is not finite": lambda job: job["options"].update({"--min-score": float("nan")}),
+    "an infinite number": lambda job: job["options"].update({"--min-score": float("inf")}),
     "a list": lambda job: job.update(versions=[]),
     "no options": lambda job: job.pop("options"),
-    "no workers": lambda job: job["plan"].update(workers=0),
-    "no batch": lambda job: job["plan"]["batching"].update(name="sorted"),
+    "columns as a list": lambda job: job.update(columns=[]),
+    "files as a list": lambda job: job.update(input=[]),
 }
 
 
@@ -252,7 +252,7 @@ def test_parts_and_the_record_in_a_bucket(label, tmp_path, monkeypatch):
     far.filesystem.create_dir("labels")
     try:
         assert label(output="s3://labels/out")[0] == 0
-        part = far / "part-000000-0000000020.parquet"
+        [part] = [file for file in far.files() if file.name.endswith("-0000000020.parquet")]
         content = bytearray(part.read())
         content[len(content) // 3] ^= 1
         with part.new_file() as file:
