@@ -1,6 +1,7 @@
 """The files of a model and of an export: the only place that finds them, so that nothing outside the folder is read."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ SMALL_FILES = *SETTINGS, "tokenizer.json", "added_tokens.json", "tekken.json", *
 OTHER_FILES = "README.md", "generation_config.json", "chat_template.jinja", "additional_chat_templates/*.jinja"
 # in the order in which transformers looks for them
 WEIGHTS = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
+GRAPH = re.compile(r"model\.onnx([._]data(_\d+)?)?")  # what loading an export reads
 FILE_FIELDS = "file", "files", "spm", "vocab", "merges"  # the ends of names of settings that are files
 # old versions of transformers saved where these came from; none is read
 NOTES = "_name_or_path", "name_or_path", "special_tokens_map_file", "added_tokens_file"
@@ -58,6 +60,7 @@ def check_settings(folder: Path) -> None:
 
     An argument of a tokenizer's class, such as vocab_file, takes precedence over the file in the folder.
     """
+    known = [os.path.realpath(file) for file in model_files(folder)]
     for name in SETTINGS:
         content = read_json(folder / name) if (folder / name).is_file() else {}
         for field in ("configuration_files", "fast_tokenizer_files"):
@@ -68,8 +71,8 @@ def check_settings(folder: Path) -> None:
                 if not isinstance(text, str) or "\0" in text or field in NOTES:
                     continue
                 is_name = "/" in text or field.endswith(FILE_FIELDS)
-                if is_name and os.path.exists(text) and not os.path.isdir(text) and not is_inside(folder, text):
-                    raise UserError(f"{folder}/{name} names a file outside the folder, {text}; correct its {field}")
+                if is_name and os.path.exists(text) and not os.path.isdir(text) and os.path.realpath(text) not in known:
+                    raise UserError(f"{folder}/{name} names an unusual file, {text}; remove its {field}")
 
 
 def weight_choices(folder: Path) -> Iterator[list[str]]:
@@ -117,15 +120,16 @@ def check_weights(folder: Path) -> None:
 
 
 def export_files(folder: Path) -> list[Path]:
-    """Return the files of an export: its manifest and those that this names, or model.onnx* without a manifest.
+    """Return the files of an export: its ONNX file and the data beside it, its manifest, and what this names.
 
     Raises UserError if one is outside the folder.
     """
     manifest = read_json(folder / MANIFEST) if inside(folder, MANIFEST).is_file() else {}
-    names = manifest.get("files", [file.name for file in folder.glob("model.onnx*")])
+    names = manifest.get("files", [])
     if not isinstance(names, list):
         raise UserError(f"{folder}/{MANIFEST} is damaged: its files are not a list; export again")
-    return sorted({inside(folder, name) for name in [*names, *([MANIFEST] if manifest else [])]})
+    loaded = [file.name for file in folder.glob("model.onnx*") if GRAPH.fullmatch(file.name)]
+    return sorted({inside(folder, name) for name in [*names, *loaded, *([MANIFEST] if manifest else [])]})
 
 
 def nested_items(value) -> Iterator[tuple[str, object]]:

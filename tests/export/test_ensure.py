@@ -10,6 +10,7 @@ from conftest import refused
 from bench.export.ensure import ensure_export
 from bench.model.model import Model
 from bench.model.resolve import DEFAULT_MODEL
+from bench.variants import digest_export
 
 
 def test_an_export_of_other_weights_is_made_again_and_foreign_files_are_refused(
@@ -55,6 +56,20 @@ def test_the_published_export_of_the_default_model_is_preferred(
     assert folder == Path("roberta-base-go_emotions-onnx-fp16") and folder.name in origin
     assert "joaopn/roberta-base-go_emotions-onnx-fp16" in capsys.readouterr().err
     assert (folder / "model.onnx").stat().st_size > 10_000
+
+
+def test_the_onnx_file_counts_although_the_manifest_does_not_name_it(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, folder = Model.from_folder(tiny_model, "tiny"), Path("tiny-onnx")
+    folder.mkdir()
+    (folder / "export.json").write_text(json.dumps({"weights_id": model.weights_id, "files": ["export.json"]}))
+    (folder / "model.onnx").write_text("one")
+    before = digest_export(ensure_export(model, "fp32")[0])
+    (folder / "model.onnx").write_text("another")
+    assert digest_export(folder) != before
+    (folder / "model.onnx").rename("outside.onnx")
+    (folder / "model.onnx").symlink_to("../outside.onnx")
+    assert "model.onnx" in refused(ensure_export, model, "fp32")
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"weights_id": 5, "verdict": 5}', b'{"bits": NaN}'])
