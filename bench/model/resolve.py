@@ -21,17 +21,29 @@ from bench.model_files import (
     weight_files,
 )
 from bench.options import hub_name
-from bench.processes import run_in_subprocess
+from bench.processes import error_summary, run_in_subprocess
 from bench.tables.storage import check_not_lfs_pointer, locate
 from utils import UserError
 
+MOST = 100_000  # labels or layers: transformers makes lists of them when it reads a config
 DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
 
 
 def open_model(model_id: str, call: Callable = run_in_subprocess, task: str | None = None) -> Model:
     """Open a model, see resolve_model and Model.from_folder, in the process that `call` runs functions in."""
     model_id = hub_name(model_id)
-    return call(Model.from_folder, resolve_model(model_id, task), model_id, task)
+    return call(read_model, resolve_model(model_id, task), model_id, task)
+
+
+def read_model(folder: Path, *arguments) -> Model:
+    """Call Model.from_folder. Raises UserError for whatever a setting of another type leads to."""
+    try:
+        return Model.from_folder(folder, *arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        message = f"{error_summary(error)}; correct config.json or tokenizer_config.json"
+        raise UserError(f"{folder} can't be used: {message}") from error
 
 
 def resolve_model(model_id: str, task: str | None = None) -> Path:
@@ -91,6 +103,8 @@ def check_origin(folder: Path, config: dict) -> None:
     for name, value in nested_items(config):
         if "attn_implementation" in name and value not in (None, "eager", "sdpa"):
             raise UserError(f"{folder}/config.json asks for the attention {value!r}; only eager and sdpa are allowed")
+        if name.endswith(("num_labels", "_layer", "_layers")) and isinstance(value, int | float) and value > MOST:
+            raise UserError(f"{folder}/config.json: {name} is {value}, more than {MOST}; correct it")
         if name == "quantization_config" and value is not None:
             raise UserError(f"{folder} is quantized; use the FP32 original, with which answers are compared")
     check_settings(folder)
