@@ -81,7 +81,8 @@ def locked(folder: Location, name: str = LOCK_FILE, shared: bool = False, wait: 
             pass
         yield
         return
-    with open(os.open(lock.local, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666), "ab") as file:  # a FIFO fails
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW  # a FIFO or a link fails
+    with open(os.open(lock.local, flags, 0o666), "ab") as file:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
