@@ -50,7 +50,7 @@ def parse_arguments() -> Namespace:
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder for the figures (default: one per model in --results-dir)",
+        help="folder for the figures, with a folder for each model (default: --results-dir)",
     )
     formats = f"comma-separated formats: {', '.join(FORMATS)} (default: png)"
     add("--format", type=list_of(image_format), default=["png"], metavar="LIST", help=formats)
