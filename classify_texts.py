@@ -33,6 +33,7 @@ from bench.options import (
     add_original,
     add_task_options,
     add_text_options,
+    float_from,
     hub_name,
     int_from,
     list_of,
@@ -65,7 +66,7 @@ def parse_arguments() -> Namespace:
     add("--keep-text", action="store_true", help="also copy the text")
     add("--top-label", action="store_true", help="write only the most probable label and its score")
     add("--labels", type=names, metavar="LIST", help="write only these labels (default: all)")
-    add("--min-score", type=float, metavar="SCORE", help="write null for lower scores")
+    add("--min-score", type=float_from(-1e38), metavar="SCORE", help="write null for lower scores")
     add("--float16", action="store_true", help="write scores as float16, which rounds them by up to 0.0005")
     add("--token-count", action="store_true", help="add a column of token counts; estimated for very long texts")
     add("--prefix", default="", help="prefix for the names of the new columns")
@@ -125,6 +126,7 @@ from bench.label.record import read_record
 from bench.label.rows import OutputSpec, choose_columns
 from bench.label.run import check_folder, label, prepare
 from bench.label.splits import LabelJob, cut_splits
+from bench.model.classification import REGRESSION
 from bench.model.resolve import open_model
 from bench.processes import helper_process
 from bench.tables.folders import common_schema, find_files, open_tables
@@ -146,6 +148,8 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
             raise UserError(f"--check-only: {folder} has no parts of this version")
         args.limit, args.rows_per_file = record["options"].get("--limit"), record["options"]["--rows-per-file"]
     model = open_model(args.model_id, call, args.task, args.original).with_thresholds(args.threshold)
+    if getattr(model.task, "problem_type", "") != REGRESSION and not 0 <= (args.min_score or 0) <= 1:
+        raise UserError(f"--min-score {args.min_score:g}: give a probability, from 0 to 1")
     tables = open_tables(files, Csv.from_options(args), source)
     columns = choose_columns(tables, [args.column], args.keep_columns, args.keep_text)
     asked = {name: getattr(args, name) for name in OUTPUT_OPTIONS}

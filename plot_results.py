@@ -50,7 +50,7 @@ def parse_arguments() -> Namespace:
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder for the figures (default: one per model in --results-dir)",
+        help="folder for the figures, with a folder for each model (default: --results-dir)",
     )
     formats = f"comma-separated formats: {', '.join(FORMATS)} (default: png)"
     add("--format", type=list_of(image_format), default=["png"], metavar="LIST", help=formats)
@@ -155,12 +155,12 @@ def plan_charts(rows, results_dir: Path, output: Path | None) -> list[Chart]:
     forward = rows[rows["stage"] == "forward"]
     for (model, dataset), group in forward.groupby(["model", "dataset"]):
         start, end = file_name(names[model]), file_name(dataset)
-        folder = output or results_dir / start
+        folder = (output or results_dir) / start
         bars = fastest_per(group, "device", "variant")
         path = folder / f"comparison_{start}_{end}"
         charts.append(Chart(path, figures.draw_comparison, bars, "each variant at its best"))
         for device, points in group.groupby("device", sort=False):
-            path = folder / f"scaling_{start}_{file_name(device)}_{end}"
+            path = folder / f"scaling_{start}_{file_name(device).replace('_', '%5F')}_{end}"
             what = f"batch size on {figures.device_title(points.iloc[0])}"
             charts.append(Chart(path, figures.draw_scaling, points, what))
         path = folder / f"parity_{start}_{end}"

@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("BENCHMARK_CACHE") or ROOT / ".cache")  # random-roberta-base, references
 # never in a row, a card or a line of output; the last two ranges reverse the text behind them on a screen
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+USER = re.compile(r"://(?:[^/\s@]*:\S{,1000}|[^/\s@]{,1000})@")  # of a URL; a secret may contain slashes
+# a URL up to its question mark; and its query up to the last of the quotes around it, punctuation, or the line's end
+QUERY = r"""(?m)(?:(?<=(['"]))|(?<![\w.+'"-]))([\w.+-]+://[^?\n]{,1000}?\?)(?=\S)(?!\.{3}(?!\w))(?:.+(?=\1)|.+?(?=[:;,)]\s|$))"""
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT  # each ends a script
 
 
@@ -47,10 +50,7 @@ def clean(text: str) -> str:
 
 def without_secrets(text: str) -> str:
     """Replace the user, the password and the query of URLs: `s3://KEY:SECRET@bucket` becomes `s3://...@bucket`."""
-    if "://" not in text:
-        return text
-    text = re.sub(r"://(?:[^/\s@]*:(?!\d+/)\S*|[^/\s@]*)@", "://...@", text)  # a secret may contain slashes
-    return re.sub(r"(://[^?]*\?)[^\s=]+=[^\s'\"]*", r"\1...", text)
+    return re.sub(QUERY, r"\2...", USER.sub("://...@", text)) if "://" in text else text
 
 
 def first_line(error: BaseException) -> str:
@@ -108,6 +108,8 @@ def before_imports(parse_arguments: Callable) -> None:
         run(parse_arguments)  # reports it
     if {"-h", "--help"} & set(sys.argv):
         parse_arguments()
+    for name in [name for name in os.environ if name.startswith("TQDM_") and name != "TQDM_DISABLE"]:
+        del os.environ[name]  # tqdm can't be imported with one that it can't read
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # modules being imported could catch an exception
 

@@ -42,6 +42,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     temporary = temporary_path(path.parent)
     try:
         with temporary.open("xb") as file:
+            lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -67,36 +68,44 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     temporary = temporary_path(folder.parent)
     old = temporary.with_suffix(".old")
     temporary.mkdir()
-    lock = os.open(temporary, os.O_RDONLY)
+    descriptor = os.open(temporary, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: then nobody else gets one either
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock(descriptor)
         yield temporary
-        if replace and folder.exists():
+        if replace and os.path.lexists(folder):
             folder.rename(old)
         try:
             temporary.rename(folder)
         except OSError as error:
             raise RunError(f"can't create folder {folder}: {error.strerror}") from error
     finally:
-        if old.exists() and not folder.exists():
+        if os.path.lexists(old) and not folder.exists():
             old.rename(folder)
+        if old.is_symlink():
+            old.unlink()
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-        os.close(lock)
+        os.close(descriptor)
+
+
+def lock(file: BinaryIO | int) -> None:
+    with contextlib.suppress(OSError):  # a file system without locks: then nobody else gets one either
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove what killed runs of new_folder have left, except for a folder that was about to be replaced."""
+    """Remove what killed runs of new_file and new_folder left, except for a folder that was about to be replaced."""
     for path in parent.glob(".swiftsure-*"):
         if path.suffix == ".old":
             say(f"{path} is left from a killed run, which was replacing it: move it back, or delete it")
         elif TEMPORARY.fullmatch(path.name):
-            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # a file, in use, or without locks
-                stack.callback(os.close, lock := os.open(path, os.O_RDONLY | os.O_DIRECTORY))
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if any(path.iterdir()):  # an empty one may be about to be locked
+            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # in use, or without locks
+                stack.callback(os.close, left := os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.is_dir() and any(path.iterdir()):  # an empty one may be about to be locked
                     shutil.rmtree(path)
+                elif path.is_file() and path.stat().st_size:
+                    path.unlink()
 
 
 def make_once(folder: Path, make: Callable[[Path], object]) -> None:
@@ -128,6 +137,8 @@ def digest(content: Iterable[bytes | Path]) -> str:
 def read_json(file: Path, types: dict | None = None) -> dict:
     """Return the object in a JSON file, one of ours if it has `types`, see parse_object. Raises UserError."""
     try:
+        if file.exists() and not file.is_file() and file.parent != Path("/dev/fd"):  # of a shell's <(...)
+            raise ValueError("not a regular file")
         return parse_object(file.read_bytes(), types)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} can't be read: {first_line(error)}") from error

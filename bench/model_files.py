@@ -21,6 +21,8 @@ OTHER_FILES = "README.md", "generation_config.json", "chat_template.jinja", "add
 # in the order in which transformers looks for them
 WEIGHTS = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
 GRAPHS = "model.onnx", "model_optimized.onnx", "onnx/model.onnx"  # ONNX files, as exporters name them
+# what loading an export reads
+GRAPH = re.compile(r"model(_optimized)?\.onnx([._]data(_\d+)?)?")
 FILE_FIELDS = "file", "files", "spm", "vocab", "merges"  # the ends of names of settings that are files
 # old versions of transformers saved where these came from; none is read
 NOTES = "_name_or_path", "name_or_path", "special_tokens_map_file", "added_tokens_file"
@@ -60,6 +62,7 @@ def check_settings(folder: Path) -> None:
 
     An argument of a tokenizer's class, such as vocab_file, takes precedence over the file in the folder.
     """
+    known = [os.path.realpath(file) for file in model_files(folder)]
     for name in SETTINGS:
         content = read_json(folder / name) if (folder / name).is_file() else {}
         for field in ("configuration_files", "fast_tokenizer_files"):
@@ -70,8 +73,8 @@ def check_settings(folder: Path) -> None:
                 if not isinstance(text, str) or "\0" in text or field in NOTES:
                     continue
                 is_name = "/" in text or field.endswith(FILE_FIELDS)
-                if is_name and os.path.exists(text) and not os.path.isdir(text) and not is_inside(folder, text):
-                    raise UserError(f"{folder}/{name} names a file outside the folder, {text}; correct its {field}")
+                if is_name and os.path.exists(text) and not os.path.isdir(text) and os.path.realpath(text) not in known:
+                    raise UserError(f"{folder}/{name} names an unusual file, {text}; remove its {field}")
 
 
 def weight_choices(folder: Path) -> Iterator[list[str]]:
@@ -150,16 +153,16 @@ def check_weights(folder: Path) -> None:
 
 
 def export_files(folder: Path) -> list[Path]:
-    """Return the files of an export: its manifest and those that this names, or model.onnx* without a manifest.
+    """Return the files of an export: its ONNX file and the data beside it, its manifest, and what this names.
 
     If there is no model.onnx, it is model_optimized.onnx*. Raises UserError if one is outside the folder.
     """
-    names = manifest_names(folder)
-    if names is None:
-        found = [*folder.glob(f"{GRAPHS[0]}*")] or [*folder.glob(f"{GRAPHS[1]}*")]
-        names = [file.name for file in found]
+    names = manifest_names(folder) or []
+    found = [file.name for file in folder.glob("model*.onnx*") if GRAPH.fullmatch(file.name)]
+    if any(name.startswith(GRAPHS[0]) for name in found):
+        found = [name for name in found if name.startswith(GRAPHS[0])]
     manifest = [MANIFEST] if (folder / MANIFEST).is_file() else []
-    return sorted({inside(folder, name) for name in [*names, *manifest]})
+    return sorted({inside(folder, name) for name in [*names, *found, *manifest]})
 
 
 def manifest_names(folder: Path) -> list | None:

@@ -4,6 +4,7 @@ import html
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from urllib.parse import quote
 
 from utils import clean
 
@@ -23,7 +24,8 @@ def slug(name: str) -> str:
 
 def file_name(name: str) -> str:
     """Return a valid part of a file name, different for every name: `a b` becomes `a%20b`."""
-    return re.sub(r"^\.|[^\w.-]", lambda character: f"%{ord(character[0]):02X}", name) or "%"
+    name = re.sub(r"[^\w.-]", lambda found: quote(found[0], safe="", errors="surrogatepass"), name)
+    return re.sub(r"^\.|~", lambda found: f"%{ord(found[0]):02X}", name) or "%"  # quote() keeps these
 
 
 def markdown(text: str) -> str:

@@ -147,8 +147,11 @@ def command(*words: object, **options: object) -> str:
     for name, value in options.items():
         if value is None or value is False or value in ("", []):
             continue
-        line.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            line.append(",".join(map(str, value)) if isinstance(value, list | tuple) else value)
+        option = f"--{name.replace('_', '-')}"
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        if value is True:
+            line.append(option)
+        else:
+            line += [f"{option}={text}"] if text.startswith("-") else [option, text]
     words = map(without_secrets, map(str, line))
     return shlex.join("..." if CONTROL.search(word) else word for word in words)

@@ -110,7 +110,7 @@ def become_worker() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # else it would finish its work for nobody
     os.dup2(STANDARD_ERROR, 1)  # standard output is for rows
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)  # messages quote a model's files; errors are reported in one line of ours
     warnings.simplefilter("ignore")
 
 

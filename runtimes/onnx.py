@@ -90,7 +90,7 @@ def start_session(graph: str | bytes, device: Device):
         import torch  # noqa: F401  before onnxruntime: torch loads the CUDA libraries
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(3)
+    onnxruntime.set_default_logger_severity(4)  # an error quotes names of the file, and is raised, too
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = device.threads
     options.inter_op_num_threads = 1

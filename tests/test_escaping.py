@@ -5,6 +5,7 @@ import html
 import json
 import re
 import shlex
+from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,14 +100,22 @@ def test_python_source_names_the_text(name):
     assert source.isascii() and source.isprintable()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "-x", "-1"])
 def test_a_command_can_be_copied_and_prints_no_escape_codes(name, capsys):
-    line = command("python", "x.py", name, column=name, labels=[name, "b"])
+    line = command("python", "x.py", column=name, labels=[name, "b"])
     say(line)
     [printed] = capsys.readouterr().err.splitlines()
     shown = "..." if CONTROL.search(name) or "\n" in name else name
     both = "..." if shown == "..." else f"{name},b"
-    assert shlex.split(printed) == ["python", "x.py", shown, "--column", shown, "--labels", both]
+    words = shlex.split(printed)
+    assert words[:2] == ["python", "x.py"]
+    if shown == name:
+        parser = ArgumentParser(allow_abbrev=False)
+        parser.add_argument("--column")
+        parser.add_argument("--labels")
+        assert vars(parser.parse_args(words[2:])) == {"column": shown, "labels": both}
+    else:
+        assert words[2:] == ["--column", shown, "--labels", both]
 
 
 def card_of(folder: Path, **report) -> str:
@@ -227,6 +236,33 @@ def test_results_of_others_have_no_markup_in_the_readmes_and_are_drawn(results, 
     assert sorted(path.stem[5:] for path in folder.iterdir()) == ["comparison", "overview", "parity", "scaling"]
 
 
+def test_a_name_that_is_a_marker_takes_no_text_of_the_readme(results, call):
+    marks = ["<!-- results:end -->", "<!-- verdict:begin -->", "<!-- verdict:end -->"]
+    names = [
+        row for n, mark in enumerate(marks) for row in both_stages(variant=mark, **{"messages/s": n + 2, "min": 1})
+    ]
+    results(*names, *both_stages(variant="torch", batching="in-order"), ends="\n## My chapter\n")
+    for _ in range(3):
+        assert call(plot_results)[0] == 0
+        for readme, chapters in {"README.md": 5, "results/README.md": 6}.items():
+            lines = Path(readme).read_text().splitlines()
+            assert lines.count("## My chapter") == chapters and lines[-2] == "below"
+            assert [lines.count(mark) for pair in (RESULTS, VERDICT) for mark in pair] == [1] * 4
+
+
+def both_stages(**columns) -> list[dict]:
+    same = {"model": "random-roberta-base", "dataset": "normal", "device": "x-2-cores", **columns}
+    return [same | {"stage": stage} for stage in ("forward", "end-to-end")]
+
+
+def test_models_with_several_names_for_one_folder_are_drawn(results, call, tmp_path):
+    results(
+        *({"model": name, "dataset": "d", "device": "x-2-cores"} for name in ("m", "./m", "m/", str(tmp_path / "m")))
+    )
+    assert call(plot_results)[0] == 0
+    assert Path("results/README.md").read_text().count("\n## m") == 2
+
+
 SECRETS = [
     "s3://KEY:SECRET@bucket/x.csv",
     "s3://KEY:SEC/RET+SECRET=@bucket/x.csv",
@@ -235,6 +271,9 @@ SECRETS = [
     "s3://bucket/x.csv?access_key=KEY&secret_key=SECRET",
     "nothing://bucket/a b.csv?X-Amz-Credential=KEY&X-Amz-Signature=SECRET",
     "https://KEY@host/x.csv?sig=SECRET",
+    "s3://KEY:7/SECRET@bucket/x.csv",
+    "https://host/x.csv?SECRET",
+    "nothing://bucket/x.csv?a='SECRET' KEY",
 ]
 
 
@@ -266,7 +305,7 @@ def test_secrets_in_addresses_are_not_shown(address, call, monkeypatch, tmp_path
 
 
 def test_addresses_without_secrets_stay_as_they_are():
-    harmless = "s3://bucket/a@b.csv", "hf://datasets/o/n@main/x?.csv", "hdfs://host:8020/user/x", "a?b=c", "a:b@c"
+    harmless = "s3://bucket/a@b.csv", "hf://datasets/o/n@main/x.csv", "hdfs://host:8020/user/x", "a?b=c", "a:b@c"
     for address in harmless:
         assert shlex.split(command("x", address)) == ["x", address]
     assert public_command(["m", "--dataset=/home/ann/a=b.csv"]) == "python export_onnx.py m --dataset=a=b.csv"

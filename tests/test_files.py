@@ -5,12 +5,18 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refused
 
-from bench.files import digest, make_once, new_file, new_folder, parse_object
+from bench.export.ensure import foreign_files
+from bench.files import digest, make_once, new_file, new_folder, parse_object, read_json
+from bench.label.folder import locked
 from bench.naming import file_name, markdown, slug
+from bench.report.rows import COLUMNS, append_row
+from bench.tables.storage import locate
 from utils import RunError
 
 
@@ -79,6 +85,52 @@ def test_the_temporary_folder_of_a_killed_run_is_removed_and_no_other(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
+def test_what_a_killed_run_left_in_an_export_is_removed_and_hinders_nothing(tmp_path):
+    export = tmp_path / "export"
+    for content in (b"half", b""):
+        code = f"import os, pathlib, bench.files as f; file = f.new_file(pathlib.Path({str(export)!r}) / 'parity.json')"
+        code += f"; opened = file.__enter__(); opened.write({content!r}); opened.flush(); os.kill(os.getpid(), 9)"
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert len(list(export.iterdir())) == 2
+    with new_file(export / "README.md") as running:
+        running.write(b"whole")
+        running.flush()
+        assert foreign_files(export) == []
+    assert (export / "README.md").read_bytes() == b"whole"
+    assert [file.stat().st_size for file in export.iterdir() if file.suffix == ".tmp"] == [0]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_is_replaced_and_its_target_stays(exists, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "export").symlink_to("kept" if exists else "missing")
+    with new_folder(tmp_path / "export", replace=True) as temporary:
+        fill(temporary, "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "kept"]
+    assert (tmp_path / "export" / "file").read_text() == "new" and not list((tmp_path / "kept").iterdir())
+
+
+def test_json_is_read_from_a_file_or_an_open_pipe_but_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe" in refused(read_json, tmp_path / "pipe")
+    reading, writing = os.pipe()
+    os.write(writing, b'{"a": 1}')
+    os.close(writing)
+    assert read_json(Path(f"/dev/fd/{reading}")) == {"a": 1}, "the shell's <(...)"
+    os.close(reading)
+
+
+def test_no_output_file_is_reached_by_a_link(tmp_path):
+    row = dict.fromkeys(COLUMNS, "")
+    for name in ("rows.tsv", "_lock"):
+        (tmp_path / name).symlink_to(tmp_path.parent / "elsewhere")
+    with pytest.raises(OSError):
+        append_row(tmp_path / "rows.tsv", row)
+    with pytest.raises(OSError, match="_lock"), locked(locate(str(tmp_path))):
+        pass
+    assert not (tmp_path.parent / "elsewhere").exists()
+
+
 def test_different_folders_have_different_digests(tmp_path):
     ids = []
     for name, content in (("ab", "c"), ("a", "bc"), ("abc", "")):
@@ -134,10 +186,13 @@ def test_different_names_become_different_file_names():
         "a/b",
         "a%20b",
         "x" * 9,
+        "€",
+        " AC",
     ]
     files = [file_name(name) for name in names]
     assert len(set(files)) == len(files)
     assert not any(re.search(r"[\s/?]|^[.]|^$", file) for file in files)
+    assert [unquote(file_name(name)) for name in names if name] == [name for name in names if name]
     assert file_name("Комментарии_2024") == "Комментарии_2024"
     assert slug("NVIDIA GeForce RTX 4090") == "NVIDIA-GeForce-RTX-4090"
 

@@ -77,6 +77,15 @@ def test_standard_streams_may_be_closed_or_full(how, code, output):
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
+def test_a_variable_that_tqdm_cannot_read_has_no_effect():
+    code = "import utils; utils.before_imports(lambda: None); import tqdm"
+    environment = os.environ | {"TQDM_MININTERVAL": "often"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 SLEEPER = """
 import time, utils
 def main():

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from bench.export.select import EXPORT_KINDS, export_model, read_manifest
-from bench.files import LONGEST_NAME, check_writable, new_folder, read_json
+from bench.files import LONGEST_NAME, TEMPORARY, check_writable, new_folder, read_json, remove_leftovers
 from bench.judge import NOT_WITHIN
 from bench.model.hub import download
 from bench.model.model import Model
@@ -138,8 +138,10 @@ def say_caveats(folder: Path, precision: str, rule_id: str) -> None:
 
 
 def foreign_files(folder: Path) -> list[str]:
+    """Return the names of files that no export created; remove what killed runs left."""
+    remove_leftovers(folder)
     known = {*(file.name for file in [*export_files(folder), *folder.glob(REPORTS)]), MANIFEST, CARD, THRESHOLDS}
-    return sorted({path.name for path in folder.iterdir()} - known)
+    return sorted(name for name in os.listdir(folder) if not (name in known or TEMPORARY.fullmatch(name)))
 
 
 def check_target(target: Path, model: Path, overwrite: bool) -> None:

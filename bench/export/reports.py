@@ -17,10 +17,12 @@ from bench.naming import code_span, markdown, python_string
 from bench.options import command
 from bench.provenance import project_commit, project_url, versions
 from bench.variants import CARD, THRESHOLDS
-from utils import ROOT, first_line, say
+from utils import ROOT, clean, first_line, say
 
 LICENCE = ("license", "license_name", "license_link")
 INHERITED = (*LICENCE, "language", "datasets")  # from the card of the model
+TEXT, LINK, NAME = r"[^<>]+", r"https?://[^\s<>]+|[\w-][\w.-]*", r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
+FORMS = {"license_link": LINK} | dict.fromkeys(("license", "language", "datasets"), NAME)  # others are left out
 RUNTIMES = ("torch", "transformers", "optimum-onnx", "onnxruntime-gpu", "onnxruntime")
 
 
@@ -124,17 +126,18 @@ def read_metadata(card: Path) -> dict[str, str | list[str]]:
     except Exception as error:  # of YAML or the disk
         say(f"can't read {card}, so the new card lacks its licence, language and tags: {first_line(error)}")
         return {}
-    texts = {key: metadata_text(value) for key, value in metadata.items()}
+    texts = {key: metadata_text(value, FORMS.get(key, TEXT)) for key, value in metadata.items()}
     return {key: value for key, value in texts.items() if value}
 
 
-def metadata_text(value) -> str | list[str]:
-    """Return a value of a card's metadata as text, and a list as a list of texts; empty for anything else."""
+def metadata_text(value, form: str) -> str | list[str]:
+    """Return a value of a card's metadata as text of this form, and a list as a list of texts; empty for others."""
     if isinstance(value, list):
-        return [metadata_text(item) for item in value if isinstance(item, str | int | float)]
-    if value is False:
-        return "no"  # YAML 1.1 reads Norwegian as False
-    return str(value) if isinstance(value, str | int | float) else ""
+        return [text for item in value if not isinstance(item, list) and (text := metadata_text(item, form))]
+    if isinstance(value, bool):
+        value = "yes" if value else "no"  # YAML 1.1 reads Norwegian as False
+    text = clean(str(value)).strip() if isinstance(value, str | int | float) else ""
+    return text if re.fullmatch(form, text) else ""
 
 
 def score_table(gold: dict) -> list[list[str]]:

@@ -74,10 +74,11 @@ def export_model(
     tokenizer = load_tokenizer(model.folder)  # again: the model's own one is set to truncate by now
     tokenizer.padding_side = model.padding_side
     set_padding_token(tokenizer, model.pad_values["input_ids"])
+    tokenizer.chat_template = None  # encoders have no use for one, and its name may be a path out of the folder
     tokenizer.save_pretrained(target)
     manifest |= {"exporter": best.backend, "made": best.made, "options": options, "findings": findings}
     manifest |= {"weights_id": model.weights_id} | versions("transformers")
-    manifest["files"] = sorted(path.name for path in target.iterdir())
+    manifest["files"] = sorted(path.name for path in target.iterdir() if path.is_file())
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     return describe_export(model, target)
 

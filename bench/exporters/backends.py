@@ -11,6 +11,7 @@ import numpy as np
 from bench.exporters.graph import cpu_session
 from bench.model.model import Model
 from bench.model.reference import N_PADDED_TEXTS
+from bench.model_files import weight_files
 from bench.tables.datasets import bundled_texts, evenly_spaced
 from bench.tables.items import Item
 from utils import UserError
@@ -65,7 +66,12 @@ def with_optimum(model: Model, target: Path, shape_inference: bool, optimized: b
     with tempfile.TemporaryDirectory(dir=target) as temporary:
         tempfile.tempdir = temporary  # optimum exports to it; an interrupted export leaves nothing elsewhere
         try:
-            exported = optimum_class.from_pretrained(model.folder, **options)
+            folder = Path(temporary) / "model"  # without the tokenizer, whose templates would be written anywhere
+            for file in (model.folder / "config.json", *weight_files(model.folder)):
+                link = folder / file.relative_to(model.folder)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file.resolve())
+            exported = optimum_class.from_pretrained(folder, **options)
             if not optimized:
                 exported.save_pretrained(target)
                 return "optimum's plain export"

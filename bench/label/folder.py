@@ -83,8 +83,8 @@ def locked(folder: Location, name: str = LOCK_FILE, shared: bool = False, wait: 
     with contextlib.ExitStack() as stack:
         file = None
         if folder.local:
-            descriptor = os.open(lock.local, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)  # a FIFO fails
-            file = stack.enter_context(open(descriptor, "ab"))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW  # a FIFO or a link fails
+            file = stack.enter_context(open(os.open(lock.local, flags, 0o666), "ab"))
             kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             try:
                 fcntl.flock(file, kind | fcntl.LOCK_NB)

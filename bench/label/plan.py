@@ -36,6 +36,7 @@ from utils import RunError, UserError, say
 # if nothing was measured: at or near the best in all our CPU sweeps; the value for GPUs is a guess
 DEFAULT_TOKENS = {"gpu": 16384, "cpu": 1024}
 ESTIMATE_ROWS = 10_000  # first rows of the job, from which its size is estimated
+MOST_BATCH_TOKENS = 2**20  # of a row that somebody else may have written
 SIMILAR_LENGTH = 1.5  # largest ratio of mean token counts at which the best batching is expected to be the same
 
 
@@ -86,7 +87,7 @@ def find_plan(job: LabelJob, options: PlanOptions, call: Callable) -> LabelPlan:
     kind, info = find_device(options)
     texts = head_texts(job.tables, job.output.text_columns)
     tokens = call(mean_tokens, job.model, texts)
-    measured = fastest_valid_row(options.results_dir, slug(info.name), job.model, tokens, options.variant)
+    measured = fastest_valid_row(options.results_dir, slug(info.name), job.model, tokens, options)
     if not measured and not options.variant and not options.ray:
         quick_job = Job(job.source.name, job.model, texts, job.estimate_rows())
         device = Device((options.gpu or [0])[0] if kind == "gpu" else None, options.threads or cpu_cores())
@@ -108,19 +109,24 @@ def find_device(options: PlanOptions) -> tuple[str, DeviceInfo]:
 
 
 def fastest_valid_row(
-    results_dir: Path, device_name: str, model: Model, tokens: float, variant: str | None
+    results_dir: Path, device_name: str, model: Model, tokens: float, options: PlanOptions
 ) -> dict | None:
     """Return the fastest end-to-end row within tolerance for this device, model and the installed packages.
 
     Its texts must have a similar mean number of `tokens`. If several datasets do, the one with the most rows counts,
-    since speeds on different texts cannot be compared. A given `variant` need not be proven.
+    since speeds on different texts cannot be compared. A given variant need not be proven. Rows that would
+    overload this machine are left out.
     """
+    variant = options.variant
+    most_threads = 4 * (on_ray.call_on_node(cpu_cores) if options.ray else cpu_cores())
     rows, _, _ = read_results(sorted(results_dir.rglob("*.tsv")))
     wanted = {"device": device_name, "weights_id": model.weights_id, "threshold": model.task.rule_id}
     rows = rows[(rows[[*wanted]] == list(wanted.values())).all(axis=1)]
     rows = rows[rows["variant"].isin([variant] if variant else VARIANTS)]
     takes_texts = rows["variant"].isin([name for name, variant in VARIANTS.items() if variant.takes_texts])
     rows = rows[takes_texts | (rows["tokens/s"] * rows["padding"]).between(1e-9, 1e15)]  # for batching_with_budget
+    budgets = rows["batch_tokens"] + rows["batch_size"] * rows["tokens/s"] / rows["messages/s"] * rows["padding"]
+    rows = rows[(rows["workers"] * rows["threads"] <= most_threads) & ~(budgets > MOST_BATCH_TOKENS)]
     rows = rows[rows["versions"] == rows["variant"].map(lambda name: package_versions(VARIANTS[name]))]
     others = []
     datasets = [group for _, group in rows.groupby(["dataset", "texts", "texts_id"])]

@@ -29,7 +29,7 @@ def read_object(file: Location, types: dict) -> dict:
 
 def write_object(file: Location, content: dict) -> None:
     with saving(file), file.new_file() as opened:
-        opened.write(json.dumps(content, indent=2).encode())
+        opened.write(json.dumps(content, indent=2, allow_nan=False).encode())
 
 
 def read_record(folder: Location) -> dict:

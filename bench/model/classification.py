@@ -1,5 +1,6 @@
 """The task of a classifier: one text in, a probability for each label out, or the values of a regression."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -188,13 +189,16 @@ class Classification(Task):
 
 
 def resolve_labels(config) -> tuple[str, ...]:
-    """Return the labels' names in the order of the logits. Raises UserError if id2label lacks one of them."""
+    """Return the labels' names in the order of the logits. Raises UserError unless id2label has a name for each."""
     if missing := [i for i in range(config.num_labels) if i not in config.id2label]:
         raise UserError(
             f"id2label in config.json has {config.num_labels} labels but no number {missing[0]}; "
             f"number them from 0 to {config.num_labels - 1}"
         )
-    return tuple(clean(str(config.id2label[i])) for i in range(config.num_labels))
+    labels = tuple(clean(str(config.id2label[i])) for i in range(config.num_labels))
+    if wrong := [label for label, count in Counter(labels).items() if count > 1 or not label.strip()]:
+        raise UserError(f"id2label in config.json has labels that can't be told apart: {wrong[0]!r}; rename them")
+    return labels
 
 
 def resolve_problem_type(config) -> str:

@@ -24,11 +24,12 @@ from bench.model_files import (
     weight_files,
 )
 from bench.options import hub_name
-from bench.processes import run_in_subprocess
+from bench.processes import error_summary, run_in_subprocess
 from bench.tables.storage import check_not_lfs_pointer, locate
 from bench.variants import REPORT
 from utils import UserError
 
+MOST = 100_000  # labels or layers: transformers makes lists of them when it reads a config
 DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
 
 
@@ -40,8 +41,19 @@ def open_model(
     `original`: the model to compare with, see Model.with_original.
     """
     model_id = hub_name(model_id)
-    model = call(Model.from_folder, resolve_model(model_id, task), model_id, task)
+    model = call(read_model, resolve_model(model_id, task), model_id, task)
     return model.with_original(open_model(original, call, task)) if original else model
+
+
+def read_model(folder: Path, *arguments) -> Model:
+    """Call Model.from_folder. Raises UserError for whatever a setting of another type leads to."""
+    try:
+        return Model.from_folder(folder, *arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        message = f"{error_summary(error)}; correct config.json or tokenizer_config.json"
+        raise UserError(f"{folder} can't be used: {message}") from error
 
 
 def resolve_model(model_id: str, task: str | None = None) -> Path:
@@ -104,6 +116,8 @@ def check_origin(folder: Path, config: dict) -> None:
     for name, value in nested_items(config):
         if "attn_implementation" in name and value not in (None, "eager", "sdpa"):
             raise UserError(f"{folder}/config.json asks for the attention {value!r}; only eager and sdpa are allowed")
+        if name.endswith(("num_labels", "_layer", "_layers")) and isinstance(value, int | float) and value > MOST:
+            raise UserError(f"{folder}/config.json: {name} is {value}, more than {MOST}; correct it")
         if name == "quantization_config" and value is not None:
             raise UserError(f"{folder} is quantized; use the FP32 original, with which answers are compared")
     check_settings(folder)

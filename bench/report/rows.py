@@ -25,6 +25,7 @@ COUNTS = ("workers", "threads", "batch_size", "batch_tokens", "texts")
 SPEEDS = ("messages/s", "min", "max")
 NUMBERS = (*COUNTS, *SPEEDS, "passes", "tokens/s", "padding", "tflops", "mfu", "max_diff", "flips", "decisions", "busy")
 MOST_PROCESSES = 1024  # workers, or threads of one: more than any machine has
+MOST_CHANGES = 2**20  # decisions; the time to judge them grows with their number
 STAGES = ("forward", "end-to-end", "check")
 DATE = r"(\d{4}-\d\d-\d\dT[\d:.]+Z)?"
 PUBLISHED = "published"  # the commit of rows that were measured elsewhere, see results/README.md
@@ -55,7 +56,7 @@ def append_row(path: Path, row: dict) -> None:
     Several processes may append to one file. A line cut short by a crash or a full disk is ended first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         raise OSError(errno.EEXIST, "exists and is not a regular file")
     with path.open("ab+", buffering=0) as file:
         file.seek(0)
@@ -131,12 +132,14 @@ def completed_rows(rows: list[dict]):
     table["batch_size"] = table["batch_size"].mask(by_tokens, 0)
     table["batch_tokens"] = table["batch_tokens"].mask(~by_tokens, 0)
     ok = table[table.status == "ok"]
-    counts = ok[[*COUNTS]]
-    possible = (counts % 1 == 0).all(axis=1) & (counts.abs() < 2**31).all(axis=1)
+    whole = ok[[*COUNTS]].assign(decisions=ok["decisions"].fillna(0))
+    possible = (whole % 1 == 0).all(axis=1) & (whole < 2**31).all(axis=1) & (whole["texts"] > 0)
     possible &= ok[["workers", "threads"]].isin(range(1, MOST_PROCESSES + 1)).all(axis=1)
     possible &= ok["batch_size"] + ok["batch_tokens"] > 0
-    possible &= (ok["min"] > 0) & (ok["min"] <= ok["messages/s"]) & (ok["messages/s"] <= ok["max"]) & (ok["max"] < 1e12)
-    possible &= ok["flips"].fillna(0).between(0, 1) & ok["max_diff"].fillna(0).between(0, 1e12)
+    possible &= ok[[*NUMBERS]].fillna(0).apply(lambda column: column.between(0, 1e12)).all(axis=1)
+    possible &= ok["flips"].fillna(0) * whole["decisions"] <= MOST_CHANGES
+    possible &= (ok["min"] > 0) & (ok["min"] <= ok["messages/s"]) & (ok["messages/s"] <= ok["max"])
+    possible &= ok["flips"].fillna(0).between(0, 1)
     possible &= ok["batching"].isin(BATCHINGS) & ok["stage"].isin(STAGES) & ok["date"].str.fullmatch(DATE)
     any_ok = table.assign(ok=table.status == "ok").groupby([*CELL_COLUMNS], dropna=False).ok.any()
     return ok[possible].astype(dict.fromkeys(COUNTS, int)), int((~any_ok).sum()), list(ok.path[~possible])

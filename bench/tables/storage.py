@@ -171,6 +171,8 @@ def locate(text: str | Path | Location) -> Location:
         return Location(os.path.abspath(text))
     name, question_mark, options = rest.partition("?")
     if scheme in UNQUOTED_SCHEMES:
+        if ":" in name.split("/")[0] and "@" in name.partition("/")[2]:  # else read as a port and a folder
+            raise UserError(f"{text}: a secret in an address can't contain a slash; set it in the environment")
         name = quote(name, safe="/:@")
     try:
         filesystem, path = FileSystem.from_uri(f"{scheme}://{name}{question_mark}{options}")

@@ -13,6 +13,7 @@ from bench.export.reports import write_report
 from bench.judge import NOT_WITHIN, WITHIN
 from bench.model.model import Model
 from bench.model.resolve import DEFAULT_MODEL
+from bench.variants import digest_export
 
 
 def test_an_export_of_other_weights_is_made_again_and_foreign_files_are_refused(
@@ -78,6 +79,20 @@ def test_a_check_at_other_thresholds_leaves_no_mark(tiny_model, tiny_exports, tm
         ensure_export(at[threshold], "fp32")
         assert ("of None" in capsys.readouterr().err) == marked
     check_target(folder, tiny_model, overwrite=True)  # all files are the export's own
+
+
+def test_the_onnx_file_counts_although_the_manifest_does_not_name_it(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, folder = Model.from_folder(tiny_model, "tiny"), Path("tiny-onnx")
+    folder.mkdir()
+    (folder / "export.json").write_text(json.dumps({"weights_id": model.weights_id, "files": ["export.json"]}))
+    (folder / "model.onnx").write_text("one")
+    before = digest_export(ensure_export(model, "fp32")[0])
+    (folder / "model.onnx").write_text("another")
+    assert digest_export(folder) != before
+    (folder / "model.onnx").rename("outside.onnx")
+    (folder / "model.onnx").symlink_to("../outside.onnx")
+    assert "model.onnx" in refused(ensure_export, model, "fp32")
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"weights_id": 5, "verdict": 5}', b'{"bits": NaN}'])

@@ -49,6 +49,27 @@ def test_the_card_keeps_licence_and_language(metadata, kept, tmp_path):
     assert {key: value for key, value in written.items() if key.startswith(("lic", "lang", "dat"))} == expected
 
 
+HOSTILE = """---
+tags: ["\u202egnp", "two\\n---\\nlines", "<script>", [deep]]
+license: mit
+license_name: "a\u202eb<script>"
+license_link: javascript:alert(1)
+datasets: [squad, ../../x]
+language: yes
+---
+"""
+
+
+def test_the_card_passes_on_no_markup_and_no_addresses_of_other_kinds(tmp_path):
+    (tmp_path / "README.md").write_text(HOSTILE)
+    (tmp_path / "export").mkdir()
+    write_card(tmp_path / "export", tmp_path, make_report())
+    written = yaml.safe_load((tmp_path / "export" / "README.md").read_text().split("---\n")[1])
+    assert written["tags"][:2] == ["gnp", "two --- lines"] and written["tags"][2] == "onnx"
+    kept = {key: value for key, value in written.items() if key.startswith(("lic", "lang", "dat"))}
+    assert kept == {"license": "mit", "datasets": ["squad"], "language": "yes"}
+
+
 @pytest.mark.parametrize(
     ("origin", "url"),
     [

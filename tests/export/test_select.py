@@ -46,6 +46,21 @@ def test_external_weights_are_found_under_the_name_that_loaders_expect(
     assert (logits[0] == logits[1]).all()
 
 
+@pytest.mark.needs("optimum")
+def test_no_file_outside_the_target_is_written_whatever_templates_are_called(tiny_model, tmp_path):
+    folder, target = shutil.copytree(tiny_model, tmp_path / "1/2/model"), tmp_path / "a/b/c/export"
+    target.mkdir(parents=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    names = "default", "plain", *("../" * n + "pwned" for n in range(1, 9))
+    settings["chat_template"] = [{"name": name, "template": "x"} for name in names]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    before = {*tmp_path.parent.rglob("*")}
+    model = Model.from_folder(folder, "tiny")
+    export_model(model, "fp16", target)
+    assert {file.parent for file in {*tmp_path.parent.rglob("*")} - before} == {target}
+    assert stale_reason(target, model.weights_id) == ""
+
+
 def test_a_model_type_that_no_exporter_supports_is_refused(tmp_path):
     folder = tmp_path / "xlnet"
     folder.mkdir()

@@ -84,7 +84,17 @@ def another_tokenizer(folder: Path) -> None:
     change_json(folder / "tokenizer_config.json", fast_tokenizer_files=["tokenizer.4.0.0.json"])
 
 
+def another_vocabulary_in_the_folder(folder: Path) -> None:
+    """The id of the weights does not cover it."""
+    (folder / "tokenizer.json").unlink()
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    swapped = dict(zip(vocabulary, [*list(vocabulary.values())[:9], *list(vocabulary.values())[:8:-1]], strict=True))
+    (folder / "evil.txt").write_text(json.dumps(swapped))
+    change_json(folder / "tokenizer_config.json", vocab_file=str(folder / "evil.txt"))
+
+
 ELSEWHERE = {
+    another_vocabulary_in_the_folder: (tokens, "tokenizer_config.json"),
     weights_elsewhere: (logits, None),
     tokenizer_elsewhere: (tokens, "tokenizer_config.json"),
     tokenizer_in_the_special_tokens: (tokens, "special_tokens_map.json"),

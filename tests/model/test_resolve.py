@@ -46,6 +46,10 @@ def configure(model: Path, **changes) -> None:
     (model / "config.json").write_text(json.dumps(config))
 
 
+def edit_json(file: Path, **changes) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 def unlink(*names: str):
     return lambda model: [(model / name).unlink() for name in names]
 
@@ -104,7 +108,10 @@ BROKEN_MODELS = {
     "more layers": (set_config(num_hidden_layers=3), "FOLDER roberta.encoder.layer.2."),
     "fewer layers": (set_config(num_hidden_layers=1), "FOLDER roberta.encoder.layer.1."),
     "another width": (set_config(hidden_size=64), "FOLDER classifier.dense.bias [64] config.json"),
-    "more labels": (set_config(id2label={i: "x" for i in range(7)}), "FOLDER classifier.out_proj.bias [7] id2label"),
+    "more labels": (
+        set_config(id2label={i: f"x{i}" for i in range(7)}),
+        "FOLDER classifier.out_proj.bias [7] id2label",
+    ),
     "smaller vocabulary": (set_config(vocab_size=100), "tokenizer 100"),
     "no heads of attention": (set_config(num_attention_heads=0), "FOLDER"),
     "width in words": (set_config(hidden_size="many"), "FOLDER"),
@@ -135,6 +142,20 @@ BROKEN_MODELS = {
     ),
     "labels that begin with 1": (set_config(id2label={i: f"L{i}" for i in range(1, 6)}), "config.json id2label 5 0"),
     "labels without numbers": (set_config(id2label={"x": "a"}), "config.json 'x'"),
+    "labels twice": (set_config(id2label=dict(enumerate("aabcd"))), "config.json id2label 'a'"),
+    "labels that look the same": (
+        set_config(id2label=dict(enumerate(["a b", "a\nb", "c", "d", "e"]))),
+        "config.json id2label 'a",
+    ),
+    "an empty label": (set_config(id2label=dict(enumerate([" ", "b", "c", "d", "e"]))), "config.json id2label"),
+    "millions of labels": (set_config(id2label=None, label2id=None, num_labels=10**12), "config.json num_labels"),
+    "millions of layers": (set_config(text_config={"num_hidden_layers": 10**12}), "config.json num_hidden_layers"),
+    "vocabulary in words": (set_config(vocab_size="30"), "FOLDER config.json"),
+    "a config that is a text": (set_config(text_config="x"), "FOLDER config.json"),
+    "names of inputs that are a number": (
+        lambda model: edit_json(model / "tokenizer_config.json", model_input_names=5),
+        "FOLDER tokenizer_config.json",
+    ),
     "attention from the Hub": (set_config(_attn_implementation="ann/kernel"), "config.json ann/kernel"),
     "CVE-2026-4372": (set_config(_attn_implementation_internal="ann/kernel"), "config.json ann/kernel"),
     "attention from the Hub, nested": (

@@ -1,5 +1,6 @@
 """ONNX Runtime: warm-up, a session without CUDA, and the code path of GPUs, here on the CPU."""
 
+import logging
 import os
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from conftest import refused
 
 from bench.model.classification import Classification
 from bench.model.model import Model
+from bench.processes import run_in_subprocess
 from bench.variants import Device
 from runtimes import VARIANTS
 from runtimes.classifier import Classifier, ClassifierSpec
@@ -75,6 +77,21 @@ def test_sums_in_fp16_run_only_if_their_variant_is_named(tiny_model, tiny_export
     Classifier(ClassifierSpec(Model.from_folder(tiny_model, "tiny"), "onnx-fp16-fast", exported, Device(None, 1)))
     assert os.environ["ORT_CUDA_GEMM_OPTIONS"] == "1"
     assert not fast.default_on and "cpu" in fast.unsupported and fast.export.precision == "fp16"
+
+
+def test_names_in_a_file_and_in_a_config_print_no_escape_codes(tmp_path, capfd):
+    import onnx
+
+    graph = onnx.load_from_string(probe_model())
+    graph.graph.node[0].CopyFrom(onnx.helper.make_node("Gather", ["input_ids", "at"], ["logits"], name="\x1b[31m"))
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array([99]), "at"))
+    graph.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    onnx.save(graph, tmp_path / "model.onnx")
+    runner = load(MODEL, tmp_path, Device(gpu=None, threads=1))
+    with pytest.raises(Exception, match="indices"):
+        runner.forward(runner.prepare(ones(1, 1)))
+    run_in_subprocess(logging.getLogger("transformers").error, "\x1b[31m")
+    assert "\x1b" not in "".join(capfd.readouterr())
 
 
 def test_a_session_runs_the_probe_of_a_gpu():

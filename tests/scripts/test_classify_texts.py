@@ -396,7 +396,7 @@ def test_the_plan_follows_the_fastest_proven_row(tiny_model, monkeypatch, tmp_pa
 
     def choose(kind: str = "cpu", name: str = device, tokens: float = 40, model=model, **asked) -> LabelPlan:
         options = PlanOptions(**asked)
-        return choose_plan(kind, fastest_valid_row(tmp_path, name, model, tokens, options.variant), options)
+        return choose_plan(kind, fastest_valid_row(tmp_path, name, model, tokens, options), options)
 
     measured = Batching("token-budget", batch_tokens=8 * 50)  # of 8 texts with 40 tokens and a quarter of padding
     assert choose() == LabelPlan("cpu", "torch", 1, 1, measured)
@@ -410,7 +410,9 @@ def test_the_plan_follows_the_fastest_proven_row(tiny_model, monkeypatch, tmp_pa
     assert "onnx-int8" in message and "gpu" in message.lower()
     row = row | {"messages/s": 999, "min": 999, "max": 999, "versions": "transformers 3.0.0", "flips": 0.0}
     append_row(results_path(tmp_path / "results", row), row)
-    for wrong in ({"padding": ""}, {"padding": "inf"}, {"tokens/s": "nan"}, {"threads": 10**6}, {"workers": 10**6}):
+    wrongs = [{"padding": ""}, {"padding": "inf"}, {"tokens/s": "nan"}, {"threads": 10**6}, {"workers": 10**6}]
+    wrongs += [{"threads": 1024, "workers": 1024}, {"batch_size": 10**9}]
+    for wrong in [*wrongs, {"batching": "token-budget", "batch_tokens": 2**31 - 1}]:
         fast = row | {"versions": package_versions(VARIANTS[row["variant"]]), "decisions": 30_000}
         append_row(results_path(tmp_path / "results", row), fast | wrong)
     assert choose().variant == "torch", "rows of other versions, or with impossible figures, do not count"
@@ -436,6 +438,11 @@ def test_new_columns_can_have_a_prefix(label, source):
     assert code == 0 and list(top.columns) == ["id", "subreddit", "score", "LABEL_1", "go_label", "go_score"]
     code, _, found = label("--prefix", "p_", source=source.parent / "scored.csv", output="all")
     assert code == 0 and list(found.columns[-5:]) == [f"p_{name}" for name in LABELS]
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "50", "-1", "many"])
+def test_a_minimum_score_that_is_no_probability_is_refused(score, label):
+    check_refused(label("--min-score", score), "--min-score")
 
 
 @pytest.mark.parametrize("how", ["windows", "windows-mean"])

@@ -240,6 +240,14 @@ def test_models_and_datasets_that_share_a_name_are_kept_apart(project, plot, dra
     assert len(readme.splitlines()) < 160
 
 
+def test_figures_of_different_rows_have_different_files(project, plot, drawn):
+    rows = {"model": "m_x", "dataset": "d"}, {"model": "m", "dataset": "x_d"}
+    rows += {"model": "m", "dataset": "d", "device": "a_b"}, {"model": "m", "dataset": "b_d", "device": "a"}
+    save(Path("results"), *(make_row(**row) for row in rows))
+    assert plot("--output", "figures")[0] == 0
+    assert len({chart.path for chart in drawn}) == len(drawn)
+
+
 def test_rows_of_other_texts_or_weights_are_not_mixed(project, plot, drawn):
     other = {"model": "m", "texts_id": "b", "weights_id": "w"}
     save(Path("results"), make_row(model="m", texts_id="a", weights_id="w", speed=777))
@@ -283,7 +291,7 @@ def test_a_filter_leaves_the_readme_unchanged_and_keeps_the_factor(project, plot
     assert (code, err.count("\n")) == (0, 1)
     assert "README.md" in err
     assert Path("README.md").read_text() == README
-    assert {chart.path.parent for chart in drawn} == {Path("part")}
+    assert {chart.path.parent for chart in drawn} == {Path("part"), Path("part/some_model")}
     assert {(row["device"], row["variant"]) for chart in drawn for _, row in chart.rows.iterrows()} == {
         (GPU, "onnx-fp16")
     }
