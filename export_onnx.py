@@ -38,6 +38,7 @@ from bench.options import (
 )
 from utils import CACHE, UserError, run, say
 
+RESULTS = Path("results")  # folder of the evidence that every check adds to
 # options that a check of the same folder needs again
 CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)
 CHECK_OPTIONS += ("label_column", "task", "threshold", "batching", "batch_size", "batch_tokens", "tolerance")
@@ -95,6 +96,7 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
     from bench.files import new_folder
     from bench.model.batches import Batching
     from bench.processes import run_in_subprocess
+    from bench.report.evidence import EvidenceFile
     from runtimes.classifier import ClassifierSpec
 
     kind = select.EXPORT_KINDS[args.precision]
@@ -122,7 +124,7 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
             "column": args.column,
             "repo": target.name,
             **graph,
-            **check.check_export(export, dataset, batching, args.tolerance),
+            **check.check_export(export, dataset, batching, args.tolerance, EvidenceFile(RESULTS)),
         }
         if not args.excerpts:
             report["worst"] = []
@@ -134,10 +136,11 @@ def say_larger_check(args: Namespace, report: dict, available: int) -> None:
     """Print the command that checks as many texts as needed for a verdict, if `available` ones are enough."""
     from bench.judge import decisions_needed
 
-    needed = decisions_needed(report["changed"], report["decisions"], args.tolerance)
+    found = report["evidence"]
+    needed = decisions_needed(found["changed"], found["decisions"], args.tolerance)
     if not needed:
         return
-    limit = math.ceil(report["texts"] * needed / report["decisions"])
+    limit = math.ceil(found["texts"] * needed / found["decisions"])
     if limit > available:
         name = report["dataset"]
         say(f"a verdict needs about {limit:,} texts, {name} has {available:,}; choose a larger --dataset")

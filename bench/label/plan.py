@@ -20,7 +20,8 @@ from bench.naming import slug
 from bench.options import CSV_OPTIONS, LONG_TEXTS, command
 from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
-from bench.report.rows import latest_per_cell, read_results
+from bench.report.evidence import EvidenceFile
+from bench.report.rows import add_slowdowns, latest_per_cell, read_results
 from bench.report.verdict import rank
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
@@ -135,14 +136,14 @@ def fastest_valid_row(
     takes_texts = rows["variant"].isin([name for name, variant in VARIANTS.items() if variant.takes_texts])
     rows = rows[takes_texts | (rows["tokens/s"] * rows["padding"]).between(1e-9, 1e15)]  # for batching_with_budget
     rows = rows[rows["versions"] == rows["variant"].map(lambda name: package_versions(VARIANTS[name]))]
-    others = []
-    datasets = [group for _, group in rows.groupby(["dataset", "texts", "texts_id"])]
+    others, evidence = [], EvidenceFile(results_dir)
+    datasets = [group for _, group in rows.groupby("dataset")]
     for group in sorted(datasets, key=len, reverse=True):
         mean = (group["tokens/s"] / group["messages/s"]).median()
         if not 1 / SIMILAR_LENGTH <= mean / tokens <= SIMILAR_LENGTH:
             others.append(f"{group['dataset'].iloc[0]} ({mean:.0f} tokens per text)")
             continue
-        ranked = rank(latest_per_cell(group))
+        ranked = rank(latest_per_cell(add_slowdowns(group), any_texts=True), evidence)
         valid = ranked if variant else ranked[ranked["verdict"] == WITHIN]
         if len(valid):
             return valid.iloc[0].to_dict()

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +20,10 @@ from bench.label.record import describe_difference, job_digest, read_record
 from bench.label.rows import BAD_ROWS, Answers, Counts, label_table, texts_of
 from bench.label.splits import LabelJob, digest_input
 from bench.machine import describe_device
+from bench.naming import slug
+from bench.processes import run_in_subprocess
 from bench.provenance import project_commit, versions
+from bench.report.evidence import EvidenceFile, evidence_key
 from bench.tables.format_csv import LOST_LINES
 from bench.tables.items import count_characters
 from bench.timing import time_words
@@ -92,6 +96,11 @@ def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[Label
     gpu = None if options.ray else specs[0].device.gpu
     fields = {"workers": workers, "threads": plan.threads, "export": origin} | describe(job, record, plan)
     checker = Checker(with_record(job, record), variant.precision, gpu, fields)
+    if not options.ray:
+        place = {"dataset": job.source.name, "long": job.output.long}
+        place["device"] = slug(run_in_subprocess(describe_device, gpu).name)
+        key = evidence_key(job.model, plan.variant, specs[0].export_id, **place)
+        checker.record = partial(EvidenceFile(options.results_dir).add, key)
     return LabelPool(specs, plan.batching, job.folder), checker
 
 
