@@ -197,7 +197,7 @@ def main() -> int:
     if report["verdict"] == NOT_WITHIN:
         return 1
     if report["verdict"] == UNPROVEN:
-        say_larger_check(args, report, len(dataset.all_texts))
+        say_larger_check(args, report, len(set(dataset.all_texts)))
     if api and (args.upload or publish.wants_upload(repo)):
         report |= {"repo": repo}  # which the example in the card loads
         reports.write_card(target, model.folder, report)

@@ -217,7 +217,7 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Re
 
 def follow_ups(args: Namespace, sweep: Sweep, dataset_name: str) -> tuple[Callable, Callable]:
     """Return verdict()'s label_command and check_advice, for the same texts."""
-    defaults = {"gpu": 0, "dataset": "normal", "column": "body", "encoding": "utf-8", "results_dir": Path("results")}
+    defaults = {"gpu": 0, "column": "body", "encoding": "utf-8", "results_dir": Path("results")}
     names = ("device", "gpu", "column", *CSV_OPTIONS, "task", "threshold", "results_dir")
     given = {name: getattr(args, name) for name in names if getattr(args, name) != defaults.get(name)}
     if args.delimiter == "\t":
@@ -238,7 +238,7 @@ def follow_ups(args: Namespace, sweep: Sweep, dataset_name: str) -> tuple[Callab
         if texts and texts <= left:
             seconds = texts / row["messages/s"] + texts / reference_speed(sweep)
             options = {"variant": row["variant"], "quick": True, "check_time": 60 * math.ceil(seconds / 30)}
-            options |= {"model_id": args.model_id, "dataset": args.dataset if own_file else None}
+            options |= {"model_id": args.model_id, "dataset": args.dataset if args.dataset != "normal" else None}
             line = command("python", "run_benchmark.py", **options, **given, tolerance=tolerance)
             return [f"To decide {row['variant']} ({texts:,} more texts, about {time_words(seconds)}):", *fold(line)]
         reason = "its share is too close to the tolerance"
@@ -267,7 +267,8 @@ def measure_speed(model, texts: list, peaks: dict[str, float], call: Callable, g
     if gpu is not None:
         return {"mfu": ASSUMED_MFU, "loading": LOADING_SECONDS}
     speed, loading = call(calibrate, model, texts)
-    return {"mfu": min(speed * flops_per_text(model, texts, call) / peaks["fp32"], 1), "loading": loading}
+    mfu = speed * flops_per_text(model, texts, call) / peaks["fp32"]
+    return {"mfu": mfu if mfu < 1 else ASSUMED_MFU, "loading": loading}
 
 
 def main() -> int:

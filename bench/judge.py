@@ -11,7 +11,7 @@ import numpy as np
 TOLERANCE = 0.001  # share of changed decisions that is tolerated
 ALPHA = 0.05  # the largest probability of a wrong verdict
 N_SAMPLE = 256  # texts, at most, on which every cell of a sweep is compared: seconds of work for the reference
-MOST_DECISIONS = 10**9  # more than anyone would check
+MOST_DECISIONS = 10**8  # more than anyone would check
 ROUNDING = 1e-4  # largest difference of a probability that FP32 rounding explains (sums in another order)
 WITHIN, UNPROVEN, NOT_WITHIN = "within tolerance", "not proven yet", "NOT WITHIN TOLERANCE"
 VERDICTS = {"yes": WITHIN, "not proven": UNPROVEN, "no": NOT_WITHIN}  # values of the column `within`
@@ -68,18 +68,10 @@ def is_rounded(precision: str, max_diff: float) -> bool:
 def decisions_needed(changed: int, decisions: int, tolerance: float = TOLERANCE) -> int | None:
     """Estimate how many decisions give a verdict if the share of changes stays; None above MOST_DECISIONS."""
     share = changed / decisions if decisions else 0.0
-    undecided, needed = 0, max(decisions, 1)
-    while within_tolerance(share * needed, needed, tolerance) is None:
-        undecided, needed = needed, 2 * needed
-        if undecided > MOST_DECISIONS:
-            return None
-    while needed - undecided > 1 and undecided:
-        middle = (undecided + needed) // 2
-        if within_tolerance(share * middle, middle, tolerance) is None:
-            undecided = middle
-        else:
-            needed = middle
-    return needed
+    needed = max(decisions, 1)
+    while within_tolerance(share * needed, needed, tolerance) is None and needed < MOST_DECISIONS:
+        needed = int(1.01 * needed) + 1
+    return needed if needed < MOST_DECISIONS else None
 
 
 def share_words(changed: int, decisions: int, tolerance: float = TOLERANCE) -> str:

@@ -36,7 +36,7 @@ def test_the_decisions_that_prove_a_few_flips():
     for flips, decisions in PROVING.items():
         assert within_tolerance(flips, decisions) is True
         assert within_tolerance(flips, int(0.99 * decisions)) is None
-    assert decisions_needed(0, 800) == decisions_needed(0, 0) == 3131
+    assert 3131 <= decisions_needed(0, 800) < 3170 and 3131 <= decisions_needed(0, 0) < 3170
     needed = decisions_needed(4, 20_000)
     assert within_tolerance(4 * needed / 20_000, needed) is True and within_tolerance(4, 20_000) is not None
     assert decisions_needed(1, 1000) is None, "at the tolerance nothing decides"

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from bench.export.gold import score
 from bench.export.select import EXPORT_KINDS
-from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN, WITHIN, decisions_needed
+from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN, WITHIN, decisions_needed, share_words
 from bench.machine import describe_device
 from bench.model.batches import Batching
 from bench.model.parity import ParityCounter, worst_texts
@@ -102,14 +102,12 @@ def explain(verdict: str, found: Evidence, parity: ParityCounter) -> str:
     if found.non_finite:
         return f"{found.non_finite:,} texts have NaN or infinite outputs"
     changed = f"{found.changed:,} of {found.decisions:,} decisions changed"
-    if found.decisions > parity.decisions:
-        changed += " in all checks"
     if verdict == UNPROVEN:
         needed = decisions_needed(found.changed, found.decisions, parity.tolerance)
         advice = "the share is too close to the tolerance to decide"
         if needed:
             advice = f"about {needed / found.decisions:.1f} times as many texts would decide"
-        return f"{changed}, tolerance {parity.tolerance:.3%}: {advice}"
+        return f"{share_words(found.changed, found.decisions, parity.tolerance)}: {advice}"
     if verdict == WITHIN and parity.is_rounding and not found.changed:
         word = parity.task.card["output_word"]
         return f"{changed}, and no {word} by more than {ROUNDING:g}, which is rounding"

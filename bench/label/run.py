@@ -96,7 +96,7 @@ def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[Label
     gpu = None if options.ray else specs[0].device.gpu
     fields = {"workers": workers, "threads": plan.threads, "export": origin} | describe(job, record, plan)
     checker = Checker(with_record(job, record), variant.precision, gpu, fields)
-    if not options.ray:
+    if options.results_dir.is_dir() and not options.ray:
         place = {"dataset": job.source.name, "long": job.output.long}
         place["device"] = slug(run_in_subprocess(describe_device, gpu).name)
         key = evidence_key(job.model, plan.variant, specs[0].export_id, **place)

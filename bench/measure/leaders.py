@@ -71,10 +71,10 @@ def check_undecided(sweep: Sweep, recorder: Recorder, workers: dict[Cell, Proces
     worst = {row["variant"]: batching_of(row) for row in rows[rows["stage"] != "check"].to_dict("records")}
     cells = [cell for cell, is_undecided in leading_cells(sweep, recorder).items() if is_undecided and cell in workers]
     checks = {cell: FurtherCheck(sweep, replace(cell, batching=worst[cell.variant], stage="check")) for cell in cells}
-    if not undecided(checks):
-        return
     seconds = min(sweep.check_time, sweep.deadline - time.monotonic())
-    say(f"check      {', '.join(cell.variant for cell in checks)}: on more texts, for up to {max(seconds, 0):.0f} s")
+    if not undecided(checks) or seconds < 0:
+        return
+    say(f"check      {', '.join(cell.variant for cell in checks)}: on more texts, for up to {seconds:.0f} s")
     try:
         check_more(sweep, workers, checks)
     except UserError as error:  # such as out of memory: what was compared so far remains valid

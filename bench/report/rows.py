@@ -55,7 +55,7 @@ HEADER = line_of(dict(zip(COLUMNS, COLUMNS, strict=True)))
 
 def append_row(path: Path, row: dict) -> None:
     """Append a row, after a header if the file's last header differs. Raises OSError."""
-    lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
+    lines = path.read_bytes().decode(errors="replace").split("\n") if path.is_file() else []
     headers = [line for line in lines if is_header(line.split("\t"))]
     is_current = headers[-1:] == [HEADER.rstrip()]
     append_line(path, ("" if is_current else HEADER) + line_of(row).rstrip("\n"))

@@ -26,7 +26,7 @@ def test_without_a_proof_the_reason_says_how_many_more_texts_decide():
     verdict, reason = judged(decisions=800)
     assert verdict == UNPROVEN and "800" in reason and "3.9" in reason
     verdict, reason = judged(changed=19, decisions=21_600)
-    assert verdict == UNPROVEN and all(number in reason for number in ("19", "21,600", "0.1"))
+    assert verdict == UNPROVEN and all(number in reason for number in ("19", "21,600", "0.1%"))
 
 
 def test_rounding_is_within_tolerance_whatever_the_number_of_texts():

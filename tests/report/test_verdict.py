@@ -131,10 +131,10 @@ def test_an_unproven_variant_is_not_recommended_and_one_command_follows():
     rows = row("torch-bf16", 90, max_diff=0.02), row("onnx", 30), row("torch", 12)
     lines = verdict_lines(*rows)
     assert list(listed(lines).items()) == [("onnx", "1."), ("torch", "2."), ("torch-bf16", "?")]
-    assert {"0", "256", "0.1", "3.0"} <= set(numbers(advice(lines))) and "2,875" in numbers(unfold(lines))
+    assert {"0", "256", "0.1", "3.0"} <= set(numbers(advice(lines))) and "2,880" in numbers(unfold(lines))
     assert recommended(lines) == "onnx" and unfold(lines).count("python ") == 1, "there are too few texts for a check"
     lines = verdict_lines(*rows, texts=2900)
-    assert unfold(lines).count("python ") == 2 and "2,875" in numbers(unfold(lines))
+    assert unfold(lines).count("python ") == 2 and "2,880" in numbers(unfold(lines))
     assert "python run_benchmark.py --variant torch-bf16 --quick --check-time 180 " in unfold(lines)
     proven = row("torch-bf16", 90, max_diff=0.02, decisions=7000)
     assert listed(verdict_lines(proven))["torch-bf16"] == "1."
