@@ -202,7 +202,7 @@ def measuring_command(
     """Return the command that measures this job's speed; empty if no benchmark measures these options."""
     if options.workers or options.batch_tokens:
         return ""
-    arguments = "python", "run_benchmark.py", "--model", options.variant or "all", "--quick", "--device", plan.device
+    arguments = "python", "run_benchmark.py", "--variant", options.variant or "all", "--quick", "--device", plan.device
     arguments += "--model-id", job.model.id, "--dataset", job.tables[0].file
     given = {name: job.options[f"--{name}"] for name in ("column", *CSV_OPTIONS)}
     if given["encoding"] == "utf-8":

@@ -187,7 +187,7 @@ def provenance(rows) -> list[str]:
         line = command(
             "python",
             "run_benchmark.py",
-            model=values("variant", group),
+            variant=values("variant", group),
             device="cpu" if is_cpu(first["device"]) else "gpu",
             dataset=dataset if dataset in DATASETS else "FILE",
             model_id=first["model"],
