@@ -23,6 +23,8 @@ from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from utils import UserError, clean, say
 
+LEAST_SECONDS = 20.0  # for measuring, however long the preparation takes
+
 
 def plan_sweep(model: Model, dataset: Dataset, device: Device, call: Callable, **fields) -> Sweep:
     """Return a sweep over a dataset that can be estimated, but not run: without a reference and exports.
@@ -34,12 +36,16 @@ def plan_sweep(model: Model, dataset: Dataset, device: Device, call: Callable, *
 
 
 def prepare_sweep(sweep: Sweep, variants: list[str], dataset_name: str, device_name: str) -> Sweep:
-    """Add the reference, the exports, and the keys of the evidence. Creating exports moves the deadline."""
+    """Add the reference, the exports, and the keys of the evidence.
+
+    Creating exports moves the deadline, and so does a machine so busy that LEAST_SECONDS would not be left.
+    """
     with step("reference  running FP32 PyTorch on some of the texts"):
         tokens = with_reference(sweep.tokens, sweep.model, sweep.device.gpu)
     start = time.monotonic()
     exports = find_exports(sweep.model, variants, sweep.device)
-    deadline = sweep.deadline + time.monotonic() - start
+    now = time.monotonic()
+    deadline = max(sweep.deadline + now - start, now + LEAST_SECONDS)
     place = {"dataset": dataset_name, "device": device_name}
     digests = {name: digest_export(folder) if isinstance(folder, Path) else "" for name, folder in exports.items()}
     keys = {name: evidence_key(sweep.model, name, digest, **place) for name, digest in digests.items()}
