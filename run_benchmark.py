@@ -123,7 +123,7 @@ from bench.judge import TOLERANCE, within_tolerance
 from bench.machine import describe_device
 from bench.measure.cells import Cell, cell_of, cells_to_run, plan_cells
 from bench.measure.leaders import estimate_total, measure_all
-from bench.measure.prepare import describe_sweep, find_peaks, missing_exports, plan_sweep, prepare_sweep
+from bench.measure.prepare import LEAST_SECONDS, describe_sweep, find_peaks, missing_exports, plan_sweep, prepare_sweep
 from bench.measure.quick import QUICK_OPTIONS, QUICK_SECONDS, calibrate, default_variants, flops_per_text, quick_size
 from bench.measure.recorder import Recorder, columns_of_run, rows_for_advice, rows_to_reuse
 from bench.measure.sweep import ASSUMED_MFU, LOADING_SECONDS, Sweep, estimate
@@ -147,7 +147,8 @@ def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
     """Return the variants asked for. `all` are the default variants, with --quick without those that compile first."""
     if names == ["all"]:
         found = default_variants(device, compiled=not quick)
-        return found[::-1] if quick else found  # the likeliest winners first, in case that time runs out
+        # in case that time runs out: first what needs no proof, then the likeliest winners
+        return sorted(found[::-1], key=lambda name: name != "onnx") if quick else found
     for name in names:
         if name not in VARIANTS:
             raise UserError(f"--variant {name}: no such variant. Choose from {', '.join(VARIANTS)}, or all")
@@ -170,12 +171,12 @@ def choose_cells(args: Namespace, variants: list[str], n_texts: int) -> list[Cel
 
 def say_plan(args: Namespace, sweep: Sweep, cells: list[Cell], variants: list[str]) -> None:
     """Print how long the run takes from its start to its end."""
-    total = time.monotonic() - START + len(sweep.tokens.sample) / reference_speed(sweep)
-    total += estimate_total(sweep, estimate(sweep, cells), args.repeats)
+    prepared = time.monotonic() - START + len(sweep.tokens.sample) / reference_speed(sweep)
+    total = prepared + estimate_total(sweep, estimate(sweep, cells), args.repeats)
     approximate = any(VARIANTS[name].computes_in(sweep.device.gpu) != "fp32" for name in variants)
     can_check = bool(approximate and sweep.more_texts and args.check_time)
     if args.quick:
-        total = min(total + can_check * args.check_time, sweep.deadline - START)
+        total = min(total + can_check * args.check_time, max(sweep.deadline - START, prepared + LEAST_SECONDS))
     plan = f"{len(cells)} cells, about {time_words(total)} in all"
     if can_check and not args.quick:
         plan += f", and up to {time_words(args.check_time)} of checks on more texts"
