@@ -38,6 +38,7 @@ from bench.options import (
 )
 from utils import CACHE, UserError, run, say
 
+RESULTS = Path("results")  # folder of the evidence that every check adds to
 # options that a check of the same folder needs again
 CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)
 CHECK_OPTIONS += ("label_column", "task", "threshold", "batching", "batch_size", "batch_tokens", "tolerance")
@@ -95,6 +96,7 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
     from bench.files import new_folder
     from bench.model.batches import Batching
     from bench.processes import run_in_subprocess
+    from bench.report.evidence import EvidenceFile
     from runtimes.classifier import ClassifierSpec
 
     kind = select.EXPORT_KINDS[args.precision]
@@ -123,7 +125,7 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
             "task_option": args.task,
             "repo": target.resolve().name,
             **graph,
-            **check.check_export(export, dataset, batching, args.tolerance),
+            **check.check_export(export, dataset, batching, args.tolerance, EvidenceFile(RESULTS)),
         }
         if not args.excerpts:
             report["worst"] = []
@@ -135,10 +137,11 @@ def say_larger_check(args: Namespace, report: dict, available: int) -> None:
     """Print the command that checks as many texts as needed for a verdict, if `available` ones are enough."""
     from bench.judge import decisions_needed
 
-    needed = decisions_needed(report["changed"], report["decisions"], args.tolerance)
+    found = report["evidence"]
+    needed = decisions_needed(found["changed"], found["decisions"], args.tolerance)
     if not needed:
         return
-    limit = math.ceil(report["texts"] * needed / report["decisions"])
+    limit = math.ceil(found["texts"] * needed / found["decisions"])
     if limit > available:
         name = report["dataset"]
         say(f"a verdict needs about {limit:,} texts, {name} has {available:,}; choose a larger --dataset")
@@ -195,7 +198,7 @@ def main() -> int:
     if report["verdict"] == NOT_WITHIN:
         return 1
     if report["verdict"] == UNPROVEN:
-        say_larger_check(args, report, len(dataset.all_texts))
+        say_larger_check(args, report, len(set(dataset.all_texts)))
     if api and (args.upload or publish.wants_upload(repo)):
         report |= {"repo": repo}  # which the example in the card loads
         reports.write_card(target, model.folder, report)

@@ -76,6 +76,7 @@ if __name__ == "__main__":
 
 from bench.files import new_file
 from bench.report import figures, readmes
+from bench.report.evidence import EvidenceFile
 from bench.report.rows import fastest_per, latest_per_cell, read_results
 from bench.report.verdict import judge_variants
 
@@ -114,7 +115,7 @@ def load_rows(results_dirs: list[Path]):
     if rows.empty:
         folders = ", ".join(map(str, results_dirs))
         raise UserError(f"no results in {folders}: choose another --results-dir, or run run_benchmark.py first")
-    rows = judge_variants(keep_fullest(latest_per_cell(rows)))
+    rows = judge_variants(keep_fullest(latest_per_cell(rows)), EvidenceFile(*results_dirs))
     forward = rows[rows["stage"] == "forward"]
     bases = forward[(forward["variant"] == "torch") & (forward["batching"] == "in-order")]
     rows = rows.join(bases.groupby(COMPARED)["messages/s"].max().rename("base"), on=COMPARED)

@@ -1,7 +1,7 @@
 """Find the fastest way to run an encoder on this machine, and check that it makes the original model's decisions.
 
-    python run_benchmark.py --model all --quick --device cpu --model-id random-roberta-base
-    python run_benchmark.py --model onnx-fp16,torch-bf16 --device gpu --dataset my.csv --column text
+    python run_benchmark.py --variant all --quick --device cpu --model-id random-roberta-base
+    python run_benchmark.py --variant onnx-fp16,torch-bf16 --device gpu --dataset my.csv --column text
 
 Every combination of variant, workers and batching is a cell. Each cell gives a row, which is printed on standard output
 and saved under results/. Notes, progress and the verdict go to standard error.
@@ -11,14 +11,18 @@ timed end to end, from texts to answers on the host. The fastest of these are ti
 
 256 texts are compared with the original model in eager FP32 PyTorch: `max_diff` is the largest difference of any
 label's probability, `flips` the share of changed decisions. Fast variants that are not proven yet are checked on more
-texts, for up to --check-time seconds. results/README.md explains the columns and the method.
+texts, until each is decided, or the texts or --check-time run out. The verdict is drawn from all evidence in results/,
+which every run adds to. results/README.md explains the columns and the method.
 
 References and other reusable files are kept in BENCHMARK_CACHE (default: the folder .cache beside this script).
 Exit code: 0, 1 if a cell failed (its row has the reason) or a row could not be saved, 2 for wrong usage or input, 130
 after Ctrl-C.
 """
 
+import math
 import sys
+import textwrap
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,32 +45,34 @@ from bench.options import (
 )
 from utils import CACHE, UserError, before_imports, run, say
 
+QUICK_CHECK = 15.0  # seconds of checks in a quick benchmark
+LOOSER = 0.002, 0.005, 0.01, 0.02, 0.05  # tolerances to suggest
+START = time.monotonic()  # before the imports that take seconds
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 
 
 def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
-    parser.usage = "%(prog)s --model VARIANTS --device {gpu,cpu} [options]"
+    parser.usage = "%(prog)s --variant VARIANTS --device {gpu,cpu} [options]"
     count = {"type": int_from(1), "metavar": "N"}
     counts = {"type": list_of(int_from(1)), "metavar": "LIST"}
     seconds = {"type": float_from(0), "metavar": "SECONDS"}
 
     add = parser.add_argument_group("what to measure").add_argument
     names = "comma-separated variants (torch, onnx, ...), or 'all' for this device's default set (see README.md)"
-    add("--model", required=True, type=list_of(str.strip), metavar="VARIANTS", help=names)
+    alias = add("--variant", "--model", required=True, type=list_of(str.strip), metavar="VARIANTS", help=names)
+    alias.option_strings.remove("--model")  # accepted, but not in the help: it is the model in other scripts
     add("--device", required=True, choices=("gpu", "cpu"), help="where the variants run")
     model_help = "Hub id or folder of a model or export, or random-roberta-base, which needs no network"
     add("--model-id", metavar="MODEL", type=hub_name, help=f"{model_help} (default: SamLowe/roberta-base-go_emotions)")
     add("--gpu", type=int_from(0), default=0, metavar="ID", help="GPU id (default: 0)")
-    quick = "short benchmark, about a minute plus exports: as many texts as take about 1.5 s in FP32"
-    add("--quick", action="store_true", help=quick)
-    add("--dry-run", action="store_true", help="print the cells that would run, and stop")
+    add("--quick", action="store_true", help="few texts and cells: at most a minute plus the time to create exports")
+    add("--dry-run", action="store_true", help="print the cells that would run and how long they take, and stop")
 
     texts = parser.add_argument_group("texts")
     texts.add_argument("--dataset", default="normal", help="normal, filtered, or a file of texts (default: normal)")
     add_text_options(texts)
-    limit_help = "use at most this many texts, evenly spaced through the dataset (default: all)"
-    texts.add_argument("--limit", **count, help=limit_help)
+    texts.add_argument("--limit", **count, help="use at most this many texts, evenly spaced (default: all)")
     add_task_options(texts)
     add_original(texts)
 
@@ -82,8 +88,10 @@ def parse_arguments() -> Namespace:
     add("--min-time", **seconds, default=3.0, help="repeat each cell for at least this long (default: 3)")
     repeats = "number of rounds over all cells; with several, a slow period affects all cells equally (default: 1)"
     add("--repeats", **count, default=1, help=repeats)
-    check = "time for checks of fast, unproven variants on more texts (default: 120; --quick: 15)"
-    add("--check-time", **seconds, default=120.0, help=check)
+    check = "time for checks of fast, unproven variants on more texts (default: 600; --quick: 15)"
+    add("--check-time", **seconds, default=600.0, help=check)
+    tolerance = "largest share of decisions that may change (default: %(default)s)"
+    add("--tolerance", type=float_from(0, 1), default=0.001, metavar="SHARE", help=tolerance)
     stall = "time without progress after which a cell fails (default: 600; 0: never)"
     add("--stall-timeout", **seconds, default=600.0, help=stall)
 
@@ -102,7 +110,7 @@ def parse_arguments() -> Namespace:
         "threads": max(1, cpu_cores() // max(args.workers)),
     }
     if args.quick:
-        defaults |= {"min_time": 0.0, "check_time": 15.0} | QUICK_OPTIONS[args.device]
+        defaults |= {"min_time": 0.0, "check_time": QUICK_CHECK} | QUICK_OPTIONS[args.device]
     parser.set_defaults(**defaults)
     return parser.parse_args()
 
@@ -114,22 +122,25 @@ from tqdm import tqdm
 
 from bench.export.ensure import runnable_variants
 from bench.files import check_writable
+from bench.judge import TOLERANCE, within_tolerance
 from bench.machine import describe_device
 from bench.measure.cells import Cell, cell_of, cells_to_run, plan_cells
 from bench.measure.leaders import estimate_total, measure_all
-from bench.measure.prepare import describe_sweep, find_peaks, prepare_sweep
-from bench.measure.quick import QUICK_OPTIONS, default_variants, flops_per_text, quick_size
-from bench.measure.recorder import Recorder, columns_of_run, rows_to_reuse
-from bench.measure.sweep import Sweep, estimate
+from bench.measure.prepare import LEAST_SECONDS, describe_sweep, find_peaks, missing_exports, plan_sweep, prepare_sweep
+from bench.measure.quick import QUICK_OPTIONS, QUICK_SECONDS, calibrate, default_variants, flops_per_text, quick_size
+from bench.measure.recorder import Recorder, columns_of_run, rows_for_advice, rows_to_reuse
+from bench.measure.sweep import ASSUMED_MFU, LOADING_SECONDS, Sweep, estimate
 from bench.measure.warnings import measure_busy, note, note_slowdowns
 from bench.model.resolve import DEFAULT_MODEL, open_model
 from bench.naming import slug
 from bench.processes import helper_process, run_in_subprocess
 from bench.report import rows
+from bench.report.evidence import EvidenceFile
 from bench.report.table import HEADER, table_line
-from bench.report.verdict import verdict
-from bench.tables.datasets import load_dataset
+from bench.report.verdict import WIDTH, changed_of, fold, verdict
+from bench.tables.datasets import DATASETS, load_dataset
 from bench.tables.format_csv import Csv
+from bench.tables.items import hash_item
 from bench.timing import time_words
 from bench.variants import Device
 from runtimes import VARIANTS
@@ -138,12 +149,14 @@ from runtimes import VARIANTS
 def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
     """Return the variants asked for. `all` are the default variants, with --quick without those that compile first."""
     if names == ["all"]:
-        return default_variants(device, compiled=not quick)
+        found = default_variants(device, compiled=not quick)
+        # in case that time runs out: first what needs no proof, then the likeliest winners
+        return sorted(found[::-1], key=lambda name: name != "onnx") if quick else found
     for name in names:
         if name not in VARIANTS:
-            raise UserError(f"--model {name}: no such variant. Choose from {', '.join(VARIANTS)}, or all")
+            raise UserError(f"--variant {name}: no such variant. Choose from {', '.join(VARIANTS)}, or all")
         if device in VARIANTS[name].unsupported:
-            raise UserError(f"--model {name}: not on a {device}: {VARIANTS[name].unsupported[device]}")
+            raise UserError(f"--variant {name}: not on a {device}: {VARIANTS[name].unsupported[device]}")
     return names
 
 
@@ -159,13 +172,33 @@ def choose_cells(args: Namespace, variants: list[str], n_texts: int) -> list[Cel
     return cells
 
 
+def say_plan(args: Namespace, sweep: Sweep, cells: list[Cell], variants: list[str]) -> None:
+    """Print how long the run takes from its start to its end."""
+    prepared = time.monotonic() - START + len(sweep.tokens.sample) / reference_speed(sweep)
+    total = prepared + estimate_total(sweep, estimate(sweep, cells), args.repeats)
+    approximate = any(VARIANTS[name].computes_in(sweep.device.gpu) != "fp32" for name in variants)
+    can_check = bool(approximate and sweep.more_texts and args.check_time)
+    if args.quick:
+        total = min(total + can_check * args.check_time, max(sweep.deadline - START, prepared + LEAST_SECONDS))
+    plan = f"{len(cells)} cells, about {time_words(total)} in all"
+    if can_check and not args.quick:
+        plan += f", and up to {time_words(args.check_time)} of checks on more texts"
+    if missing := missing_exports(sweep.model, variants):
+        plan += f", plus the time to create {', '.join(missing)}"
+    if compiling := [name for name in variants if VARIANTS[name].compiles]:
+        plan += f" and to compile {', '.join(compiling)}"
+    say(f"plan       {plan}")
+
+
+def reference_speed(sweep: Sweep) -> float:
+    """Return the messages/s of the original model, text by text; infinite if unknown."""
+    flops = sweep.tokens.flops / len(sweep.tokens.texts)
+    return sweep.mfu * sweep.peaks["fp32"] / flops if flops > 0 else math.inf
+
+
 def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Recorder) -> None:
     """Measure the cells and check the leaders, printing each row."""
     seconds = estimate(sweep, cells)
-    plan = f"{len(cells)} cells, about {time_words(estimate_total(sweep, seconds, args.repeats))} without compiling"
-    if sweep.more_texts and args.check_time:
-        plan += f"; then up to {args.check_time:.0f} s of checks on more texts"
-    say(f"plan       {plan}")
     print(HEADER, flush=True)
     layout = "{percentage:3.0f}% {bar} {elapsed}, {remaining} left"
     total = args.repeats * sum(seconds.values())
@@ -186,34 +219,44 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Re
                 print(lines.rstrip(), file=sys.stderr)
 
 
-def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
-    """Return functions that build the commands for verdict(): a check on more texts, and the next step.
-
-    After a quick benchmark that is a longer run, else the labelling.
-    """
-    defaults = {"gpu": 0, "dataset": "normal", "column": "body", "encoding": "utf-8"}
-    names = ("device", "gpu", "model_id", "dataset", "column", *CSV_OPTIONS, "task", "threshold", "threads")
+def follow_ups(args: Namespace, sweep: Sweep, dataset_name: str) -> tuple[Callable, Callable]:
+    """Return verdict()'s label_command and check_advice, for the same texts."""
+    defaults = {"gpu": 0, "column": "body", "encoding": "utf-8", "results_dir": Path("results")}
+    names = ("device", "gpu", "column", *CSV_OPTIONS, "task", "threshold", "original", "results_dir")
     given = {name: getattr(args, name) for name in names if getattr(args, name) != defaults.get(name)}
     if args.delimiter == "\t":
         given["delimiter"] = "tab"
+    own_file = args.dataset not in DATASETS
+    tolerance = args.tolerance if args.tolerance != TOLERANCE else None
 
-    def benchmark(variants: list[str], **options) -> str:
-        return command("python", "run_benchmark.py", model=variants, **given, **options)
+    def label(winner: dict | None) -> str:
+        options = dict(given)
+        if tolerance is not None and winner:  # labelling has the default tolerance
+            options |= {"variant": winner["variant"], "no_check": tolerance > TOLERANCE}
+        source = args.dataset if own_file else "FILE"
+        return command("python", "classify_texts.py", args.model_id, source, output="labels", **options)
 
-    def check(variants: list[str]) -> str:
-        return benchmark(["torch", *variants], quick=True, check_time=600)
+    def check(row: dict, texts: int | None) -> list[str]:
+        known = sweep.evidence.of_row(row)
+        left = sum(not known or hash_item(text) not in known.changes for text in sweep.more_texts)
+        if texts and texts <= left:
+            seconds = texts / row["messages/s"] + texts / reference_speed(sweep)
+            options = {"variant": row["variant"], "quick": True, "check_time": 60 * math.ceil(seconds / 30)}
+            options |= {"model_id": args.model_id, "dataset": args.dataset if args.dataset != "normal" else None}
+            line = command("python", "run_benchmark.py", **options, **given, tolerance=tolerance)
+            return [f"To decide {row['variant']} ({texts:,} more texts, about {time_words(seconds)}):", *fold(line)]
+        reason = "its share is too close to the tolerance"
+        if texts:
+            reason = f"{texts:,} more texts would, and {dataset_name} has {left:,} that were not compared"
+        remedy = "a larger --dataset may" if texts else "a larger --dataset hardly will"
+        counts = changed_of(row), int(row["decisions"])
+        if looser := next(
+            (share for share in LOOSER if share > args.tolerance and within_tolerance(*counts, share)), 0
+        ):
+            remedy += f", and --tolerance {looser:g} does"
+        return textwrap.wrap(f"{row['variant']} can't be decided now: {reason}; {remedy}.", WIDTH)
 
-    def longer_run(winner: dict, candidates: list[str]) -> str:
-        if args.device == "gpu":
-            return benchmark(candidates, limit=500, batches=[32, 128])
-        batches, tokens = int(winner["batch_size"]) or 8, int(winner["batch_tokens"]) or 512
-        return benchmark(candidates, limit=500, batches=[batches, 32], batch_tokens=[tokens, 1024, 2048])
-
-    def label(winner: dict, candidates: list[str]) -> str:
-        options = {"output": "labels", "device": args.device, "task": args.task, "threshold": args.threshold}
-        return command("python", "classify_texts.py", args.model_id, "FILE", **options)
-
-    return check, longer_run if args.quick else label
+    return label, check
 
 
 def list_cells(cells: list[Cell], repeats: int) -> int:
@@ -223,22 +266,30 @@ def list_cells(cells: list[Cell], repeats: int) -> int:
     return 0
 
 
+def measure_speed(model, texts: list, peaks: dict[str, float], call: Callable, gpu: int | None) -> dict[str, float]:
+    """Return the fields of Sweep with which times are estimated: measured on a CPU, assumed for a GPU."""
+    if gpu is not None:
+        return {"mfu": ASSUMED_MFU, "loading": LOADING_SECONDS}
+    speed, loading = call(calibrate, model, texts)
+    mfu = speed * flops_per_text(model, texts, call) / peaks["fp32"]
+    return {"mfu": mfu if mfu < 1 else ASSUMED_MFU, "loading": loading}
+
+
 def main() -> int:
     args = parse_arguments()
-    variants = choose_variants(args.model, args.device, args.quick)
+    variants = choose_variants(args.variant, args.device, args.quick)
     dataset = load_dataset(args.dataset, [args.column], args.limit, csv=Csv.from_options(args))
     device = Device(args.gpu if args.device == "gpu" else None, args.threads)
     info = run_in_subprocess(describe_device, args.gpu) if args.device == "gpu" else describe_device(None)
     cells = choose_cells(args, variants, len(dataset.texts))
-    if not (args.no_save or args.dry_run):
+    is_saved = not (args.no_save or args.dry_run)
+    if is_saved:
         file = {"model": args.model_id, "dataset": dataset.name, "device": slug(info.name)}
         check_writable(rows.results_path(args.results_dir, file | {"variant": max(variants, key=len)}).parent)
-    if args.dry_run and not args.resume:
-        return list_cells(cells, args.repeats)
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
         model = open_model(args.model_id, call, args.task, args.original).with_thresholds(args.threshold)
-        usable = runnable_variants(model, variants, is_strict=args.model != ["all"])
+        usable = runnable_variants(model, variants, is_strict=args.variant != ["all"])
         if usable != variants:
             variants, cells = usable, choose_cells(args, usable, len(dataset.texts))
         say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")
@@ -246,31 +297,39 @@ def main() -> int:
         note_slowdowns(variants, device, max(args.workers), busy)
         for line in dataset.notes:
             note(line)
-        peaks = find_peaks(variants, device, call)
+        fields = {name: getattr(args, name) for name in ("min_time", "stall_timeout", "check_time", "tolerance")}
+        fields |= {
+            "peaks": find_peaks(variants, device, call),
+            "evidence": EvidenceFile(args.results_dir, save=is_saved),
+        }
+        fields |= measure_speed(model, dataset.texts, fields["peaks"], call, device.gpu)
+        earlier = rows_for_advice(args.results_dir, columns_of_run(model, dataset, info, args.threads))
         if args.quick:
-            texts = quick_size(flops_per_text(model, dataset.texts, call), peaks["fp32"])
-            dataset = dataset.limited(max(texts, *args.batches))
-        run_columns = columns_of_run(model, dataset, info, args.threads)
-        earlier = None
+            speed = fields["mfu"] * fields["peaks"]["fp32"] / flops_per_text(model, dataset.texts, call)
+            dataset = dataset.limited(max(quick_size(speed, earlier["texts"]), *args.batches))
+            fields["deadline"] = START + QUICK_SECONDS + max(args.check_time - QUICK_CHECK, 0)
+        run_columns, reused = columns_of_run(model, dataset, info, args.threads), None
         if args.resume:
-            earlier = rows_to_reuse(args.results_dir, run_columns, cells)
-            say(f"resume     reusing {len(earlier)} rows of earlier runs")
-            cells = cells_to_run(cells, {cell_of(row): row["messages/s"] for row in earlier.to_dict("records")})
+            reused = rows_to_reuse(earlier, run_columns, cells)
+            say(f"resume     reusing {len(reused)} rows of earlier runs")
+            cells = cells_to_run(cells, {cell_of(row): row["messages/s"] for row in reused.to_dict("records")})
+        sweep = plan_sweep(model, dataset, device, call, **fields)
+        say_plan(args, sweep, cells, variants)
         if args.dry_run:
             return list_cells(cells, args.repeats)
-        limits = {name: getattr(args, name) for name in ("min_time", "stall_timeout", "check_time")}
-        sweep = prepare_sweep(model, dataset, variants, device, call, peaks=peaks, **limits)
+    sweep = prepare_sweep(sweep, variants, dataset.name, slug(info.name))
     describe_sweep(sweep, dataset.name)
     if busy is not None:
         sweep = replace(sweep, uuid=info.uuid)
         run_columns["busy"] = f"{busy:.2f}"
-    recorder = Recorder(run_columns, None if args.no_save else args.results_dir, print, earlier)
+    results_dir = None if args.no_save else args.results_dir
+    recorder = Recorder(run_columns, results_dir, print, sweep.evidence, args.tolerance, earlier, reused)
     measure_cells(args, sweep, cells, recorder)
     if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in recorder.rows):
         note("MFU above 100% omitted: the peak measurement was disturbed, or its kernels are slow on this machine")
     completed = recorder.completed()
-    commands = () if model.onnx_precision else follow_up_commands(args)  # which compare with torch
-    for line in [] if completed.empty else verdict(completed, *commands):
+    commands = follow_ups(args, sweep, dataset.name) if model.can_be_compared else ()
+    for line in [] if completed.empty else verdict(completed, sweep.evidence, args.tolerance, *commands):
         say(line)
     return int(any(row["status"] != "ok" for row in recorder.rows) or bool(recorder.unsaved))
 

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, digests of their contents, and what is read back from them."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -118,6 +119,26 @@ def make_once(folder: Path, make: Callable[[Path], object]) -> None:
     except RunError:
         if not folder.exists():
             raise
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append one or several whole lines in one write. Raises OSError.
+
+    Several processes may append to one file. A line cut short by a crash or a full disk is ended first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(errno.EEXIST, "exists and is not a regular file")
+    content = text.encode() + b"\n"
+    with path.open("ab+", buffering=0) as file:
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            content = content if file.read(1) == b"\n" else b"\n" + content
+        written = file.write(content)
+        if written < len(content):
+            if file.tell() == os.fstat(file.fileno()).st_size:  # a partial line could pass for a complete one
+                file.truncate(file.tell() - written)
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def digest(content: Iterable[bytes | Path]) -> str:

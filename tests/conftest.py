@@ -47,9 +47,11 @@ from bench.measure.sweep import Sweep  # noqa: E402
 from bench.model import reference  # noqa: E402
 from bench.model.model import Model  # noqa: E402
 from bench.processes import ProcessPool, attempt  # noqa: E402
+from bench.report.evidence import KEYS  # noqa: E402
 from bench.tables.datasets import load_dataset  # noqa: E402
 from bench.tables.storage import locate  # noqa: E402
 from bench.variants import Device  # noqa: E402
+from runtimes import VARIANTS  # noqa: E402
 
 
 def refused(function, *arguments) -> str:
@@ -87,7 +89,8 @@ def call_here(function, *arguments):
 
 def make_sweep(**given) -> Sweep:
     same = {"device": Device(None, 1), "peaks": {"fp32": 1e12}, "min_time": 0}
-    return Sweep(**same | {"stall_timeout": 0, "uuid": ""} | given)
+    keys = {name: dict.fromkeys(KEYS, "x") | {"variant": name, "long": "cut"} for name in VARIANTS}
+    return Sweep(**same | {"stall_timeout": 0, "uuid": "", "keys": keys} | given)
 
 
 @pytest.fixture(scope="session")

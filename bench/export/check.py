@@ -16,9 +16,11 @@ from bench.model.classification import MULTI
 from bench.model.parity import ParityCounter, worst_texts
 from bench.model.reference import Reference
 from bench.model_files import model_files
+from bench.naming import slug
 from bench.processes import ProcessPool, run_in_subprocess
+from bench.report.evidence import Evidence, EvidenceFile, evidence_key
 from bench.tables.datasets import Dataset
-from bench.variants import Device
+from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from runtimes.classifier import Classifier, ClassifierSpec
 from utils import UserError, say
@@ -44,10 +46,13 @@ def choose_device(precision: str, kind: str | None, gpu: int, threads: int) -> t
     return Device(None, threads), f"{describe_device(None).name}, {threads} threads"
 
 
-def check_export(exported: ClassifierSpec, dataset: Dataset, batching: Batching, tolerance: float) -> dict:
+def check_export(
+    exported: ClassifierSpec, dataset: Dataset, batching: Batching, tolerance: float, evidence: EvidenceFile
+) -> dict:
     """Run an export and the original over the same texts; return the part of the report that compares them.
 
-    The original runs text by text, see Reference. Raises UserError if no text can be compared.
+    The original runs text by text, see Reference. The verdict is drawn from all evidence, to which this check is added.
+    Raises UserError if no text can be compared.
     """
     model, device, texts = exported.model, exported.device, dataset.texts
     arguments = (exported,)
@@ -60,12 +65,16 @@ def check_export(exported: ClassifierSpec, dataset: Dataset, batching: Batching,
     reference, seconds = run_over(valid_texts, "original", Reference.load, arguments, Reference.timed)
     answers = predictions.answers[valid]
     parity = ParityCounter(model.task, VARIANTS[exported.variant].computes_in(device.gpu), tolerance)
-    parity.add(answers, reference)
+    parity.add(answers, reference, valid_texts)
     if not parity.decisions:
         raise UserError(f"{model.id} returns NaN or infinity for every text; its weights may be damaged")
     gold = [dataset.gold[i] for i in valid] if dataset.gold else []
     kind = VARIANTS[exported.variant].export
-    verdict = parity.verdict()
+    place = {"dataset": dataset.name, "device": slug(run_in_subprocess(describe_device, device.gpu).name)}
+    key = evidence_key(model, exported.variant, digest_export(exported.exported), **place)
+    evidence.add(key, parity)
+    found = evidence.of_key(key)
+    verdict = found.verdict(exported.variant, device.gpu is not None, tolerance)
     return {
         "provider": "CPUExecutionProvider" if device.gpu is None else "CUDAExecutionProvider",
         "fp16_exercised": kind.precision != "fp16" or device.gpu is not None,
@@ -88,22 +97,23 @@ def check_export(exported: ClassifierSpec, dataset: Dataset, batching: Batching,
         "worst": worst_texts(answers, reference, valid_texts, model.labels),
         "tolerance": tolerance,
         "verdict": verdict,
-        "reason": explain(verdict, parity),
+        "reason": explain(verdict, found, parity),
+        "evidence": {"texts": len(found.changes), "changed": found.changed, "decisions": found.decisions},
     }
 
 
-def explain(verdict: str, parity: ParityCounter) -> str:
-    """Return the reason for a verdict, in one line."""
-    if parity.non_finite:
-        return f"{parity.non_finite:,} texts have NaN or infinite outputs"
-    changed = f"{parity.changed:,} of {parity.decisions:,} decisions changed"
+def explain(verdict: str, found: Evidence, parity: ParityCounter) -> str:
+    """Return the reason for a verdict, in one line. `found`: all evidence, of which `parity` is a part."""
+    if found.non_finite:
+        return f"{found.non_finite:,} texts have NaN or infinite outputs"
+    changed = f"{found.changed:,} of {found.decisions:,} decisions changed"
     if verdict == UNPROVEN:
-        needed = decisions_needed(parity.changed, parity.decisions, parity.tolerance)
+        needed = decisions_needed(found.changed, found.decisions, parity.tolerance)
         advice = "the share is too close to the tolerance to decide"
         if needed:
-            advice = f"about {needed / parity.decisions:.1f} times as many texts would decide"
-        return f"{changed}: {share_words(parity.changed, parity.decisions, parity.tolerance)}; {advice}"
-    if verdict == WITHIN and parity.is_rounding and not parity.changed:
+            advice = f"about {needed / found.decisions:.1f} times as many texts would decide"
+        return f"{share_words(found.changed, found.decisions, parity.tolerance)}: {advice}"
+    if verdict == WITHIN and parity.is_rounding and not found.changed:
         word = parity.task.card["output_word"]
         return f"{changed}, and no {word} by more than {ROUNDING:g}, which is rounding"
     limit = "more than" if verdict == NOT_WITHIN else "at most"

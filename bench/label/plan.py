@@ -24,7 +24,8 @@ from bench.naming import slug
 from bench.options import CSV_OPTIONS, command
 from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
-from bench.report.rows import latest_per_cell, read_results
+from bench.report.evidence import EvidenceFile
+from bench.report.rows import add_slowdowns, latest_per_cell, read_results
 from bench.report.verdict import rank
 from bench.tables.items import count_characters
 from bench.timing import time_words
@@ -128,14 +129,14 @@ def fastest_valid_row(
     budgets = rows["batch_tokens"] + rows["batch_size"] * rows["tokens/s"] / rows["messages/s"] * rows["padding"]
     rows = rows[(rows["workers"] * rows["threads"] <= most_threads) & ~(budgets > MOST_BATCH_TOKENS)]
     rows = rows[rows["versions"] == rows["variant"].map(lambda name: package_versions(VARIANTS[name]))]
-    others = []
-    datasets = [group for _, group in rows.groupby(["dataset", "texts", "texts_id"])]
+    others, evidence = [], EvidenceFile(results_dir)
+    datasets = [group for _, group in rows.groupby("dataset")]
     for group in sorted(datasets, key=len, reverse=True):
         mean = (group["tokens/s"] / group["messages/s"]).median()
         if not 1 / SIMILAR_LENGTH <= mean / tokens <= SIMILAR_LENGTH:
             others.append(f"{group['dataset'].iloc[0]} ({mean:.0f} tokens per text)")
             continue
-        ranked = rank(latest_per_cell(group))
+        ranked = rank(latest_per_cell(add_slowdowns(group), any_texts=True), evidence)
         valid = ranked if variant else ranked[ranked["verdict"] == WITHIN]
         if len(valid):
             return valid.iloc[0].to_dict()
@@ -194,7 +195,7 @@ def measuring_command(
     """Return the command that measures this job's speed; empty if no benchmark measures these options."""
     if options.workers or options.batch_tokens:
         return ""
-    arguments = "python", "run_benchmark.py", "--model", options.variant or "all", "--quick", "--device", plan.device
+    arguments = "python", "run_benchmark.py", "--variant", options.variant or "all", "--quick", "--device", plan.device
     arguments += "--model-id", job.model.id, "--dataset", job.tables[0].file
     given = {name: job.options[f"--{name}"] for name in ("column", *CSV_OPTIONS)}
     if given["encoding"] == "utf-8":

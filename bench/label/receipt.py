@@ -1,7 +1,7 @@
 """The receipt of a run: what was labelled and how, and some rows compared with the original model."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN, alpha_for_look
+from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN
 from bench.label import folder, record
 from bench.label.rows import WORKER_FAILED, Counts, OutputSpec, columns_to_answers
 from bench.label.splits import InputPart, LabelJob
@@ -88,7 +88,7 @@ class Checker:
     gpu: int | None  # for the original model
     fields: dict  # of the receipt: how the job was labelled
     later_samples: list[Sample] | None = None  # of parts after the first one with texts; None before that
-    checks: int = field(default=0, init=False)
+    record: Callable[[ParityCounter], object] = lambda parity: None  # adds what was compared to the evidence
     seconds: float = field(default=0.0, init=False)  # spent on comparing
 
     def __post_init__(self) -> None:
@@ -147,10 +147,12 @@ class Checker:
         if not samples or not self.job.model.can_be_compared:
             return
         with CachedReference(self.job.model, self.gpu, long=output.long) as original:
-            reference = original.answers([item for sample in samples for item in sample.items])[:, output.indices]
+            items = [item for sample in samples for item in sample.items]
+            reference = original.answers(items)[:, output.indices]
         table = pa.concat_tables([read_rows(self.job, sample) for sample in samples])
-        self.parity.add(columns_to_answers(table, reference, output), reference)
-        self.checks += 1
+        self.parity.add(columns_to_answers(table, reference, output), reference, items)
+        if self.parity.task == self.job.model.task and not output.float16:
+            self.record(self.parity)
         self.seconds += time.monotonic() - start
 
     def without_failed(self, sample: Sample) -> Sample:
@@ -178,7 +180,7 @@ class Checker:
             parity.stored_rounding = rounding
         if parity.is_rounding and not parity.changed:
             reason += ", which is FP32 rounding"
-        return parity.verdict(alpha_for_look(self.checks)), reason
+        return parity.verdict(), reason
 
     def write(self, footers: dict[str, folder.Footer]) -> dict:
         """Write the receipt and the list of bad rows for these parts; return the receipt."""

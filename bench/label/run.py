@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from types import SimpleNamespace
 
 from tqdm import tqdm
@@ -18,7 +19,10 @@ from bench.label.record import describe_difference, job_digest, read_record
 from bench.label.rows import Counts
 from bench.label.splits import LabelJob, digest_input, file_key
 from bench.machine import describe_device
+from bench.naming import slug
+from bench.processes import run_in_subprocess
 from bench.provenance import project_commit, versions
+from bench.report.evidence import EvidenceFile, evidence_key
 from bench.tables.blocks import BAD_BYTE
 from bench.tables.format_csv import LOST_LINES
 from runtimes import VARIANTS
@@ -53,6 +57,11 @@ def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[Label
     gpu = None if options.ray else specs[0].device.gpu
     fields = {"workers": workers, "threads": plan.threads, "batches": str(plan.batching), "export": origin}
     checker = Checker(with_record(job, record), variant.precision, gpu, fields | describe(job, record))
+    if options.results_dir.is_dir() and not options.ray:
+        place = {"dataset": job.source.name, "long": job.output.long}
+        place["device"] = slug(run_in_subprocess(describe_device, gpu).name)
+        key = evidence_key(job.model, plan.variant, specs[0].export_id, **place)
+        checker.record = partial(EvidenceFile(options.results_dir).add, key)
     return LabelPool(specs, plan.batching, job.folder), checker
 
 

@@ -50,9 +50,9 @@ def plan_cells(
     """
     in_order = [Batching("in-order", size) for size in batch_sizes]
     sizes = itertools.product(batch_sizes, [name for name in names if name != "token-budget"])
-    batchings = [Batching("in-order" if size == 1 else name, size) for size, name in sizes]
-    if "token-budget" in names:
-        batchings += [Batching("token-budget", batch_tokens=tokens) for tokens in batch_tokens]
+    budgets = batch_tokens if "token-budget" in names else []
+    batchings = [Batching("token-budget", batch_tokens=tokens) for tokens in budgets]  # first: the likeliest to win
+    batchings += [Batching("in-order" if size == 1 else name, size) for size, name in sizes]
     cells = []
     for variant, count in itertools.product(variants, workers):
         if VARIANTS[variant].takes_texts:

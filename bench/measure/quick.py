@@ -1,8 +1,9 @@
 """The quick benchmark: its size and options, and how a labelling job runs it on its own texts."""
 
 import contextlib
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +13,18 @@ import pyarrow as pa
 from bench.judge import WITHIN
 from bench.machine import DeviceInfo
 from bench.measure.cells import plan_cells
+from bench.measure.check import in_random_order
 from bench.measure.leaders import measure_all
 from bench.measure.peak import count_flops
-from bench.measure.prepare import find_peaks, prepare_sweep
+from bench.measure.prepare import find_peaks, plan_sweep, prepare_sweep
 from bench.measure.recorder import Recorder, columns_of_run
 from bench.measure.sweep import ASSUMED_MFU
 from bench.model.model import Model
+from bench.model.reference import Reference
+from bench.naming import slug
 from bench.provenance import versions
+from bench.report.evidence import EvidenceFile
 from bench.report.table import HEADER, table_line
-from bench.report.verdict import rank
 from bench.tables.datasets import Dataset, evenly_spaced
 from bench.tables.items import Item, count_characters, items_of
 from bench.tables.readers import Table, UnreadableFile
@@ -33,8 +37,11 @@ QUICK_OPTIONS = {
     "cpu": {"batches": [1, 8], "batch_tokens": [512], "batching": ["sorted", "token-budget"]},
     "gpu": {"batches": [32], "batch_tokens": [16384, 65536], "batching": ["in-order", "sorted", "token-budget"]},
 }
+QUICK_SECONDS = 60.0  # longest `run_benchmark.py --quick`, without creating exports
 PASS_SECONDS = 1.5  # target duration of an FP32 pass in a quick benchmark
 MIN_TEXTS = 32  # smallest quick benchmark, even on slow devices
+CALIBRATION_TEXTS = 64  # that the original model runs, at most
+CALIBRATION_SECONDS = 1.5  # for these
 COUNTED_TEXTS = 64  # texts whose FLOPs are counted to choose the size
 SMALL_JOB = 10_000  # rows; for smaller jobs a benchmark does not pay off
 JOB_SHARE = 0.01  # largest share of a job's FP32 time spent on its benchmark
@@ -81,10 +88,29 @@ def flops_per_text(model: Model, texts: list[Item], call: Callable) -> float:
     return count_flops(model, np.array(list(map(len, ids))), max(ids, key=len), call) / len(ids)
 
 
-def quick_size(flops: float, peak: float) -> int:
-    """Return how many texts of `flops` each a device with this FP32 peak (FLOP/s) processes in PASS_SECONDS."""
-    texts = PASS_SECONDS * ASSUMED_MFU * peak / flops
-    return max(MIN_TEXTS, int(texts)) if np.isfinite(texts) else MIN_TEXTS
+def calibrate(model: Model, texts: list[Item]) -> tuple[float, float]:
+    """Return the messages/s of the original model on this CPU, as busy as it is now, and the seconds of loading it."""
+    start = time.monotonic()
+    reference = Reference.load(model)
+    reference.of_items(texts[:1])  # the first call is slower
+    loaded = time.monotonic()
+    chosen = in_random_order(texts)[:CALIBRATION_TEXTS]
+    done = 0
+    while done < len(chosen) and time.monotonic() < loaded + CALIBRATION_SECONDS:
+        reference.of_items([chosen[done]])
+        done += 1
+    return done / (time.monotonic() - loaded), loaded - start
+
+
+def quick_size(speed: float, earlier: Sequence[int] = ()) -> int:
+    """Return how many texts a device processes in about PASS_SECONDS, given its FP32 messages/s.
+
+    It is the size of an earlier quick benchmark if that is similar, otherwise a power of two, so that several of them
+    measure the same texts.
+    """
+    texts = max(PASS_SECONDS * speed, MIN_TEXTS) if np.isfinite(speed) else MIN_TEXTS
+    similar = [size for size in earlier if texts / 4 <= size <= 2 * texts]
+    return max(similar) if similar else 2 ** int(math.log2(texts))
 
 
 @dataclass(frozen=True)
@@ -130,16 +156,18 @@ def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Pat
         return None
     say(f"quick      no result fits this job of about {fp32_seconds / 3600:.1f} h: measuring for {budget:.0f} s")
     dataset = Dataset(job.name, job.texts, [], job.texts)
-    dataset = dataset.limited(int(quick_size(flops, peaks["fp32"]) * budget / MAX_SECONDS))
+    dataset = dataset.limited(quick_size(ASSUMED_MFU * peaks["fp32"] / flops * budget / MAX_SECONDS))
+    evidence = EvidenceFile(results_dir)
     limits = {"min_time": 0.0, "stall_timeout": STALL_TIMEOUT, "check_time": budget / 3}
-    sweep = prepare_sweep(job.model, dataset, variants, device, call, peaks=peaks, **limits)
+    sweep = plan_sweep(job.model, dataset, device, call, peaks=peaks, evidence=evidence, **limits)
+    sweep = prepare_sweep(sweep, variants, dataset.name, slug(info.name))
     cells = plan_cells(variants, [1], ["token-budget"], [], QUICK_OPTIONS[device.kind]["batch_tokens"])
     say(HEADER)
     run_columns = columns_of_run(job.model, dataset, info, device.threads)
-    recorder = Recorder(run_columns, results_dir, lambda _, row: [*map(say, table_line(row).splitlines())])
+    recorder = Recorder(run_columns, results_dir, lambda _, row: [*map(say, table_line(row).splitlines())], evidence)
     start = time.monotonic()
     measure_all(sweep, cells, recorder, repeats=1)
-    ranked = rank(recorder.completed())
+    ranked = recorder.ranked()
     for row in ranked.to_dict("records"):
         say(f"quick      {row['variant']}: {row['messages/s']:.1f} messages/s, {row['verdict'].lower()}")
     say(f"           {time.monotonic() - start:.0f} s; rows in {results_dir}")

@@ -1,18 +1,21 @@
 """Measured cells -> rows: shown, kept, and appended to their files."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
+from bench.judge import TOLERANCE
 from bench.machine import BUSY, DeviceInfo
 from bench.measure.cells import Cell, cell_of
 from bench.model.model import Model
 from bench.naming import slug
 from bench.provenance import package_versions, project_commit
 from bench.report import rows
+from bench.report.evidence import EvidenceFile
+from bench.report.verdict import rank
 from bench.tables.datasets import Dataset
 from bench.tables.items import digest_items
 from runtimes import VARIANTS
@@ -39,38 +42,54 @@ def columns_of_run(model: Model, dataset: Dataset, info: DeviceInfo, threads: in
     }
 
 
-def rows_to_reuse(results_dir: Path, run_columns: dict, cells: list[Cell]):
-    """Return earlier rows of these cells that need not be measured again, as a DataFrame.
+def rows_for_advice(results_dir: Path, run_columns: dict):
+    """Return earlier rows that a verdict may be drawn from, as a DataFrame.
 
-    They ran on the same texts, weights, commit and versions while no other process kept the device busy. Their
-    end-to-end rows are included.
+    They have the same weights, threshold, device, dataset and versions. Each cell has its latest idle row.
     """
-    columns = {cell.variant: run_columns | columns_of_variant(cell.variant) for cell in cells}
-    paths = [rows.results_path(results_dir, wanted) for wanted in columns.values()]
+    columns = {name: columns_of_variant(name)["versions"] for name in VARIANTS}
+    paths = [rows.results_path(results_dir, run_columns | {"variant": name}) for name in VARIANTS]
     found, _, _ = rows.read_results([path for path in paths if path.exists()])
+    found = found[found["versions"] == found["variant"].map(columns)]
+    for name in ("model", "device", "dataset", "weights_id", "threshold"):
+        found = found[found[name] == run_columns[name]]
+    return found
+
+
+def rows_to_reuse(earlier, run_columns: dict, cells: list[Cell]):
+    """Return the earlier rows of these cells that need not be measured again, see rows_for_advice.
+
+    They ran on the same texts and commit while no other process kept the device busy. Their end-to-end rows are
+    included.
+    """
     usable = [
-        all(str(row[name]) == str(value) for name, value in columns[row["variant"]].items())
+        all(str(row[name]) == str(run_columns[name]) for name in ("threads", "texts", "texts_id", "commit", "driver"))
         and not {cell_of(row), replace(cell_of(row), stage="forward")}.isdisjoint(cells)
-        for row in found.to_dict("records")
+        for row in earlier.to_dict("records")
     ]
-    found = rows.latest_per_cell(found[np.array(usable, dtype=bool)])
+    found = rows.latest_per_cell(earlier[np.array(usable, dtype=bool)])
     return found[~(found["busy"] > BUSY)]
 
 
+@dataclass
 class Recorder:
-    """Collects the rows of a run, shows each and appends it to its file.
+    """Collects the rows of a run, shows each and appends it to its file."""
 
-    `results_dir`: None to save nothing; `earlier`: a DataFrame of rows to reuse, see rows_to_reuse.
-    """
+    run_columns: dict
+    results_dir: Path | None  # None to save nothing
+    show: Callable[[Cell, dict], object]
+    evidence: EvidenceFile
+    tolerance: float = TOLERANCE
+    earlier: object = None  # a DataFrame, see rows_for_advice
+    reused: object = None  # those of them that are not measured again, see rows_to_reuse
+    rows: list[dict] = field(default_factory=list)  # of this run
+    unsaved: list[dict] = field(default_factory=list)  # those of them that could not be appended
+    cells: set[Cell] = field(default_factory=set)  # that this run has measured
 
-    def __init__(self, run_columns: dict, results_dir: Path | None, show: Callable[[Cell, dict], object], earlier=None):
-        self.run_columns = run_columns | {"date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
-        self.results_dir = results_dir
-        self.show = show
-        self.earlier = rows.completed_rows([])[0] if earlier is None else earlier
-        self.rows: list[dict] = []  # of this run
-        self.unsaved: list[dict] = []  # those of them that could not be appended
-        self.cells: set[Cell] = set()  # that this run has measured
+    def __post_init__(self) -> None:
+        self.run_columns = self.run_columns | {"date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+        self.earlier = rows.completed_rows([])[0] if self.earlier is None else self.earlier
+        self.reused = self.earlier.iloc[:0] if self.reused is None else self.reused
 
     def add(self, cell: Cell, figures: dict[str, str]) -> None:
         row = dict.fromkeys(rows.COLUMNS, "") | self.run_columns
@@ -88,9 +107,13 @@ class Recorder:
         self.show(cell, row)
 
     def speeds(self) -> dict[Cell, float]:
-        return {cell_of(row): row["messages/s"] for row in self.earlier.to_dict("records")}
+        return {cell_of(row): row["messages/s"] for row in self.reused.to_dict("records")}
 
     def completed(self):
         """Return one row for each cell that ran, now or earlier, as a DataFrame."""
         earlier = self.earlier.astype(str).replace("nan", "").to_dict("records")
-        return rows.latest_per_cell(rows.completed_rows([*earlier, *self.rows])[0])
+        completed, _, _ = rows.completed_rows([*earlier, *self.rows])
+        return rows.latest_per_cell(rows.add_slowdowns(completed), any_texts=True)
+
+    def ranked(self):
+        return rank(self.completed(), self.evidence, self.tolerance)

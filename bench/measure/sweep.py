@@ -2,13 +2,15 @@
 
 import contextlib
 import itertools
+import math
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from bench.judge import alpha_for_look
+from bench.judge import TOLERANCE
 from bench.machine import cpu_busy, cpu_cores, watch_throttling
 from bench.measure.cells import Cell, fastest_end_to_end
 from bench.measure.tokens import TokenizedTexts
@@ -17,13 +19,15 @@ from bench.model.batches import make_batches, padded_tokens
 from bench.model.model import Model
 from bench.model.parity import ParityCounter
 from bench.processes import ProcessPool
+from bench.report.evidence import EvidenceFile
 from bench.tables.items import Item
 from bench.variants import Device
 from runtimes import VARIANTS
 from runtimes.classifier import ClassifierSpec
-from utils import UserError
+from utils import UserError, say
 
 ASSUMED_MFU = 0.5  # share of the peak in estimates of time: between what FP32 and BF16 reach on a CPU
+LOADING_SECONDS = 4.0  # assumed in estimates
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,16 @@ class Sweep:
     uuid: str = ""  # NVML's id of the GPU; empty on a CPU, or if unknown
     more_texts: Sequence[Item] = ()  # for variants that are not proven after the sweep
     check_time: float = 0.0  # seconds for these, at most
+    mfu: float = ASSUMED_MFU  # in estimates of time
+    loading: float = LOADING_SECONDS  # in estimates of time, until a variant's workers are ready
+    deadline: float = math.inf  # of time.monotonic(), after which only what is necessary is measured
+    tolerance: float = TOLERANCE  # share of changed decisions
+    evidence: EvidenceFile = field(default_factory=EvidenceFile)
+    keys: dict[str, dict] = field(default_factory=dict)  # variant -> the key of its evidence
+
+    def verdict(self, variant: str) -> str:
+        evidence = self.evidence.of_key(self.keys[variant])
+        return evidence.verdict(variant, self.device.gpu is not None, self.tolerance)
 
     def peak_of(self, variant: str) -> float | None:
         return self.peaks.get(VARIANTS[variant].computes_in(self.device.gpu))
@@ -50,11 +64,17 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeat
 
     The fastest cell of each variant and worker count is then timed end to end. `speeds`: messages/s of cells that
     already have a row. They are compared when the fastest cell is chosen, but not measured again. Workers start again
-    after a failed cell. If they cannot start, the remaining cells of this variant and worker count fail, too.
+    after a failed cell. If they cannot start, the remaining cells of this variant and worker count fail, too. With a
+    deadline, each variant has the same share of the time, and cells that do not fit in are left out.
     """
     known = dict(speeds)
     groups = [list(group) for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers))]
-    for group in groups * repeats:
+    for left, group in zip(range(repeats * len(groups), 0, -1), groups * repeats, strict=True):
+        now = time.monotonic()
+        if now > sweep.deadline:
+            say(f"note       no time left for {group[0].variant}; measure it without --quick")
+            continue
+        end = now + (sweep.deadline - now) / (left + 1)  # the rest is for the leaders and the check
         with contextlib.ExitStack() as stack:
             workers, start_error = None, None
             busy = cpu_busy() if sweep.device.gpu is None else None  # our own work on a GPU would count as others'
@@ -75,6 +95,8 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeat
                     workers = None
                     stack.close()
                 yield cell, figures | busy_column
+                if time.monotonic() > end:
+                    queue.clear()
                 if not queue and cell.stage == "forward" and not start_error:
                     fastest = fastest_end_to_end(cell, known)
                     queue += [fastest] if fastest not in (None, *speeds) else []
@@ -93,7 +115,7 @@ def run_in_turn(sweep: Sweep, workers: dict[Cell, ProcessPool], rounds: int) -> 
 
 
 def estimate(sweep: Sweep, cells: list[Cell]) -> dict[Cell, float]:
-    """Estimate the seconds of each cell's passes at ASSUMED_MFU, without compiling and warm-up."""
+    """Estimate the seconds of each cell's passes, without compiling and warm-up."""
     lengths, seconds = sweep.tokens.lengths, {}
     for cell in cells:
         batches = make_batches(lengths, cell.batching, sweep.tokens.groups)
@@ -101,7 +123,7 @@ def estimate(sweep: Sweep, cells: list[Cell]) -> dict[Cell, float]:
         peak = sweep.peak_of(cell.variant) or sweep.peaks["fp32"]
         if sweep.device.gpu is None:
             peak *= min(1, cell.workers * sweep.device.threads / cpu_cores())
-        seconds_per_pass = padding * np.nan_to_num(sweep.tokens.flops) / (ASSUMED_MFU * peak)
+        seconds_per_pass = padding * np.nan_to_num(sweep.tokens.flops) / (sweep.mfu * peak)
         seconds[cell] = max(seconds_per_pass, sweep.min_time)
     return seconds
 
@@ -171,8 +193,9 @@ def compare_sample(sweep: Sweep, cell: Cell, reports: list[Report]) -> dict:
         answers = np.full((len(tokens.texts), len(task.labels)), np.nan)
         answers[items] = values
     parity = new_counter(sweep, cell.variant)
-    parity.add(answers[tokens.sample], tokens.reference)
-    return parity.columns(alpha_for_look(1))
+    parity.add(answers[tokens.sample], tokens.reference, [tokens.texts[i] for i in tokens.sample])
+    sweep.evidence.add(sweep.keys[cell.variant], parity)
+    return parity.columns()
 
 
 def new_counter(sweep: Sweep, variant: str) -> ParityCounter:

@@ -41,19 +41,20 @@ class TokenizedTexts:
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
 
-def prepare_tokens(model: Model, texts: list[Item], gpu: int | None, call: Callable) -> TokenizedTexts:
-    """Tokenize the texts, and compute what else all cells need unless it is in the cache.
-
-    `call` runs a function in a helper process.
-    """
+def prepare_tokens(model: Model, texts: list[Item], call: Callable) -> TokenizedTexts:
+    """Tokenize the texts and count their FLOPs. `call` runs a function in a helper process."""
     tokens = call(tokenize, model, texts)
+    longest = tokens.rows([tokens.lengths.argmax()])["input_ids"][0]
+    return replace(tokens, flops=count_flops(model, tokens.lengths, longest.tolist(), call))
+
+
+def with_reference(tokens: TokenizedTexts, model: Model, gpu: int | None) -> TokenizedTexts:
+    """Add the answers of the original model, if there is one."""
+    if not model.can_be_compared:
+        return tokens
     by_length = tokens.sample[np.argsort(np.bincount(tokens.items, tokens.lengths)[tokens.sample], kind="stable")]
     shorter = by_length[: len(by_length) * 2 // 3 + 1]  # the longest would take seconds
     padded = [tokens.texts[shorter[i]] for i in evenly_spaced(len(shorter), N_PADDED_TEXTS)]
-    longest = tokens.rows([tokens.lengths.argmax()])["input_ids"][0]
-    tokens = replace(tokens, flops=count_flops(model, tokens.lengths, longest.tolist(), call))
-    if not model.can_be_compared:
-        return tokens
     with CachedReference(model, gpu) as original:
         reference = original.answers([tokens.texts[i] for i in tokens.sample])
         return replace(tokens, reference=reference, padding_effect=original.padding_effect(padded))

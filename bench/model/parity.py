@@ -4,17 +4,19 @@ Changed decisions are called flips, as by Dutta et al., "Accuracy is Not All You
 """
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from bench.judge import ALPHA, NOT_WITHIN, TOLERANCE, UNPROVEN, VERDICTS, is_rounded, judge
+from bench.judge import TOLERANCE, VERDICTS, is_rounded, judge
 from bench.model.task import Task
-from bench.tables.items import Item, parts_of
+from bench.tables.items import Item, hash_item, parts_of
 
 PERCENTILES = {"p25": 25, "median": 50, "p75": 75, "p90": 90, "p95": 95, "p99": 99}
 N_WORST_TEXTS = 3  # texts shown in a report
 EXCERPT_CHARACTERS = 200  # per text
+GROUP = 256  # items in which changed ones are searched together
 
 
 @dataclass
@@ -35,14 +37,21 @@ class ParityCounter:
     largest: list[np.ndarray] = field(default_factory=list)  # the largest difference of each item, call by call
     sum_of_differences: float = 0.0
     n_differences: int = 0  # number of values in sum_of_differences
+    changes: dict[int, int] = field(default_factory=dict)  # hash of a text -> its changed decisions, see add()
 
-    def add(self, answers: np.ndarray, reference: np.ndarray) -> None:
-        """Compare answers [items, labels]; items that the reference can't answer (nan) are left out."""
+    def add(self, answers: np.ndarray, reference: np.ndarray, texts: Sequence[Item] = ()) -> None:
+        """Compare answers [items, labels]; items that the reference can't answer (nan) are left out.
+
+        `texts`: the items themselves, whose changes are recorded in `changes`.
+        """
         known = np.isfinite(reference).all(axis=1)
         answers, reference = answers[known], reference[known]
         if not len(reference):
             return
         changed, decisions = self.task.count_flips(answers, reference, self.spread)
+        if len(texts):
+            hashes = [hash_item(texts[i]) for i in np.flatnonzero(known)]
+            self.changes |= dict(zip(hashes, self.changes_of_items(answers, reference), strict=True))
         self.changed += changed
         self.decisions += decisions
         self.items += len(reference)
@@ -55,28 +64,34 @@ class ParityCounter:
         self.sum_of_differences += float(differences[finite].sum())
         self.n_differences += differences[finite].size
 
+    def changes_of_items(self, answers: np.ndarray, reference: np.ndarray) -> list[int]:
+        """Return the number of changed decisions of each item, by halving groups of items until a half has none."""
+        spread = reference.std(axis=0) if self.spread is None else self.spread
+        changes = [0] * len(reference)
+        for first in range(0, len(reference), GROUP):
+            parts, group = [(first, min(first + GROUP, len(reference)))], reference[first : first + GROUP]
+            while parts:
+                start, end = parts.pop()
+                mixed = group.copy()
+                mixed[start - first : end - first] = answers[start:end]
+                changed, _ = self.task.count_flips(mixed, group, spread)
+                if changed and end - start > 1:
+                    middle = (start + end) // 2
+                    parts += [(start, middle), (middle, end)]
+                else:
+                    changes[start] = changed
+        return changes
+
     @property
     def is_rounding(self) -> bool:
         """True if the differences are those of FP32 sums in another order."""
         return is_rounded(self.precision, self.max_diff - self.stored_rounding)
 
-    def verdict(self, alpha: float = ALPHA) -> str:
-        """Return WITHIN, UNPROVEN or NOT_WITHIN, wrong with a chance of at most `alpha`."""
-        if not self.decisions:
-            return UNPROVEN
-        if self.non_finite:
-            return NOT_WITHIN
-        return judge(self.changed, self.decisions, self.tolerance, alpha, rounded=self.is_rounding)
+    def verdict(self) -> str:
+        return judge(self.changed, self.decisions, self.tolerance, self.is_rounding, self.non_finite)
 
-    def columns(self, alpha: float = ALPHA) -> dict:
-        """Return the columns `max_diff` (nan if an answer is not finite), `flips`, `decisions` and `within`."""
-        verdict = self.verdict(alpha)
-        return {
-            "max_diff": np.nan if self.non_finite else self.max_diff,
-            "flips": self.changed / self.decisions,
-            "decisions": self.decisions,
-            "within": next(word for word, meaning in VERDICTS.items() if meaning == verdict),
-        }
+    def columns(self) -> dict:
+        return parity_columns(self, self.verdict())
 
     def statistics(self) -> dict:
         """Return the statistics of the differences for a report.
@@ -97,6 +112,19 @@ class ParityCounter:
             "decisions": self.decisions,
             "non_finite_texts": self.non_finite,
         }
+
+
+def parity_columns(counts, verdict: str) -> dict:
+    """Return the columns `max_diff` (nan if an answer is not finite), `flips`, `decisions` and `within`.
+
+    `counts`: a ParityCounter, or what has its counts.
+    """
+    return {
+        "max_diff": np.nan if counts.non_finite else counts.max_diff,
+        "flips": counts.changed / counts.decisions,
+        "decisions": counts.decisions,
+        "within": next(word for word, meaning in VERDICTS.items() if meaning == verdict),
+    }
 
 
 def worst_texts(answers: np.ndarray, reference: np.ndarray, texts: list[Item], labels: list[str]) -> list[dict]:

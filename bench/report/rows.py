@@ -5,7 +5,10 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from bench.files import LONGEST_NAME
+import numpy as np
+
+from bench.files import LONGEST_NAME, append_line
+from bench.machine import BUSY
 from bench.naming import file_name
 from bench.options import BATCHINGS
 from utils import UserError, clean
@@ -21,6 +24,7 @@ COLUMNS = (
 # the columns that identify the cell of a row
 CELL_COLUMNS = ("model", "device", "dataset", "texts", "texts_id", "weights_id", "threshold")
 CELL_COLUMNS += ("variant", "workers", "threads", "batching", "batch_size", "batch_tokens", "stage")
+ADVICE_CELL = tuple(name for name in CELL_COLUMNS if name not in ("texts", "texts_id"))  # on any texts of the dataset
 COUNTS = ("workers", "threads", "batch_size", "batch_tokens", "texts")
 SPEEDS = ("messages/s", "min", "max")
 NUMBERS = (*COUNTS, *SPEEDS, "passes", "tokens/s", "padding", "tflops", "mfu", "max_diff", "flips", "decisions", "busy")
@@ -51,27 +55,11 @@ HEADER = line_of(dict(zip(COLUMNS, COLUMNS, strict=True)))
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Append a row in one write, after a header if the file's last header differs. Raises OSError.
-
-    Several processes may append to one file. A line cut short by a crash or a full disk is ended first.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise OSError(errno.EEXIST, "exists and is not a regular file")
-    with path.open("ab+", buffering=0) as file:
-        file.seek(0)
-        content = file.read()
-        headers = [line for line in content.decode(errors="replace").split("\n") if is_header(line.split("\t"))]
-        text = line_of(row)
-        if headers[-1:] != [HEADER.rstrip()]:
-            text = HEADER + text
-        if content and not content.endswith(b"\n"):
-            text = "\n" + text
-        written = file.write(text.encode())
-        if written < len(text.encode()):
-            if file.tell() == os.fstat(file.fileno()).st_size:  # a partial line could pass for a complete row
-                file.truncate(file.tell() - written)
-            raise OSError(errno.ENOSPC, "No space left on device")
+    """Append a row, after a header if the file's last header differs. Raises OSError."""
+    lines = path.read_bytes().decode(errors="replace").split("\n") if path.is_file() else []
+    headers = [line for line in lines if is_header(line.split("\t"))]
+    is_current = headers[-1:] == [HEADER.rstrip()]
+    append_line(path, ("" if is_current else HEADER) + line_of(row).rstrip("\n"))
 
 
 def is_header(fields: list[str]) -> bool:
@@ -145,17 +133,38 @@ def completed_rows(rows: list[dict]):
     return ok[possible].astype(dict.fromkeys(COUNTS, int)), int((~any_ok).sum()), list(ok.path[~possible])
 
 
-def latest_per_cell(rows):
-    """Return one row per cell of a DataFrame of completed rows, from the cell's latest run.
+def add_slowdowns(rows):
+    """Add the column `slowdown` to rows of one device and dataset: how much slower a busy run was than an idle one.
 
-    The repeats of a run are combined: median speed, `min` and `max` of all passes, highest load and worst parity.
+    It is estimated from the cells that runs have in common, and 1 for idle runs. Speeds of several runs can be
+    compared when multiplied by it, so a busy run does not change the ranking of what it leaves out.
     """
-    rows = rows[rows.date == rows.groupby([*CELL_COLUMNS], sort=False).date.transform("max")]
-    combine = dict.fromkeys(rows.columns.difference(CELL_COLUMNS, sort=False), "last")
+    log_speeds, run = np.log(rows["messages/s"]), rows["date"]
+    cell = rows.groupby([*ADVICE_CELL], dropna=False).ngroup()
+    is_busy = (rows["busy"] > BUSY).groupby(run).any()
+    slowdowns = run.map(is_busy * 0.0)
+    for _ in range(20):
+        idle_speeds = (log_speeds + slowdowns).groupby(cell).transform("median")
+        found = (idle_speeds - log_speeds).groupby(run).median()
+        slowdowns = run.map(found.where(is_busy, 0) if not is_busy.all() else found - found.min())
+    return rows.assign(slowdown=np.exp(slowdowns))
+
+
+def latest_per_cell(rows, any_texts: bool = False):
+    """Return one row per cell of a DataFrame of completed rows, from its latest run on an idle device, else its latest.
+
+    The repeats of a run are combined: median speed, `min` and `max` of all passes, highest load and worst parity. With
+    `any_texts`, cells on different texts of a dataset are the same.
+    """
+    cell = [*(ADVICE_CELL if any_texts else CELL_COLUMNS)]
+    is_busy = rows.groupby([*cell, "date"], sort=False)["busy"].transform("max") > BUSY
+    rows = rows[~is_busy | is_busy.groupby([rows[name] for name in cell], sort=False).transform("all")]
+    rows = rows[rows.date == rows.groupby(cell, sort=False).date.transform("max")]
+    combine = dict.fromkeys(rows.columns.difference(cell, sort=False), "last")
     combine |= dict.fromkeys(("messages/s", "tokens/s", "tflops", "mfu"), "median")
     combine |= {"min": "min", "max": "max", "passes": "sum", "max_diff": "max", "flips": "max", "decisions": "max"}
     combine |= {"busy": "max", "within": "min"}  # yes > not proven > no in alphabetical order, too
-    return rows.groupby([*CELL_COLUMNS], sort=False, as_index=False).agg(combine)
+    return rows.groupby(cell, sort=False, as_index=False).agg(combine)
 
 
 def fastest_per(rows, *keys: str):

@@ -7,20 +7,20 @@ from collections.abc import Callable
 import numpy as np
 
 from bench.judge import (
-    MAX_FACTOR,
     N_SAMPLE,
     NOT_WITHIN,
     TOLERANCE,
     UNPROVEN,
     VERDICTS,
     WITHIN,
-    alpha_for_look,
     decisions_needed,
     is_rounded,
     judge,
     share_words,
 )
 from bench.machine import BUSY
+from bench.report.evidence import EvidenceFile
+from bench.report.figures import is_cpu
 from bench.report.table import batches, speed
 from runtimes import VARIANTS
 
@@ -34,34 +34,38 @@ def changed_of(row) -> int:
     return round(row["flips"] * row["decisions"])
 
 
-def judge_row(row) -> str:
+def judge_row(row, tolerance: float = TOLERANCE) -> str:
     """Return WITHIN, UNPROVEN or NOT_WITHIN for a row of results: from its column `within`, else from its counts.
 
     Rows whose outputs were not compared are UNPROVEN. Older rows without a count of decisions can only be NOT_WITHIN.
     """
-    if row["within"]:
+    if row["within"] and tolerance == TOLERANCE:
         return VERDICTS.get(row["within"], UNPROVEN)
     if not np.isfinite(row["decisions"]):
-        return NOT_WITHIN if row["flips"] > TOLERANCE else UNPROVEN
+        return NOT_WITHIN if row["flips"] > tolerance else UNPROVEN
     variant = VARIANTS.get(row["variant"])
     rounded = is_rounded(variant.precision if variant else "", row["max_diff"])
-    return judge(changed_of(row), int(row["decisions"]), rounded=rounded)
+    return judge(changed_of(row), int(row["decisions"]), tolerance, rounded)
 
 
-def judge_variants(rows):
+def judge_variants(rows, evidence: EvidenceFile | None = None, tolerance: float = TOLERANCE):
     """Return the rows of cells with their variant's `verdict`, its basis, and decisions `per_text`: a DataFrame.
 
-    `rows`: one for each cell, including checks on more texts. A variant is judged by that check, else by the batching
-    that changed most; one batching that is NOT_WITHIN is enough. Rows of other versions or commits than the latest are
-    judged separately. `flips` and `decisions` become those of the deciding row.
+    `rows`: one for each cell, including checks on more texts. A variant is judged by its evidence. If there is none, it
+    is judged by the check, else by the batching that changed most; one batching that is NOT_WITHIN is enough. Rows of
+    other versions or commits than the latest are then judged separately. `flips` and `decisions` become those of the
+    evidence or the deciding row.
     """
     import pandas as pd
 
     judged = []
     for _, group in rows.groupby(JUDGED, sort=False, dropna=False):
         newest = group.loc[group["date"].sort_values(kind="stable").index[-1]]
-        current = group[(group["versions"] == newest["versions"]) & (group["commit"] == newest["commit"])]
-        verdicts = np.array([ORDER.index(judge_row(row)) for row in current.to_dict("records")])
+        current = group[group["versions"] == newest["versions"]]
+        known = evidence.of_row(newest) if evidence else None
+        if not known:
+            current = current[current["commit"] == newest["commit"]]
+        verdicts = np.array([ORDER.index(judge_row(row, tolerance)) for row in current.to_dict("records")])
         checks = (current["stage"] == "check").to_numpy()
         if checks.any():  # a batching that was measured later and changes more is not covered by the check
             last = current[checks].iloc[-1]
@@ -71,15 +75,19 @@ def judge_variants(rows):
         if not decides.any():
             decides = checks if checks.any() else verdicts == verdicts.max()
         basis = current[decides].sort_values(["flips", "decisions"], na_position="first").iloc[-1]
-        verdict = ORDER[verdicts[decides].max()]
+        flips, decisions, verdict = basis["flips"], basis["decisions"], ORDER[verdicts[decides].max()]
+        per_text = current["decisions"].min() / np.minimum(N_SAMPLE, newest["texts"])
+        if known:
+            flips, decisions, per_text = known.changed / known.decisions, known.decisions, known.per_text
+            verdict = known.verdict(newest["variant"], not is_cpu(newest["device"]), tolerance)
         cells = group[group["stage"] != "check"]
         is_older = ~cells.index.isin(current.index)
-        older = [max(verdict, judge_row(row), key=ORDER.index) for row in cells.to_dict("records")]
+        older = [max(verdict, judge_row(row, tolerance), key=ORDER.index) for row in cells.to_dict("records")]
         cells = cells.assign(
             verdict=np.where(is_older, older, verdict),
-            flips=basis["flips"],
-            decisions=basis["decisions"],
-            per_text=current["decisions"].min() / np.minimum(N_SAMPLE, newest["texts"]),
+            flips=flips,
+            decisions=decisions,
+            per_text=per_text,
             max_diff=current["max_diff"].max(),
         )
         if len(cells):
@@ -87,22 +95,25 @@ def judge_variants(rows):
     return pd.concat(judged).sort_index() if judged else rows.assign(verdict="", per_text=np.nan).iloc[:0]
 
 
-def rank(rows):
+def rank(rows, evidence: EvidenceFile | None = None, tolerance: float = TOLERANCE):
     """Rank variants end to end, each at its best: a DataFrame with `rank` and the columns of judge_variants().
 
     `rows`: completed rows of one model, device and dataset, one for each cell. Variants within tolerance come first,
     then those not proven, then those not within tolerance. A variant whose speed range overlaps that of a rank's
     fastest variant shares its rank; within a rank, token budgets come first, then the smallest difference from the
-    original. Variants measured on a busy device, or not timed end to end, rank after the others.
+    original. Variants not timed end to end rank after the others. The column `speed`, by which they are ranked, is
+    comparable between runs, see add_slowdowns.
     """
-    rows = judge_variants(rows)
+    rows = judge_variants(rows, evidence, tolerance)
     order = rows["verdict"].map(ORDER.index) if len(rows) else rows["verdict"]
     rows = rows.assign(order=order, idle=~(rows["busy"] > BUSY), end_to_end=rows["stage"] == "end-to-end")
-    rows = rows.sort_values("messages/s", ascending=False, kind="stable")
-    classes = ["order", "idle", "end_to_end"]
-    best = rows.sort_values(classes, ascending=[True, False, False], kind="stable").drop_duplicates("variant")
-    margin = best["messages/s"].where(~(best["passes"] > 1), 0) * ONE_PASS_ERROR
-    best = best.assign(low=best["min"] - margin, high=best["max"] + margin, rank=0)
+    scale = rows.get("slowdown", 1.0)
+    rows = rows.assign(speed=rows["messages/s"] * scale, low=rows["min"] * scale, high=rows["max"] * scale)
+    rows = rows.sort_values("speed", ascending=False, kind="stable")
+    classes = ["order", "end_to_end"]
+    best = rows.sort_values(classes, ascending=[True, False], kind="stable").drop_duplicates("variant")
+    margin = best["speed"].where(~(best["passes"] > 1), 0) * ONE_PASS_ERROR
+    best = best.assign(low=best["low"] - margin, high=best["high"] + margin, rank=0)
     leader, ranks = None, []
     for i, row in enumerate(best.itertuples()):
         comparable = leader is not None and all(getattr(row, name) == getattr(leader, name) for name in classes)
@@ -113,94 +124,103 @@ def rank(rows):
     return best.drop(columns=["order", "low", "high", "safe", "rounded_diff"])
 
 
-def verdict(rows, check_command: Callable | None = None, next_command: Callable | None = None) -> list[str]:
+def verdict(
+    rows,
+    evidence: EvidenceFile | None = None,
+    tolerance: float = TOLERANCE,
+    label_command: Callable | None = None,
+    check_advice: Callable | None = None,
+) -> list[str]:
     """Return the verdict as lines of at most 80 columns, with commands to copy at the end.
 
-    `rows`: as for rank(); `check_command(variants)`: checks variants that are not proven on more texts;
-    `next_command(winner, candidates)`: the next step, given the row of the winner and the names of the variants worth a
-    longer run. Without them no command is printed.
+    `rows`: as for rank(); `label_command(winner)`: labels texts, given the row of the winner or None;
+    `check_advice(row, texts)`: lines on how to decide a fast variant that is not proven, given its row and the number
+    of texts that would probably decide it, or None if no number would. Without them no command is printed.
     """
-    ranked = rank(rows)
-    groups = {name: ranked[ranked["verdict"] == name] for name in ORDER}
+    ranked = rank(rows, evidence, tolerance)
+    timed = ranked[ranked["end_to_end"]]
+    groups = {name: timed[timed["verdict"] == name] for name in ORDER}
     within, unproven = groups[WITHIN], groups[UNPROVEN]
-    torch = rows[(rows["variant"] == "torch") & (rows["batching"] == "in-order") & (rows["stage"] == "forward")]
-    base = torch["messages/s"].max()
+    base = baseline_speed(rows)
+    limit = f"{100 * tolerance:g}%"
     lines = ["", "End to end, each variant at its best (workers x threads, batches):"]
     for row in within.to_dict("records"):
         tied = list(within["rank"]).count(row["rank"]) > 1
         lines += variant_line(row, base, f"{row['rank']}.", " (tie)" if tied else "")
     if len(unproven):
-        lines.append(f"Not proven yet to change at most {TOLERANCE:.1%} of the decisions, so not recommended:")
+        lines.append(f"Not proven yet to change at most {limit} of the decisions:")
     for row in unproven.to_dict("records"):
-        lines += [*variant_line(row, base, "?"), *evidence(row)]
+        lines += variant_line(row, base, "?", f"; {changed_words(row)}")
     if len(groups[NOT_WITHIN]):
-        lines.append(f"Not within tolerance (more than {TOLERANCE:.1%} of the decisions change):")
+        lines.append(f"Not within tolerance (more than {limit} of the decisions change):")
     for row in groups[NOT_WITHIN].to_dict("records"):
-        lines += variant_line(row, base, "-", f"; {flips_words(row)} changed")
-    if len(torch):
+        lines += variant_line(row, base, "-", f"; {changed_words(row)}")
+    if len(timed) < len(ranked):
+        names = ", ".join(ranked["variant"][~ranked["end_to_end"]])
+        lines += textwrap.wrap(f"Not timed end to end, so not listed: {names}.", WIDTH, break_on_hyphens=False)
+    if not math.isnan(base):
         lines.append(f"1.0x is {speed(base)} messages/s: eager FP32 torch, forward passes only, in file order.")
-    faster = unproven if within.empty else unproven[unproven["messages/s"] > within["messages/s"].iloc[0]]
-    undecided = [row["variant"] for row in faster.to_dict("records") if needed_for(row)]
-    checking = []
-    if undecided and check_command:
-        checking = ["To check more texts:", *fold(check_command(undecided))]
-    if within.empty:
-        return [*lines, "No variant is proven to be within tolerance.", *checking]
-    lines += [*advice(within, faster), *checking]
-    if next_command:
-        candidates = dict.fromkeys(["torch", *within["variant"][:3], *faster["variant"][:2]])
-        lines += ["Next:", *fold(next_command(within.iloc[0].to_dict(), list(candidates)))]
+    winner = within.iloc[0].to_dict() if len(within) else None
+    faster = unproven.sort_values("speed", ascending=False)
+    if winner:
+        faster = faster[faster["speed"] > winner["speed"]]
+    open_row = faster.iloc[0].to_dict() if len(faster) else None
+    lines += advice(within, open_row, tolerance)
+    if label_command:
+        lines += ["To label:", *fold(label_command(winner))]
+    if check_advice and open_row and np.isfinite(open_row["decisions"]):
+        lines += check_advice(open_row, texts_needed(open_row, tolerance))
     return lines
+
+
+def baseline_speed(rows) -> float:
+    """Return the messages/s that are 1.0x; nan if they were never measured on an idle device."""
+    torch = rows[(rows["variant"] == "torch") & (rows["batching"] == "in-order") & (rows["stage"] == "forward")]
+    return torch[~(torch["busy"] > BUSY)]["messages/s"].max()
 
 
 def variant_line(row: dict, base: float, mark: str, remark: str = "") -> list[str]:
     """Return the line of a variant, folded. `base`: messages/s that are 1.0x, or nan."""
     factor = "" if math.isnan(base) else f"{row['messages/s'] / base:.1f}x"
-    if not row["end_to_end"]:
-        remark += " (forward)"
     if not row["idle"]:
-        remark += " (busy device)"
+        remark = f" (busy device){remark}"
     line = f"{mark:<4}{row['variant']:<19}{speed(row['messages/s']):>8} messages/s {factor:>6}  "
     line += f"{row['workers']} x {row['threads']}, {batches(row | {'stage': ''})}{remark}"
     return textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 
-def advice(within, faster) -> list[str]:
-    """Return which variant to use, from the ranked rows within tolerance and the `faster` ones not proven."""
-    winner = within.iloc[0]
-    tied = within[within["rank"] == 1]
-    sentences = f"Use {winner['variant']}."
-    if len(tied) > 1:
-        closest = round(winner["max_diff"], 4) <= round(tied["max_diff"].min(), 4)
-        reason = "it is the closest to the original" if closest else "it has a token budget"
-        sentences = f"Use {winner['variant']}: {len(tied)} variants tie, and {reason}."
-    if len(faster):
-        gain = faster["messages/s"].max() / winner["messages/s"]
-        sentences += f" The fastest variant that is not proven is {gain:.1f} times as fast."
-    if not winner["idle"]:
-        sentences += " Other processes kept the device busy: when it is idle, measure again with --resume."
-    return textwrap.wrap(sentences, WIDTH)
+def advice(within, open_row: dict | None, tolerance: float) -> list[str]:
+    """Return which variant to use, from the ranked rows within tolerance, and the fastest one not proven."""
+    sentences = "No variant is proven to be within tolerance; labelling uses FP32 PyTorch."
+    if len(within):
+        winner = within.iloc[0]
+        tied = within[within["rank"] == 1]
+        sentences = f"Use {winner['variant']} now."
+        if len(tied) > 1:
+            closest = round(winner["max_diff"], 4) <= round(tied["max_diff"].min(), 4)
+            reason = "it is the closest to the original" if closest else "it has a token budget"
+            sentences = f"Use {winner['variant']} now: {len(tied)} variants tie, and {reason}."
+        if not winner["idle"]:
+            sentences += " Other processes kept the device busy, so it may be faster than this."
+    if open_row:
+        sentences += f" {open_row['variant']} is "
+        if len(within):
+            sentences += f"{open_row['speed'] / winner['speed']:.1f} times as fast and "
+        words = "its outputs were not compared"
+        if np.isfinite(open_row["decisions"]):
+            words = share_words(changed_of(open_row), int(open_row["decisions"]), tolerance)
+        sentences += f"still open: {words}."
+    return textwrap.wrap(sentences, WIDTH, break_on_hyphens=False)
 
 
-def evidence(row) -> list[str]:
-    """Return what is known of a variant that is not proven, and how many texts would decide it."""
-    decisions, needed = row["decisions"], needed_for(row)
-    if not np.isfinite(decisions):
-        return ["    its outputs were not compared"]
-    known = f"{flips_words(row)} changed: {share_words(changed_of(row), int(decisions))}; "
-    if needed:
-        known += f"about {math.ceil(max(needed - decisions, 1) / row['per_text']):,} more texts would decide it"
-    else:
-        known += f"even {MAX_FACTOR} times as many texts would probably not decide it"
-    return textwrap.wrap(known, WIDTH, initial_indent="    ", subsequent_indent="    ")
+def texts_needed(row: dict, tolerance: float) -> int | None:
+    """Return about how many more texts would decide a row's verdict; None if too many to compare."""
+    needed = decisions_needed(changed_of(row), int(row["decisions"]), tolerance)
+    return needed and math.ceil(max(needed - row["decisions"], 1) / row["per_text"])
 
 
-def needed_for(row) -> int | None:
-    """Return about how many decisions would decide a row's verdict; None if there are too many to suggest."""
-    if not np.isfinite(row["decisions"]):
-        return N_SAMPLE
-    changed, decisions = changed_of(row), int(row["decisions"])
-    return decisions_needed(changed, decisions, alpha=alpha_for_look(2))  # as the next run would test them
+def changed_words(row) -> str:
+    return f"{flips_words(row)} changed" if np.isfinite(row["flips"]) else "outputs not compared"
 
 
 def flips_words(row) -> str:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
+from xxhash import xxh3_64
 
 from bench.files import digest
 
@@ -36,7 +37,16 @@ def is_unicode(item: Item) -> bool:
 
 def digest_items(items: Iterable[Item]) -> str:
     """Return 16 hexadecimal digits for items in this order."""
-    return digest((item if isinstance(item, str) else json.dumps(item)).encode() for item in items)
+    return digest(map(item_bytes, items))
+
+
+def item_bytes(item: Item) -> bytes:
+    return (item if isinstance(item, str) else json.dumps(item)).encode()
+
+
+def hash_item(item: Item) -> int:
+    """Return 32 bits by which an item is known again; it cannot be told from them."""
+    return xxh3_64(item_bytes(item)).intdigest() & 0xFFFFFFFF
 
 
 def items_of(table: pa.Table, columns: Sequence[str]) -> list[Item | None]:

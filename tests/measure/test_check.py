@@ -1,19 +1,20 @@
 """Checks of unproven variants on more texts: how many texts run, when it ends, and the row that comes out."""
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 from conftest import make_sweep
 
-from bench.judge import within_tolerance
+from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN, within_tolerance
 from bench.measure import check
 from bench.measure.cells import Cell
-from bench.measure.check import FurtherCheck, check_more, continue_check, more_texts
+from bench.measure.check import FurtherCheck, check_more, in_random_order
 from bench.model.batches import Batching
 from bench.model.classification import MULTI, Classification
 from bench.model.parity import ParityCounter
+from bench.report.evidence import EvidenceFile
 
 LABELS = 8
 TASK = Classification(tuple("abcdefgh"), MULTI, (0.5,) * LABELS)
@@ -52,53 +53,66 @@ class FakeWorkers:
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """Check variants, the fastest first, with no change in their first 256 texts.
+def run(monkeypatch, tmp_path):
+    """Check variants, the fastest first, with no change in their first 256 texts; call it again for another run.
 
-    Returns {variant: (within, texts, decisions)}.
+    Returns {variant: (verdict, texts it ran, decisions)}.
     """
     monkeypatch.setattr(check, "CachedReference", FakeReference)
 
-    def run(n_texts: int = 100_000, check_time: float = 60.0, **variants: FakeWorkers) -> dict:
+    def run(n_texts: int = 20_000, check_time: float = 60.0, **variants: FakeWorkers) -> dict:
         cells = {name: Cell(name.replace("_", "-"), 1, Batching("sorted", 8), "check") for name in variants}
         sweep = make_sweep(
             model=SimpleNamespace(task=TASK, labels=["x"] * LABELS),
-            tokens=SimpleNamespace(sample=range(256), reference=np.zeros((256, LABELS))),
+            tokens=SimpleNamespace(reference=np.zeros((256, LABELS))),
             exports={},
-            more_texts=["text"] * n_texts,
+            more_texts=[f"text {i}" for i in range(n_texts)],
             check_time=check_time,
+            evidence=EvidenceFile(tmp_path),
         )
+        swept = ParityCounter(TASK)
+        swept.add(np.full((256, LABELS), 0.3), np.full((256, LABELS), 0.4), [f"text {i}" for i in range(256)])
+        for cell in cells.values():
+            sweep.evidence.add(sweep.keys[cell.variant], swept)
         workers = {cells[name]: fake for name, fake in variants.items()}
-        checks = {
-            cell: FurtherCheck(cell, ParityCounter(TASK, decisions=256 * LABELS, max_diff=0.01)) for cell in workers
-        }
-        found = dict(check_more(sweep, workers, checks))
-        return {
-            name: (found[cell]["within"], workers[cell].texts, found[cell]["decisions"])
-            for name, cell in cells.items()
-            if cell in found
-        }
+        checks = {cell: FurtherCheck(sweep, cell) for cell in workers}
+        check_more(sweep, workers, checks)
+        for cell in [cell for cell in checks if checks[cell].texts]:
+            columns, found = checks[cell].columns(), sweep.evidence.of_key(sweep.keys[cell.variant])
+            assert (int(columns["decisions"]), columns["status"]) == (found.decisions, "ok")
+            assert {"yes": WITHIN, "no": NOT_WITHIN}.get(columns["within"], UNPROVEN) == checks[cell].verdict
+        found = {name: sweep.evidence.of_key(sweep.keys[cell.variant]).decisions for name, cell in cells.items()}
+        return {name: (checks[cell].verdict, workers[cell].texts, found[name]) for name, cell in cells.items()}
 
     return run
 
 
-def test_none_changed_is_proven_as_soon_as_the_exact_bound_says_so(run):
-    """The second look has an alpha of 1.25%, so 4,380 unchanged decisions are a proof."""
-    [(within, texts, decisions)] = run(torch_bf16=FakeWorkers()).values()
-    assert within == "yes" and int(decisions) == (256 + texts) * LABELS
-    assert within_tolerance(0, int(decisions), alpha=0.0125) is True
-    assert int(decisions) < 4380 + 2 * 64 * LABELS, "no more than needed, in whole blocks"
+def test_none_changed_is_proven_as_soon_as_the_test_says_so(run):
+    [(verdict, texts, decisions)] = run(torch_bf16=FakeWorkers()).values()
+    assert verdict == WITHIN and decisions == (256 + texts) * LABELS
+    assert within_tolerance(0, decisions) is True and within_tolerance(0, decisions - 64 * LABELS) is None
 
 
-def test_many_changes_are_refuted_at_the_next_look(run):
-    assert run(torch_bf16=FakeWorkers(wrong=20))["torch_bf16"][0] == "no"
+def test_many_changes_are_refuted_soon(run):
+    verdict, texts, _ = run(torch_bf16=FakeWorkers(wrong=10))["torch_bf16"]
+    assert verdict == NOT_WITHIN and texts < 500
 
 
 def test_near_the_tolerance_it_ends_with_the_texts_or_with_the_time(run):
     """One change per 125 texts with 8 labels each is 0.1%."""
-    within, texts, _ = run(n_texts=3000, torch_bf16=FakeWorkers(wrong=125))["torch_bf16"]
-    assert (within, texts) == ("not proven", 3000)
-    assert run(check_time=0.0, torch_bf16=FakeWorkers()) == {}, "no time, no row"
+    verdict, texts, _ = run(n_texts=3000, torch_bf16=FakeWorkers(wrong=125))["torch_bf16"]
+    assert (verdict, texts) == (UNPROVEN, 3000 - 256)
+    start = time.monotonic()
+    assert run(check_time=0.0, onnx_fp16=FakeWorkers())["onnx_fp16"][1] <= 64 and time.monotonic() < start + 5
+
+
+def test_another_run_goes_on_where_the_last_one_ended(run):
+    first = run(n_texts=300, torch_bf16=FakeWorkers())["torch_bf16"]
+    assert first == (UNPROVEN, 44, 300 * LABELS)
+    assert run(n_texts=300, torch_bf16=FakeWorkers())["torch_bf16"] == (UNPROVEN, 0, 300 * LABELS), "no text is left"
+    verdict, texts, decisions = run(torch_bf16=FakeWorkers())["torch_bf16"]
+    assert verdict == WITHIN and decisions == (300 + texts) * LABELS
+    assert run(torch_bf16=FakeWorkers(wrong=1))["torch_bf16"][1] == 0, "it is decided"
 
 
 def test_one_nan_refutes_a_variant(run):
@@ -108,35 +122,18 @@ def test_one_nan_refutes_a_variant(run):
             answers.answers[0, 0] = np.nan if self.texts == 64 else answers.answers[0, 0]
             return [(indices, answers)]
 
-    assert run(torch_bf16=OneNan())["torch_bf16"][0] == "no"
+    assert run(torch_bf16=OneNan())["torch_bf16"][0] == NOT_WITHIN
 
 
 def test_a_variant_slower_than_a_proven_one_is_not_checked_further(run):
     found = run(torch_bf16=FakeWorkers(), openvino_bf16=FakeWorkers(wrong=125))
-    assert found["torch_bf16"][0] == "yes" and found["openvino_bf16"][0] == "not proven"
+    assert found["torch_bf16"][0] == WITHIN and found["openvino_bf16"][0] == UNPROVEN
     assert found["openvino_bf16"][1] == found["torch_bf16"][1]
-    found = run(torch_bf16=FakeWorkers(wrong=20), openvino_bf16=FakeWorkers())
-    assert [within for within, *_ in found.values()] == ["no", "yes"], "it is checked if the faster one is wrong"
+    found = run(onnx_fp16=FakeWorkers(wrong=10), onnx_int8=FakeWorkers())
+    assert [verdict for verdict, *_ in found.values()] == [NOT_WITHIN, WITHIN], "it goes on if the faster one is wrong"
 
 
-def test_a_check_continues_from_the_batching_that_changed_most():
-    columns = {"variant": "onnx-int8", "workers": 1, "batch_tokens": 0, "batching": "sorted", "decisions": 512}
-    rows = [
-        columns
-        | {
-            "batch_size": size,
-            "flips": changed / 512,
-            "messages/s": 9 - size,
-            "max_diff": size / 100,
-            "stage": "forward",
-        }
-        for size, changed in ((1, 1), (2, 2), (4, 0))
-    ]
-    tokens = SimpleNamespace(reference=np.zeros((256, 2)))
-    begun = continue_check(make_sweep(model=SimpleNamespace(task=TASK), tokens=tokens, exports={}), pd.DataFrame(rows))
-    assert (begun.cell.batching, begun.cell.stage) == (Batching("sorted", 2), "check")
-    assert (begun.parity.changed, begun.parity.decisions, begun.parity.max_diff) == (2, 512, 0.04)
-
-
-def test_more_texts_are_the_ones_not_compared_yet_without_duplicates():
-    assert sorted(more_texts(["a", "b", "c", "d", "d", "a"], ["a", "c"])) == ["b", "d"]
+def test_more_texts_come_without_duplicates_and_in_the_same_order_each_time():
+    texts = [str(i % 50) for i in range(100)]
+    assert in_random_order(texts) == in_random_order(texts) != texts[:50]
+    assert sorted(in_random_order(texts)) == sorted(texts[:50])

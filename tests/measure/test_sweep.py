@@ -18,7 +18,7 @@ from bench.measure import sweep
 from bench.measure.cells import Cell
 from bench.measure.prepare import describe_sweep
 from bench.measure.sweep import compare_sample, estimate, run_cells, run_in_turn
-from bench.measure.tokens import TokenizedTexts, prepare_tokens
+from bench.measure.tokens import TokenizedTexts, prepare_tokens, with_reference
 from bench.measure.worker import Report, used_memory_mib
 from bench.model.batches import Batching
 from bench.model.classification import MULTI, REGRESSION, Classification
@@ -265,7 +265,7 @@ def memory_mib_and_descriptors(pid: int) -> np.ndarray:
 def test_200_cells_in_real_workers_need_no_more_than_20(tiny_model, tiny_exports, texts, tmp_path, monkeypatch):
     """Memory and file descriptors of the parent and of the workers."""
     model = Model.from_folder(tiny_model, "tiny")
-    tokens = prepare_tokens(model, texts[:20], None, run_in_subprocess)
+    tokens = with_reference(prepare_tokens(model, texts[:20], run_in_subprocess), model, None)
     plan = make_sweep(model=model, tokens=tokens, exports={"onnx": tiny_exports / "tiny-onnx"}, stall_timeout=60)
     started, used = [], {}
     real = ProcessPool.__init__

@@ -12,7 +12,7 @@ from tiny import make_tiny, make_tiny_distilbert, tiny_config, word_level_tokeni
 from tokenizers import normalizers
 
 from bench.measure.peak import count_flops
-from bench.measure.tokens import TokenizedTexts, prepare_tokens
+from bench.measure.tokens import TokenizedTexts, prepare_tokens, with_reference
 from bench.model import reference
 from bench.model.model import Model
 from bench.model.reference import CachedReference, Reference, cached_array
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def prepare(model: Model, texts: list[str]) -> TokenizedTexts:
-    return prepare_tokens(model, texts, None, call_here)
+    return with_reference(prepare_tokens(model, texts, call_here), model, None)
 
 
 @pytest.fixture

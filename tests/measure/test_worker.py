@@ -5,7 +5,7 @@ import pytest
 from conftest import call_here
 
 from bench.measure.cells import Cell
-from bench.measure.tokens import prepare_tokens
+from bench.measure.tokens import prepare_tokens, with_reference
 from bench.measure.worker import Report, Worker
 from bench.model import stream
 from bench.model.batches import Batching, make_batches
@@ -37,7 +37,7 @@ def model(tiny_model) -> Model:
 
 @pytest.fixture(scope="module")
 def tokens(model, texts):
-    return prepare_tokens(model, texts[:60], None, call_here)
+    return with_reference(prepare_tokens(model, texts[:60], call_here), model, None)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import export_onnx
 import run_benchmark
 from bench.export.ensure import export_folder
 from bench.export.select import export_model
-from bench.measure.tokens import prepare_tokens
+from bench.measure.tokens import prepare_tokens, with_reference
 from bench.model.batches import pad
 from bench.model.model import Model
 from bench.model.random_model import RANDOM_MODEL
@@ -37,6 +37,10 @@ pytestmark = pytest.mark.usefixtures("in_this_process")
 def model(tiny_model, tmp_path) -> Path:
     """A copy of the tiny model, to be damaged."""
     return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def reference_of(model: Model, texts: list[str]):
+    return with_reference(prepare_tokens(model, texts, call_here), model, None).reference
 
 
 def configure(model: Path, **changes) -> None:
@@ -192,9 +196,7 @@ def test_a_broken_model_is_refused_in_one_line_by_the_benchmark_and_before_the_e
     damage(model)
     marker = model / "was run"
     (model / "mine.py").write_text(f"open({str(marker)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
-    message = refused(lambda: prepare_tokens(open_model(str(model)), texts[:3], None, call_here)).replace(
-        str(model), "FOLDER"
-    )
+    message = refused(lambda: reference_of(open_model(str(model)), texts[:3])).replace(str(model), "FOLDER")
     assert [word for word in names.split() if word not in message] == [], message
     (model.parent / "out").mkdir()
     refused(lambda: export_model(open_model(str(model)), "fp32", model.parent / "out"))
@@ -223,7 +225,7 @@ def test_a_pickle_is_never_run(form, model, texts, tmp_path):
     runner = load(opened, None, CPU)  # from the safetensors beside it
     assert runner.forward(runner.prepare(pad({"input_ids": [[0, 5, 2]]}, PAD_VALUES))).shape == (1, 5)
     (model / "model.safetensors").unlink()
-    message = refused(prepare_tokens, opened, texts[:3], None, call_here)
+    message = refused(reference_of, opened, texts[:3])
     assert f"{model} can't be loaded: pytorch_model.bin" in message and "open" in message, "its class is named"
     assert "weights_only" not in message and "from_tf" not in message, "advice that would run it"
     assert str(model) in refused(export_model, opened, "fp32", tmp_path)
@@ -235,7 +237,7 @@ def test_a_pickle_is_never_run(form, model, texts, tmp_path):
 
 def test_weights_in_a_pickle_are_loaded_if_there_are_no_others(model, texts):
     pickled(model)
-    assert prepare_tokens(open_model(str(model)), texts[:3], None, call_here).reference.shape == (3, 5)
+    assert reference_of(open_model(str(model)), texts[:3]).shape == (3, 5)
 
 
 def test_a_tokenizer_of_another_model_is_refused(model, texts, tmp_path):

@@ -84,7 +84,7 @@ def test_a_full_disk_in_the_middle_of_a_line_is_an_error_and_loses_no_other_row(
             return super().write(data[:20])
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", lambda path, mode, buffering: Full(path, "ab+"))
+        patch.setattr(Path, "open", lambda path, mode, **_: Full(path, mode))
         with pytest.raises(OSError) as caught:
             append_row(path, make_row(batch_size=2))
     assert caught.value.errno == errno.ENOSPC

@@ -15,6 +15,7 @@ from bench.judge import NOT_WITHIN, WITHIN
 from bench.measure import quick
 from bench.measure.quick import head_texts
 from bench.model.model import Model
+from bench.report.evidence import EvidenceFile
 from bench.report.rows import read_results
 from bench.tables.readers import open_table
 from runtimes.classifier import Classifier
@@ -48,6 +49,7 @@ def part_times(folder) -> dict[str, int]:
 
 
 def test_every_run_leaves_a_receipt(label, tiny_model, source, tmp_path):
+    (tmp_path / "results").mkdir()
     code, err, receipt = label()
     assert code == 0, err
     tokenizer, bodies = Model.from_folder(tiny_model, "tiny").tokenizer, pd.read_csv(source)["body"]
@@ -64,6 +66,9 @@ def test_every_run_leaves_a_receipt(label, tiny_model, source, tmp_path):
     assert re.search(r"\b150\b.*\b2\b.*\b1\b", err), "rows, those without text, those removed"
     assert re.search(rf"\b{receipt['texts_truncated']}\b.*\b128\b.*\b{receipt['tokens_lost']:,}\b", err)
     assert re.search(r"\b76\b", err) and WITHIN in err.lower() and "_receipt.json" in err
+    [(key, evidence)] = EvidenceFile(tmp_path / "results").found.items()
+    assert {"comments.csv", "torch", receipt["weights_id"]} < {*key}
+    assert (evidence.changed, evidence.decisions, len(evidence.changes)) == (0, 76 * 5, 76), "of other checks, too"
     times = part_times(tmp_path / "out")
     code, err, again = label()
     assert code == 0 and part_times(tmp_path / "out") == times and again == receipt

@@ -138,7 +138,7 @@ def test_a_dry_run_estimates_the_job_and_writes_nothing(label, tiny_model, tmp_p
     assert float(estimate.replace(",", "")) * unit_bytes == pytest.approx(size, rel=0.5)
     monkeypatch.setattr(sys, "argv", shlex.split(re.search(r"python (run_benchmark\.py .*)", err)[1]))
     args = run_benchmark.parse_arguments()  # of the printed command, which measures the speed
-    assert (args.model, args.quick, args.device, args.threads) == (["torch"], True, "cpu", 1)
+    assert (args.variant, args.quick, args.device, args.threads) == (["torch"], True, "cpu", 1)
     assert (args.model_id, args.dataset, args.column) == (str(tiny_model), str(options["source"]), "body")
 
 

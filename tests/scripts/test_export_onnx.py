@@ -63,6 +63,7 @@ def here(monkeypatch, tmp_path):
     """An empty working directory."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(export_onnx, "RESULTS", tmp_path / "results")
     return tmp_path / "here"
 
 
@@ -487,18 +488,33 @@ def test_one_text_is_enough(tiny_model, here, export):
 
 def test_a_check_without_a_verdict_prints_the_command_of_a_larger_one(tiny_model, tiny_exports, here, export, texts):
     shutil.copytree(tiny_exports / "tiny-onnx-fp16", here / "tiny-onnx-fp16")
-    pd.DataFrame({"text": texts + texts}).to_csv("some.csv")
+    pd.DataFrame({"text": [f"{text} {i}" for i, text in enumerate(texts * 3)]}).to_csv("some.csv")
     options = ["--check-only", "--no-upload", "--dataset", "some.csv", "--column", "text"]
     code, out, err = export(tiny_model, *options)
-    assert code == 0 and UNPROVEN in out.splitlines()[-1] and "0.00%" in out.splitlines()[-1]
+    assert code == 0 and UNPROVEN in out.splitlines()[-1] and "0.1%" in out.splitlines()[-1]
     command = shlex.split(re.search(r"python export_onnx\.py (.*)", err)[1])
     args = export_onnx.argument_parser().parse_args(command)  # of the command that would prove it
-    assert (args.model_id, args.check_only, args.limit, args.device) == (str(tiny_model), True, 599, "cpu")
+    assert (args.model_id, args.check_only, args.device) == (str(tiny_model), True, "cpu")
+    assert 3131 / 5 <= args.limit <= 3170 / 5, "5 labels"
     assert (args.dataset, args.column, args.batch_size) == ("some.csv", "text", 8)
     pd.DataFrame({"text": texts[:50]}).to_csv("some.csv")
     _, _, err = export(tiny_model, *options)
-    [line] = [line for line in err.splitlines() if re.search(r"\b599\b", line)]
+    [line] = [line for line in err.splitlines() if re.search(r"\b6[23]\d\b", line)]
     assert "some.csv" in line and re.search(r"\b50\b", line) and "export_onnx.py" not in err
+
+
+def test_checks_on_other_texts_add_up(tiny_model, tiny_exports, here, export, texts):
+    """The first half of the texts alone proves nothing."""
+    shutil.copytree(tiny_exports / "tiny-onnx-int8", here / "tiny-onnx-int8")
+    options = ["--precision", "int8", "--check-only", "--no-upload", "--tolerance", 0.05]
+    reports = []
+    for part in (texts[:30], texts[30:], texts[30:]):
+        pd.DataFrame({"body": part}).to_csv("some.csv")
+        assert export(tiny_model, *options, "--dataset", "some.csv", "--limit", 300)[0] == 0
+        reports.append(read_report(here / "tiny-onnx-int8"))
+    assert [report["evidence"]["texts"] for report in reports] == [30, len(set(texts)), len(set(texts))]
+    assert reports[1]["evidence"]["decisions"] == 5 * len(set(texts)) and reports[1]["verdict"] == WITHIN
+    assert reports[2]["evidence"] == reports[1]["evidence"], "each text counts once"
 
 
 def test_check_only_checks_an_existing_export_with_gold_labels(tiny_model, tiny_exports, here, export, texts):

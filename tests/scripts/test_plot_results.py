@@ -143,7 +143,7 @@ def test_run_benchmark_accepts_the_commands_in_the_readme(project, plot, drawn, 
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         args = run_benchmark.parse_arguments()
         assert (args.model_id, args.dataset) == (MODEL, "normal")
-        asked.append((args.device, args.model, args.batches, args.workers, args.threads, args.batching, args.limit))
+        asked.append((args.device, args.variant, args.batches, args.workers, args.threads, args.batching, args.limit))
     assert asked == [
         ("cpu", ["onnx"], [8], [1], 1, ["in-order"], 512),
         ("cpu", ["torch"], [8], [1], 4, ["in-order"], 512),

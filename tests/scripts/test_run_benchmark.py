@@ -30,7 +30,7 @@ from bench.report.rows import read_results
 
 SCRIPT = ROOT / "run_benchmark.py"
 RUN_VARIANTS = ["torch", "onnx-fp16"]
-CELLS = [("in-order", 8, 0), ("sorted", 8, 0), ("token-budget", 0, 256)]
+CELLS = [("token-budget", 0, 256), ("in-order", 8, 0), ("sorted", 8, 0)]
 BF16 = {"torch-bf16", "torch-compile-bf16"}
 
 
@@ -115,7 +115,7 @@ def test_only_the_table_is_on_standard_output(sweep, tiny_model, monkeypatch):
         assert word not in done.stderr
     for name in (cpu_name(), "60 texts", "tiny-onnx-fp16", "FP16"):
         assert name in done.stderr
-    assert re.search(r"\b6 cells\b", done.stderr) and re.search(r"(?i)tokeniz.* messages/s", done.stderr)
+    assert re.search(r"\b6 cells, about \d+ ", done.stderr) and re.search(r"(?i)tokeniz.* messages/s", done.stderr)
     next_command = re.search(r"python (classify_texts\.py .*)", done.stderr.replace("\\\n", " "))[1]
     monkeypatch.setattr(sys, "argv", shlex.split(next_command))
     args = classify_texts.parse_arguments()  # of the suggested command
@@ -144,7 +144,7 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model, tmp_path, call,
     results.append_row(path, rows["sorted", "forward"] | same | {"messages/s": "1e9", "max": "1e9"})
     results.append_row(path, rows["sorted", "forward"] | same | {"status": "out of memory"})
     listed = call(run_benchmark, *options, "--dry-run")[1]
-    assert listed.splitlines() == ["onnx-fp16\t2\t8 in-order\tforward", "onnx-fp16\t2\t256 tokens\tforward"]
+    assert listed.splitlines() == ["onnx-fp16\t2\t256 tokens\tforward", "onnx-fp16\t2\t8 in-order\tforward"]
 
 
 def test_resume_measures_again_for_other_texts_or_weights(run_fake, tiny_model, tmp_path):
@@ -264,7 +264,8 @@ def run_fake(call, monkeypatch, tmp_path):
     """Run the script with fake measurements: each figure is 1."""
     figures = dict.fromkeys(results.COLUMNS[results.COLUMNS.index("messages/s") : results.COLUMNS.index("busy")], "1")
     figures |= {"max_diff": "0", "flips": "0", "status": "ok", "throttled": ""}
-    sweep = make_sweep(model=None, tokens=None, exports={}, peaks={})
+    tokens = SimpleNamespace(texts=["x"], flops=1.0, lengths=[1])
+    sweep = make_sweep(model=None, tokens=tokens, exports={})
     monkeypatch.setattr(run_benchmark, "estimate", lambda *_: {})
     monkeypatch.setattr(warnings, "cpu_busy", lambda: 0.0)
 
@@ -278,9 +279,13 @@ def run_fake(call, monkeypatch, tmp_path):
         return fake
 
     monkeypatch.setattr(run_benchmark, "open_model", open_model)
-    monkeypatch.setattr(run_benchmark, "prepare_sweep", lambda *_, **__: sweep)
-    monkeypatch.setattr(run_benchmark, "describe_sweep", lambda *_: None)
-    monkeypatch.setattr(run_benchmark, "find_peaks", lambda *_: {})
+    for name in ("plan_sweep", "prepare_sweep"):
+        monkeypatch.setattr(run_benchmark, name, lambda *_, **__: sweep)
+    for name in ("describe_sweep", "say_plan"):
+        monkeypatch.setattr(run_benchmark, name, lambda *_: None)
+    monkeypatch.setattr(run_benchmark, "find_peaks", lambda *_: {"fp32": 1.0})
+    monkeypatch.setattr(run_benchmark, "measure_speed", lambda *_: {"mfu": 1.0})
+    monkeypatch.setattr(run_benchmark, "flops_per_text", lambda *_: 1.0)
     monkeypatch.setattr(leaders, "run_cells", lambda _, cells, *__: ((cell, dict(figures)) for cell in cells))
 
     def run(*arguments) -> tuple[int, str, str]:
@@ -393,25 +398,30 @@ def test_an_emulated_precision_runs_by_name_with_a_note(run_fake, monkeypatch):
     assert "torch-bf16" in note and "CPU" in note
 
 
-def test_a_quick_benchmark_has_few_cells_unless_options_say_otherwise(call):
-    names = ["--model", "torch", "--device", "cpu", "--quick", "--dry-run"]
-    code, out, _ = call(run_benchmark, *names)
-    expected = ["1 in-order", "8 sorted", "512 tokens"]
+@pytest.fixture
+def list_cells(call, run_fake):
+    """Run the script with fake measurements and --dry-run."""
+    return lambda *options: call(run_benchmark, *DRY, *options)
+
+
+def test_a_quick_benchmark_has_few_cells_unless_options_say_otherwise(list_cells):
+    code, out, _ = list_cells("--quick")
+    expected = ["512 tokens", "1 in-order", "8 sorted"]
     assert (code, out.splitlines()) == (0, [f"torch\t1\t{how}\tforward" for how in expected])
-    code, _, err = call(run_benchmark, *names, "--limit", "4", "--batching", "sorted")
+    code, _, err = list_cells("--quick", "--limit", "4", "--batching", "sorted")
     assert code == 0 and re.search(r"\b8\b.*\b4\b", err), "batches of 8 need more than the 4 texts"
-    assert call(run_benchmark, *names, "--batches", "3")[1].splitlines()[0] == "torch\t1\t3 sorted\tforward"
+    assert list_cells("--quick", "--batches", "3")[1].splitlines()[1] == "torch\t1\t3 sorted\tforward"
 
 
-def test_batches_of_one_text_are_measured_once(call):
+def test_batches_of_one_text_are_measured_once(list_cells):
     options = ["--batches", "1,2", "--batching", "sorted,in-order", "--model", "torch"]
-    code, out, _ = call(run_benchmark, *DRY, *options)
+    code, out, _ = list_cells(*options)
     cells = [f"torch\t1\t{how}\tforward" for how in ("1 in-order", "2 sorted", "2 in-order")]
     assert (code, out.splitlines()) == (0, cells)
 
 
 NO_NUMBERS = ("-1", "abc", "1e9", "", " ", "1,,2", "1.5", "nan", "inf", "0x10", "1_000")
-DRY = ["--model", "torch", "--device", "cpu", "--limit", "10", "--dry-run"]
+DRY = ["--variant", "torch", "--device", "cpu", "--limit", "10", "--dry-run"]
 
 
 @pytest.mark.parametrize(
@@ -420,6 +430,7 @@ DRY = ["--model", "torch", "--device", "cpu", "--limit", "10", "--dry-run"]
         *((option, ("0", *NO_NUMBERS)) for option in ("--batches", "--limit", "--repeats")),
         *((option, ("0", "1000000000", *NO_NUMBERS)) for option in ("--workers", "--threads")),
         ("--gpu", NO_NUMBERS),
+        ("--tolerance", ("-1", "2", "abc", "nan")),
         *((option, ("-1", "abc", "", "1,,2", "nan", "inf")) for option in ("--min-time", "--stall-timeout")),
         ("--batching", ("random", "", "sorted,,token-budget")),
         ("--device", ("tpu",)),
@@ -435,8 +446,8 @@ def test_an_invalid_value_is_refused_in_one_line(option, values, call):
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        ("--device cpu", "--model"),
-        ("--model fast --device cpu", "--model fast torch torch-compile onnx"),
+        ("--device cpu", "--variant"),
+        ("--model fast --device cpu", "--variant fast torch torch-compile onnx"),
         ("--model onnx-int8 --device gpu", "onnx-int8 gpu INT8"),
         ("--model torch --device cpu --column text", "--column 'text' id body"),
         ("--model torch --device cpu --dataset nowhere.csv", "nowhere.csv"),
@@ -465,9 +476,9 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, names, call, monkeyp
     assert last.startswith("run_benchmark.py: ") and all(name in last for name in names.split()), err
 
 
-def test_batches_larger_than_the_dataset_are_skipped_and_repeated_values_count_once(call):
+def test_batches_larger_than_the_dataset_are_skipped_and_repeated_values_count_once(list_cells):
     lists = ["--batches", "8,11,10,8", "--batching", "sorted,sorted", "--workers", "2,2", "--model", "onnx,torch,onnx"]
-    code, out, err = call(run_benchmark, *DRY, *lists)
+    code, out, err = list_cells(*lists)
     cells = [f"{name}\t2\t{size} sorted\tforward" for name in ("onnx", "torch") for size in (8, 10)]
     assert (code, out.splitlines()) == (0, cells)
     assert re.search(r"\b11\b.*\b10\b", err), "batches of 11 need more than the 10 texts"
