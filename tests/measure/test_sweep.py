@@ -103,7 +103,7 @@ def measured(plan, cells, speeds=(), repeats=1) -> list[tuple[int, str, str]]:
 @pytest.mark.parametrize(("threshold", "is_weak"), [(0.3, True), (0.04, False)])
 def test_it_is_said_if_the_texts_hardly_test_the_decisions(threshold, is_weak, plan, capsys):
     """All scores of the reference are 0."""
-    model = SimpleNamespace(id="tiny", model_type="bert", max_length=9, can_pad=True)
+    model = SimpleNamespace(id="tiny", model_type="bert", max_length=9, can_pad=True, can_be_compared=True)
     model.task = Classification(("x",), MULTI, (threshold,))
     describe_sweep(replace(plan, model=model), "some texts")
     shown = capsys.readouterr().err

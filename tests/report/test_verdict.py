@@ -46,7 +46,7 @@ BASE = row("torch", 10, stage="forward", batching="in-order")
 
 def asked(**options) -> Namespace:
     same = {"model_id": "ann/a model", "device": "cpu", "gpu": 0, "threshold": None, "tolerance": 0.001}
-    texts = {"dataset": "normal", "column": "body", "task": None, "results_dir": Path("results")}
+    texts = {"dataset": "normal", "column": "body", "task": None, "original": None, "results_dir": Path("results")}
     csv = {"delimiter": None, "encoding": "utf-8", "quoting": None, "escape": None}
     return Namespace(**same | texts | csv | options)
 

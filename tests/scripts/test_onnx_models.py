@@ -132,7 +132,7 @@ def test_the_benchmark_measures_an_export_and_compares_it_if_it_has_the_original
 
 def test_all_variants_of_an_export_are_those_that_load_it(alone, call, monkeypatch):
     folder, chosen = alone("fp16"), []
-    monkeypatch.setattr(run_benchmark, "prepare_sweep", lambda model, _, variants, *__, **___: chosen.extend(variants))
+    monkeypatch.setattr(run_benchmark, "prepare_sweep", lambda sweep, variants, *_: chosen.extend(variants))
     monkeypatch.setattr(run_benchmark, "describe_sweep", lambda *_: sys.exit(7))
     code, _, err = call(
         run_benchmark, "--model", "all", "--quick", "--device", "cpu", "--model-id", folder, "--no-save"

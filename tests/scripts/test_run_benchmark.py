@@ -273,7 +273,11 @@ def run_fake(call, monkeypatch, tmp_path):
         if "/model" in name:
             return Model.from_folder(Path(name), name)
         fake = SimpleNamespace(
-            id=name, onnx_precision="", weights_id="w", task=Classification(("x",), REGRESSION, (0.5,))
+            id=name,
+            onnx_precision="",
+            can_be_compared=True,
+            weights_id="w",
+            task=Classification(("x",), REGRESSION, (0.5,)),
         )
         fake.with_thresholds = lambda _: fake
         return fake
