@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from bench.model.task import Task
+from bench.tables.blocks import NOTE
 from bench.tables.folders import nested_columns
 from bench.tables.items import Item, items_of, removal
 from bench.tables.readers import BAD, Table
@@ -135,7 +136,7 @@ def label_table(table: pa.Table, answers: Answers, output: OutputSpec) -> tuple[
         rows=len(table),
         texts=len(rows),
         texts_without_answer=int(missing[rows].sum()),
-        bad_rows=len(bad),
+        bad_rows=sum(not fault["reason"].startswith(NOTE) for fault in bad.values()),
         rows_removed=count_removed(table, output.text_columns),
         **answers.token_counts,
     )

@@ -20,7 +20,7 @@ from bench.label.rows import BAD_ROWS, Answers, Counts, label_table, texts_of
 from bench.label.splits import LabelJob, digest_input
 from bench.machine import describe_device
 from bench.provenance import project_commit, versions
-from bench.tables.blocks import BAD_BYTE
+from bench.tables.blocks import BAD_BYTE, NOTE
 from bench.tables.format_csv import LOST_LINES
 from bench.tables.items import count_characters
 from bench.timing import time_words
@@ -201,6 +201,10 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
         say(
             f"shard      {number}/{count} done. When all are done, run the command without --shard to verify the result"
         )
+    if on_cluster:  # else read_all has printed them
+        bad = [fault for footer in footers.values() for fault in footer.bad]
+        for note in {fault["reason"]: fault for fault in bad if fault["reason"].startswith(NOTE)}.values():
+            say(folder.first_bad({"": [note]}))
     stop_at_lost_rows(job, footers)
 
 

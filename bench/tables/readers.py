@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from bench.naming import nearest
 from bench.tables import format_json_lines, format_parquet
-from bench.tables.blocks import Rows
+from bench.tables.blocks import NOTE, Rows
 from bench.tables.format_csv import Csv
 from bench.tables.storage import Location, check_not_lfs_pointer, locate
-from utils import RunError, UserError, clean, first_line, say
+from utils import RunError, UserError, first_line, say
 
 # Name suffix -> reader, which has
 # read_schema(file) -> names and types of the columns
@@ -145,9 +145,14 @@ def open_table(file: Path | Location, csv: Csv = DEFAULT_CSV, root: Location | N
 
 def format_of(name: str, csv: Csv = DEFAULT_CSV) -> ModuleType | Csv | None:
     """Return the reader for a file of this name (`csv` for CSV files); None if there is none."""
-    suffixes = [suffix for suffix in FORMATS if name.lower().endswith(suffix)]
-    reader = FORMATS[max(suffixes, key=len)] if suffixes else None
+    reader = FORMATS.get(suffix_of(name).lower())
     return csv if reader is Csv else reader
+
+
+def suffix_of(name: str) -> str:
+    """Return the end of a file's name that tells its format, such as `.csv.gz`; empty if there is none."""
+    length = max((len(suffix) for suffix in FORMATS if name.lower().endswith(suffix)), default=0)
+    return name[len(name) - length :]
 
 
 @contextlib.contextmanager
@@ -172,11 +177,12 @@ def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0, keep_bad_row
     With `keep_bad_rows`, bad rows have nulls instead, and a column BAD has the file, line and reason as JSON.
     """
     for table in tables:
-        notes = []
+        notes = set()
         for rows in table.rows(schema, skip):
-            if rows.note and not notes:
-                say(clean(f"{table.file}: {rows.note}"))
-                notes.append(rows.note)
+            for line, reason in rows.bad.values():
+                if reason.startswith(NOTE) and reason not in notes:
+                    say(f"{table.file}, line {line}: {reason}")
+                    notes.add(reason)
             skip = max(skip - rows.skipped, 0)
             chunk = rows.table
             bad = {i: fault for i, fault in rows.bad.items() if i >= skip}
@@ -185,8 +191,8 @@ def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0, keep_bad_row
                 for i, (line, reason) in bad.items():
                     faults[i] = json.dumps({"file": str(table.file), "line": line, "reason": reason})
                 chunk = chunk.append_column(BAD, pa.array(faults, pa.string()))
-            elif bad:
-                line, reason = next(iter(bad.values()))
+            elif faults := [fault for fault in bad.values() if not fault[1].startswith(NOTE)]:
+                line, reason = faults[0]
                 raise UnreadableFile(f"{table.file} can't be read: line {line}: {reason}")
             if len(chunk) > skip:
                 yield chunk.slice(skip)

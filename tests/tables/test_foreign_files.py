@@ -206,6 +206,15 @@ def test_escaped_quotes_are_read_as_they_were_written(tmp_path):
     assert bodies(tmp_path / "c.csv", Csv(escape="\\")) == ['C:\\new "x", y']
 
 
+PROSE = [
+    "One, two.\n\nThree, four, five.\nSix.",
+    "Well, yes\nNo, never\nOh, come on",
+    "One, two\nthree, four\nfive, six\n\nseven, eight",
+    "1\n2\n3\n4",
+    "He said,\nshe said",
+]
+
+
 def test_rows_that_a_quote_swallows_are_reported(tmp_path, capfd):
     lines = [f"{i},line {i}" for i in range(20)]
     lines[4] = '4,"unclosed'
@@ -219,14 +228,18 @@ def test_rows_that_a_quote_swallows_are_reported(tmp_path, capfd):
     (tmp_path / "a.csv").write_text("id,body\n" + "\n".join(lines))
     assert [row["line"] for row in read(tmp_path / "a.csv") if row.get("reason", "").startswith(LOST_LINES)] == [11]
     assert not capfd.readouterr().err
-    lines[9] = '9,closed"'
-    (tmp_path / "a.csv").write_text("id,body\n" + "\n".join(lines))
-    assert len(read(tmp_path / "a.csv")) == 15
-    err = capfd.readouterr().err
-    assert all(part in err for part in ("a.csv", " 6 ", " 11 ", "--quoting"))
+    for first, last in ((4, 9), (4, 5), (4, 6), (1, 18)):  # with a quote at the end of a row, all of this is valid CSV
+        for ids in (str, "t1_{:x}".format, "2024-01-{:02}".format):
+            lines = [f"{ids(i)},line {i},{i % 3}.5" for i in range(20)]
+            lines[first] = f'{ids(first)},"unclosed,1.5'
+            lines[last] = f'{ids(last)},closed",2.5'
+            (tmp_path / "a.csv").write_text("id,body,score\n" + "\n".join(lines))
+            rows = read(tmp_path / "a.csv")
+            assert [row["line"] for row in rows if row.get("reason", "").startswith(LOST_LINES)] == [last + 2]
+            assert len(rows) == 20 - last + first and rows[first]["body"] is None
     with (tmp_path / "a.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["id", "body"], *([i, "One, two.\n\nThree, four, five.\nSix."] for i in range(9))])
-    assert len(read(tmp_path / "a.csv")) == 9
+        csv.writer(file).writerows([["id", "body"], *([i, text] for i, text in enumerate(PROSE))])
+    assert bodies(tmp_path / "a.csv") == PROSE
     assert not capfd.readouterr().err
 
 
@@ -451,3 +464,45 @@ def test_json_beside_other_formats_is_metadata(tmp_path, capfd):
     assert "skipping other files: 1, such as dataset_info.json" in " ".join(capfd.readouterr().err.split())
     (tmp_path / "data-0.parquet").unlink()
     assert [file.name for file in find_files(tmp_path)] == ["dataset_info.json"]
+
+
+# --- folders
+
+
+def test_no_row_of_a_folder_is_read_twice(tmp_path, capfd):
+    """Symbolic and hard links, to files and folders; the file's own name and folder columns win."""
+    folder = tmp_path / "year=2024"
+    folder.mkdir()
+    (folder / "b.csv").write_text("body\nb\n")
+    (folder / "c.csv").write_text("body\nc\n")
+    (tmp_path / "a.csv").symlink_to(folder / "b.csv")
+    (tmp_path / "d.csv").symlink_to("a.csv")
+    (folder / "e.csv").hardlink_to(folder / "c.csv")
+    (tmp_path / "current").symlink_to("year=2024")
+    (tmp_path / "_f.csv").write_text("body\nf\n")
+    tables = open_tables(find_files(tmp_path), root=locate(tmp_path))
+    rows = pa.concat_tables(read_all(tables, common_schema(tables, ["body", "year"], ["body"]))).to_pylist()
+    assert rows == [{"body": "b", "year": "2024"}, {"body": "c", "year": "2024"}]
+    assert "4, such as _f.csv" in capfd.readouterr().err
+    for file in ("a.csv", "d.csv"):
+        (tmp_path / file).unlink()
+    for name in ("b.csv.gz", "b.CSV.ZST", "b.tsv"):
+        compress = {"gz": gzip.compress, "st": zstandard.compress}.get(name[-2:].lower(), bytes)
+        (folder / name).write_bytes(compress(b"body\nb\n"))
+        message = refused(open_tables, find_files(tmp_path))
+        assert name in message and "b.csv" in message
+        (folder / name).unlink()
+    (folder / "b.jsonl").write_text('{"body": "b"}\n')
+    assert len(open_tables(find_files(tmp_path))) == 3 and "b.jsonl" in capfd.readouterr().err
+    (folder / "b.jsonl").unlink()
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"body\nx\n"))
+    assert len(open_tables(find_files(tmp_path))) == 3, "in another folder"
+
+
+@pytest.mark.parametrize("log", ["_delta_log/0.json", ".hoodie/hoodie.properties", "metadata/v1.metadata.json"])
+def test_the_log_of_a_table_is_named(log, tmp_path, capfd):
+    (tmp_path / "part-0.parquet").write_bytes(b"")
+    (tmp_path / log).parent.mkdir()
+    (tmp_path / log).write_text("{}")
+    assert [file.name for file in find_files(tmp_path)] == ["part-0.parquet"]
+    assert f"{log} is" in " ".join(capfd.readouterr().err.split())
