@@ -19,6 +19,7 @@ from bench.label.record import describe_difference, job_digest, read_record
 from bench.label.rows import BAD_ROWS, Answers, Counts, label_table, texts_of
 from bench.label.splits import LabelJob, digest_input
 from bench.machine import describe_device
+from bench.naming import listed
 from bench.provenance import project_commit, versions
 from bench.tables.blocks import BAD_BYTE, NOTE
 from bench.tables.format_csv import LOST_LINES
@@ -53,7 +54,7 @@ def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
     if counts.bad_rows:
         first = folder.first_bad({"the input": json.loads(labelled.schema.metadata[BAD_ROWS])})
         say(f"bad rows   {counts.bad_rows:,} of the first {counts.rows:,}, such as {first}")
-    say(f"columns    {', '.join(labelled.schema.names)}")
+    say(f"columns    {listed(labelled.schema.names)}")
     say(f"output     about {rows * file.tell() / counts.rows / 1e6:,.1f} MB, in parts of {output.rows_per_file:,} rows")
     if plan.speed:
         say(f"time       about {time_words(texts / plan.speed)}: {plan.speed:,.1f} messages/s with {plan}")

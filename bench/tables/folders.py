@@ -139,6 +139,12 @@ def common_schema(tables: list[Table], columns: list[str], text_columns: Sequenc
     return schema
 
 
+def noting_others(schema: pa.Schema, tables: list[Table]) -> pa.Schema:
+    """Return a schema that makes the readers note columns that none of the tables had when it was opened."""
+    names = [name for table in tables for name in table.schema.names]
+    return schema.with_metadata({format_json_lines.KNOWN: json.dumps([*dict.fromkeys(names), *nested_columns(tables)])})
+
+
 def common_type(name: str, types: list[pa.DataType]) -> pa.DataType:
     """Return a type that holds all values of a column with several types: one of these, or text.
 
@@ -169,7 +175,7 @@ def castable_to_text(kind: pa.DataType) -> bool:
 
 
 def nested_columns(tables: list[Table]) -> list[str]:
-    """Return the names of the JSON columns that hold lists or objects, which are not copied."""
+    """Return the names of columns that are not copied: of JSON with lists or objects, and columns without a name."""
     metadata = [table.schema.metadata or {} for table in tables]
     names = [name for entry in metadata for name in json.loads(entry.get(format_json_lines.NESTED, b"[]"))]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(names + [name for table in tables for name in table.schema.names if not name]))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from bench.options import CSV_OPTIONS
 from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, NOTE, BlockReader, Rows, read_head, undecoded
+from bench.tables.format_json_lines import NESTED
 from bench.tables.storage import Location
 
 TSV_NAME = re.compile(r"\.tsv(\.gz|\.zst)?$", re.IGNORECASE)
@@ -40,8 +42,9 @@ class Csv:
         return cls(*(getattr(args, name) for name in CSV_OPTIONS))
 
     def read_schema(self, file: Location) -> pa.Schema:
-        header, _ = self.read_header(self.parse(file, self.open(file)))
-        return pa.schema([(name, pa.string()) for name in header])
+        header, fields = self.read_header(self.parse(file, self.open(file)))
+        metadata = {NESTED: json.dumps([""])} if len(header) < fields else None
+        return pa.schema([(name, pa.string()) for name in header], metadata)
 
     def open(self, file: Location) -> io.TextIOWrapper:
         """Open a file as lines that end in a line feed; undecodable bytes: see PEP 383."""

@@ -4,14 +4,15 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, islice
 from typing import Annotated
 
 import msgspec
 import pyarrow as pa
 
-from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, Rows, read_head, read_lines, undecoded
+from bench.naming import listed
+from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, NOTE, Rows, read_head, read_lines, undecoded
 from bench.tables.storage import Location
 
 SCHEMA_LINES = 1000  # lines from which the columns are inferred
@@ -19,6 +20,8 @@ Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Exact = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]  # integers that a double holds without rounding
 TYPES = {pa.string(): str | int | float | bool, pa.int64(): Int64, pa.float64(): Exact | float, pa.bool_(): bool}
 NESTED = b"nested"  # key in a schema's metadata: names of the columns that hold lists or objects, or are UNREADABLE
+KNOWN = b"known"  # likewise in that of a schema to read: names of columns that need no note if they are not read
+MAX_LATE = 100  # columns that are noted
 UNREADABLE = re.compile(r'["\\\x00-\x1f\ud800-\udfff]')  # in names of columns: msgspec and pyarrow refuse them
 BETWEEN = re.compile(r"[\s,\[\]]*")  # objects that are not one per line
 DECODER = json.JSONDecoder()
@@ -39,8 +42,7 @@ def read_schema(file: Location) -> pa.Schema:
     types = {name: None if UNREADABLE.search(name) else column_type(values) for name, values in kinds.items()}
     nested = [name for name, kind in types.items() if not kind]
     if head and len(nested) == len(types):
-        others = ", ".join(map(repr, nested[:9])) or "none"
-        raise ValueError(f"no JSON objects with text or numbers; keys that hold lists or objects: {others}")
+        raise ValueError(f"no JSON objects with text or numbers; keys that hold lists or objects: {listed(nested)}")
     metadata = {NESTED: json.dumps(nested)} if nested else None
     return pa.schema([(name, kind) for name, kind in types.items() if kind], metadata)
 
@@ -132,30 +134,45 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     names = [f"column_{i}" for i in range(len(schema))]  # JSON names need not be valid in Python
     types = [TYPES.get(kind, TYPES[pa.string()]) for kind in schema.types]
     nullable = [(name, kind | None, None) for name, kind in zip(names, types, strict=True)]
-    row_type = msgspec.defstruct("Row", nullable, rename=dict(zip(names, schema.names, strict=True)), gc=False)
-    decoder, fields = msgspec.json.Decoder(row_type), msgspec.structs.fields(row_type)  # fields() is slow
-    records, bad, line, size = [], {}, 0, 0
+    known = set(json.loads((schema.metadata or {}).get(KNOWN, b"[]")))
+    decoder = make_decoder(nullable, schema.names, known)
+    fields = msgspec.structs.fields(decoder.type)[: len(schema)]  # slow
+    records, bad, line, size, late = [], {}, 0, 0, 0
 
     def chunk(bytes_read: int) -> Rows:
-        columns = zip(*map(msgspec.structs.astuple, records), strict=True) if records else [[]] * len(schema)
-        arrays = [to_array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+        columns = zip(*map(msgspec.structs.astuple, records), strict=False) if records else [[]] * len(schema)
+        arrays = [to_array(column, kind) for column, kind in zip(columns, schema.types, strict=False)]
         return Rows(pa.table(arrays, schema=schema), bad, bytes_read)
 
     for block, bytes_read in read_records(file):
         try:
             records += decoder.decode_lines(block)
         except (ValueError, RecursionError):
+            before = len(known)
             for number, text in enumerate(block.split(b"\n"), line + 1):
                 if text.strip():
-                    record, reason = parse_line(text, decoder, fields)
+                    record, reason = parse_line(text, decoder, fields, known)
                     if reason:
                         bad[len(records)] = number, reason
                     records.append(record)
+            if len(known) > before:
+                late += len(known) - before
+                decoder = make_decoder(nullable, schema.names, known if late < MAX_LATE else ())
         line, size = line + block.count(b"\n"), size + len(block)
         if len(records) >= CHUNK_ROWS or size >= CHUNK_BYTES:
             yield chunk(bytes_read)
             records, bad, size = [], {}, 0
     yield chunk(file.info().size)
+
+
+def make_decoder(fields: list[tuple], names: list[str], known: Collection[str]) -> msgspec.json.Decoder:
+    """Return a decoder of fields with these names in JSON; if names are `known`, it raises ValueError at others."""
+    others = {f"other_{i}": name for i, name in enumerate(sorted({*known} - {*names}))}
+    strict = bool(known) and not any(map(UNREADABLE.search, known))
+    if strict:
+        fields = [*fields, *((name, msgspec.Raw, None) for name in others)]
+    rename = dict(zip((name for name, *_ in fields), [*names, *others.values()], strict=False))
+    return msgspec.json.Decoder(msgspec.defstruct("Row", fields, rename=rename, gc=False, forbid_unknown_fields=strict))
 
 
 def to_array(values: Iterable, kind: pa.DataType) -> pa.Array:
@@ -168,13 +185,16 @@ def to_array(values: Iterable, kind: pa.DataType) -> pa.Array:
         return pa.array(texts, kind)
 
 
-def parse_line(line: bytes, decoder: msgspec.json.Decoder, fields: tuple) -> tuple[msgspec.Struct, str]:
-    """Decode a line that may be bad; return (the row, why it is bad or ""). Half surrogate pairs are replaced."""
-    try:
+def parse_line(
+    line: bytes, decoder: msgspec.json.Decoder, fields: tuple, known: set[str]
+) -> tuple[msgspec.Struct, str]:
+    """Decode a line that may be bad; return (the row, why it is bad, a NOTE or ""). Half surrogate pairs are replaced.
+
+    If names are `known`, others are added to them, and get a note.
+    """
+    with contextlib.suppress(ValueError, RecursionError):
         return decoder.decode(line), ""
-    except (ValueError, RecursionError):
-        pass
-    record, row, misfits = parse_json(line), decoder.type(), []
+    record, row, reasons = parse_json(line), decoder.type(), []
     if not isinstance(record, dict):
         return row, undecoded(line) or (NOT_JSON if record is NOT_JSON else NOT_AN_OBJECT)
     for field in fields:
@@ -184,8 +204,13 @@ def parse_line(line: bytes, decoder: msgspec.json.Decoder, fields: tuple) -> tup
         try:
             setattr(row, field.name, to_type(value, field.type))
         except ValueError:
-            misfits.append(f"{field.encode_name} is {json.dumps(value)[:40]}, unlike the first rows")
-    return row, "; ".join(misfits)
+            kind = type(value).__name__
+            reasons.append(f"{listed([field.encode_name])} is of type {kind}, unlike in the first rows")
+    if late := [name for name in record if known and name not in known]:
+        known.update(late)
+        note = f"columns that are missing from the first {SCHEMA_LINES:,} rows are not copied: {listed(late)}"
+        reasons.append(note if reasons else NOTE + note)
+    return row, "; ".join(reasons)
 
 
 def to_type(value: object, kind: object) -> object:

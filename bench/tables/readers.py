@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from bench.naming import nearest
+from bench.naming import listed, nearest
 from bench.tables import format_json_lines, format_parquet
 from bench.tables.blocks import NOTE, Rows
 from bench.tables.format_csv import Csv
@@ -66,7 +66,7 @@ class Table:
                 fields.append(column)
             elif self.has(column.name):
                 fields.append(decoded(self.field(column.name)))
-        stored = pa.schema(fields)
+        stored = pa.schema(fields, schema.metadata)
         with reading(self.file):
             for rows in reader.read_rows(self.file, stored, skip):
                 columns = [
@@ -109,7 +109,7 @@ class Table:
         message = f"{self.file} has no column {name!r}"
         if option:
             message += f"; choose another with {option}"
-        message += f". Its columns: {', '.join(names)}"
+        message += f". Its columns: {listed(names)}"
         if similar := nearest(name, names):
             message += f". Did you mean {similar!r}?"
         delimiters = [sign for sign in DELIMITERS if sign in names[0]]
@@ -133,13 +133,16 @@ def open_table(file: Path | Location, csv: Csv = DEFAULT_CSV, root: Location | N
     names = schema.names
     if not names:
         raise EmptyFile(f"{file} is empty: it has no columns")
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{file} has {count} columns named {name!r}; rename them. Its columns: {', '.join(names)}")
     pairs = [map(unquote, folder.split("=", 1)) for folder in file.folders_below(root or file) if "=" in folder]
     folder_columns = {name: None if value == NULL_FOLDER else value for name, value in pairs if name not in names}
     for name in folder_columns:
         schema = schema.append(pa.field(name, pa.string()))
+    name, count = Counter([*schema.names, BAD]).most_common(1)[0]
+    if count > 1:
+        reason = "this name is reserved" if name == BAD else f"{count} columns have it"
+        raise UserError(
+            f"{file} has a column {listed([name])!r}, but {reason}; rename it. Its columns: {listed(names)}"
+        )
     return Table(file, schema, csv, folder_columns, stamp)
 
 
@@ -179,13 +182,13 @@ def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0, keep_bad_row
     for table in tables:
         notes = set()
         for rows in table.rows(schema, skip):
-            for line, reason in rows.bad.values():
-                if reason.startswith(NOTE) and reason not in notes:
-                    say(f"{table.file}, line {line}: {reason}")
-                    notes.add(reason)
             skip = max(skip - rows.skipped, 0)
             chunk = rows.table
             bad = {i: fault for i, fault in rows.bad.items() if i >= skip}
+            for line, reason in bad.values():
+                if reason.startswith(NOTE) and reason not in notes:
+                    say(f"{table.file}, line {line}: {reason}")
+                    notes.add(reason)
             if keep_bad_rows:
                 faults = [None] * len(chunk)
                 for i, (line, reason) in bad.items():

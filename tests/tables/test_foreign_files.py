@@ -20,9 +20,10 @@ import pytest
 import zstandard
 from conftest import ROOT, refused
 
-from bench.tables.blocks import BAD_BYTE
+from bench.label.rows import choose_columns
+from bench.tables.blocks import BAD_BYTE, NOTE
 from bench.tables.datasets import load_dataset
-from bench.tables.folders import common_schema, find_files, nested_columns, open_tables
+from bench.tables.folders import common_schema, find_files, nested_columns, noting_others, open_tables
 from bench.tables.format_csv import LOST_LINES, Csv
 from bench.tables.readers import BAD, open_table, read_all
 from bench.tables.storage import locate
@@ -506,3 +507,60 @@ def test_the_log_of_a_table_is_named(log, tmp_path, capfd):
     (tmp_path / log).write_text("{}")
     assert [file.name for file in find_files(tmp_path)] == ["part-0.parquet"]
     assert f"{log} is" in " ".join(capfd.readouterr().err.split())
+
+
+# --- columns
+
+
+def test_columns_that_are_not_copied_are_named(tmp_path, capfd):
+    """A key that first appears late, pandas' index, and the delimiter that Excel writes after each row."""
+    lines = [{"body": "x", "n": i, "deep": [i]} for i in range(3000)]
+    lines[1500] |= {"late": 1}
+    lines[2500] |= {"late": 1, "later": "y", 'say "x"': 2}
+    lines[2600] |= {"latest": 1, "n": "not a number"}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pd.DataFrame({"body": ["x"]}).to_csv(tmp_path / "b.csv")
+    (tmp_path / "c.csv").write_text("body,,\nx,private,\n")
+    tables = open_tables(find_files(tmp_path))
+    assert choose_columns(tables, ["body"], None, False) == ["n"]
+    assert "deep, ''" in capfd.readouterr().err
+    for name in "bc":
+        assert choose_columns(open_tables([locate(tmp_path / f"{name}.csv")]), ["body"], None, False) == []
+        assert "''" in capfd.readouterr().err
+    schema = common_schema(tables[:1], ["body", "n"], ["body"])
+    texts = pa.concat_tables(read_all(tables[:1], schema.remove(1)))
+    assert len(texts) == 3000 and not capfd.readouterr().err
+    rows = pa.concat_tables(read_all(tables[:1], noting_others(schema, tables[:1]), keep_bad_rows=True)).to_pylist()
+    reasons = {i: json.loads(row[BAD])["reason"] for i, row in enumerate(rows) if row[BAD]}
+    assert [*reasons] == [1500, 2500, 2600] and all("late" in reason for reason in reasons.values())
+    assert all(name in reasons[i] for i, name in ((2500, 'say "x"'), (2500, "later"), (2600, "latest")))
+    assert [reasons[i].startswith(NOTE) for i in reasons] == [True, True, False]
+    assert [row["n"] for row in rows] == [None if i == 2600 else i for i in range(3000)]
+    err = capfd.readouterr().err
+    assert err.count("\n") == 2 and "a.jsonl, line 1501" in err and "later" in err
+
+
+def test_a_table_with_the_name_of_our_own_column_is_refused(tmp_path):
+    pd.DataFrame({"body": ["x"], BAD: ["y"]}).to_csv(tmp_path / "a.csv", index=False)
+    assert BAD in refused(open_table, tmp_path / "a.csv")
+    (tmp_path / f"{BAD}=1").mkdir()
+    (tmp_path / f"{BAD}=1" / "b.csv").write_text("body\nx\n")
+    assert BAD in refused(open_table, tmp_path / f"{BAD}=1" / "b.csv")
+
+
+PRIVATE = "My private comment, "
+
+
+def test_messages_have_no_texts(tmp_path):
+    """A text where numbers were, and a file without a header, whose first row looks like one."""
+    lines = [*({"n": i} for i in range(1500)), {"n": PRIVATE}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reason = read(tmp_path / "a.jsonl")[-1]["reason"]
+    assert "n" in reason and PRIVATE[:8] not in reason
+    pd.DataFrame([[1, PRIVATE * 9999]] * 2).to_csv(tmp_path / "b.csv", index=False, header=False)
+    pd.DataFrame([[1, PRIVATE * 9999, PRIVATE * 9999]]).to_csv(tmp_path / "c.csv", index=False, header=False)
+    (tmp_path / "d.json").write_text(json.dumps([{PRIVATE * 9999: []}]))
+    pd.DataFrame({f"column {i}": ["x"] for i in range(9999)}).to_csv(tmp_path / "e.csv", index=False)
+    for name in ("b.csv", "c.csv", "d.json", "e.csv"):
+        message = refused(load_dataset, str(tmp_path / name))
+        assert name in message and len(message) < 600 + len(str(tmp_path))
