@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, islice
+from operator import attrgetter
 from typing import Annotated
 
 import msgspec
@@ -24,7 +25,8 @@ KNOWN = b"known"  # likewise in that of a schema to read: names of columns that 
 MAX_LATE = 100  # columns that are noted
 UNREADABLE = re.compile(r'["\\\x00-\x1f\ud800-\udfff]')  # in names of columns: msgspec and pyarrow refuse them
 BETWEEN = re.compile(r"[\s,\[\]]*")  # objects that are not one per line
-DECODER = json.JSONDecoder()
+TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|["{}\[\]]', re.DOTALL)  # a string, an unclosed one, or a bracket
+DECODER, LENIENT = json.JSONDecoder(), json.JSONDecoder(strict=False)  # the latter takes control characters in text
 NOT_JSON, NOT_AN_OBJECT = "not JSON", "not a JSON object"
 
 
@@ -74,7 +76,7 @@ def is_json_lines(block: bytes) -> bool:
     if text[0] == "[":
         return list(map(type, values)) == [list, dict]  # the first line is a bad one
     try:
-        end = BETWEEN.match(text, DECODER.raw_decode(text)[1]).end()
+        end = BETWEEN.match(text, LENIENT.raw_decode(text)[1]).end()
     except (ValueError, RecursionError):
         return True
     return text[end : end + 1] not in ("{", "")
@@ -88,18 +90,40 @@ def split_records(blocks: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, 
         if len(text) < enough and block.endswith(b"\n"):  # the last block does not
             continue
         lines, start = [], 0
-        with contextlib.suppress(ValueError, RecursionError):  # the value may end in a later block
-            while gap := BETWEEN.match(text, start):
-                start, depth = gap.end(), depth + gap[0].count("[") - gap[0].count("]")
-                end = DECODER.raw_decode(text, start)[1]
-                lines.append(text[start:end].replace("\n", " ") + "\n")
-                start = end
+        while gap := BETWEEN.match(text, start):
+            start, depth = gap.end(), depth + gap[0].count("[") - gap[0].count("]")
+            end, line = next_value(text, start)
+            if not end:  # it may be in a later block
+                break
+            lines.append(line + "\n")
+            start = end
         text, count, enough = text[start:], count + len(lines), 2 * (len(text) - start)
         yield "".join(lines).encode(errors="surrogateescape"), position
         if len(text) > MAX_LINE:
             break
     if text or depth:
         raise ValueError(f"truncated, or not JSON, after its first {count:,} objects")
+
+
+def next_value(text: str, start: int) -> tuple[int, str]:
+    """Return (the end of the value that starts here, the value on one line), or (0, "") if there is no end.
+
+    Brackets give the end of an object that is not valid JSON.
+    """
+    with contextlib.suppress(ValueError, RecursionError):
+        end = DECODER.raw_decode(text, start)[1]
+        return end, text[start:end].replace("\n", " ")
+    with contextlib.suppress(ValueError, RecursionError):
+        value, end = LENIENT.raw_decode(text, start)
+        return end, json.dumps(value, ensure_ascii=False)
+    depth = 0
+    for token in TOKEN.finditer(text, start if text[start : start + 1] == "{" else len(text)):
+        if token[0] == '"':
+            break
+        depth += (token[0] in "{[") - (token[0] in "}]")
+        if not depth:
+            return token.end(), text[start : token.end()].replace("\n", " ")
+    return 0, ""
 
 
 def kind_of(value: object) -> object:
@@ -140,8 +164,8 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     records, bad, line, size, late = [], {}, 0, 0, 0
 
     def chunk(bytes_read: int) -> Rows:
-        columns = zip(*map(msgspec.structs.astuple, records), strict=False) if records else [[]] * len(schema)
-        arrays = [to_array(column, kind) for column, kind in zip(columns, schema.types, strict=False)]
+        columns = [list(map(attrgetter(name), records)) for name in names]
+        arrays = [to_array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
         return Rows(pa.table(arrays, schema=schema), bad, bytes_read)
 
     for block, bytes_read in read_records(file):
@@ -226,7 +250,7 @@ def to_type(value: object, kind: object) -> object:
 def parse_json(line: bytes) -> object:
     """Return the value in a line, or NOT_JSON."""
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig"), strict=False)
     except (ValueError, RecursionError):
         return NOT_JSON
 

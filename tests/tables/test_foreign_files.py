@@ -564,3 +564,34 @@ def test_messages_have_no_texts(tmp_path):
     for name in ("b.csv", "c.csv", "d.json", "e.csv"):
         message = refused(load_dataset, str(tmp_path / name))
         assert name in message and len(message) < 600 + len(str(tmp_path))
+
+
+BAD_VALUES = [
+    ('"text 3000"', '"text\t3\x01"', "text\t3\x01"),
+    ('"text 3000"', '"two\nlines"', "two\nlines"),
+    ('"text 3000"', r'"C:\new \x {"', None),
+    ('"text 3000"', '"say "hi" to {them}"', None),
+    ('"text 3000"', "None", None),
+    ('"text 3000"', "'text'", None),
+    ('"text 3000"}', '"text",}', None),
+]
+
+
+@pytest.mark.parametrize("layout", ["array", "indented", "joined", "first"])
+@pytest.mark.parametrize(("good", "bad", "text"), BAD_VALUES)
+def test_a_bad_value_in_json_costs_at_most_its_object(layout, good, bad, text, tmp_path):
+    """As programs write that put JSON together by hand."""
+    texts = [f"text {i}" for i in range(5000)]
+    if layout == "first":
+        texts[0], texts[3000] = texts[3000], texts[0]
+    records = [{"n": {"a": [i]}, "body": text} for i, text in enumerate(texts)]
+    content = json.dumps(records, indent=1 if layout == "indented" else None)
+    if layout == "joined":
+        content = "".join(map(json.dumps, records))
+    if layout == "indented":
+        good = good.replace("}", "\n }")
+    assert content.count(good) == 1
+    (tmp_path / "a.json").write_text(content.replace(good, bad))
+    rows = read(tmp_path / "a.json")
+    assert [row["body"] for row in rows] == [body if body != "text 3000" else text for body in texts]
+    assert [i for i, row in enumerate(rows) if "reason" in row] == ([] if text else [texts.index("text 3000")])
