@@ -64,9 +64,12 @@ def read_blocks(file: Location, encoding: str = "utf-8") -> Iterator[tuple[bytes
     first, position = next(((block, position) for block, position in blocks if block), (b"", 0))
     if mark := next(filter(first.startswith, MARKS), b""):
         encoding = MARKS[mark]
-    blocks = chain([(first.removeprefix(codecs.BOM_UTF8), position)], blocks)
+    blocks = chain([(first, position)], blocks)
     if codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig"):
         blocks = to_utf_8(blocks, encoding)
+    first, position = next(blocks)
+    first = re.sub(rb"^(\xef\xbb\xbf)+", b"", first)  # several, if a program adds one to text that has one
+    blocks = chain([(first, position)], blocks)
     for block, position in blocks:
         for start in range(0, len(block), PIECE_BYTES):
             piece = block[start : start + PIECE_BYTES]

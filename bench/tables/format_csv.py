@@ -89,6 +89,8 @@ class Csv:
         header, longest = self.read_header(reader)
         positions = {name: i for i, name in enumerate(header)}
         indices = [positions[name] for name in schema.names]
+        marked = [f"\ufeff{name}" for name in header[:1]] + header[1:]
+        headers = [header, marked] if len(header) > 1 else [marked]
         while True:
             lines.buffer.count = 0
             rows, ends, bad = read_chunk(reader, lines.buffer, len(header), longest)
@@ -97,8 +99,8 @@ class Csv:
             if not self.quoting and reader.dialect.quoting == csv.QUOTE_NONE and any(map(has_quoted_field, rows)):
                 i = next(filter(lambda i: has_quoted_field(rows[i]), range(len(rows))))
                 bad.setdefault(i, (ends[i], f"{NOTE}quotes are kept as text; to remove them, set --quoting standard"))
-            if header in rows and len(header) > 1:  # files that were joined
-                for i in [i for i, fields in enumerate(rows) if fields == header]:
+            if any(repeated in rows for repeated in headers):  # files that were joined
+                for i in [i for i, fields in enumerate(rows) if fields in headers]:
                     bad[i], rows[i] = (ends[i], "repeats the header"), None
             try:
                 table = to_table(rows, indices, schema)

@@ -15,6 +15,7 @@ from bench.tables.storage import Location
 FIRST_ROWS = 16  # decoded at first
 THIN_ROW = 64  # bytes; shorter rows may refer to a long text that is stored once
 LONG_ROW, LONG_GROUP = 2**18, 2**29  # bytes; with both, a page, which is decompressed whole, takes much memory
+NOT_UTF_8 = "text that is not valid UTF-8"
 MAX_RATIO = 1000  # of such a row group's size to its compressed size; that of text is about 10
 
 
@@ -107,26 +108,37 @@ def longest_text(column: pa.Array) -> int:
 
 
 def is_text(column: pa.Array) -> bool:
-    return pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    return str(column.type) in ("string", "large_string", "string_view")
 
 
 def without_bad_text(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[int, str]]:
-    """Return (the rows, with null for text that is not UTF-8; number of each such row -> reason).
+    """Return (the rows, with null for values with text that is not UTF-8; number of each such row -> reason).
 
-    Raises ArrowInvalid for such text within a list, an object or a category.
+    Pyarrow itself refuses a row group with such text in a column of categories.
     """
     try:
         batch.validate(full=True)
         return batch, {}
     except pa.ArrowInvalid:
         columns, bad = batch.columns, {}
-    for number, column in enumerate(columns):
+    for number, name in enumerate(batch.schema.names):
+        column = columns[number]
         if is_text(column):
-            values = column.cast(pa.large_binary()).to_pylist()
-            for i, value in enumerate(values):
-                if reason := undecoded(value or b""):
-                    values[i], bad[i] = None, f"{reason}, in column {batch.schema.names[number]!r}"
-            columns[number] = pa.array(values, column.type)
-    valid = pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+            column = column.cast(pa.large_binary()).view(pa.large_string())  # neither checks text
+            reasons = map(undecoded, column.view(pa.large_binary()).fill_null(b"").to_pylist())
+        else:
+            reasons = ("" if is_valid(column.take(pa.array([i]))) else NOT_UTF_8 for i in range(len(column)))
+        faults = {i: f"{reason}, in column {name!r}" for i, reason in enumerate(reasons) if reason}
+        columns[number] = column.take(pa.array([None if i in faults else i for i in range(len(column))], pa.int64()))
+        bad = faults | bad
+    valid = pa.RecordBatch.from_arrays(columns, batch.schema.names)
     valid.validate(full=True)
     return valid, bad
+
+
+def is_valid(column: pa.Array) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True

@@ -251,8 +251,10 @@ def test_the_header_of_a_second_file_is_no_row(tmp_path):
     rows = read(tmp_path / "a.csv.gz")
     assert [row["body"] for row in rows] == ["a", "body", None, "a", "body"]
     assert rows[2]["line"] == 4 and "header" in rows[2]["reason"]
-    (tmp_path / "b.csv").write_text("body\nbody\n")
-    assert bodies(tmp_path / "b.csv") == ["body"]
+    (tmp_path / "b.csv").write_text("body\nbody\n\ufeffbody\n")
+    assert bodies(tmp_path / "b.csv") == ["body", None]
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(codecs.BOM_UTF8 + one) * 2)
+    assert [row["body"] for row in read(tmp_path / "a.csv.gz")] == ["a", "body", None, "a", "body"]
 
 
 # --- JSON of other shapes, and encodings
@@ -350,6 +352,9 @@ def test_a_byte_order_mark_gives_the_encoding(name, encoding, tmp_path):
     (tmp_path / name).write_bytes(compress((mark + text.getvalue()).encode(encoding)))
     assert read(tmp_path / name) == records
     assert open_table(tmp_path / name).estimate_rows() == pytest.approx(9000, rel=0.02)
+    for marked in ("utf-8-sig", encoding):  # several marks
+        (tmp_path / name).write_bytes(compress(("\ufeff" * 2 + text.getvalue()).encode(marked)))
+        assert read(tmp_path / name) == records
 
 
 @pytest.mark.parametrize(
