@@ -12,17 +12,7 @@ from pyarrow.fs import FileType
 
 from bench.tables import format_json_lines
 from bench.tables.format_csv import Csv
-from bench.tables.readers import (
-    DEFAULT_CSV,
-    FORMAT_WORDS,
-    EmptyFile,
-    Table,
-    decoded,
-    format_of,
-    open_table,
-    reading,
-    suffix_of,
-)
+from bench.tables.readers import DEFAULT_CSV, FORMAT_WORDS, EmptyFile, Table, decoded, format_of, open_table, reading
 from bench.tables.storage import CONCURRENT_FILES, Location, locate
 from utils import UserError, clean, say
 
@@ -105,7 +95,7 @@ def open_tables(files: list[Location], csv: Csv = DEFAULT_CSV, root: Location | 
         say(f"{unstamped[0]} has neither a modification time nor an ETag: an edit of the same size goes unnoticed")
     tables, names = [table for table in tables if table], {}
     for table in tables:
-        other = names.setdefault(str(table.file).removesuffix(suffix_of(table.file.name)), table)
+        other = names.setdefault(table.stem, table)
         message = f"{other.file} and {table.file} may hold the same rows"
         if other is not table and other.format is table.format:
             raise UserError(f"{message}: their names differ only in the suffix; move one away")

@@ -22,7 +22,7 @@ Exact = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]  # integers that a d
 TYPES = {pa.string(): str | int | float | bool, pa.int64(): Int64, pa.float64(): Exact | float, pa.bool_(): bool}
 NESTED = b"nested"  # key in a schema's metadata: names of the columns that hold lists or objects, or are UNREADABLE
 KNOWN = b"known"  # likewise in that of a schema to read: names of columns that need no note if they are not read
-MAX_LATE = 100  # columns that are noted
+MAX_KNOWN = 2000  # columns; more take long to check
 UNREADABLE = re.compile(r'["\\\x00-\x1f\ud800-\udfff]')  # in names of columns: msgspec and pyarrow refuse them
 BETWEEN = re.compile(r"[\s,\[\]]*")  # objects that are not one per line
 TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|["{}\[\]]', re.DOTALL)  # a string, an unclosed one, or a bracket
@@ -161,7 +161,7 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     known = set(json.loads((schema.metadata or {}).get(KNOWN, b"[]")))
     decoder = make_decoder(nullable, schema.names, known)
     fields = msgspec.structs.fields(decoder.type)[: len(schema)]  # slow
-    records, bad, line, size, late = [], {}, 0, 0, 0
+    records, bad, line, size = [], {}, 0, 0
 
     def chunk(bytes_read: int) -> Rows:
         columns = [list(map(attrgetter(name), records)) for name in names]
@@ -180,8 +180,7 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
                         bad[len(records)] = number, reason
                     records.append(record)
             if len(known) > before:
-                late += len(known) - before
-                decoder = make_decoder(nullable, schema.names, known if late < MAX_LATE else ())
+                decoder = make_decoder(nullable, schema.names, known)
         line, size = line + block.count(b"\n"), size + len(block)
         if len(records) >= CHUNK_ROWS or size >= CHUNK_BYTES:
             yield chunk(bytes_read)
@@ -192,7 +191,7 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
 def make_decoder(fields: list[tuple], names: list[str], known: Collection[str]) -> msgspec.json.Decoder:
     """Return a decoder of fields with these names in JSON; if names are `known`, it raises ValueError at others."""
     others = {f"other_{i}": name for i, name in enumerate(sorted({*known} - {*names}))}
-    strict = bool(known) and not any(map(UNREADABLE.search, known))
+    strict = 0 < len(known) < MAX_KNOWN and not any(map(UNREADABLE.search, known))
     if strict:
         fields = [*fields, *((name, msgspec.Raw, None) for name in others)]
     rename = dict(zip((name for name, *_ in fields), [*names, *others.values()], strict=False))
@@ -209,9 +208,7 @@ def to_array(values: Iterable, kind: pa.DataType) -> pa.Array:
         return pa.array(texts, kind)
 
 
-def parse_line(
-    line: bytes, decoder: msgspec.json.Decoder, fields: tuple, known: set[str]
-) -> tuple[msgspec.Struct, str]:
+def parse_line(line: bytes, decoder: msgspec.json.Decoder, fields: tuple, known: set) -> tuple[msgspec.Struct, str]:
     """Decode a line that may be bad; return (the row, why it is bad, a NOTE or ""). Half surrogate pairs are replaced.
 
     If names are `known`, others are added to them, and get a note.
@@ -228,8 +225,7 @@ def parse_line(
         try:
             setattr(row, field.name, to_type(value, field.type))
         except ValueError:
-            kind = type(value).__name__
-            reasons.append(f"{listed([field.encode_name])} is of type {kind}, unlike in the first rows")
+            reasons.append(f"{listed([field.encode_name])} is a {type(value).__name__}, unlike in the first rows")
     if late := [name for name in record if known and name not in known]:
         known.update(late)
         note = f"columns that are missing from the first {SCHEMA_LINES:,} rows are not copied: {listed(late)}"

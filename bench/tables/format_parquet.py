@@ -15,7 +15,6 @@ from bench.tables.storage import Location
 FIRST_ROWS = 16  # decoded at first
 THIN_ROW = 64  # bytes; shorter rows may refer to a long text that is stored once
 LONG_ROW, LONG_GROUP = 2**18, 2**29  # bytes; with both, a page, which is decompressed whole, takes much memory
-NOT_UTF_8 = "text that is not valid UTF-8"
 MAX_RATIO = 1000  # of such a row group's size to its compressed size; that of text is about 10
 
 
@@ -116,27 +115,28 @@ def without_bad_text(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[int, s
 
     Pyarrow itself refuses a row group with such text in a column of categories.
     """
-    try:
-        batch.validate(full=True)
+    if is_valid(batch):
         return batch, {}
-    except pa.ArrowInvalid:
-        columns, bad = batch.columns, {}
-    for number, name in enumerate(batch.schema.names):
-        column = columns[number]
+    columns, bad = batch.columns, {}
+    for number, column in enumerate(columns):
+        if is_valid(column):
+            continue
         if is_text(column):
-            column = column.cast(pa.large_binary()).view(pa.large_string())  # neither checks text
-            reasons = map(undecoded, column.view(pa.large_binary()).fill_null(b"").to_pylist())
-        else:
-            reasons = ("" if is_valid(column.take(pa.array([i]))) else NOT_UTF_8 for i in range(len(column)))
-        faults = {i: f"{reason}, in column {name!r}" for i, reason in enumerate(reasons) if reason}
-        columns[number] = column.take(pa.array([None if i in faults else i for i in range(len(column))], pa.int64()))
-        bad = faults | bad
+            binary = column.cast(pa.large_binary())
+            column = binary.view(pa.large_string())  # noqa: PLW2901 (for string views, which have no take)
+            reasons = [undecoded(value or b"") for value in binary.to_pylist()]
+        else:  # a list or an object
+            reasons = ["" if is_valid(column.take([i])) else "text that is not UTF-8" for i in range(len(column))]
+        rows = [None if reason else i for i, reason in enumerate(reasons)]
+        columns[number] = column.take(pa.array(rows, pa.int64()))
+        name = batch.schema.names[number]
+        bad = {i: f"{reason}, in column {name!r}" for i, reason in enumerate(reasons) if reason} | bad
     valid = pa.RecordBatch.from_arrays(columns, batch.schema.names)
     valid.validate(full=True)
     return valid, bad
 
 
-def is_valid(column: pa.Array) -> bool:
+def is_valid(column: pa.Array | pa.RecordBatch) -> bool:
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:

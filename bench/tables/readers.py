@@ -92,6 +92,11 @@ class Table:
     def format(self) -> ModuleType | Csv:
         return format_of(self.file.name, self.csv)
 
+    @property
+    def stem(self) -> str:
+        """Return the file's path without the suffix that tells its format."""
+        return str(self.file).removesuffix(suffix_of(self.file.name))
+
     def estimate_rows(self) -> int:
         with reading(self.file):
             return self.format.estimate_rows(self.file)
@@ -139,10 +144,8 @@ def open_table(file: Path | Location, csv: Csv = DEFAULT_CSV, root: Location | N
         schema = schema.append(pa.field(name, pa.string()))
     name, count = Counter([*schema.names, BAD]).most_common(1)[0]
     if count > 1:
-        reason = "this name is reserved" if name == BAD else f"{count} columns have it"
-        raise UserError(
-            f"{file} has a column {listed([name])!r}, but {reason}; rename it. Its columns: {listed(names)}"
-        )
+        fault = "a column with the reserved name" if name == BAD else f"{count} columns with the name"
+        raise UserError(f"{file} has {fault} {listed([name])!r}: rename them. Its columns: {listed(names)}")
     return Table(file, schema, csv, folder_columns, stamp)
 
 
@@ -153,7 +156,7 @@ def format_of(name: str, csv: Csv = DEFAULT_CSV) -> ModuleType | Csv | None:
 
 
 def suffix_of(name: str) -> str:
-    """Return the end of a file's name that tells its format, such as `.csv.gz`; empty if there is none."""
+    """Return the end of a name that tells the format, such as `.csv.gz`; empty if there is none."""
     length = max((len(suffix) for suffix in FORMATS if name.lower().endswith(suffix)), default=0)
     return name[len(name) - length :]
 
