@@ -100,6 +100,8 @@ class Answers:
 def choose_columns(tables: list[Table], text_columns: list[str], keep: list[str] | None, keep_text: bool) -> list[str]:
     """Return the columns to copy: `keep`, or all except the text. Raises UserError if one cannot be copied."""
     nested = nested_columns(tables)
+    if "" not in nested and any(table.has("") for table in tables):
+        nested.append("")
     if keep is None:
         if nested:
             say(f"columns with lists or objects, without or with unsupported names are not copied: {listed(nested)}")

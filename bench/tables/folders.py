@@ -165,7 +165,7 @@ def castable_to_text(kind: pa.DataType) -> bool:
 
 
 def nested_columns(tables: list[Table]) -> list[str]:
-    """Return the names of columns that are not copied: of JSON with lists or objects, and columns without a name."""
+    """Return the names of columns that are not copied: of JSON with lists or objects, and of CSV without a name."""
     metadata = [table.schema.metadata or {} for table in tables]
     names = [name for entry in metadata for name in json.loads(entry.get(format_json_lines.NESTED, b"[]"))]
-    return list(dict.fromkeys(names + [name for table in tables for name in table.schema.names if not name]))
+    return list(dict.fromkeys(names))

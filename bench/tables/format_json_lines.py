@@ -225,7 +225,9 @@ def parse_line(line: bytes, decoder: msgspec.json.Decoder, fields: tuple, known:
         try:
             setattr(row, field.name, to_type(value, field.type))
         except ValueError:
-            reasons.append(f"{listed([field.encode_name])} is a {type(value).__name__}, unlike in the first rows")
+            shown = json.dumps(value)[:40]
+            shown = "text" if '"' in shown else shown  # texts don't belong in messages
+            reasons.append(f"{listed([field.encode_name])} is {shown}, unlike the first rows")
     if late := [name for name in record if known and name not in known]:
         known.update(late)
         note = f"columns that are missing from the first {SCHEMA_LINES:,} rows are not copied: {listed(late)}"
