@@ -90,13 +90,11 @@ def split_records(blocks: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, 
         if len(text) < enough and block.endswith(b"\n"):  # the last block does not
             continue
         lines, start = [], 0
-        while gap := BETWEEN.match(text, start):
-            start, depth = gap.end(), depth + gap[0].count("[") - gap[0].count("]")
-            end, line = next_value(text, start)
-            if not end:  # it may be in a later block
-                break
-            lines.append(line + "\n")
-            start = end
+        with contextlib.suppress(ValueError):  # the value may end in a later block
+            while gap := BETWEEN.match(text, start):
+                start, depth = gap.end(), depth + gap[0].count("[") - gap[0].count("]")
+                line, start = next_value(text, start)
+                lines.append(line + "\n")
         text, count, enough = text[start:], count + len(lines), 2 * (len(text) - start)
         yield "".join(lines).encode(errors="surrogateescape"), position
         if len(text) > MAX_LINE:
@@ -105,25 +103,21 @@ def split_records(blocks: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, 
         raise ValueError(f"truncated, or not JSON, after its first {count:,} objects")
 
 
-def next_value(text: str, start: int) -> tuple[int, str]:
-    """Return (the end of the value that starts here, the value on one line), or (0, "") if there is no end.
-
-    Brackets give the end of an object that is not valid JSON.
-    """
-    with contextlib.suppress(ValueError, RecursionError):
-        end = DECODER.raw_decode(text, start)[1]
-        return end, text[start:end].replace("\n", " ")
-    with contextlib.suppress(ValueError, RecursionError):
-        value, end = LENIENT.raw_decode(text, start)
-        return end, json.dumps(value, ensure_ascii=False)
+def next_value(text: str, start: int) -> tuple[str, int]:
+    """Return (the value that starts here on one line, its end: by brackets if it is not JSON). Raises ValueError."""
+    for decoder in (DECODER, LENIENT):
+        with contextlib.suppress(ValueError, RecursionError):
+            value, end = decoder.raw_decode(text, start)
+            line = text[start:end].replace("\n", " ")
+            return line if decoder is DECODER else json.dumps(value, ensure_ascii=False), end
     depth = 0
     for token in TOKEN.finditer(text, start if text[start : start + 1] == "{" else len(text)):
         if token[0] == '"':
             break
         depth += (token[0] in "{[") - (token[0] in "}]")
         if not depth:
-            return token.end(), text[start : token.end()].replace("\n", " ")
-    return 0, ""
+            return text[start : token.end()].replace("\n", " "), token.end()
+    raise ValueError
 
 
 def kind_of(value: object) -> object:
@@ -172,14 +166,13 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
         try:
             records += decoder.decode_lines(block)
         except (ValueError, RecursionError):
-            before = len(known)
             for number, text in enumerate(block.split(b"\n"), line + 1):
                 if text.strip():
                     record, reason = parse_line(text, decoder, fields, known)
                     if reason:
                         bad[len(records)] = number, reason
                     records.append(record)
-            if len(known) > before:
+            if known:
                 decoder = make_decoder(nullable, schema.names, known)
         line, size = line + block.count(b"\n"), size + len(block)
         if len(records) >= CHUNK_ROWS or size >= CHUNK_BYTES:
@@ -209,10 +202,7 @@ def to_array(values: Iterable, kind: pa.DataType) -> pa.Array:
 
 
 def parse_line(line: bytes, decoder: msgspec.json.Decoder, fields: tuple, known: set) -> tuple[msgspec.Struct, str]:
-    """Decode a line that may be bad; return (the row, why it is bad, a NOTE or ""). Half surrogate pairs are replaced.
-
-    If names are `known`, others are added to them, and get a note.
-    """
+    """Decode a line that may be bad; return (the row, why it is bad, a NOTE on names that are not `known`, or "")."""
     with contextlib.suppress(ValueError, RecursionError):
         return decoder.decode(line), ""
     record, row, reasons = parse_json(line), decoder.type(), []
@@ -221,12 +211,11 @@ def parse_line(line: bytes, decoder: msgspec.json.Decoder, fields: tuple, known:
     for field in fields:
         value = record.get(field.encode_name)
         if isinstance(value, str):
-            value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half surrogate pairs
         try:
             setattr(row, field.name, to_type(value, field.type))
         except ValueError:
-            shown = json.dumps(value)[:40]
-            shown = "text" if '"' in shown else shown  # texts don't belong in messages
+            shown = re.sub('".*', "text", json.dumps(value))[:40]  # texts are private
             reasons.append(f"{listed([field.encode_name])} is {shown}, unlike the first rows")
     if late := [name for name in record if known and name not in known]:
         known.update(late)
