@@ -129,7 +129,7 @@ from bench.label.splits import LabelJob, cut_splits
 from bench.model.classification import REGRESSION
 from bench.model.resolve import open_model
 from bench.processes import helper_process
-from bench.tables.folders import common_schema, find_files, open_tables
+from bench.tables.folders import common_schema, find_files, noting_others, open_tables
 from bench.tables.format_csv import Csv
 from bench.tables.readers import format_of
 from bench.tables.storage import locate
@@ -153,8 +153,9 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
     tables = open_tables(files, Csv.from_options(args), source)
     columns = choose_columns(tables, [args.column], args.keep_columns, args.keep_text)
     asked = {name: getattr(args, name) for name in OUTPUT_OPTIONS}
+    schema = common_schema(tables, list(dict.fromkeys([*columns, args.column])), [args.column])
     output = OutputSpec(
-        schema=common_schema(tables, list(dict.fromkeys([*columns, args.column])), [args.column]),
+        schema=schema if args.keep_columns else noting_others(schema, tables),
         text_columns=[args.column],
         keep_columns=columns,
         model_labels=model.labels,

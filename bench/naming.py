@@ -2,19 +2,28 @@
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from urllib.parse import quote
 
 from utils import clean
 
-LONGEST_LABEL = 60  # characters of a name in a figure
+LONGEST_LABEL = 60  # characters of a name in a figure or a list
+MAX_LISTED = 20
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """Return the most similar of some names, or None if none is similar."""
     by_lower_case = {other.lower(): other for other in names}
     return next(map(by_lower_case.get, get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.85)), None)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a message: the first ones, shortened, because a file without a header has texts as names."""
+    shown = [figure_text(name) or "''" for name in names[:MAX_LISTED]]
+    if len(names) > MAX_LISTED:
+        shown.append(f"and {len(names) - MAX_LISTED:,} others")
+    return ", ".join(shown) or "none"
 
 
 def slug(name: str) -> str:
@@ -54,6 +63,6 @@ def python_string(text: str) -> str:
 
 
 def figure_text(name: str) -> str:
-    """Return a name for a figure, shortened if needed. Dollar signs are no math there, see STYLE in figures.py."""
+    """Return a name for a figure or a message, shortened. Dollar signs are no math there, see STYLE in figures.py."""
     name = clean(name)
     return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL // 2]}…{name[-LONGEST_LABEL // 2 :]}"

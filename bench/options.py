@@ -8,8 +8,9 @@ import math
 import os
 import re
 import shlex
-from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentError, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable
+from pathlib import Path
 
 from bench.naming import nearest
 from utils import CONTROL, clean, without_secrets
@@ -37,6 +38,12 @@ class Parser(ArgumentParser):
                 message += f"; did you mean {suggestion}?"
             self.error(message)
         return args
+
+    def _get_value(self, action: Action, text: str):
+        """Refuse an empty value, which an unset variable gives, where it would mean this folder or a default."""
+        if not text.strip() and action.default != "" and action.type in (None, Path, hub_name):
+            raise ArgumentError(action, "the value is empty")
+        return super()._get_value(action, text)
 
     def error(self, message: str) -> None:
         self.exit(2, f"{self.prog}: {clean(message)}\n")

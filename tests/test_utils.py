@@ -45,6 +45,18 @@ def test_an_unknown_option_is_named_without_its_value(call):
         assert (code, out, err.count("\n")) == (2, "", 1) and "SECRET" not in err
 
 
+def test_an_empty_value_is_refused(call):
+    """From `--ray "$ADDRESS"` where the variable is not set; a path would mean the working directory."""
+    labelling = ["model", "in", "--output", "out"]
+    for option in ("--ray", "--column", "--variant", "--results-dir", "--output"):
+        code, out, err = call(classify_texts, *labelling, option, "")
+        assert (code, out, err.count("\n")) == (2, "", 1) and f"{option}:" in err, err
+    for words in (["", "in", "--output", "out"], ["model", "", "--output", "out"]):
+        assert call(classify_texts, *words)[0] == 2
+    assert "--save-dir" in call(export_onnx, "model", "--save-dir", "")[2]
+    assert "--dataset" in call(run_benchmark, "--model", "torch", "--device", "cpu", "--dataset=")[2]
+
+
 SCRIPT = """
 import sys, utils
 def main():

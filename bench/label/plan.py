@@ -20,7 +20,7 @@ from bench.measure.cells import batching_of
 from bench.measure.quick import Job, head_texts, mean_tokens, quick_benchmark
 from bench.model.batches import Batching
 from bench.model.model import Model
-from bench.naming import slug
+from bench.naming import listed, slug
 from bench.options import CSV_OPTIONS, command
 from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
@@ -236,7 +236,7 @@ def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
     if counts.bad_rows:
         first = folder.first_bad({"the input": json.loads(labelled.schema.metadata[BAD_ROWS])})
         say(f"bad rows   {counts.bad_rows:,} of the first {counts.rows:,}, such as {first}")
-    say(f"columns    {', '.join(labelled.schema.names)}")
+    say(f"columns    {listed(labelled.schema.names)}")
     say(f"output     about {rows * file.tell() / counts.rows / 1e6:,.1f} MB, in parts of {output.rows_per_file:,} rows")
     if plan.speed:
         say(f"time       about {time_words(texts / plan.speed)}: {plan.speed:,.1f} messages/s with {plan}")

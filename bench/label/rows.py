@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from bench.model.task import Task
+from bench.naming import listed
+from bench.tables.blocks import NOTE
 from bench.tables.folders import nested_columns
 from bench.tables.items import Item, items_of, removal
 from bench.tables.readers import BAD, Table
-from utils import UserError, clean, say
+from utils import UserError, say
 
 BAD_ROWS = b"bad_rows"  # key of the bad rows in a schema's metadata
 WORKER_FAILED = "a worker failed on this text"  # how the reason begins then
@@ -64,7 +66,7 @@ class OutputSpec:
             raise UserError(f"{message}, or leave out others with --keep-columns")
         complete = set.intersection(*(set(table.schema.names) for table in tables))
         if incomplete := [name for name in self.keep_columns if name not in complete]:
-            say(f"columns missing from some files are null there: {', '.join(incomplete)}")
+            say(f"columns missing from some files are null there: {listed(incomplete)}")
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,14 @@ class Answers:
 def choose_columns(tables: list[Table], text_columns: list[str], keep: list[str] | None, keep_text: bool) -> list[str]:
     """Return the columns to copy: `keep`, or all except the text. Raises UserError if one cannot be copied."""
     nested = nested_columns(tables)
+    if "" not in nested and any(table.has("") for table in tables):
+        nested.append("")
     if keep is None:
         if nested:
-            say(clean(f"columns with lists, objects or unsupported names are not copied: {', '.join(nested)}"))
+            say(f"columns with lists or objects, without or with unsupported names are not copied: {listed(nested)}")
         left_out = {*text_columns, *nested}
         keep = [name for table in tables for name in table.schema.names if name not in left_out]
-    elif uncopyable := [name for name in keep if name in nested]:
+    elif uncopyable := [name for name in keep if name and name in nested]:
         raise UserError(f"--keep-columns: {uncopyable[0]!r} holds lists or objects, which cannot be copied")
     if keep_text:
         keep = [*keep, *text_columns]
@@ -134,7 +138,7 @@ def label_table(table: pa.Table, answers: Answers, output: OutputSpec) -> tuple[
         rows=len(table),
         texts=len(rows),
         texts_without_answer=int(missing[rows].sum()),
-        bad_rows=len(bad),
+        bad_rows=sum(not fault["reason"].startswith(NOTE) for fault in bad.values()),
         rows_removed=count_removed(table, output.text_columns),
         **answers.token_counts,
     )

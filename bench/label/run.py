@@ -23,7 +23,7 @@ from bench.naming import slug
 from bench.processes import run_in_subprocess
 from bench.provenance import project_commit, versions
 from bench.report.evidence import EvidenceFile, evidence_key
-from bench.tables.blocks import BAD_BYTE
+from bench.tables.blocks import BAD_BYTE, NOTE
 from bench.tables.format_csv import LOST_LINES
 from runtimes import VARIANTS
 from utils import RunError, UserError, say
@@ -179,6 +179,10 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
     if job.shard:
         number, count = job.shard
         say(f"shard      {number}/{count} done. When all are done, verify the result: --check-only instead of --shard")
+    if on_cluster:  # else read_all has printed them
+        bad = [fault for footer in footers.values() for fault in footer.bad]
+        for note in {fault["reason"]: fault for fault in bad if fault["reason"].startswith(NOTE)}.values():
+            say(folder.first_bad({"": [note]}))
     stop_at_lost_rows(job, footers)
 
 

@@ -26,9 +26,8 @@ PIECE_BYTES = 2**20  # of decompressed text handled at a time
 MAX_LINE = 2**26  # bytes; the longest comments take about 100 KB of JSON
 MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # the former begins like that of UTF-32
-
-
-BAD_BYTE = "byte 0x"  # how the reason begins if a row is not in the file's encoding
+# how a reason begins if a row is not in the file's encoding, and if the row was read but something must be said
+BAD_BYTE, NOTE = "byte 0x", "note: "
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,11 @@ class Rows:
     """A chunk of consecutive rows of a file."""
 
     table: pa.Table
-    bad: dict[int, tuple[int, str]] = field(default_factory=dict)  # row number in `table` -> (line, reason)
+    bad: dict[int, tuple[int, str]] = field(
+        default_factory=dict
+    )  # row number in `table` -> (line, reason); with a NOTE the row is complete
     bytes_read: int = 0  # of the file, up to the end of this chunk
     skipped: int = 0  # rows skipped between the previous chunk and this one
-    note: str = ""  # a doubt about how the rows were read, for the user
 
 
 def read_lines(file: Location, encoding: str = "utf-8") -> Iterator[tuple[bytes, int]]:
@@ -64,9 +64,12 @@ def read_blocks(file: Location, encoding: str = "utf-8") -> Iterator[tuple[bytes
     first, position = next(((block, position) for block, position in blocks if block), (b"", 0))
     if mark := next(filter(first.startswith, MARKS), b""):
         encoding = MARKS[mark]
-    blocks = chain([(first.removeprefix(codecs.BOM_UTF8), position)], blocks)
+    blocks = chain([(first, position)], blocks)
     if codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig"):
         blocks = to_utf_8(blocks, encoding)
+    first, position = next(blocks)
+    first = re.sub(rb"^(\xef\xbb\xbf)+", b"", first)  # several, if a program adds one to text that has one
+    blocks = chain([(first, position)], blocks)
     for block, position in blocks:
         for start in range(0, len(block), PIECE_BYTES):
             piece = block[start : start + PIECE_BYTES]

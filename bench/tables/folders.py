@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,14 +27,15 @@ WIDENING = (  # in each row, a type holds all values of the types before it
     (pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns")),
 )
 TIMESTAMP_UNITS = ("s", "ms", "us")  # likewise for timestamps; nanoseconds only reach 2262
+TABLE_LOG = re.compile(r"/_delta_log/|/\.hoodie/|\.metadata\.json$")  # of Delta, Hudi and Iceberg
 
 
 def find_files(path: Path | Location) -> list[Location]:
     """Return a file, or the readable files in a folder and its sub-folders, sorted by path.
 
-    Names that begin with a dot or an underscore are ignored; other unreadable files are reported on standard error, and
-    so are `.json` files beside files of other formats: there they describe the data, such as dataset_info.json of
-    datasets. Raises UserError if nothing is readable.
+    Other files are skipped and reported: unreadable ones, further links to a file, names that begin with a dot or an
+    underscore, and `.json` files beside files of other formats: there they describe the data, such as dataset_info.json
+    of datasets. Raises UserError if nothing is readable.
     """
     root = locate(path)
     with reading(root):
@@ -45,18 +47,37 @@ def find_files(path: Path | Location) -> list[Location]:
                 raise UserError(f"unsupported file type: {root}. Supported: {FORMAT_WORDS}")
             return [root]
         files = root.files(recursive=True)
-        visible = [file for file in files if not any(name.startswith((".", "_")) for name in file.parts_below(root))]
-        supported = [file for file in visible if format_of(file.name) and (not file.local or file.is_file())]
+        hidden = {file for file in files if any(name.startswith((".", "_")) for name in file.parts_below(root))}
+        supported = [file for file in files if file not in hidden and format_of(file.name)]
+        supported = without_links([file for file in supported if not file.local or file.is_file()])
     if not supported:
         raise UserError(f"no supported files in {root}. Supported: {FORMAT_WORDS}")
-    supported = [file for file in supported if not file.name.lower().endswith(".json")] or supported
-    if others := sorted(set(visible) - set(supported), key=str):
-        say(f"{root}: skipping other files: {len(others)}, such as {clean(others[0].name)}")
+    supported = [file for file in supported if not is_json(file)] or supported
+    others = {file for file in files if file not in hidden or (format_of(file.name) and not is_json(file))}
+    if others := sorted(others - {*supported}, key=str):
+        say(f"{root}: skipping other files: {len(others)}, such as {'/'.join(others[0].parts_below(root))}")
+    if log := next((file for file in files if TABLE_LOG.search(file.path)), None):
+        say(f"{log} is the log of a table: rows that it has deleted or replaced are read, too")
     return supported
 
 
+def is_json(file: Location) -> bool:
+    return file.name.lower().endswith(".json")
+
+
+def without_links(files: list[Location]) -> list[Location]:
+    """Return each local file once, under its own name if others are symbolic links to it."""
+    by_identity = {}
+    for file in sorted(files, key=lambda file: bool(file.local) and file.local.is_symlink()):
+        by_identity.setdefault(file.identity(), file)
+    return [file for file in files if by_identity[file.identity()] is file]
+
+
 def open_tables(files: list[Location], csv: Csv = DEFAULT_CSV, root: Location | None = None) -> list[Table]:
-    """Open several files, see open_table; empty ones are skipped and reported. Raises UserError if all are empty."""
+    """Open several files, see open_table; empty ones are skipped and reported.
+
+    Raises UserError if all are empty, or if two differ only in suffixes such as `.csv` and `.csv.gz`: they are copies.
+    """
 
     def table_or_none(file: Location) -> Table | None:
         try:
@@ -72,7 +93,15 @@ def open_tables(files: list[Location], csv: Csv = DEFAULT_CSV, root: Location | 
         say(f"skipping empty files: {len(empty)}, such as {clean(empty[0].name)}")
     if unstamped := [table.file for table in tables if table and not table.stamp[1]]:
         say(f"{unstamped[0]} has neither a modification time nor an ETag: an edit of the same size goes unnoticed")
-    return [table for table in tables if table]
+    tables, names = [table for table in tables if table], {}
+    for table in tables:
+        other = names.setdefault(table.stem, table)
+        message = f"{other.file} and {table.file} may hold the same rows"
+        if other is not table and other.format is table.format:
+            raise UserError(f"{message}: their names differ only in the suffix; move one away")
+        if other is not table:
+            say(f"{message}: both are read")
+    return tables
 
 
 def common_schema(tables: list[Table], columns: list[str], text_columns: Sequence[str]) -> pa.Schema:
@@ -98,6 +127,12 @@ def common_schema(tables: list[Table], columns: list[str], text_columns: Sequenc
             kind = schema.field(name).type
             raise UserError(f"column {name!r} is not text but {kind}; choose another one with --column")
     return schema
+
+
+def noting_others(schema: pa.Schema, tables: list[Table]) -> pa.Schema:
+    """Return a schema that makes the readers note columns that none of the tables had when it was opened."""
+    names = [name for table in tables for name in table.schema.names]
+    return schema.with_metadata({format_json_lines.KNOWN: json.dumps([*dict.fromkeys(names), *nested_columns(tables)])})
 
 
 def common_type(name: str, types: list[pa.DataType]) -> pa.DataType:
@@ -130,7 +165,7 @@ def castable_to_text(kind: pa.DataType) -> bool:
 
 
 def nested_columns(tables: list[Table]) -> list[str]:
-    """Return the names of the JSON columns that hold lists or objects, which are not copied."""
+    """Return the names of columns that are not copied: of JSON with lists or objects, and of CSV without a name."""
     metadata = [table.schema.metadata or {} for table in tables]
     names = [name for entry in metadata for name in json.loads(entry.get(format_json_lines.NESTED, b"[]"))]
     return list(dict.fromkeys(names))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
@@ -10,13 +11,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from bench.options import CSV_OPTIONS
-from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, BlockReader, Rows, read_head, read_lines, undecoded
+from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, NOTE, BlockReader, Rows, read_head, undecoded
+from bench.tables.format_json_lines import NESTED
 from bench.tables.storage import Location
 
 TSV_NAME = re.compile(r"\.tsv(\.gz|\.zst)?$", re.IGNORECASE)
-FEW_LINES = 3  # in a row
-MANY_LINES = 100  # in a row, whatever they contain
+FEW_LINES, MANY_LINES = 3, 100  # breaks in a row
 LOST_LINES = "lost lines"  # how the reason begins if a quote is unclosed, or a bad row swallowed others
+WORD, ID = re.compile(r"[^\W\d_]+"), re.compile(r"\w*\d\w*")  # made alike to compare two values' kinds
 UNCLOSED = "unclosed quote"
 ADVICE = "if a quote is plain text, set --quoting none or --escape"
 CLEARER_MESSAGES = {  # part of the csv module's message -> clearer message
@@ -40,8 +42,9 @@ class Csv:
         return cls(*(getattr(args, name) for name in CSV_OPTIONS))
 
     def read_schema(self, file: Location) -> pa.Schema:
-        header, _ = self.read_header(self.parse(file, self.open(file)))
-        return pa.schema([(name, pa.string()) for name in header])
+        header, fields = self.read_header(self.parse(file, self.open(file)))
+        metadata = {NESTED: json.dumps([""])} if len(header) < fields else None
+        return pa.schema([(name, pa.string()) for name in header], metadata)
 
     def open(self, file: Location) -> io.TextIOWrapper:
         """Open a file as lines that end in a line feed; undecodable bytes: see PEP 383."""
@@ -86,15 +89,18 @@ class Csv:
         header, longest = self.read_header(reader)
         positions = {name: i for i, name in enumerate(header)}
         indices = [positions[name] for name in schema.names]
+        marked = [f"\ufeff{name}" for name in header[:1]] + header[1:]
+        headers = [header, marked] if len(header) > 1 else [marked]
         while True:
             lines.buffer.count = 0
-            rows, ends, bad, note = read_chunk(reader, lines.buffer, len(header), longest)
+            rows, ends, bad = read_chunk(reader, lines.buffer, len(header), longest)
             if not rows:
                 return
             if not self.quoting and reader.dialect.quoting == csv.QUOTE_NONE and any(map(has_quoted_field, rows)):
-                note = "quotes around fields are kept as text; to remove them, set --quoting standard"
-            if header in rows and len(header) > 1:  # files that were joined
-                for i in [i for i, fields in enumerate(rows) if fields == header]:
+                i = next(filter(lambda i: has_quoted_field(rows[i]), range(len(rows))))
+                bad.setdefault(i, (ends[i], f"{NOTE}quotes are kept as text; to remove them, set --quoting standard"))
+            if any(repeated in rows for repeated in headers):  # files that were joined
+                for i in [i for i, fields in enumerate(rows) if fields in headers]:
                     bad[i], rows[i] = (ends[i], "repeats the header"), None
             try:
                 table = to_table(rows, indices, schema)
@@ -103,19 +109,19 @@ class Csv:
                     if fields and (reason := bad_byte(fields, self.encoding)):
                         bad[i], rows[i] = (ends[i], reason), None
                 table = to_table(rows, indices, schema)
-            yield Rows(table, dict(sorted(bad.items())), note=note)
+            yield Rows(table, dict(sorted(bad.items())))
 
     def estimate_rows(self, file: Location) -> int:
-        head, ratio = read_head(file, read_lines(file, self.encoding))
+        head, ratio = read_head(file, BlockReader(file, self.encoding).blocks)
         rows = self.parse(file, io.StringIO(head.decode(errors="replace"), newline=""), strict=False)
         return round((sum(1 for _ in rows) - 1) * ratio)
 
 
 def read_chunk(
     reader: Iterator[list[str]], source: BlockReader, shortest: int, longest: int
-) -> tuple[list[list[str] | None], list[int], dict[int, tuple[int, str]], str]:
-    """Return (rows up to CHUNK_ROWS or CHUNK_BYTES, None for bad ones; their last lines; Rows.bad; Rows.note)."""
-    rows, ends, bad, note, end = [], [], {}, "", reader.line_num
+) -> tuple[list[list[str] | None], list[int], dict[int, tuple[int, str]]]:
+    """Return (rows up to CHUNK_ROWS or CHUNK_BYTES, None for bad ones; their last lines; Rows.bad)."""
+    rows, ends, bad, end = [], [], {}, reader.line_num
     while True:
         try:
             for fields in reader:
@@ -132,13 +138,14 @@ def read_chunk(
                     else:
                         source.count = source.count if rows else 0
                         continue
-                elif end - start >= FEW_LINES and looks_swallowed(fields, end - start, reader.dialect.delimiter):
-                    note = f"the row in lines {start} to {end} looks like several rows; {ADVICE}"
+                elif end > start and (reason := swallowed(fields, reader.dialect.delimiter)):
+                    bad[len(rows)] = end, lost(start, end, reason)
+                    fields = fields if reason.startswith(NOTE) else None  # noqa: PLW2901
                 rows.append(fields)
                 ends.append(end)
                 if len(rows) == CHUNK_ROWS or source.count > CHUNK_BYTES:
                     break
-            return rows, ends, bad, note
+            return rows, ends, bad
         except csv.Error as error:
             start, end = end + 1, reader.line_num
             bad[len(rows)] = end, lost(start, end, clearer(error))
@@ -148,14 +155,30 @@ def read_chunk(
 
 def lost(start: int, end: int, reason: str) -> str:
     """Return the reason why the row in these lines is bad, with LOST_LINES if that applies."""
+    if reason.startswith(NOTE):
+        return f"{reason}; {ADVICE}"
     return f"{LOST_LINES} {start} to {end}: {reason}; {ADVICE}" if start < end or reason == UNCLOSED else reason
 
 
-def looks_swallowed(fields: list[str], breaks: int, delimiter: str) -> bool:
-    """True for a row with MANY_LINES, and if all lines within its longest field have as many fields as the row."""
-    inner = max(fields, key=len).split("\n")[1:-1]
-    split = [line.count(delimiter) for line in inner] if len(fields) > 1 else []
-    return breaks >= MANY_LINES or (len(split) > 1 and set(split) == {len(fields) - 1})
+def swallowed(fields: list[str], delimiter: str) -> str:
+    """Return why a row of several lines may be several rows: a reason, or just a NOTE; empty if it is hardly possible.
+
+    Each line has as many fields as the row then, and in one column the same kind of values. Up to FEW_LINES may still
+    be a text with commas, unless that column is one of numbers or ids.
+    """
+    text = delimiter.join(fields)
+    breaks = text.count("\n")
+    if text.count(delimiter) != (len(fields) - 1) * (breaks + 1):  # nearly always
+        return f"{NOTE}a row of over {MANY_LINES} lines" if breaks >= MANY_LINES else ""
+    lines = [line.split(delimiter) for line in text.split("\n")]
+    if {*map(len, lines)} != {len(fields)}:
+        return ""
+    columns = [column for column, field in zip(zip(*lines, strict=True), fields, strict=True) if "\n" not in field]
+    kinds = [{ID.sub("0", WORD.sub("a", value)) for value in column} for column in columns]
+    same = ["".join(kind) for kind in kinds if len(kind) == 1]
+    if any("0" in kind or (kind and breaks >= FEW_LINES) for kind in same):
+        return "a quote made one row of several"
+    return f"{NOTE}each line of a row looks like a row" if breaks >= FEW_LINES and columns else ""
 
 
 def has_quoted_field(fields: list[str] | None) -> bool:

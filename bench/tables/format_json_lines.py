@@ -4,14 +4,16 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, islice
+from operator import attrgetter
 from typing import Annotated
 
 import msgspec
 import pyarrow as pa
 
-from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, Rows, read_head, read_lines, undecoded
+from bench.naming import listed
+from bench.tables.blocks import CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, NOTE, Rows, read_head, read_lines, undecoded
 from bench.tables.storage import Location
 
 SCHEMA_LINES = 1000  # lines from which the columns are inferred
@@ -19,9 +21,12 @@ Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Exact = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]  # integers that a double holds without rounding
 TYPES = {pa.string(): str | int | float | bool, pa.int64(): Int64, pa.float64(): Exact | float, pa.bool_(): bool}
 NESTED = b"nested"  # key in a schema's metadata: names of the columns that hold lists or objects, or are UNREADABLE
+KNOWN = b"known"  # likewise in that of a schema to read: names of columns that need no note if they are not read
+MAX_KNOWN = 2000  # columns; more take long to check
 UNREADABLE = re.compile(r'["\\\x00-\x1f\ud800-\udfff]')  # in names of columns: msgspec and pyarrow refuse them
 BETWEEN = re.compile(r"[\s,\[\]]*")  # objects that are not one per line
-DECODER = json.JSONDecoder()
+TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|["{}\[\]]', re.DOTALL)  # a string, an unclosed one, or a bracket
+DECODER, LENIENT = json.JSONDecoder(), json.JSONDecoder(strict=False)  # the latter takes control characters in text
 NOT_JSON, NOT_AN_OBJECT = "not JSON", "not a JSON object"
 
 
@@ -39,8 +44,7 @@ def read_schema(file: Location) -> pa.Schema:
     types = {name: None if UNREADABLE.search(name) else column_type(values) for name, values in kinds.items()}
     nested = [name for name, kind in types.items() if not kind]
     if head and len(nested) == len(types):
-        others = ", ".join(map(repr, nested[:9])) or "none"
-        raise ValueError(f"no JSON objects with text or numbers; keys that hold lists or objects: {others}")
+        raise ValueError(f"no JSON objects with text or numbers; keys that hold lists or objects: {listed(nested)}")
     metadata = {NESTED: json.dumps(nested)} if nested else None
     return pa.schema([(name, kind) for name, kind in types.items() if kind], metadata)
 
@@ -72,7 +76,7 @@ def is_json_lines(block: bytes) -> bool:
     if text[0] == "[":
         return list(map(type, values)) == [list, dict]  # the first line is a bad one
     try:
-        end = BETWEEN.match(text, DECODER.raw_decode(text)[1]).end()
+        end = BETWEEN.match(text, LENIENT.raw_decode(text)[1]).end()
     except (ValueError, RecursionError):
         return True
     return text[end : end + 1] not in ("{", "")
@@ -86,18 +90,34 @@ def split_records(blocks: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, 
         if len(text) < enough and block.endswith(b"\n"):  # the last block does not
             continue
         lines, start = [], 0
-        with contextlib.suppress(ValueError, RecursionError):  # the value may end in a later block
+        with contextlib.suppress(ValueError):  # the value may end in a later block
             while gap := BETWEEN.match(text, start):
                 start, depth = gap.end(), depth + gap[0].count("[") - gap[0].count("]")
-                end = DECODER.raw_decode(text, start)[1]
-                lines.append(text[start:end].replace("\n", " ") + "\n")
-                start = end
+                line, start = next_value(text, start)
+                lines.append(line + "\n")
         text, count, enough = text[start:], count + len(lines), 2 * (len(text) - start)
         yield "".join(lines).encode(errors="surrogateescape"), position
         if len(text) > MAX_LINE:
             break
     if text or depth:
         raise ValueError(f"truncated, or not JSON, after its first {count:,} objects")
+
+
+def next_value(text: str, start: int) -> tuple[str, int]:
+    """Return (the value that starts here on one line, its end: by brackets if it is not JSON). Raises ValueError."""
+    for decoder in (DECODER, LENIENT):
+        with contextlib.suppress(ValueError, RecursionError):
+            value, end = decoder.raw_decode(text, start)
+            line = text[start:end].replace("\n", " ")
+            return line if decoder is DECODER else json.dumps(value, ensure_ascii=False), end
+    depth = 0
+    for token in TOKEN.finditer(text, start if text[start : start + 1] == "{" else len(text)):
+        if token[0] == '"':
+            break
+        depth += (token[0] in "{[") - (token[0] in "}]")
+        if not depth:
+            return text[start : token.end()].replace("\n", " "), token.end()
+    raise ValueError
 
 
 def kind_of(value: object) -> object:
@@ -132,12 +152,13 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     names = [f"column_{i}" for i in range(len(schema))]  # JSON names need not be valid in Python
     types = [TYPES.get(kind, TYPES[pa.string()]) for kind in schema.types]
     nullable = [(name, kind | None, None) for name, kind in zip(names, types, strict=True)]
-    row_type = msgspec.defstruct("Row", nullable, rename=dict(zip(names, schema.names, strict=True)), gc=False)
-    decoder, fields = msgspec.json.Decoder(row_type), msgspec.structs.fields(row_type)  # fields() is slow
+    known = set(json.loads((schema.metadata or {}).get(KNOWN, b"[]")))
+    decoder = make_decoder(nullable, schema.names, known)
+    fields = msgspec.structs.fields(decoder.type)[: len(schema)]  # slow
     records, bad, line, size = [], {}, 0, 0
 
     def chunk(bytes_read: int) -> Rows:
-        columns = zip(*map(msgspec.structs.astuple, records), strict=True) if records else [[]] * len(schema)
+        columns = [list(map(attrgetter(name), records)) for name in names]
         arrays = [to_array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
         return Rows(pa.table(arrays, schema=schema), bad, bytes_read)
 
@@ -147,15 +168,27 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
         except (ValueError, RecursionError):
             for number, text in enumerate(block.split(b"\n"), line + 1):
                 if text.strip():
-                    record, reason = parse_line(text, decoder, fields)
+                    record, reason = parse_line(text, decoder, fields, known)
                     if reason:
                         bad[len(records)] = number, reason
                     records.append(record)
+            if known:
+                decoder = make_decoder(nullable, schema.names, known)
         line, size = line + block.count(b"\n"), size + len(block)
         if len(records) >= CHUNK_ROWS or size >= CHUNK_BYTES:
             yield chunk(bytes_read)
             records, bad, size = [], {}, 0
     yield chunk(file.info().size)
+
+
+def make_decoder(fields: list[tuple], names: list[str], known: Collection[str]) -> msgspec.json.Decoder:
+    """Return a decoder of fields with these names in JSON; if names are `known`, it raises ValueError at others."""
+    others = {f"other_{i}": name for i, name in enumerate(sorted({*known} - {*names}))}
+    strict = 0 < len(known) < MAX_KNOWN and not any(map(UNREADABLE.search, known))
+    if strict:
+        fields = [*fields, *((name, msgspec.Raw, None) for name in others)]
+    rename = dict(zip((name for name, *_ in fields), [*names, *others.values()], strict=False))
+    return msgspec.json.Decoder(msgspec.defstruct("Row", fields, rename=rename, gc=False, forbid_unknown_fields=strict))
 
 
 def to_array(values: Iterable, kind: pa.DataType) -> pa.Array:
@@ -168,24 +201,27 @@ def to_array(values: Iterable, kind: pa.DataType) -> pa.Array:
         return pa.array(texts, kind)
 
 
-def parse_line(line: bytes, decoder: msgspec.json.Decoder, fields: tuple) -> tuple[msgspec.Struct, str]:
-    """Decode a line that may be bad; return (the row, why it is bad or ""). Half surrogate pairs are replaced."""
-    try:
+def parse_line(line: bytes, decoder: msgspec.json.Decoder, fields: tuple, known: set) -> tuple[msgspec.Struct, str]:
+    """Decode a line that may be bad; return (the row, why it is bad, a NOTE on names that are not `known`, or "")."""
+    with contextlib.suppress(ValueError, RecursionError):
         return decoder.decode(line), ""
-    except (ValueError, RecursionError):
-        pass
-    record, row, misfits = parse_json(line), decoder.type(), []
+    record, row, reasons = parse_json(line), decoder.type(), []
     if not isinstance(record, dict):
         return row, undecoded(line) or (NOT_JSON if record is NOT_JSON else NOT_AN_OBJECT)
     for field in fields:
         value = record.get(field.encode_name)
         if isinstance(value, str):
-            value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half surrogate pairs
         try:
             setattr(row, field.name, to_type(value, field.type))
         except ValueError:
-            misfits.append(f"{field.encode_name} is {json.dumps(value)[:40]}, unlike the first rows")
-    return row, "; ".join(misfits)
+            shown = re.sub('".*', "text", json.dumps(value))[:40]  # texts are private
+            reasons.append(f"{listed([field.encode_name])} is {shown}, unlike the first rows")
+    if late := [name for name in record if known and name not in known]:
+        known.update(late)
+        note = f"columns that are missing from the first {SCHEMA_LINES:,} rows are not copied: {listed(late)}"
+        reasons.append(note if reasons else NOTE + note)
+    return row, "; ".join(reasons)
 
 
 def to_type(value: object, kind: object) -> object:
@@ -201,7 +237,7 @@ def to_type(value: object, kind: object) -> object:
 def parse_json(line: bytes) -> object:
     """Return the value in a line, or NOT_JSON."""
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig"), strict=False)
     except (ValueError, RecursionError):
         return NOT_JSON
 

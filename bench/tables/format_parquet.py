@@ -107,26 +107,38 @@ def longest_text(column: pa.Array) -> int:
 
 
 def is_text(column: pa.Array) -> bool:
-    return pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    return str(column.type) in ("string", "large_string", "string_view")
 
 
 def without_bad_text(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[int, str]]:
-    """Return (the rows, with null for text that is not UTF-8; number of each such row -> reason).
+    """Return (the rows, with null for values with text that is not UTF-8; number of each such row -> reason).
 
-    Raises ArrowInvalid for such text within a list, an object or a category.
+    Pyarrow itself refuses a row group with such text in a column of categories.
     """
-    try:
-        batch.validate(full=True)
+    if is_valid(batch):
         return batch, {}
-    except pa.ArrowInvalid:
-        columns, bad = batch.columns, {}
+    columns, bad = batch.columns, {}
     for number, column in enumerate(columns):
+        if is_valid(column):
+            continue
         if is_text(column):
-            values = column.cast(pa.large_binary()).to_pylist()
-            for i, value in enumerate(values):
-                if reason := undecoded(value or b""):
-                    values[i], bad[i] = None, f"{reason}, in column {batch.schema.names[number]!r}"
-            columns[number] = pa.array(values, column.type)
-    valid = pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+            binary = column.cast(pa.large_binary())
+            column = binary.view(pa.large_string())  # noqa: PLW2901 (for string views, which have no take)
+            reasons = [undecoded(value or b"") for value in binary.to_pylist()]
+        else:  # a list or an object
+            reasons = ["" if is_valid(column.take([i])) else "text that is not UTF-8" for i in range(len(column))]
+        rows = [None if reason else i for i, reason in enumerate(reasons)]
+        columns[number] = column.take(pa.array(rows, pa.int64()))
+        name = batch.schema.names[number]
+        bad = {i: f"{reason}, in column {name!r}" for i, reason in enumerate(reasons) if reason} | bad
+    valid = pa.RecordBatch.from_arrays(columns, batch.schema.names)
     valid.validate(full=True)
     return valid, bad
+
+
+def is_valid(column: pa.Array | pa.RecordBatch) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True

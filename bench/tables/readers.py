@@ -12,12 +12,12 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from bench.naming import nearest
+from bench.naming import listed, nearest
 from bench.tables import format_json_lines, format_parquet
-from bench.tables.blocks import Rows
+from bench.tables.blocks import NOTE, Rows
 from bench.tables.format_csv import Csv
 from bench.tables.storage import Location, check_not_lfs_pointer, locate
-from utils import RunError, UserError, clean, first_line, say
+from utils import RunError, UserError, first_line, say
 
 # Name suffix -> reader, which has
 # read_schema(file) -> names and types of the columns
@@ -66,7 +66,7 @@ class Table:
                 fields.append(column)
             elif self.has(column.name):
                 fields.append(decoded(self.field(column.name)))
-        stored = pa.schema(fields)
+        stored = pa.schema(fields, schema.metadata)
         with reading(self.file):
             for rows in reader.read_rows(self.file, stored, skip):
                 columns = [
@@ -92,6 +92,11 @@ class Table:
     def format(self) -> ModuleType | Csv:
         return format_of(self.file.name, self.csv)
 
+    @property
+    def stem(self) -> str:
+        """Return the file's path without the suffix that tells its format."""
+        return str(self.file).removesuffix(suffix_of(self.file.name))
+
     def estimate_rows(self) -> int:
         with reading(self.file):
             return self.format.estimate_rows(self.file)
@@ -109,7 +114,7 @@ class Table:
         message = f"{self.file} has no column {name!r}"
         if option:
             message += f"; choose another with {option}"
-        message += f". Its columns: {', '.join(names)}"
+        message += f". Its columns: {listed(names)}"
         if similar := nearest(name, names):
             message += f". Did you mean {similar!r}?"
         delimiters = [sign for sign in DELIMITERS if sign in names[0]]
@@ -133,21 +138,27 @@ def open_table(file: Path | Location, csv: Csv = DEFAULT_CSV, root: Location | N
     names = schema.names
     if not names:
         raise EmptyFile(f"{file} is empty: it has no columns")
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{file} has {count} columns named {name!r}; rename them. Its columns: {', '.join(names)}")
     pairs = [map(unquote, folder.split("=", 1)) for folder in file.folders_below(root or file) if "=" in folder]
     folder_columns = {name: None if value == NULL_FOLDER else value for name, value in pairs if name not in names}
     for name in folder_columns:
         schema = schema.append(pa.field(name, pa.string()))
+    name, count = Counter([*schema.names, BAD]).most_common(1)[0]
+    if count > 1:
+        fault = "a column with the reserved name" if name == BAD else f"{count} columns with the name"
+        raise UserError(f"{file} has {fault} {listed([name])!r}: rename them. Its columns: {listed(names)}")
     return Table(file, schema, csv, folder_columns, stamp)
 
 
 def format_of(name: str, csv: Csv = DEFAULT_CSV) -> ModuleType | Csv | None:
     """Return the reader for a file of this name (`csv` for CSV files); None if there is none."""
-    suffixes = [suffix for suffix in FORMATS if name.lower().endswith(suffix)]
-    reader = FORMATS[max(suffixes, key=len)] if suffixes else None
+    reader = FORMATS.get(suffix_of(name).lower())
     return csv if reader is Csv else reader
+
+
+def suffix_of(name: str) -> str:
+    """Return the end of a name that tells the format, such as `.csv.gz`; empty if there is none."""
+    length = max((len(suffix) for suffix in FORMATS if name.lower().endswith(suffix)), default=0)
+    return name[len(name) - length :]
 
 
 @contextlib.contextmanager
@@ -172,21 +183,22 @@ def read_all(tables: list[Table], schema: pa.Schema, skip: int = 0, keep_bad_row
     With `keep_bad_rows`, bad rows have nulls instead, and a column BAD has the file, line and reason as JSON.
     """
     for table in tables:
-        notes = []
+        notes = set()
         for rows in table.rows(schema, skip):
-            if rows.note and not notes:
-                say(clean(f"{table.file}: {rows.note}"))
-                notes.append(rows.note)
             skip = max(skip - rows.skipped, 0)
             chunk = rows.table
             bad = {i: fault for i, fault in rows.bad.items() if i >= skip}
+            for line, reason in bad.values():
+                if reason.startswith(NOTE) and reason not in notes:
+                    say(f"{table.file}, line {line}: {reason}")
+                    notes.add(reason)
             if keep_bad_rows:
                 faults = [None] * len(chunk)
                 for i, (line, reason) in bad.items():
                     faults[i] = json.dumps({"file": str(table.file), "line": line, "reason": reason})
                 chunk = chunk.append_column(BAD, pa.array(faults, pa.string()))
-            elif bad:
-                line, reason = next(iter(bad.values()))
+            elif faults := [fault for fault in bad.values() if not fault[1].startswith(NOTE)]:
+                line, reason = faults[0]
                 raise UnreadableFile(f"{table.file} can't be read: line {line}: {reason}")
             if len(chunk) > skip:
                 yield chunk.slice(skip)

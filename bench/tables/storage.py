@@ -54,6 +54,13 @@ class Location:
         """True for a regular file (not a directory, FIFO or device). Raises OSError."""
         return self.info().type == FileType.File
 
+    def identity(self) -> tuple | str:
+        """Return what a file has in common with links to it. Raises OSError."""
+        status = self.local.stat() if self.local else None
+        if status and status.st_nlink > 1:
+            return status.st_dev, status.st_ino
+        return os.path.realpath(self.path) if self.local else self.path
+
     def open(self) -> BinaryIO:
         """Open a file for reading from start to end. Raises OSError."""
         if self.local:
@@ -141,7 +148,7 @@ class Location:
 def walk(root: str) -> Iterator[tuple[str, list[str]]]:
     """Yield (folder, names of its files) for `root` and all folders below. Raises OSError.
 
-    Links are followed, which pyarrow does too, but each folder is visited once, even if links form a cycle.
+    Links are followed, which pyarrow does too, but each folder is visited once. Links come last in each.
     """
 
     def fail(error: OSError) -> None:
@@ -150,7 +157,7 @@ def walk(root: str) -> Iterator[tuple[str, list[str]]]:
 
     visited = set()
     for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=True):
-        subfolders.sort()
+        subfolders.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         if (real := os.path.realpath(folder)) in visited:
             subfolders.clear()
             continue

@@ -51,6 +51,7 @@ def cluster(monkeypatch):
 def source(tmp_path, texts):
     """Write a folder with a CSV, a CSV.gz and a Parquet file: 90 rows, some without text."""
     rows = pd.DataFrame({"id": range(90), "body": [None if i % 20 == 3 else text for i, text in enumerate(texts[:90])]})
+    rows.loc[3, "body"] = "x\n" * 101
     (tmp_path / "source").mkdir()
     rows[:30].to_csv(tmp_path / "source" / "a.csv", index=False)
     rows[30:60].to_csv(tmp_path / "source" / "b.csv.gz", index=False)
@@ -84,7 +85,7 @@ def test_parts_from_ray_are_the_same_and_its_errors_are_one_line(
     names = part_names(tmp_path / "ray")
     assert names == part_names(tmp_path / "whole") and len(names) == 4 + 4 + 5
     assert json.loads((tmp_path / "ray" / "_job.json").read_text())["options"]["--variant"] == "onnx"
-    assert not done.stdout
+    assert not done.stdout and "a.csv, line 106" in done.stderr
     out, err = process.communicate("\n")
     assert not out and "(raylet)" in err
     assert process.returncode == 1 and "Traceback" not in err and "ValueError" in err, err

@@ -272,11 +272,12 @@ def test_parts_and_the_record_in_a_bucket(label, tmp_path, monkeypatch):
 def test_rows_that_a_quote_swallowed_end_with_code_1(label, texts, tmp_path):
     """The rows before the quote are labelled; the lines after it are named."""
     rows = "".join(f'{i},"{text}"\n' for i, text in enumerate(["one", "two", "three"]))
-    (tmp_path / "quote.csv").write_text(f'id,body\n{rows}3,"unclosed\n4,lost\n5,lost\n')
-    code, err = label(source="quote.csv")
-    assert code == 1 and "quote.csv" in err and "_bad_rows.jsonl" in err
-    assert read_parts(tmp_path)["LABEL_0"].notna().tolist() == [True] * 3 + [False]
-    assert label(source="quote.csv")[0] == 1, "also if nothing is left to label"
+    for end in ("5,lost", '5,closed"'):
+        (tmp_path / "quote.csv").write_text(f'id,body\n{rows}3,"unclosed\n4,lost\n{end}\n')
+        code, err = label("--overwrite", source="quote.csv")
+        assert code == 1 and "quote.csv" in err and "_bad_rows.jsonl" in err
+        assert read_parts(tmp_path)["LABEL_0"].notna().tolist() == [True] * 3 + [False]
+        assert label(source="quote.csv")[0] == 1, "also if nothing is left to label"
 
 
 @pytest.mark.parametrize(("rows", "code"), [(3, 0), (4, 1)])

@@ -20,9 +20,10 @@ import pytest
 import zstandard
 from conftest import ROOT, refused
 
-from bench.tables.blocks import BAD_BYTE
+from bench.label.rows import choose_columns
+from bench.tables.blocks import BAD_BYTE, NOTE
 from bench.tables.datasets import load_dataset
-from bench.tables.folders import common_schema, find_files, nested_columns, open_tables
+from bench.tables.folders import common_schema, find_files, nested_columns, noting_others, open_tables
 from bench.tables.format_csv import LOST_LINES, Csv
 from bench.tables.readers import BAD, open_table, read_all
 from bench.tables.storage import locate
@@ -206,6 +207,15 @@ def test_escaped_quotes_are_read_as_they_were_written(tmp_path):
     assert bodies(tmp_path / "c.csv", Csv(escape="\\")) == ['C:\\new "x", y']
 
 
+PROSE = [
+    "One, two.\n\nThree, four, five.\nSix.",
+    "Well, yes\nNo, never\nOh, come on",
+    "One, two\nthree, four\nfive, six\n\nseven, eight",
+    "1\n2\n3\n4",
+    "He said,\nshe said",
+]
+
+
 def test_rows_that_a_quote_swallows_are_reported(tmp_path, capfd):
     lines = [f"{i},line {i}" for i in range(20)]
     lines[4] = '4,"unclosed'
@@ -219,14 +229,18 @@ def test_rows_that_a_quote_swallows_are_reported(tmp_path, capfd):
     (tmp_path / "a.csv").write_text("id,body\n" + "\n".join(lines))
     assert [row["line"] for row in read(tmp_path / "a.csv") if row.get("reason", "").startswith(LOST_LINES)] == [11]
     assert not capfd.readouterr().err
-    lines[9] = '9,closed"'
-    (tmp_path / "a.csv").write_text("id,body\n" + "\n".join(lines))
-    assert len(read(tmp_path / "a.csv")) == 15
-    err = capfd.readouterr().err
-    assert all(part in err for part in ("a.csv", " 6 ", " 11 ", "--quoting"))
+    for first, last in ((4, 9), (4, 5), (4, 6), (1, 18)):  # with a quote at the end of a row, all of this is valid CSV
+        for ids in (str, "t1_{:x}".format, "2024-01-{:02}".format):
+            lines = [f"{ids(i)},line {i},{i % 3}.5" for i in range(20)]
+            lines[first] = f'{ids(first)},"unclosed,1.5'
+            lines[last] = f'{ids(last)},closed",2.5'
+            (tmp_path / "a.csv").write_text("id,body,score\n" + "\n".join(lines))
+            rows = read(tmp_path / "a.csv")
+            assert [row["line"] for row in rows if row.get("reason", "").startswith(LOST_LINES)] == [last + 2]
+            assert len(rows) == 20 - last + first and rows[first]["body"] is None
     with (tmp_path / "a.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["id", "body"], *([i, "One, two.\n\nThree, four, five.\nSix."] for i in range(9))])
-    assert len(read(tmp_path / "a.csv")) == 9
+        csv.writer(file).writerows([["id", "body"], *([i, text] for i, text in enumerate(PROSE))])
+    assert bodies(tmp_path / "a.csv") == PROSE
     assert not capfd.readouterr().err
 
 
@@ -237,8 +251,10 @@ def test_the_header_of_a_second_file_is_no_row(tmp_path):
     rows = read(tmp_path / "a.csv.gz")
     assert [row["body"] for row in rows] == ["a", "body", None, "a", "body"]
     assert rows[2]["line"] == 4 and "header" in rows[2]["reason"]
-    (tmp_path / "b.csv").write_text("body\nbody\n")
-    assert bodies(tmp_path / "b.csv") == ["body"]
+    (tmp_path / "b.csv").write_text("body\nbody\n\ufeffbody\n")
+    assert bodies(tmp_path / "b.csv") == ["body", None]
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(codecs.BOM_UTF8 + one) * 2)
+    assert [row["body"] for row in read(tmp_path / "a.csv.gz")] == ["a", "body", None, "a", "body"]
 
 
 # --- JSON of other shapes, and encodings
@@ -336,6 +352,9 @@ def test_a_byte_order_mark_gives_the_encoding(name, encoding, tmp_path):
     (tmp_path / name).write_bytes(compress((mark + text.getvalue()).encode(encoding)))
     assert read(tmp_path / name) == records
     assert open_table(tmp_path / name).estimate_rows() == pytest.approx(9000, rel=0.02)
+    for marked in ("utf-8-sig", encoding):  # several marks
+        (tmp_path / name).write_bytes(compress(("\ufeff" * 2 + text.getvalue()).encode(marked)))
+        assert read(tmp_path / name) == records
 
 
 @pytest.mark.parametrize(
@@ -451,3 +470,130 @@ def test_json_beside_other_formats_is_metadata(tmp_path, capfd):
     assert "skipping other files: 1, such as dataset_info.json" in " ".join(capfd.readouterr().err.split())
     (tmp_path / "data-0.parquet").unlink()
     assert [file.name for file in find_files(tmp_path)] == ["dataset_info.json"]
+
+
+# --- folders
+
+
+def test_no_row_of_a_folder_is_read_twice(tmp_path, capfd):
+    """Symbolic and hard links, to files and folders; the file's own name and folder columns win."""
+    folder = tmp_path / "year=2024"
+    folder.mkdir()
+    (folder / "b.csv").write_text("body\nb\n")
+    (folder / "c.csv").write_text("body\nc\n")
+    (tmp_path / "a.csv").symlink_to(folder / "b.csv")
+    (tmp_path / "d.csv").symlink_to("a.csv")
+    (folder / "e.csv").hardlink_to(folder / "c.csv")
+    (tmp_path / "current").symlink_to("year=2024")
+    (tmp_path / "_f.csv").write_text("body\nf\n")
+    tables = open_tables(find_files(tmp_path), root=locate(tmp_path))
+    rows = pa.concat_tables(read_all(tables, common_schema(tables, ["body", "year"], ["body"]))).to_pylist()
+    assert rows == [{"body": "b", "year": "2024"}, {"body": "c", "year": "2024"}]
+    assert "4, such as _f.csv" in capfd.readouterr().err
+    for file in ("a.csv", "d.csv"):
+        (tmp_path / file).unlink()
+    for name in ("b.csv.gz", "b.CSV.ZST", "b.tsv"):
+        compress = {"gz": gzip.compress, "st": zstandard.compress}.get(name[-2:].lower(), bytes)
+        (folder / name).write_bytes(compress(b"body\nb\n"))
+        message = refused(open_tables, find_files(tmp_path))
+        assert name in message and "b.csv" in message
+        (folder / name).unlink()
+    (folder / "b.jsonl").write_text('{"body": "b"}\n')
+    assert len(open_tables(find_files(tmp_path))) == 3 and "b.jsonl" in capfd.readouterr().err
+    (folder / "b.jsonl").unlink()
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"body\nx\n"))
+    assert len(open_tables(find_files(tmp_path))) == 3, "in another folder"
+
+
+@pytest.mark.parametrize("log", ["_delta_log/0.json", ".hoodie/hoodie.properties", "metadata/v1.metadata.json"])
+def test_the_log_of_a_table_is_named(log, tmp_path, capfd):
+    (tmp_path / "part-0.parquet").write_bytes(b"")
+    (tmp_path / log).parent.mkdir()
+    (tmp_path / log).write_text("{}")
+    assert [file.name for file in find_files(tmp_path)] == ["part-0.parquet"]
+    assert f"{log} is" in " ".join(capfd.readouterr().err.split())
+
+
+# --- columns
+
+
+def test_columns_that_are_not_copied_are_named(tmp_path, capfd):
+    """A key that first appears late, pandas' index, and the delimiter that Excel writes after each row."""
+    lines = [{"body": "x", "n": i, "deep": [i]} for i in range(3000)]
+    lines[1500] |= {"late": 1}
+    lines[2500] |= {"late": 1, "later": "y", 'say "x"': 2}
+    lines[2600] |= {"latest": 1, "n": "not a number"}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pd.DataFrame({"body": ["x"]}).to_csv(tmp_path / "b.csv")
+    (tmp_path / "c.csv").write_text("body,,\nx,private,\n")
+    tables = open_tables(find_files(tmp_path))
+    assert choose_columns(tables, ["body"], None, False) == ["n"]
+    assert "deep, ''" in capfd.readouterr().err
+    for name in "bc":
+        assert choose_columns(open_tables([locate(tmp_path / f"{name}.csv")]), ["body"], None, False) == []
+        assert "''" in capfd.readouterr().err
+    schema = common_schema(tables[:1], ["body", "n"], ["body"])
+    assert sum(map(len, read_all(tables[:1], schema.remove(1)))) == 3000 and not capfd.readouterr().err
+    rows = pa.concat_tables(read_all(tables[:1], noting_others(schema, tables[:1]), keep_bad_rows=True)).to_pylist()
+    reasons = {i: json.loads(row[BAD])["reason"] for i, row in enumerate(rows) if row[BAD]}
+    assert [*reasons] == [1500, 2500, 2600] and all("late" in reason for reason in reasons.values())
+    assert all(name in reasons[i] for i, name in ((2500, 'say "x"'), (2500, "later"), (2600, "latest")))
+    assert [reasons[i].startswith(NOTE) for i in reasons] == [True, True, False]
+    assert [row["n"] for row in rows] == [None if i == 2600 else i for i in range(3000)]
+    err = capfd.readouterr().err
+    assert err.count("\n") == 2 and "a.jsonl, line 1501" in err and "later" in err
+
+
+def test_a_table_with_the_name_of_our_own_column_is_refused(tmp_path):
+    pd.DataFrame({"body": ["x"], BAD: ["y"]}).to_csv(tmp_path / "a.csv", index=False)
+    assert BAD in refused(open_table, tmp_path / "a.csv")
+    (tmp_path / f"{BAD}=1").mkdir()
+    (tmp_path / f"{BAD}=1" / "b.csv").write_text("body\nx\n")
+    assert BAD in refused(open_table, tmp_path / f"{BAD}=1" / "b.csv")
+
+
+PRIVATE = "My private comment, "
+
+
+def test_messages_have_no_texts(tmp_path):
+    """A text where numbers were, and a file without a header, whose first row looks like one."""
+    lines = [*({"n": i} for i in range(1500)), {"n": PRIVATE}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reason = read(tmp_path / "a.jsonl")[-1]["reason"]
+    assert "n" in reason and PRIVATE[:8] not in reason
+    pd.DataFrame([[1, PRIVATE * 9999]] * 2).to_csv(tmp_path / "b.csv", index=False, header=False)
+    pd.DataFrame([[1, PRIVATE * 9999, PRIVATE * 9999]]).to_csv(tmp_path / "c.csv", index=False, header=False)
+    (tmp_path / "d.json").write_text(json.dumps([{PRIVATE * 9999: []}]))
+    pd.DataFrame({f"column {i}": ["x"] for i in range(9999)}).to_csv(tmp_path / "e.csv", index=False)
+    for name in ("b.csv", "c.csv", "d.json", "e.csv"):
+        message = refused(load_dataset, str(tmp_path / name))
+        assert name in message and len(message) < 600 + len(str(tmp_path))
+
+
+BAD_VALUES = [
+    ('"text 3000"', '"text\t3\x01"', "text\t3\x01"),
+    ('"text 3000"', '"two\nlines"', "two\nlines"),
+    ('"text 3000"', r'"C:\new \x {"', None),
+    ('"text 3000"', '"say "hi" to {them}"', None),
+    ('"text 3000"', "None", None),
+    ('"text 3000"', "'text'", None),
+    ('"text 3000"}', '"text",}', None),
+]
+
+
+@pytest.mark.parametrize("layout", ["array", "indented", "joined", "first"])
+@pytest.mark.parametrize(("good", "bad", "text"), BAD_VALUES)
+def test_a_bad_value_in_json_costs_at_most_its_object(layout, good, bad, text, tmp_path):
+    """As programs write that put JSON together by hand."""
+    texts = [f"text {i}" for i in range(5000)]
+    if layout == "first":
+        texts[0], texts[3000] = texts[3000], texts[0]
+    records = [{"n": {"a": [i]}, "body": text} for i, text in enumerate(texts)]
+    content = json.dumps(records, indent=1 if layout == "indented" else None)
+    content = "".join(map(json.dumps, records)) if layout == "joined" else content
+    good = good.replace("}", "\n }") if layout == "indented" else good
+    assert content.count(good) == 1
+    (tmp_path / "a.json").write_text(content.replace(good, bad))
+    rows = read(tmp_path / "a.json")
+    assert [row["body"] for row in rows] == [body if body != "text 3000" else text for body in texts]
+    assert [i for i, row in enumerate(rows) if "reason" in row] == ([] if text else [texts.index("text 3000")])

@@ -259,8 +259,10 @@ def test_text_in_parquet_that_is_not_utf_8_is_bad(tmp_path):
     pq.write_table(pa.table({"body": pa.array([b"\xff"]).view(pa.string())}), tmp_path / "a.parquet")
     tables = [open_table(tmp_path / "a.parquet")]
     assert "a.parquet" in (message := refused(list, read_all(tables, tables[0].schema))) and "line 1" in message
-    for kind, binary in ((pa.string(), pa.binary()), (pa.large_string(), pa.large_binary())):
-        bodies = pa.array([b"one", b"caf\xe9", None, "caf\u00e9".encode()], binary).view(kind)
+    kinds = (pa.string(), pa.binary()), (pa.large_string(), pa.large_binary()), (pa.string_view(), pa.binary_view())
+    for kind, binary in kinds:
+        bodies = pa.array([b"one", b"caf\xe9", None, "caf\u00e9".encode()], binary)
+        bodies = pa.Array.from_buffers(kind, 4, bodies.buffers())
         pq.write_table(pa.table({"id": [1, 2, 3, 4], "body": bodies}), tmp_path / "a.parquet", row_group_size=1)
         tables = [open_table(tmp_path / "a.parquet")]
         result = pa.concat_tables(read_all(tables, tables[0].schema, keep_bad_rows=True)).to_pylist()
@@ -268,6 +270,13 @@ def test_text_in_parquet_that_is_not_utf_8_is_bad(tmp_path):
         assert [row["id"] for row in result] == [1, 2, 3, 4]
         assert json.loads(result[1][BAD])["line"] == 2 and "'body'" in result[1][BAD] and "0xe9" in result[1][BAD]
         assert [bool(row[BAD]) for row in result] == [False, True, False, False]
+    texts = pa.array([b"caf\xe9", b"y", b"z"]).view(pa.string())
+    nested = pa.ListArray.from_arrays([0, 1, 2, 3], texts), pa.StructArray.from_arrays([texts], ["a"])
+    pq.write_table(pa.table({"list": nested[0], "struct": nested[1]}), tmp_path / "a.parquet")
+    tables = [open_table(tmp_path / "a.parquet")]
+    result = pa.concat_tables(read_all(tables, tables[0].schema, keep_bad_rows=True)).to_pylist()
+    assert [(row["list"], row["struct"]) for row in result] == [(None, None), (["y"], {"a": "y"}), (["z"], {"a": "z"})]
+    assert [bool(row[BAD]) for row in result] == [True, False, False]
 
 
 def write_json_lines(path, lines: list[bytes]):
