@@ -24,6 +24,7 @@ from pathlib import Path
 from bench.machine import process_count
 from bench.options import (
     CSV_OPTIONS,
+    ITEM_OPTIONS,
     LONG_TEXTS,
     Parser,
     add_task_options,
@@ -31,13 +32,15 @@ from bench.options import (
     hub_name,
     int_from,
     list_of,
+    task_choice,
+    text_columns,
 )
 from utils import CACHE, UserError, before_imports, run
 
 OUTPUT_OPTIONS = "top_label", "float16", "min_score", "prefix", "rows_per_file", "limit", "long", "token_count"
 PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens", "long", "gpu", "results_dir"
 # options that determine the output: another run with the same ones resumes
-RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", *CSV_OPTIONS, "keep_columns", "keep_text", "labels"
+RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", *ITEM_OPTIONS, *CSV_OPTIONS, "keep_columns", "keep_text", "labels"
 
 
 def parse_arguments() -> Namespace:
@@ -126,6 +129,7 @@ from bench.tables.storage import locate
 
 def open_job(args: Namespace, call: Callable) -> LabelJob:
     """Open the model and the input, and define the output. `call` runs a function in a helper process."""
+    task, columns = task_choice(args), text_columns(args)
     source, folder = locate(args.input), locate(args.output)
     files = find_files(source)
     if folder.is_in(source) or any(file.is_in(folder) for file in files):
@@ -134,26 +138,29 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
         if not (record := read_record(folder)):
             raise UserError(f"--check-only: {folder} has no parts of this version")
         args.limit, args.rows_per_file = record["options"].get("--limit"), record["options"]["--rows-per-file"]
-    model = open_model(args.model_id, call, args.task).with_thresholds(args.threshold)
+    model = open_model(args.model_id, call, *task).with_thresholds(args.threshold)
     tables = open_tables(files, Csv.from_options(args), source)
-    columns = choose_columns(tables, [args.column], args.keep_columns, args.keep_text)
+    kept = choose_columns(tables, columns, args.keep_columns, args.keep_text)
     asked = {name: getattr(args, name) for name in OUTPUT_OPTIONS}
     output = OutputSpec(
-        schema=common_schema(tables, list(dict.fromkeys([*columns, args.column])), [args.column]),
-        text_columns=[args.column],
-        keep_columns=columns,
+        schema=common_schema(tables, list(dict.fromkeys([*kept, *columns])), columns),
+        text_columns=columns,
+        keep_columns=kept,
         model_labels=model.labels,
         labels=args.labels or model.labels,
         **asked,
     )
     output.check(tables)
+    options = {f"--{name.replace('_', '-')}": getattr(args, name) for name in RECORDED_OPTIONS}
+    if args.candidate_labels:
+        options["--candidate-labels"] = model.labels
     return LabelJob(
         model=model,
         source=source,
         folder=folder,
         splits=cut_splits(tables, output),
         output=output,
-        options={f"--{name.replace('_', '-')}": getattr(args, name) for name in RECORDED_OPTIONS},
+        options=options,
         shard=args.shard,
         overwrite=args.overwrite,
         strict=args.strict,
@@ -172,7 +179,8 @@ def main() -> int:
         job = open_job(args, call)
         if args.dry_run:
             plan = find_plan(job, options, call)
-            report_estimate(job, plan, measuring_command(job, plan, options, args.threshold, args.task))
+            given = {name: getattr(args, name) for name in ("task", "threshold", *ITEM_OPTIONS)}
+            report_estimate(job, plan, measuring_command(job, plan, options, **given))
             return 0
         if not args.check_only:
             refuse_foreign_files(job.folder)

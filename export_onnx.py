@@ -27,6 +27,7 @@ from bench.machine import cpu_cores, process_count
 from bench.options import (
     BATCHINGS,
     CSV_OPTIONS,
+    ITEM_OPTIONS,
     PRECISIONS,
     Parser,
     add_task_options,
@@ -35,12 +36,14 @@ from bench.options import (
     float_from,
     hub_name,
     int_from,
+    task_choice,
+    text_columns,
 )
 from utils import CACHE, UserError, run, say
 
 # options that a check of the same folder needs again
 CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)
-CHECK_OPTIONS += ("label_column", "task", "threshold", "batching", "batch_size", "batch_tokens", "tolerance")
+CHECK_OPTIONS += ("label_column", "task", *ITEM_OPTIONS, "threshold", "batching", "batch_size", "batch_tokens", "tolerance")
 
 
 def argument_parser() -> Parser:
@@ -119,7 +122,7 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
             "versions": reports.runtime_versions(),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "machine": machine,
-            "column": args.column,
+            "column": ", ".join(text_columns(args)),
             "repo": target.name,
             **graph,
             **check.check_export(export, dataset, batching, args.tolerance),
@@ -161,15 +164,16 @@ def main() -> int:
     from bench.tables.datasets import load_dataset
     from bench.tables.format_csv import Csv
 
+    task, task_options = task_choice(args)
     check_writable(CACHE)
-    source = resolve_model(args.model_id, args.task)
+    source = resolve_model(args.model_id, task)
     target = args.save_dir or ensure.export_folder(args.model_id, args.precision)
     if args.check_only:
         args.precision = select.read_manifest(target).get("precision", args.precision)
     else:
         ensure.check_target(target, source, args.overwrite)
     csv = Csv.from_options(args)
-    dataset = load_dataset(args.dataset, [args.column], args.limit, args.label_column, csv)
+    dataset = load_dataset(args.dataset, text_columns(args), args.limit, args.label_column, csv)
     for note in dataset.notes:
         say(note)
     if args.batch_size > len(dataset.texts):
@@ -182,7 +186,8 @@ def main() -> int:
             if args.upload:
                 raise
             say(f"upload skipped: {error}")
-    model = run_in_subprocess(Model.from_folder, source, args.model_id, args.task).with_thresholds(args.threshold)
+    model = run_in_subprocess(Model.from_folder, source, args.model_id, task, task_options)
+    model = model.with_thresholds(args.threshold)
     if dataset.gold:
         gold.check_gold(dataset.gold, model.task)
     if args.check_only and (reason := ensure.stale_reason(target, model.weights_id)):

@@ -28,6 +28,7 @@ from bench.machine import cpu_cores, process_count
 from bench.options import (
     BATCHINGS,
     CSV_OPTIONS,
+    ITEM_OPTIONS,
     Parser,
     add_task_options,
     add_text_options,
@@ -37,6 +38,8 @@ from bench.options import (
     hub_name,
     int_from,
     list_of,
+    task_choice,
+    text_columns,
 )
 from utils import CACHE, UserError, before_imports, run, say
 
@@ -190,8 +193,10 @@ def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
     After a quick benchmark that is a longer run, else the labelling.
     """
     defaults = {"gpu": 0, "dataset": "normal", "column": "body", "encoding": "utf-8"}
-    names = ("device", "gpu", "model_id", "dataset", "column", *CSV_OPTIONS, "task", "threshold", "threads")
+    task_options = {name: getattr(args, name) for name in ("task", "threshold", *ITEM_OPTIONS)}
+    names = ("device", "gpu", "model_id", "dataset", "column", *CSV_OPTIONS, "threads")
     given = {name: getattr(args, name) for name in names if getattr(args, name) != defaults.get(name)}
+    given |= task_options
     if args.delimiter == "\t":
         given["delimiter"] = "tab"
 
@@ -208,7 +213,7 @@ def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
         return benchmark(candidates, limit=500, batches=[batches, 32], batch_tokens=[tokens, 1024, 2048])
 
     def label(winner: dict, candidates: list[str]) -> str:
-        options = {"output": "labels", "device": args.device, "task": args.task, "threshold": args.threshold}
+        options = {"output": "labels", "device": args.device} | task_options
         return command("python", "classify_texts.py", args.model_id, "FILE", **options)
 
     return check, longer_run if args.quick else label
@@ -224,7 +229,8 @@ def list_cells(cells: list[Cell], repeats: int) -> int:
 def main() -> int:
     args = parse_arguments()
     variants = choose_variants(args.model, args.device, args.quick)
-    dataset = load_dataset(args.dataset, [args.column], args.limit, csv=Csv.from_options(args))
+    task = task_choice(args)
+    dataset = load_dataset(args.dataset, text_columns(args), args.limit, csv=Csv.from_options(args))
     device = Device(args.gpu if args.device == "gpu" else None, args.threads)
     info = run_in_subprocess(describe_device, args.gpu) if args.device == "gpu" else describe_device(None)
     cells = choose_cells(args, variants, len(dataset.texts))
@@ -235,7 +241,7 @@ def main() -> int:
         return list_cells(cells, args.repeats)
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
-        model = open_model(args.model_id, call, args.task).with_thresholds(args.threshold)
+        model = open_model(args.model_id, call, *task).with_thresholds(args.threshold)
         say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")
         busy = measure_busy(info, device)
         note_slowdowns(variants, device, max(args.workers), busy)

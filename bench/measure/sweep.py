@@ -158,13 +158,13 @@ def format_figures(figures: dict) -> dict[str, str]:
 def compare_sample(sweep: Sweep, cell: Cell, reports: list[Report]) -> dict:
     """Compare the workers' answers for the sample with the reference. Return the columns of ParityCounter."""
     tokens, task = sweep.tokens, sweep.model.task
-    items = np.concatenate([report.items for report in reports])
+    owners = np.concatenate([report.owners for report in reports])
     values = np.concatenate([report.values for report in reports])
     if cell.stage == "forward":
-        answers = task.answers(values, items, len(tokens.texts), "cut")
+        answers = task.answers(values, owners, len(tokens.texts), "cut")
     else:
         answers = np.full((len(tokens.texts), len(task.labels)), np.nan)
-        answers[items] = values
+        answers[owners] = values
     parity = new_counter(sweep, cell.variant)
     parity.add(answers[tokens.sample], tokens.reference)
     return parity.columns(alpha_for_look(1))

@@ -48,10 +48,12 @@ class Model:
     unknown_token_ids: frozenset[int]  # tokens of the tokenizer that the model has no embedding for
 
     @classmethod
-    def from_folder(cls, folder: Path, model_id: str, task: str | None = None) -> "Model":
+    def from_folder(
+        cls, folder: Path, model_id: str, task: str | None = None, options: dict | None = None
+    ) -> "Model":
         """Open a model's folder for a `task` (see choose_task); note on standard error what is special about it.
 
-        Raises UserError if its config or its tokenizer can't be used, or if they do not match.
+        `options`: of the task, see Task.with_options. Raises UserError if its config or its tokenizer can't be used, or if they do not match.
         """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
@@ -64,7 +66,7 @@ class Model:
             folder=folder,
             weights_id=digest(model_files(folder)),
             model_type=config.model_type,
-            task=task_class.from_config(config),
+            task=task_class.from_config(config, folder).with_options(options or {}, tokenizer, max_length),
             max_length=max_length,
             special_tokens=list(map(str, tokenizer.all_special_tokens)),
             pad_values=pad_values,
@@ -102,7 +104,7 @@ class Model:
         return list(inspect.signature(self.task.class_of(self.config).forward).parameters)
 
     def tokenize(self, items: list[Item], max_length: int | None = None, windows: bool = False) -> dict[str, list]:
-        """Return rows: `input_ids`, `token_type_ids` if the model takes them, tokens `lost`, and the row's `item`.
+        """Return rows: `input_ids`, `token_type_ids` if the model takes them, tokens `lost`, the row's `item` and `part`.
 
         See Task.tokenize. An item that the model can't answer has no tokens. With `windows` a long text has several
         rows.
@@ -110,6 +112,7 @@ class Model:
         names = [*(name for name in self.pad_values if name != "attention_mask"), "lost"]
         longest = min(max_length or self.max_length, self.max_length)
         rows = self.task.tokenize(self.tokenizer, items, longest, names, windows)
+        rows.setdefault("part", [0] * len(rows["item"]))
         check = self.unknown_token_ids or self.eos_ids
         numbered = zip(rows["item"], rows["input_ids"], strict=True)
         refused = {i for i, ids in numbered if check and not self.is_valid_input(ids)}
@@ -117,6 +120,10 @@ class Model:
             if i in refused:
                 clear_row(rows, row)
         return rows
+
+    def first_rows(self, items: list[Item], max_length: int | None = None) -> dict[str, list]:
+        """Return the rows of tokenize() for the first part of each item."""
+        return {name: values[:: self.task.parts] for name, values in self.tokenize(items, max_length).items()}
 
     def is_valid_input(self, ids: list[int]) -> bool:
         """True if the model has an embedding for each token and, for BART's relatives, an end of sequence."""
