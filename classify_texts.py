@@ -35,7 +35,7 @@ from bench.options import (
     task_choice,
     text_columns,
 )
-from utils import CACHE, UserError, before_imports, run
+from utils import CACHE, ROOT, UserError, before_imports, run
 
 OUTPUT_OPTIONS = "top_label", "float16", "min_score", "prefix", "rows_per_file", "limit", "long", "token_count"
 PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens", "long", "gpu", "results_dir"
@@ -112,24 +112,71 @@ def shard(text: str) -> tuple[int, int]:
 if __name__ == "__main__":
     before_imports(parse_arguments)
 
+import numpy as np
+
 from bench.files import check_writable
 from bench.label import on_ray
 from bench.label.folder import locked, refuse_foreign_files
-from bench.label.plan import PlanOptions, find_plan, measuring_command
+from bench.label.plan import PlanOptions, find_plan, measuring_command, plan_for, worker_specs
+from bench.label.pool import LabelPool
 from bench.label.record import read_record
 from bench.label.rows import OutputSpec, choose_columns
 from bench.label.run import check_folder, label, prepare, report_estimate
 from bench.label.splits import LabelJob, cut_splits
 from bench.model.resolve import open_model
 from bench.processes import helper_process
+from bench.start_process import stopped_afterwards
 from bench.tables.folders import common_schema, find_files, open_tables
 from bench.tables.format_csv import Csv
+from bench.tables.items import has_text, parts_of
 from bench.tables.storage import locate
+
+
+def classify(
+    model_id: str,
+    texts: list,
+    candidate_labels: list[str] | None = None,
+    device: str | None = None,
+    results_dir: Path = ROOT / "results",
+    **options: object,
+):
+    """Return the probability of each label for texts, or for pairs of texts, as a pandas DataFrame.
+
+        from classify_texts import classify
+
+        classify("cross-encoder/nli-MiniLM2-L6-H768", [("It rains.", "It is wet."), ("It rains.", "It is dry.")])
+        classify("cross-encoder/nli-MiniLM2-L6-H768", ["Mix the eggs."], candidate_labels=["cooking", "politics"])
+
+    `options`: hypothesis_template, multi_label, truncation and task, as on the command line. The variant is the fastest
+    one that `results_dir` proves for this machine, otherwise FP32 PyTorch; an export that it needs is created in the
+    working directory. Texts without an answer have nan. No process is left running. Raises UserError.
+    """
+    import pandas as pd
+
+    items = [text if text is None or isinstance(text, str) else tuple(text) for text in texts]
+    usable = [i for i, item in enumerate(items) if item is not None and all(map(has_text, parts_of(item)))]
+    given = [items[i] for i in usable]
+    is_pair = any(not isinstance(item, str) for item in given)
+    asked = dict.fromkeys(("task", *ITEM_OPTIONS)) | {"candidate_labels": candidate_labels, "pair_column": is_pair}
+    if unknown := options.keys() - asked.keys():
+        raise UserError(f"classify() has no option {min(unknown)}")
+    task, task_options = task_choice(Namespace(**asked | options))
+    with stopped_afterwards():
+        with helper_process() as call:
+            model = open_model(model_id, call, task, options=task_options)
+            values = np.full((len(items), len(model.labels)), np.nan)
+            plan = plan_for(model, given, PlanOptions(device, results_dir=Path(results_dir)), call) if given else None
+        if plan:
+            specs, _ = worker_specs(model, plan, gpus=[0])
+            with LabelPool(specs, plan.batching, folder=None) as pool:
+                values[usable] = pool.classify(given, "texts", None).values
+    return pd.DataFrame(values, columns=model.labels)
 
 
 def open_job(args: Namespace, call: Callable) -> LabelJob:
     """Open the model and the input, and define the output. `call` runs a function in a helper process."""
-    task, columns = task_choice(args), text_columns(args)
+    task, task_options = task_choice(args)
+    columns = text_columns(args)
     source, folder = locate(args.input), locate(args.output)
     files = find_files(source)
     if folder.is_in(source) or any(file.is_in(folder) for file in files):
@@ -138,7 +185,7 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
         if not (record := read_record(folder)):
             raise UserError(f"--check-only: {folder} has no parts of this version")
         args.limit, args.rows_per_file = record["options"].get("--limit"), record["options"]["--rows-per-file"]
-    model = open_model(args.model_id, call, *task).with_thresholds(args.threshold)
+    model = open_model(args.model_id, call, task, options=task_options).with_thresholds(args.threshold)
     tables = open_tables(files, Csv.from_options(args), source)
     kept = choose_columns(tables, columns, args.keep_columns, args.keep_text)
     asked = {name: getattr(args, name) for name in OUTPUT_OPTIONS}

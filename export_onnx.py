@@ -43,7 +43,8 @@ from utils import CACHE, UserError, run, say
 
 # options that a check of the same folder needs again
 CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)
-CHECK_OPTIONS += ("label_column", "task", *ITEM_OPTIONS, "threshold", "batching", "batch_size", "batch_tokens", "tolerance")
+CHECK_OPTIONS += ("label_column", *ITEM_OPTIONS, "task", "threshold", "batching", "batch_size", "batch_tokens")
+CHECK_OPTIONS += ("tolerance",)
 
 
 def argument_parser() -> Parser:

@@ -229,7 +229,7 @@ def list_cells(cells: list[Cell], repeats: int) -> int:
 def main() -> int:
     args = parse_arguments()
     variants = choose_variants(args.model, args.device, args.quick)
-    task = task_choice(args)
+    task, task_options = task_choice(args)
     dataset = load_dataset(args.dataset, text_columns(args), args.limit, csv=Csv.from_options(args))
     device = Device(args.gpu if args.device == "gpu" else None, args.threads)
     info = run_in_subprocess(describe_device, args.gpu) if args.device == "gpu" else describe_device(None)
@@ -241,7 +241,7 @@ def main() -> int:
         return list_cells(cells, args.repeats)
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
-        model = open_model(args.model_id, call, *task).with_thresholds(args.threshold)
+        model = open_model(args.model_id, call, task, options=task_options).with_thresholds(args.threshold)
         say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")
         busy = measure_busy(info, device)
         note_slowdowns(variants, device, max(args.workers), busy)

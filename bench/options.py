@@ -152,7 +152,7 @@ def task_choice(args: Namespace) -> tuple[str | None, dict]:
     return "zero-shot", zero_shot_options(args.candidate_labels, args.hypothesis_template, args.multi_label)
 
 
-def zero_shot_options(candidates: str | list[str], template: str | None, multi_label: bool) -> dict:
+def zero_shot_options(candidates: str | list[str], template: str | None, multi_label: bool | None) -> dict:
     """Return the options of zero-shot classification. `candidates`: labels, or the value of --candidate-labels."""
     labels, template = candidates, template or TEMPLATE
     if isinstance(candidates, str):
@@ -170,7 +170,7 @@ def zero_shot_options(candidates: str | list[str], template: str | None, multi_l
         fits = False
     if not fits:
         raise UserError(f"--hypothesis-template {template!r} needs {{}} where the label belongs, and no other braces")
-    return {"labels": labels, "template": template, "multi_label": multi_label}
+    return {"labels": labels, "template": template, "multi_label": bool(multi_label)}
 
 
 def read_lines(file: str) -> list[str]:

@@ -22,6 +22,7 @@ from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
 from bench.report.rows import latest_per_cell, read_results
 from bench.report.verdict import rank
+from bench.tables.items import Item
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from runtimes.classifier import ClassifierSpec
@@ -97,15 +98,21 @@ def find_plan(job: LabelJob, options: PlanOptions, call: Callable) -> LabelPlan:
         is_same = all(record["options"].get(name) == value for name, value in options.recorded().items())
         if is_same and (plan := read_plan(record)):
             return plan  # though another variant may be the fastest in results/ by now
-    kind, info = find_device(options)
     texts = head_texts(job.tables, job.output.text_columns)
-    tokens = call(mean_tokens, job.model, texts)
-    measured = fastest_valid_row(options.results_dir, slug(info.name), job.model, tokens, options.variant)
-    if not measured and not options.variant and not options.ray:
-        quick_job = Job(job.source.name, job.model, texts, job.estimate_rows())
+    return plan_for(job.model, texts, options, call, Job(job.source.name, job.model, texts, job.estimate_rows()))
+
+
+def plan_for(
+    model: Model, texts: list[Item], options: PlanOptions, call: Callable, quick_job: Job | None = None
+) -> LabelPlan:
+    """Return the plan of the fastest proven result for a model and texts like these, or of a benchmark of the job."""
+    kind, info = find_device(options)
+    tokens = call(mean_tokens, model, texts)
+    measured = fastest_valid_row(options.results_dir, slug(info.name), model, tokens, options.variant)
+    if not measured and quick_job and not options.variant and not options.ray:
         device = Device((options.gpu or [0])[0] if kind == "gpu" else None, options.threads or cpu_cores())
         measured = quick_benchmark(quick_job, info, device, options.results_dir, call)
-    return choose_plan(kind, measured, options)
+    return choose_plan(kind, measured, options, model.task.parts)
 
 
 def find_device(options: PlanOptions) -> tuple[str, DeviceInfo]:
@@ -152,12 +159,15 @@ def fastest_valid_row(
     return None
 
 
-def choose_plan(device: str, measured: dict | None, options: PlanOptions) -> LabelPlan:
-    """Return the plan of a measured row, or FP32 PyTorch, changed as asked; report what was measured."""
+def choose_plan(device: str, measured: dict | None, options: PlanOptions, parts: int = 1) -> LabelPlan:
+    """Return the plan of a measured row, or FP32 PyTorch, changed as asked; report what was measured.
+
+    `parts`: of each text, see Task.parts.
+    """
     plan = LabelPlan(device, "torch", 1, cpu_cores(), Batching("token-budget", batch_tokens=DEFAULT_TOKENS[device]))
     if measured:
         names = "variant", "workers", "threads"
-        batching, speed = batching_with_budget(measured), float(measured["messages/s"])
+        batching, speed = batching_with_budget(measured, parts), float(measured["messages/s"])
         plan = LabelPlan(device, **{name: measured[name] for name in names}, batching=batching, speed=speed)
         line = f"measured   {measured['variant']}, {measured['messages/s']:.1f} messages/s on {measured['dataset']}"
         if measured["busy"] > BUSY:
@@ -182,7 +192,7 @@ def choose_plan(device: str, measured: dict | None, options: PlanOptions) -> Lab
     return plan if plan.batching.batch_size else replace(plan, batching=Batching("in-order", batch_size=1))
 
 
-def batching_with_budget(row: dict) -> Batching:
+def batching_with_budget(row: dict, parts: int) -> Batching:
     """Return a row's batching, with a fixed number of texts converted to an equivalent token budget.
 
     The budget is the batch size times the mean padded length. Thus a row measured on short texts never leads to batches
@@ -191,7 +201,7 @@ def batching_with_budget(row: dict) -> Batching:
     batching = batching_of(row)
     if batching.batch_tokens or VARIANTS[row["variant"]].takes_texts:
         return batching
-    padded_length = row["tokens/s"] / row["messages/s"] * row["padding"]
+    padded_length = row["tokens/s"] / row["messages/s"] / parts * row["padding"]
     return Batching("token-budget", batch_tokens=math.ceil(batching.batch_size * padded_length))
 
 

@@ -158,7 +158,7 @@ def format_figures(figures: dict) -> dict[str, str]:
 def compare_sample(sweep: Sweep, cell: Cell, reports: list[Report]) -> dict:
     """Compare the workers' answers for the sample with the reference. Return the columns of ParityCounter."""
     tokens, task = sweep.tokens, sweep.model.task
-    owners = np.concatenate([report.owners for report in reports])
+    owners = np.concatenate([report.items for report in reports])
     values = np.concatenate([report.values for report in reports])
     if cell.stage == "forward":
         answers = task.answers(values, owners, len(tokens.texts), "cut")

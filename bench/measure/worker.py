@@ -24,7 +24,7 @@ N_LATENCIES = 200  # batches timed one by one on a GPU, where a pass need not wa
 class Report:
     """What a worker returns for a cell, from its last pass."""
 
-    owners: np.ndarray  # stage forward: the owner of each value, see Task.answers; otherwise its item, of the sample
+    items: np.ndarray  # of each value; stage forward: its owner, see Task.answers. Those of this worker in the sample
     values: np.ndarray  # stage forward: outputs [rows, n]; otherwise answers [items, labels]
     latencies: list[float]  # seconds of single batches
     memory_mib: float

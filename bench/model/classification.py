@@ -128,7 +128,7 @@ class Classification(Task):
 
     def pipeline_answers(self, pipe, items: list[Item], batch_size: int) -> np.ndarray:
         """Return the answers of the text-classification pipeline, which takes a pair as a dictionary."""
-        inputs = [item if isinstance(item, str) else dict(zip(("text", "text_pair"), item)) for item in items]
+        inputs = [item if isinstance(item, str) else {"text": item[0], "text_pair": item[1]} for item in items]
         options = {"top_k": None, "function_to_apply": "none", "truncation": self.truncation}
         logits = np.empty((len(items), self.n_outputs), dtype=np.float32)
         for row, scores in zip(logits, pipe(inputs, batch_size=batch_size, **options), strict=True):

@@ -48,12 +48,11 @@ class Model:
     unknown_token_ids: frozenset[int]  # tokens of the tokenizer that the model has no embedding for
 
     @classmethod
-    def from_folder(
-        cls, folder: Path, model_id: str, task: str | None = None, options: dict | None = None
-    ) -> "Model":
+    def from_folder(cls, folder: Path, model_id: str, task: str | None = None, options: dict | None = None) -> "Model":
         """Open a model's folder for a `task` (see choose_task); note on standard error what is special about it.
 
-        `options`: of the task, see Task.with_options. Raises UserError if its config or its tokenizer can't be used, or if they do not match.
+        `options`: of the task, see Task.with_options. Raises UserError if its config or its tokenizer can't be used, or
+        if they do not match.
         """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
@@ -104,7 +103,7 @@ class Model:
         return list(inspect.signature(self.task.class_of(self.config).forward).parameters)
 
     def tokenize(self, items: list[Item], max_length: int | None = None, windows: bool = False) -> dict[str, list]:
-        """Return rows: `input_ids`, `token_type_ids` if the model takes them, tokens `lost`, the row's `item` and `part`.
+        """Return rows: `input_ids`, `token_type_ids` if the model takes them, `lost`, the row's `item` and its `part`.
 
         See Task.tokenize. An item that the model can't answer has no tokens. With `windows` a long text has several
         rows.

@@ -48,14 +48,14 @@ class Pairs(Classification):
 
     @property
     def card(self) -> dict:
-        card = CARDS[MULTI] if self.sigmoid_score else super().card
+        card = CARDS[MULTI] | {"output_word": "score"} if self.sigmoid_score else super().card
         return card | {"truncation": self.truncation}
 
 
 def has_sigmoid(config) -> bool:
-    """True if a model with one label applies a sigmoid, by the activation that sentence-transformers' CrossEncoder reads.
+    """True if a model with one label applies a sigmoid, by the field that sentence-transformers' CrossEncoder reads.
 
-    Without one, problem_type decides, as in transformers' pipeline. Raises UserError for another activation.
+    Without it, problem_type decides, as in transformers' pipeline. Raises UserError for another activation.
     """
     block = getattr(config, "sentence_transformers", None) or {}
     names = block.get("activation_fn"), getattr(config, "sbert_ce_default_activation_function", None)

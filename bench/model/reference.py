@@ -131,7 +131,9 @@ class CachedReference:
             failed = np.flatnonzero(~np.isfinite(array).all(axis=-1))
             return not len(failed) or not any(map(len, model.tokenize([items[i] for i in failed])["input_ids"]))
 
-        inputs = step.__name__, items, model.weights_id, long, gpu is not None, *filter(None, [model.task.answer_options])
+        inputs = step.__name__, items, model.weights_id, long, gpu is not None
+        if model.task.answer_options:
+            inputs += (model.task.answer_options,)
         return cached_array(compute, shape, *inputs, is_complete=is_complete)
 
     def __enter__(self) -> "CachedReference":

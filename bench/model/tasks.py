@@ -16,8 +16,8 @@ def choose_task(config: dict, model_id: str, name: str | None = None) -> type[Ta
     """
     if not name and (sign := sign_of_pairs(config)):
         raise UserError(
-            f"{model_id} compares two texts, to judge by {sign} in config.json. Name the column of the second text with "
-            "--pair-column, or labels with --candidate-labels; if it labels single texts, add --task classification"
+            f"{model_id} compares two texts, to judge by {sign} in config.json. Name the second text's column with "
+            "--pair-column, or labels with --candidate-labels. If it labels single texts, add --task classification"
         )
     architectures = config.get("architectures")
     candidates = [TASKS[name]] if name else list(TASKS.values())

@@ -62,7 +62,7 @@ class ZeroShot(Classification):
             )
         opposite = self.nli_labels[self.contradiction]
         if independent and opposite.lower().startswith("neutral"):
-            say(f"note       {opposite!r} is compared with entailment, as in transformers' pipeline: it is the first label")
+            say(f"note       as in transformers' pipeline, entailment is compared with the first label, {opposite!r}")
         return task
 
     @property
