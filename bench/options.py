@@ -145,6 +145,8 @@ def task_choice(args: Namespace) -> tuple[str | None, dict]:
             raise UserError(f"--{name} needs --{needed}".replace("_", "-"))
     if sum(map(bool, (args.task, args.pair_column, args.candidate_labels is not None))) > 1:
         raise UserError("--task, --pair-column and --candidate-labels cannot be combined; give one of them")
+    if args.pair_column and getattr(args, "long", "cut") != "cut" and args.truncation != "only_first":
+        raise UserError(f"--long {args.long} needs --truncation only_first: windows are parts of a pair's first text")
     if args.pair_column:
         return "pairs", {"truncation": args.truncation or TRUNCATIONS[0]}
     if args.candidate_labels is None:

@@ -135,11 +135,20 @@ def tokenize(
     def fills_twice(text: str) -> bool:
         return len(truncated([text[kept]], enough)["input_ids"][0]) >= enough
 
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def shortened(item: Item) -> Item:
         parts = parts_of(item)
-        if max(map(len, parts)) <= longest or sum(map(fills_twice, parts)) > 1:
-            return item  # of two long texts, the one with fewer tokens may keep one more
-        return item_of([part[kept] if len(part) > longest and fills_twice(part) else part for part in parts])
+        if max(map(len, parts)) <= longest:
+            return item
+        cut = [part[kept] if len(part) > longest and fills_twice(part) else part for part in parts]
+        if len(parts) > 1 and all(map(fills_twice, parts)):  # the text with more tokens may keep one more
+            first_is_longer = count(parts[0]) > count(parts[1])
+            if first_is_longer != (count(cut[0]) > count(cut[1])):
+                whole = 0 if first_is_longer else 1
+                cut[whole] = parts[whole]
+        return item_of(cut)
 
     invalid = invalid_items(tokenizer, items, max_length, truncation)
     given = [item_of("" for _ in parts_of(item)) if i in invalid else shortened(item) for i, item in enumerate(items)]

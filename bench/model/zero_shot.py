@@ -110,31 +110,14 @@ class ZeroShot(Classification):
         return softmax(np.where(np.isfinite(outputs), outputs, np.nan).astype(np.float64))
 
     def reference(self, model, original, item: Item, long: str) -> np.ndarray:
-        """Return the answer of transformers' pipeline.
-
-        With windows its last step gets the outputs of a text's windows, combined by maximum or mean.
-        """
+        """Return the answer of transformers' pipeline; with windows, which it lacks, combine outputs run row by row."""
         outputs = [self.outputs_alone(model, original, (item, hypothesis), long) for hypothesis in self.hypotheses]
         if any(rows is None for rows in outputs):
             return np.full(len(self.labels), np.nan)
         if long == "cut":
             return self.pipeline_answers(original.pipeline, [item], batch_size=1)[0]
-        combine = np.mean if long == "windows-mean" else np.max
-        if not self.independent:
-            return self.last_step(original.pipeline, np.stack([combine(rows, axis=0) for rows in outputs]))
-        return np.array([combine([self.last_step(original.pipeline, row[None]) for row in rows]) for rows in outputs])
-
-    def last_step(self, pipe, outputs: np.ndarray) -> np.ndarray:
-        """Return what transformers' pipeline makes of the outputs [labels, n] for the first labels: [labels]."""
-        import torch
-
-        steps = [
-            {"candidate_label": label, "sequence": "", "logits": torch.from_numpy(row[None])}
-            for label, row in zip(self.labels, outputs, strict=False)
-        ]
-        found = pipe.postprocess(steps, multi_label=self.independent)
-        scores = dict(zip(found["labels"], found["scores"], strict=True))
-        return np.array([scores[step["candidate_label"]] for step in steps])
+        owners = np.repeat(np.arange(self.parts), list(map(len, outputs)))
+        return self.answers(np.concatenate(outputs), owners, 1, long)[0]
 
     def pipeline(self, model, network, device):
         network.config.label2id = {"entailment": self.entailment}  # some configs have names in id2label only
