@@ -95,17 +95,14 @@ class Classification(Task):
 
         With windows it is the maximum or the mean of the answers for each window alone.
         """
-        outputs = self.outputs_alone(model, original, item, long)
-        if outputs is None:
+        inputs = self.original_inputs(model, item, long)
+        if inputs is None:
             return np.full(len(self.labels), np.nan)
         combine = np.mean if long == "windows-mean" else np.max
-        return combine(self.activate(outputs), axis=0)
+        return combine(self.activate(run_rows(original, inputs)), axis=0)
 
-    def outputs_alone(self, model, original, item: Item, long: str) -> np.ndarray | None:
-        """Return the original's outputs [rows, n] for an item, or for each of its windows, run row by row.
-
-        None if the model can't answer it.
-        """
+    def original_inputs(self, model, item: Item, long: str) -> dict[str, list] | None:
+        """Return what transformers' tokenizer gives for an item, or for its windows; None if the model can't answer."""
         options = {"truncation": self.truncation, "max_length": model.max_length}
         room = 1
         if long != "cut":
@@ -116,11 +113,7 @@ class Classification(Task):
         inputs = call_tokenizer(model.tokenizer, [item], **options)
         if not all(map(model.is_valid_input, inputs["input_ids"])):
             return None
-        names = [name for name in inputs if name in model.forward_names]
-        windows = range(len(inputs["input_ids"]))
-        return np.concatenate(
-            [original.run({name: np.array(inputs[name][i : i + 1]) for name in names}) for i in windows]
-        )
+        return {name: inputs[name] for name in inputs if name in model.forward_names}
 
     def pipeline(self, model, network, device):
         network.config.id2label = {i: str(i) for i in range(self.n_outputs)}  # names need not be unique
@@ -196,6 +189,13 @@ class Classification(Task):
     @property
     def card(self) -> dict:
         return CARDS[self.problem_type]
+
+
+def run_rows(original, inputs: dict[str, list]) -> np.ndarray:
+    """Return the outputs [rows, n] of the original, run row by row."""
+    windows = range(len(inputs["input_ids"]))
+    rows = [{name: np.array(values[i : i + 1]) for name, values in inputs.items()} for i in windows]
+    return np.concatenate(list(map(original.run, rows)))
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

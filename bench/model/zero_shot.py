@@ -10,7 +10,16 @@ from typing import ClassVar
 import numpy as np
 
 from bench.files import digest
-from bench.model.classification import CARDS, MULTI, SINGLE, Classification, combine_windows, resolve_labels, softmax
+from bench.model.classification import (
+    CARDS,
+    MULTI,
+    SINGLE,
+    Classification,
+    combine_windows,
+    resolve_labels,
+    run_rows,
+    softmax,
+)
 from bench.model.pairs import check_takes_pairs
 from bench.model.tokenizing import overlap
 from bench.options import TRUNCATIONS
@@ -111,11 +120,12 @@ class ZeroShot(Classification):
 
     def reference(self, model, original, item: Item, long: str) -> np.ndarray:
         """Return the answer of transformers' pipeline; with windows, which it lacks, combine outputs run row by row."""
-        outputs = [self.outputs_alone(model, original, (item, hypothesis), long) for hypothesis in self.hypotheses]
-        if any(rows is None for rows in outputs):
+        inputs = [self.original_inputs(model, (item, hypothesis), long) for hypothesis in self.hypotheses]
+        if None in inputs:
             return np.full(len(self.labels), np.nan)
         if long == "cut":
             return self.pipeline_answers(original.pipeline, [item], batch_size=1)[0]
+        outputs = [run_rows(original, of_part) for of_part in inputs]
         owners = np.repeat(np.arange(self.parts), list(map(len, outputs)))
         return self.answers(np.concatenate(outputs), owners, 1, long)[0]
 

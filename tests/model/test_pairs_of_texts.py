@@ -149,7 +149,7 @@ def test_tokens_of_pairs_are_those_of_transformers(truncation, side, folder, mon
             assert {name: found[name][i] for name in ("input_ids", "token_type_ids")} == {
                 name: expected[name] for name in ("input_ids", "token_type_ids")
             }, item
-            if i < len(AWKWARD):  # otherwise it is estimated
+            if max(map(len, item)) <= 12 * 2 * max_length:  # otherwise it is estimated
                 assert found["lost"][i] == len(truth([item[0]], [item[1]])["input_ids"][0]) - len(expected["input_ids"])
 
 
