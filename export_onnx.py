@@ -43,8 +43,8 @@ from utils import CACHE, UserError, run, say
 
 # options that a check of the same folder needs again
 CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)
-CHECK_OPTIONS += ("label_column", *ITEM_OPTIONS, "task", "threshold", "batching", "batch_size", "batch_tokens")
-CHECK_OPTIONS += ("tolerance",)
+CHECK_OPTIONS += ("label_column", "group_column", *ITEM_OPTIONS, "task", "threshold")
+CHECK_OPTIONS += ("batching", "batch_size", "batch_tokens", "tolerance")
 
 
 def argument_parser() -> Parser:
@@ -67,6 +67,8 @@ def argument_parser() -> Parser:
     label_help = "column of gold labels (names or numbers, comma-separated); adds F1 or accuracy to the report"
     add("--label-column", metavar="COLUMN", help=label_help)
     add_task_options(checking)
+    group_help = "column that names the query of a pair; also checks the order of a reranker's scores for each query"
+    add("--group-column", metavar="COLUMN", help=group_help)
     tolerance_help = "largest share of decisions that may change (default: %(default)s)"
     add("--tolerance", type=float_from(0, 1), default=0.001, help=tolerance_help)
     add("--device", choices=("gpu", "cpu"), help="default: gpu if there is one")
@@ -101,6 +103,8 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
     from bench.processes import run_in_subprocess
     from runtimes.classifier import ClassifierSpec
 
+    if args.group_column and len(model.labels) > 1:
+        raise UserError(f"--group-column is for models with one score; this model: {model.task.summary}")
     kind = select.EXPORT_KINDS[args.precision]
     device, machine = check.choose_device(args.precision, args.device, args.gpu, args.threads)
     batching = Batching(args.batching or ("token-budget" if kind.batches_matter else "sorted"), args.batch_size)
@@ -174,7 +178,8 @@ def main() -> int:
     else:
         ensure.check_target(target, source, args.overwrite)
     csv = Csv.from_options(args)
-    dataset = load_dataset(args.dataset, text_columns(args), args.limit, args.label_column, csv)
+    columns = [*text_columns(args), *filter(None, [args.group_column])]
+    dataset = load_dataset(args.dataset, columns, args.limit, args.label_column, csv)
     for note in dataset.notes:
         say(note)
     if args.batch_size > len(dataset.texts):

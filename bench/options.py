@@ -143,6 +143,8 @@ def task_choice(args: Namespace) -> tuple[str | None, dict]:
     for name, needed in ITEM_OPTIONS.items():
         if getattr(args, name) and not getattr(args, needed):
             raise UserError(f"--{name} needs --{needed}".replace("_", "-"))
+    if getattr(args, "group_column", None) and not args.pair_column:
+        raise UserError("--group-column needs --pair-column")
     if sum(map(bool, (args.task, args.pair_column, args.candidate_labels is not None))) > 1:
         raise UserError("--task, --pair-column and --candidate-labels cannot be combined; give one of them")
     if args.pair_column and getattr(args, "long", "cut") != "cut" and args.truncation != "only_first":

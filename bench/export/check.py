@@ -11,6 +11,7 @@ from bench.export.select import EXPORT_KINDS
 from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN, WITHIN, decisions_needed, share_words
 from bench.machine import describe_device
 from bench.model.batches import Batching
+from bench.model.pairs import order_changes
 from bench.model.parity import ParityCounter, worst_texts
 from bench.model.reference import Reference
 from bench.processes import ProcessPool, run_in_subprocess
@@ -58,6 +59,12 @@ def check_export(exported: ClassifierSpec, dataset: Dataset, batching: Batching,
     answers = predictions.answers[valid]
     parity = ParityCounter(model.task, VARIANTS[exported.variant].computes_in(device.gpu), tolerance)
     parity.add(answers, reference)
+    decision_words = model.task.decision_words
+    if dataset.groups:
+        changed, neighbours = order_changes(answers, reference, [dataset.groups[i] for i in valid])
+        parity.changed += changed
+        parity.decisions += neighbours
+        decision_words += ", and neighbours in the order of a group that change places"
     if not parity.decisions:
         raise UserError(f"{model.id} returns NaN or infinity for every text; its weights may be damaged")
     scores = {}
@@ -76,7 +83,7 @@ def check_export(exported: ClassifierSpec, dataset: Dataset, batching: Batching,
         "max_length": model.max_length,
         "task": model.task.name,
         "card": model.task.card,
-        "decision_words": model.task.decision_words,
+        "decision_words": decision_words,
         **parity.statistics(),
         "gold": scores,
         "speed": {"original": len(valid) / seconds, "export": len(texts) / (predictions.end - predictions.start)},

@@ -3,7 +3,17 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.model.classification import CARDS, MULTI, REGRESSION, Classification, resolve_labels, resolve_problem_type
+import numpy as np
+
+from bench.model.classification import (
+    CARDS,
+    MIN_CHANGE,
+    MULTI,
+    REGRESSION,
+    Classification,
+    resolve_labels,
+    resolve_problem_type,
+)
 from bench.options import TRUNCATIONS
 from bench.tables.items import Item
 from utils import UserError
@@ -50,6 +60,18 @@ class Pairs(Classification):
     def card(self) -> dict:
         card = CARDS[MULTI] | {"output_word": "score"} if self.sigmoid_score else super().card
         return card | {"truncation": self.truncation}
+
+
+def order_changes(answers: np.ndarray, reference: np.ndarray, groups: list[str]) -> tuple[int, int]:
+    """Return (neighbours that change places, neighbours) in the reference's order of each group, such as a query.
+
+    Scores [items, 1] whose difference is within MIN_CHANGE are a tie, which does not count.
+    """
+    neighbours = np.lexsort((reference[:, 0], groups))
+    lower, upper = neighbours[:-1], neighbours[1:]
+    same = np.array([groups[i] == groups[j] for i, j in zip(lower, upper, strict=True)], bool)
+    same &= (reference[upper] - reference[lower])[:, 0] > MIN_CHANGE  # False for nan
+    return int((same & ~(answers[upper] > answers[lower])[:, 0]).sum()), int(same.sum())
 
 
 def has_sigmoid(config) -> bool:

@@ -47,7 +47,7 @@ def digest_items(items: Iterable[Item]) -> str:
 
 def items_of(table: pa.Table, columns: Sequence[str]) -> list[Item | None]:
     """Return the item of each row, from one text column or several; None if a row lacks one of the texts."""
-    values = [table[name].to_pylist() for name in columns]
+    values = [table[name].cast(pa.string()).to_pylist() for name in columns]
     rows = zip(*values, strict=True)
     return [item_of(row) if all(map(has_text, row)) else None for row in rows]
 

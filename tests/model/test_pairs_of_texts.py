@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from bench.model.batches import Batching
 from bench.model.model import Model
-from bench.model.pairs import check_takes_pairs, has_sigmoid
+from bench.model.pairs import check_takes_pairs, has_sigmoid, order_changes
 from bench.model.reference import Reference
 from bench.model.tokenizing import tokenize
 from bench.options import zero_shot_options
@@ -202,6 +202,17 @@ def test_a_score_is_judged_by_its_spread_not_by_a_threshold(texts, tmp_path):
     assert answer(model, pairs) == pytest.approx(expected, abs=1e-5)
     moved = expected + expected.std() * np.array([0, 0.05, 0.2] * 3)[:, None]
     assert model.task.count_flips(moved, expected) == (3, 9)
+
+
+def test_the_order_of_a_query_changes_with_its_neighbours():
+    reference = np.array([[0.9], [0.1], [0.5], [0.2], [0.20001], [0.3], [np.nan]])
+    groups = ["q", "other", "q", "q", "q", "other", "q"]
+    assert order_changes(reference, reference, groups) == (0, 3)
+    moved = np.array([[0.9], [0.3], [0.5], [0.6], [0.1], [0.2], [0.0]])
+    assert order_changes(moved, reference, groups) == (1, 3), "0.2 and 0.20001 are a tie; 0.1 and 0.3 change places"
+    assert order_changes(reference[:1], reference[:1], ["q"]) == (0, 0)
+    tied = np.full((7, 1), 0.4)
+    assert order_changes(tied, reference, groups) == (3, 3)
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,21 @@ def test_an_export_is_checked_on_pairs_and_its_example_runs(options, nli, source
     assert found[0] == pytest.approx(expected, abs=1e-4) and np.isnan(found[1]).all()
 
 
+def test_the_export_of_a_reranker_is_checked_on_whole_queries(texts, tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_tiny_bert(tmp_path / "rerank", texts, num_labels=1, problem_type=None, id2label={0: "LABEL_0"})
+    rows = {"query": [texts[i // 5] for i in range(60)], "body": texts[60:120], "qid": [i // 5 for i in range(60)]}
+    pd.DataFrame(rows).to_parquet("rows.parquet")
+    options = ["rerank", "--dataset", "rows.parquet", *CPU, "--no-upload", "--column", "query", "--pair-column", "body"]
+    options += ["--precision", "fp32", "--limit", 20, "--group-column"]
+    code, out, err = call(export_onnx, *options, "qid")
+    assert code == 0, out + err
+    report = json.loads((tmp_path / "rerank-onnx" / "parity.json").read_text())
+    assert report["texts"] == 20 and 20 < report["decisions"] <= 20 + 4 * 4 and report["changed"] == 0
+    code, _, err = call(export_onnx, *options, "none", "--check-only")
+    assert code == 2 and "'none'" in err
+
+
 @pytest.mark.parametrize(
     ("options", "names"),
     [
