@@ -1,6 +1,7 @@
 """Label texts in bulk with an encoder classifier, using the fastest variant that is proven to match the original model.
 
     python classify_texts.py SamLowe/roberta-base-go_emotions comments.csv.gz --output labelled
+    python classify_texts.py cross-encoder/nli-MiniLM2-L6-H768 a.csv --output topics --candidate-labels cooking,sports
     python classify_texts.py ./my-model s3://bucket/texts --output s3://bucket/labelled --column text --shard 3/16
 
 INPUT: a file of CSV, TSV, JSON Lines (also .gz, .zst) or Parquet, or a folder of them, local or in a bucket (s3://,
