@@ -6,6 +6,7 @@ from argparse import Namespace
 import pytest
 
 from bench.judge import WITHIN
+from bench.options import ITEM_OPTIONS
 from bench.report.rows import COLUMNS, completed_rows, latest_per_cell
 from bench.report.verdict import rank, verdict
 from run_benchmark import follow_up_commands
@@ -41,7 +42,7 @@ def asked(quick: bool, **options) -> Namespace:
     same = {"quick": quick, "model_id": "ann/a model", "device": "cpu", "gpu": 0, "threads": 2, "threshold": None}
     texts = {"dataset": "normal", "column": "body", "task": None}
     csv = {"delimiter": None, "encoding": "utf-8", "quoting": None, "escape": None}
-    return Namespace(**same | texts | csv | options)
+    return Namespace(**dict.fromkeys(ITEM_OPTIONS) | same | texts | csv | options)
 
 
 def table(*rows):
