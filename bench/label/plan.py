@@ -99,17 +99,18 @@ def find_plan(job: LabelJob, options: PlanOptions, call: Callable) -> LabelPlan:
         if is_same and (plan := read_plan(record)):
             return plan  # though another variant may be the fastest in results/ by now
     texts = head_texts(job.tables, job.output.text_columns)
-    return plan_for(job.model, texts, options, call, Job(job.source.name, job.model, texts, job.estimate_rows()))
+    return plan_for(job.model, texts, options, call, job)
 
 
 def plan_for(
-    model: Model, texts: list[Item], options: PlanOptions, call: Callable, quick_job: Job | None = None
+    model: Model, texts: list[Item], options: PlanOptions, call: Callable, job: LabelJob | None = None
 ) -> LabelPlan:
     """Return the plan of the fastest proven result for a model and texts like these, or of a benchmark of the job."""
     kind, info = find_device(options)
     tokens = call(mean_tokens, model, texts)
     measured = fastest_valid_row(options.results_dir, slug(info.name), model, tokens, options.variant)
-    if not measured and quick_job and not options.variant and not options.ray:
+    if not measured and job and not options.variant and not options.ray:
+        quick_job = Job(job.source.name, model, texts, job.estimate_rows())
         device = Device((options.gpu or [0])[0] if kind == "gpu" else None, options.threads or cpu_cores())
         measured = quick_benchmark(quick_job, info, device, options.results_dir, call)
     return choose_plan(kind, measured, options, model.task.parts)
