@@ -84,7 +84,7 @@ class ZeroShot(Classification):
 
     @property
     def parts(self) -> int:
-        return len(self.hypotheses)
+        return len(self.labels)
 
     @property
     def answer_options(self) -> str:
@@ -97,10 +97,11 @@ class ZeroShot(Classification):
 
     def tokenize(self, tokenizer, items: list[Item], max_length: int, names: list[str], windows: bool) -> dict:
         """Return the rows of each text with each hypothesis; `lost` is counted for the first hypothesis only."""
-        pairs = [(text, hypothesis) for text in items for hypothesis in self.hypotheses]
+        hypotheses, count = self.hypotheses, self.parts
+        pairs = [(text, hypothesis) for text in items for hypothesis in hypotheses]
         rows = super().tokenize(tokenizer, pairs, max_length, names, windows)
-        rows["part"] = [i % self.parts for i in rows["item"]]
-        rows["item"] = [i // self.parts for i in rows["item"]]
+        rows["part"] = [i % count for i in rows["item"]]
+        rows["item"] = [i // count for i in rows["item"]]
         if "lost" in rows:
             rows["lost"] = [0 if part else lost for part, lost in zip(rows["part"], rows["lost"], strict=True)]
         return rows
