@@ -193,10 +193,9 @@ def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
     After a quick benchmark that is a longer run, else the labelling.
     """
     defaults = {"gpu": 0, "dataset": "normal", "column": "body", "encoding": "utf-8"}
-    task_options = {name: getattr(args, name) for name in ("task", "threshold", *ITEM_OPTIONS)}
-    names = ("device", "gpu", "model_id", "dataset", "column", *CSV_OPTIONS, "threads")
+    task_options = *ITEM_OPTIONS, "task", "threshold"
+    names = ("device", "gpu", "model_id", "dataset", "column", *CSV_OPTIONS, *task_options, "threads")
     given = {name: getattr(args, name) for name in names if getattr(args, name) != defaults.get(name)}
-    given |= task_options
     if args.delimiter == "\t":
         given["delimiter"] = "tab"
 
@@ -213,7 +212,7 @@ def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
         return benchmark(candidates, limit=500, batches=[batches, 32], batch_tokens=[tokens, 1024, 2048])
 
     def label(winner: dict, candidates: list[str]) -> str:
-        options = {"output": "labels", "device": args.device} | task_options
+        options = {"output": "labels"} | {name: getattr(args, name) for name in ("device", *task_options)}
         return command("python", "classify_texts.py", args.model_id, "FILE", **options)
 
     return check, longer_run if args.quick else label
