@@ -150,14 +150,18 @@ def classify(
 
     `options`: hypothesis_template, multi_label, truncation and task, as on the command line. The variant is the fastest
     one that `results_dir` proves for this machine, otherwise FP32 PyTorch; an export that it needs is created in the
-    working directory. Texts without an answer have nan. No process is left running. Raises UserError.
+    working directory. Values that are no texts, and texts without an answer, have nan. No process is left running.
+    Raises UserError.
     """
     import pandas as pd
 
-    items = [text if text is None or isinstance(text, str) else tuple(text) for text in texts]
-    usable = [i for i, item in enumerate(items) if item is not None and all(map(has_text, parts_of(item)))]
+    items = [tuple(text) if isinstance(text, list) else text for text in texts]
+    rows = [i for i, item in enumerate(items) if isinstance(item, str | tuple)]
+    usable = [i for i in rows if all(isinstance(part, str) and has_text(part) for part in parts_of(items[i]))]
     given = [items[i] for i in usable]
-    is_pair = any(not isinstance(item, str) for item in given)
+    is_pair = any(isinstance(item, tuple) for item in given)
+    if isinstance(texts, str) or (is_pair and any(isinstance(item, str) or len(item) != 2 for item in given)):
+        raise UserError("classify() takes a list of texts, or of pairs of texts")
     asked = dict.fromkeys(("task", *ITEM_OPTIONS)) | {"candidate_labels": candidate_labels, "pair_column": is_pair}
     if unknown := options.keys() - asked.keys():
         raise UserError(f"classify() has no option {min(unknown)}")
