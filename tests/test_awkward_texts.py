@@ -114,7 +114,9 @@ def test_every_type_answers_as_transformers_does(kind, tmp_path, in_this_process
     opened = classifiers(folder, tmp_path / "onnx" if kind == "bart" else None)
     truth = Truth(folder, opened[0].model.max_length)
     assert_the_truth(AWKWARD, truth, opened, BATCHINGS)
-    assert_the_truth(AWKWARD_PAIRS, truth, classifiers(folder, task="pairs"), BATCHINGS[1:])
+    types = getattr(truth.network.config, "type_vocab_size", 2)
+    if types > 1 or "token_type_ids" not in opened[0].model.pad_values:  # otherwise transformers' own call fails
+        assert_the_truth(AWKWARD_PAIRS, truth, classifiers(folder, task="pairs"), BATCHINGS[1:])
 
 
 PIECES = [
