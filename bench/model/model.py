@@ -12,6 +12,7 @@ from bench.files import digest, read_json
 from bench.model.batches import pad
 from bench.model.config import (
     SPOILT_BY_PADDING,
+    check_takes_pairs,
     find_unknown_token_ids,
     load_config,
     resolve_pad_values,
@@ -60,6 +61,8 @@ class Model:
         accepted = inspect.signature(task_class.class_of(config).forward).parameters
         max_length = resolve_max_length(config, tokenizer)
         pad_values = resolve_pad_values(config, tokenizer, accepted)
+        if task_class.takes_pairs:
+            check_takes_pairs(config, tokenizer, pad_values)
         model = cls(
             id=model_id,
             folder=folder,

@@ -29,6 +29,7 @@ class Pairs(Classification):
     No threshold is known above which a pair matches.
     """
 
+    takes_pairs = True
     truncation: str = TRUNCATIONS[0]  # of the two texts
     sigmoid_score: bool = False  # the score is the sigmoid of the output
 
@@ -40,7 +41,6 @@ class Pairs(Classification):
         return cls(labels, REGRESSION, thresholds, sigmoid_score=has_sigmoid(config))
 
     def with_options(self, options: dict, tokenizer, max_length: int) -> "Pairs":
-        check_takes_pairs(tokenizer)
         return replace(self, **options)
 
     @property
@@ -88,10 +88,3 @@ def has_sigmoid(config) -> bool:
     if kind not in SIGMOIDS:
         raise UserError(f"config.json names the activation {name}; only those of {', '.join(SIGMOIDS)} are supported")
     return SIGMOIDS[kind]
-
-
-def check_takes_pairs(tokenizer) -> None:
-    """Raise UserError for a slow tokenizer that joins two texts without any token between them."""
-    alone, pair = (tokenizer.num_special_tokens_to_add(pair=is_pair) for is_pair in (False, True))
-    if not tokenizer.is_fast and pair <= alone:
-        raise UserError(f"the tokenizer {type(tokenizer).__name__} takes no pairs of texts; use a fast tokenizer")

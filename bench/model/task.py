@@ -23,6 +23,7 @@ class Task:
     name: ClassVar[str]  # what transformers' pipelines, optimum and the Hub call it
     output: ClassVar[str] = "logits"  # name of the output to read, in torch and in ONNX
     class_suffix: ClassVar[str]  # of transformers' classes for this task, such as ForSequenceClassification
+    takes_pairs = False  # the model gets two texts in a row
     truncation = TRUNCATIONS[0]  # of pairs; without an annotation, so that a task may have it as a field
     labels: tuple[str, ...]  # one name per number in an answer
 

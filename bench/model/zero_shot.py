@@ -20,7 +20,6 @@ from bench.model.classification import (
     run_rows,
     softmax,
 )
-from bench.model.pairs import check_takes_pairs
 from bench.model.tokenizing import overlap
 from bench.options import TRUNCATIONS
 from bench.tables.items import Item
@@ -32,6 +31,7 @@ class ZeroShot(Classification):
     """An NLI model with candidate labels. Its labels are these candidates; each is a part of an item."""
 
     name: ClassVar[str] = "zero-shot-classification"
+    takes_pairs = True
     truncation = TRUNCATIONS[1]
     nli_labels: tuple[str, ...]  # of the model's outputs
     entailment: int  # their indices
@@ -55,7 +55,6 @@ class ZeroShot(Classification):
         return cls((), SINGLE, (), nli_labels, found[0], contradiction)
 
     def with_options(self, options: dict, tokenizer, max_length: int) -> "ZeroShot":
-        check_takes_pairs(tokenizer)
         labels = tuple(options["labels"])
         independent = options["multi_label"] or len(labels) == 1
         kind = MULTI if independent else SINGLE

@@ -10,8 +10,9 @@ from tiny import make_tiny_bert
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from bench.model.batches import Batching
+from bench.model.config import check_takes_pairs
 from bench.model.model import Model
-from bench.model.pairs import check_takes_pairs, has_sigmoid, order_changes
+from bench.model.pairs import has_sigmoid, order_changes
 from bench.model.reference import Reference
 from bench.model.tokenizing import tokenize
 from bench.options import zero_shot_options
@@ -238,7 +239,12 @@ def test_a_hypothesis_without_room_for_the_text_is_refused(folder):
 
 def test_a_slow_tokenizer_without_pairs_is_refused():
     slow = SimpleNamespace(is_fast=False, num_special_tokens_to_add=lambda pair: 0)
-    assert "SimpleNamespace" in refused(check_takes_pairs, slow)
+    assert "SimpleNamespace" in refused(check_takes_pairs, None, slow, ())
+
+
+def test_a_model_with_one_token_type_is_refused_if_its_tokenizer_gives_two(texts, tmp_path):
+    folder = make_tiny_bert(tmp_path / "one", texts, num_labels=2, problem_type=None, type_vocab_size=1)
+    assert "type_vocab_size" in refused(Model.from_folder, folder, "one", "pairs")
 
 
 @pytest.mark.parametrize(
