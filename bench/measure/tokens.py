@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bench.judge import N_SAMPLE
+from bench.judge import MIN_SAMPLE, N_SAMPLE
 from bench.measure.peak import count_flops
 from bench.model.model import Model
 from bench.model.reference import N_PADDED_TEXTS, CachedReference
@@ -85,5 +85,5 @@ def tokenize(model: Model, texts: list[Item]) -> TokenizedTexts:
         groups=model.groups(rows["input_ids"]),
         tokens_speed=len(texts) / seconds,
         n_empty=len(texts) - len(answered),
-        sample=evenly_spaced(len(answered), N_SAMPLE),
+        sample=evenly_spaced(len(answered), max(MIN_SAMPLE, N_SAMPLE // model.task.parts)),
     )
