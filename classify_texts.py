@@ -1,6 +1,7 @@
 """Label texts in bulk with an encoder classifier, using the fastest variant that is proven to match the original model.
 
     python classify_texts.py SamLowe/roberta-base-go_emotions comments.csv.gz --output labelled
+    python classify_texts.py cross-encoder/nli-MiniLM2-L6-H768 a.csv --output topics --candidate-labels cooking,sports
     python classify_texts.py ./my-model s3://bucket/texts --output s3://bucket/labelled --column text --shard 3/16
 
 INPUT: a file of CSV, TSV, JSON Lines (also .gz, .zst) or Parquet, or a folder of them, local or in a bucket (s3://,
@@ -28,6 +29,7 @@ from pathlib import Path
 from bench.machine import process_count
 from bench.options import (
     CSV_OPTIONS,
+    ITEM_OPTIONS,
     LONG_TEXTS,
     Parser,
     add_original,
@@ -37,13 +39,15 @@ from bench.options import (
     hub_name,
     int_from,
     list_of,
+    task_choice,
+    text_columns,
 )
-from utils import CACHE, UserError, before_imports, run
+from utils import CACHE, ROOT, UserError, before_imports, run
 
 OUTPUT_OPTIONS = "top_label", "float16", "min_score", "prefix", "rows_per_file", "limit", "long", "token_count"
 PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens", "long", "gpu", "results_dir"
 # options that determine the output: another run with the same ones resumes
-RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", *CSV_OPTIONS, "labels"
+RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", *ITEM_OPTIONS, *CSV_OPTIONS, "labels"
 
 
 def parse_arguments() -> Namespace:
@@ -117,11 +121,14 @@ def shard(text: str) -> tuple[int, int]:
 if __name__ == "__main__":
     before_imports(parse_arguments)
 
+import numpy as np
+
 from bench.export.ensure import runnable_variants
 from bench.files import check_writable
 from bench.label import on_ray
 from bench.label.folder import locked, refuse_foreign_files
-from bench.label.plan import PlanOptions, find_plan, measuring_command, report_estimate
+from bench.label.plan import PlanOptions, find_plan, measuring_command, plan_for, report_estimate, worker_specs
+from bench.label.pool import LabelPool
 from bench.label.record import read_record
 from bench.label.rows import OutputSpec, choose_columns
 from bench.label.run import check_folder, label, prepare
@@ -129,14 +136,63 @@ from bench.label.splits import LabelJob, cut_splits
 from bench.model.classification import REGRESSION
 from bench.model.resolve import open_model
 from bench.processes import helper_process
+from bench.start_process import stopped_afterwards
 from bench.tables.folders import common_schema, find_files, noting_others, open_tables
 from bench.tables.format_csv import Csv
+from bench.tables.items import has_text, parts_of
 from bench.tables.readers import format_of
 from bench.tables.storage import locate
 
 
+def classify(
+    model_id: str,
+    texts: list,
+    candidate_labels: list[str] | None = None,
+    device: str | None = None,
+    results_dir: Path = ROOT / "results",
+    **options: object,
+):
+    """Return the probability of each label for texts, or for pairs of texts, as a pandas DataFrame.
+
+        from classify_texts import classify
+
+        classify("cross-encoder/nli-MiniLM2-L6-H768", [("It rains.", "It is wet."), ("It rains.", "It is dry.")])
+        classify("cross-encoder/nli-MiniLM2-L6-H768", ["Mix the eggs."], candidate_labels=["cooking", "politics"])
+
+    `options`: hypothesis_template, multi_label, truncation and task, as on the command line. The variant is the fastest
+    one that `results_dir` proves for this machine, otherwise FP32 PyTorch; an export that it needs is created in the
+    working directory. Values that are no texts, and texts without an answer, have nan. No process is left running.
+    Raises UserError.
+    """
+    import pandas as pd
+
+    items = [tuple(text) if isinstance(text, list) else text for text in texts]
+    rows = [i for i, item in enumerate(items) if isinstance(item, str | tuple)]
+    usable = [i for i in rows if all(isinstance(part, str) and has_text(part) for part in parts_of(items[i]))]
+    given = [items[i] for i in usable]
+    is_pair = any(isinstance(item, tuple) for item in given)
+    if isinstance(texts, str) or (is_pair and any(isinstance(item, str) or len(item) != 2 for item in given)):
+        raise UserError("classify() takes a list of texts, or of pairs of texts")
+    asked = dict.fromkeys(("task", *ITEM_OPTIONS)) | {"candidate_labels": candidate_labels, "pair_column": is_pair}
+    if unknown := options.keys() - asked.keys():
+        raise UserError(f"classify() has no option {min(unknown)}")
+    task, task_options = task_choice(Namespace(**asked | options))
+    with stopped_afterwards():
+        with helper_process() as call:
+            model = open_model(model_id, call, task, options=task_options)
+            values = np.full((len(items), len(model.labels)), np.nan)
+            plan = plan_for(model, given, PlanOptions(device, results_dir=Path(results_dir)), call) if given else None
+        if plan:
+            specs, _ = worker_specs(model, plan, gpus=[0])
+            with LabelPool(specs, plan.batching, folder=None) as pool:
+                values[usable] = pool.classify(given, "texts", None).values
+    return pd.DataFrame(values, columns=model.labels)
+
+
 def open_job(args: Namespace, call: Callable) -> LabelJob:
     """Open the model and the input, and define the output. `call` runs a function in a helper process."""
+    task, task_options = task_choice(args)
+    columns = text_columns(args)
     source, folder = locate(args.input), locate(args.output)
     if format_of(folder.name):
         raise UserError(f"--output {folder}: the output is a folder of Parquet files; choose a name without a suffix")
@@ -147,29 +203,32 @@ def open_job(args: Namespace, call: Callable) -> LabelJob:
         if not (record := read_record(folder)):
             raise UserError(f"--check-only: {folder} has no parts of this version")
         args.limit, args.rows_per_file = record["options"].get("--limit"), record["options"]["--rows-per-file"]
-    model = open_model(args.model_id, call, args.task, args.original).with_thresholds(args.threshold)
+    model = open_model(args.model_id, call, task, args.original, task_options).with_thresholds(args.threshold)
     if getattr(model.task, "problem_type", "") != REGRESSION and not 0 <= (args.min_score or 0) <= 1:
         raise UserError(f"--min-score {args.min_score:g}: give a probability, from 0 to 1")
     tables = open_tables(files, Csv.from_options(args), source)
-    columns = choose_columns(tables, [args.column], args.keep_columns, args.keep_text)
+    kept = choose_columns(tables, columns, args.keep_columns, args.keep_text)
     asked = {name: getattr(args, name) for name in OUTPUT_OPTIONS}
-    schema = common_schema(tables, list(dict.fromkeys([*columns, args.column])), [args.column])
+    schema = common_schema(tables, list(dict.fromkeys([*kept, *columns])), columns)
     output = OutputSpec(
         schema=schema if args.keep_columns else noting_others(schema, tables),
-        text_columns=[args.column],
-        keep_columns=columns,
+        text_columns=columns,
+        keep_columns=kept,
         model_labels=model.labels,
         labels=args.labels or model.labels,
         **asked,
     )
     output.check(tables)
+    options = {f"--{name.replace('_', '-')}": getattr(args, name) for name in RECORDED_OPTIONS}
+    if args.candidate_labels:
+        options["--candidate-labels"] = model.labels
     return LabelJob(
         model=model,
         source=source,
         folder=folder,
         splits=cut_splits(tables, output, source),
         output=output,
-        options={f"--{name.replace('_', '-')}": getattr(args, name) for name in RECORDED_OPTIONS},
+        options=options,
         shard=args.shard,
         overwrite=args.overwrite,
         strict=args.strict,
@@ -191,7 +250,8 @@ def main() -> int:
             options = replace(options, variant=runnable_variants(job.model, asked)[0])
         if args.dry_run:
             plan = find_plan(job, options, call)
-            report_estimate(job, plan, measuring_command(job, plan, options, args.threshold, args.task))
+            given = {name: getattr(args, name) for name in ("task", "threshold", *ITEM_OPTIONS)}
+            report_estimate(job, plan, measuring_command(job, plan, options, **given))
             return 0
         if not args.check_only:
             refuse_foreign_files(job.folder)

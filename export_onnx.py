@@ -27,6 +27,7 @@ from bench.machine import cpu_cores, process_count
 from bench.options import (
     BATCHINGS,
     CSV_OPTIONS,
+    ITEM_OPTIONS,
     PRECISIONS,
     Parser,
     add_task_options,
@@ -35,13 +36,16 @@ from bench.options import (
     float_from,
     hub_name,
     int_from,
+    task_choice,
+    text_columns,
 )
 from utils import CACHE, UserError, run, say
 
 RESULTS = Path("results")  # folder of the evidence that every check adds to
 # options that a check of the same folder needs again
 CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)
-CHECK_OPTIONS += ("label_column", "task", "threshold", "batching", "batch_size", "batch_tokens", "tolerance")
+CHECK_OPTIONS += ("label_column", "group_column", *ITEM_OPTIONS, "task", "threshold")
+CHECK_OPTIONS += ("batching", "batch_size", "batch_tokens", "tolerance")
 
 
 def argument_parser() -> Parser:
@@ -64,6 +68,8 @@ def argument_parser() -> Parser:
     label_help = "column of gold labels (names or numbers, comma-separated); reports F1 and the best thresholds"
     add("--label-column", metavar="COLUMN", help=label_help)
     add_task_options(checking)
+    group_help = "column that names the query of a pair; also checks the order of a reranker's scores for each query"
+    add("--group-column", metavar="COLUMN", help=group_help)
     tolerance_help = "largest share of decisions that may change (default: %(default)s)"
     add("--tolerance", type=float_from(0, 1), default=0.001, help=tolerance_help)
     add("--device", choices=("gpu", "cpu"), help="default: gpu if there is one")
@@ -99,6 +105,8 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
     from bench.report.evidence import EvidenceFile
     from runtimes.classifier import ClassifierSpec
 
+    if args.group_column and len(model.labels) > 1:
+        raise UserError(f"--group-column is for models with one score; this model: {model.task.summary}")
     kind = select.EXPORT_KINDS[args.precision]
     device, machine = check.choose_device(args.precision, args.device, args.gpu, args.threads)
     batching = Batching(args.batching or ("token-budget" if kind.batches_matter else "sorted"), args.batch_size)
@@ -121,8 +129,8 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
             "versions": reports.runtime_versions(),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "machine": machine,
-            "column": args.column,
-            "task_option": args.task,
+            "column": ", ".join(text_columns(args)),
+            "task_options": {name: getattr(args, name) for name in ("task", *ITEM_OPTIONS)},
             "repo": target.resolve().name,
             **graph,
             **check.check_export(export, dataset, batching, args.tolerance, EvidenceFile(RESULTS)),
@@ -165,15 +173,17 @@ def main() -> int:
     from bench.tables.datasets import load_dataset
     from bench.tables.format_csv import Csv
 
+    task, task_options = task_choice(args)
     check_writable(CACHE)
-    source = resolve_model(args.model_id, args.task)
+    source = resolve_model(args.model_id, task)
     target = args.save_dir or ensure.export_folder(args.model_id, args.precision)
     if args.check_only:
         args.precision = select.read_manifest(target).get("precision", args.precision)
     else:
         ensure.check_target(target, source, args.overwrite)
     csv = Csv.from_options(args)
-    dataset = load_dataset(args.dataset, [args.column], args.limit, args.label_column, csv)
+    columns = [*text_columns(args), *filter(None, [args.group_column])]
+    dataset = load_dataset(args.dataset, columns, args.limit, args.label_column, csv)
     for note in dataset.notes:
         say(note)
     if args.batch_size > len(dataset.texts):
@@ -186,7 +196,8 @@ def main() -> int:
             if args.upload:
                 raise
             say(f"upload skipped: {error}")
-    model = run_in_subprocess(Model.from_folder, source, args.model_id, args.task).with_thresholds(args.threshold)
+    model = run_in_subprocess(Model.from_folder, source, args.model_id, task, task_options)
+    model = model.with_thresholds(args.threshold)
     if dataset.gold:
         gold.check_gold(dataset.gold, model.task)
     if args.check_only and (reason := ensure.stale_reason(target, model.weights_id)):

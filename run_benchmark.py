@@ -32,6 +32,7 @@ from bench.machine import cpu_cores, process_count
 from bench.options import (
     BATCHINGS,
     CSV_OPTIONS,
+    ITEM_OPTIONS,
     Parser,
     add_original,
     add_task_options,
@@ -42,6 +43,8 @@ from bench.options import (
     hub_name,
     int_from,
     list_of,
+    task_choice,
+    text_columns,
 )
 from utils import CACHE, UserError, before_imports, run, say
 
@@ -222,7 +225,7 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Re
 def follow_ups(args: Namespace, sweep: Sweep, dataset_name: str) -> tuple[Callable, Callable]:
     """Return verdict()'s label_command and check_advice, for the same texts."""
     defaults = {"gpu": 0, "column": "body", "encoding": "utf-8", "results_dir": Path("results")}
-    names = ("device", "gpu", "column", *CSV_OPTIONS, "task", "threshold", "original", "results_dir")
+    names = ("device", "gpu", "column", *CSV_OPTIONS, *ITEM_OPTIONS, "task", "threshold", "original", "results_dir")
     given = {name: getattr(args, name) for name in names if getattr(args, name) != defaults.get(name)}
     if args.delimiter == "\t":
         given["delimiter"] = "tab"
@@ -278,7 +281,8 @@ def measure_speed(model, texts: list, peaks: dict[str, float], call: Callable, g
 def main() -> int:
     args = parse_arguments()
     variants = choose_variants(args.variant, args.device, args.quick)
-    dataset = load_dataset(args.dataset, [args.column], args.limit, csv=Csv.from_options(args))
+    task, task_options = task_choice(args)
+    dataset = load_dataset(args.dataset, text_columns(args), args.limit, csv=Csv.from_options(args))
     device = Device(args.gpu if args.device == "gpu" else None, args.threads)
     info = run_in_subprocess(describe_device, args.gpu) if args.device == "gpu" else describe_device(None)
     cells = choose_cells(args, variants, len(dataset.texts))
@@ -288,7 +292,7 @@ def main() -> int:
         check_writable(rows.results_path(args.results_dir, file | {"variant": max(variants, key=len)}).parent)
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
-        model = open_model(args.model_id, call, args.task, args.original).with_thresholds(args.threshold)
+        model = open_model(args.model_id, call, task, args.original, task_options).with_thresholds(args.threshold)
         usable = runnable_variants(model, variants, is_strict=args.variant != ["all"])
         if usable != variants:
             variants, cells = usable, choose_cells(args, usable, len(dataset.texts))

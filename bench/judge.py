@@ -10,6 +10,7 @@ import numpy as np
 
 TOLERANCE = 0.001  # share of changed decisions that is tolerated
 ALPHA = 0.05  # the largest probability of a wrong verdict
+MIN_SAMPLE = 32  # of N_SAMPLE, if each text has many parts, such as hypotheses
 N_SAMPLE = 256  # texts, at most, on which every cell of a sweep is compared: seconds of work for the reference
 MOST_DECISIONS = 10**8  # more than anyone would check
 ROUNDING = 1e-4  # largest difference of a probability that FP32 rounding explains (sums in another order)

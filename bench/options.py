@@ -8,17 +8,22 @@ import math
 import os
 import re
 import shlex
-from argparse import Action, ArgumentError, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentError, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 
 from bench.naming import nearest
-from utils import CONTROL, clean, without_secrets
+from utils import CONTROL, UserError, clean, first_line, without_secrets
 
 PRECISIONS = "fp32", "fp16", "int8"  # of exports
 BATCHINGS = "in-order", "sorted", "token-budget"
 TASKS = ("classification",)  # what a model may be for
 LONG_TEXTS = "cut", "windows", "windows-mean"  # truncate, or combine windows by each label's maximum or mean
+TRUNCATIONS = "longest_first", "only_first"  # of pairs of texts; transformers' names
+TEMPLATE = "This example is {}."  # of hypotheses; transformers' default
+# options that say what an item is, beside the text -> the option that they belong to
+ITEM_OPTIONS = {"pair_column": "pair_column", "truncation": "pair_column", "candidate_labels": "candidate_labels"}
+ITEM_OPTIONS |= dict.fromkeys(("hypothesis_template", "multi_label"), "candidate_labels")
 CSV_OPTIONS = "delimiter", "encoding", "quoting", "escape"  # how CSV files are read: the fields of a Csv
 
 
@@ -116,7 +121,15 @@ def hub_name(text: str) -> str:
 
 
 def add_task_options(group) -> None:
-    """Add --task and --threshold."""
+    """Add --task, --threshold and ITEM_OPTIONS."""
+    add = group.add_argument
+    pair_help = "column of the second text, for models that compare two texts (NLI, rerankers)"
+    add("--pair-column", metavar="COLUMN", help=pair_help)
+    add("--truncation", choices=TRUNCATIONS, help=f"which text of a pair is truncated (default: {TRUNCATIONS[0]})")
+    labels_help = "zero-shot classification by an NLI model: comma-separated labels, or a file with a label per line"
+    add("--candidate-labels", metavar="LIST|FILE", help=labels_help)
+    add("--hypothesis-template", metavar="TEXT", help=f"sentence about a label (default: {TEMPLATE!r})")
+    add("--multi-label", action="store_true", help="decide yes or no for each candidate label")
     task_help = "use the model for this task, although its config.json suggests pairs of texts"
     group.add_argument("--task", choices=TASKS, help=task_help)
     threshold_help = "probability above which a label is predicted: a number, or a JSON file {label: number}"
@@ -126,6 +139,60 @@ def add_task_options(group) -> None:
 def add_original(group) -> None:
     original_help = "the model that a MODEL holding only ONNX was exported from, to compare with"
     group.add_argument("--original", metavar="MODEL", type=hub_name, help=f"{original_help} (default: do not compare)")
+
+
+def text_columns(args: Namespace) -> list[str]:
+    """Return the names of the columns that make an item."""
+    return [args.column, args.pair_column] if args.pair_column else [args.column]
+
+
+def task_choice(args: Namespace) -> tuple[str | None, dict]:
+    """Return the name of the task, None to choose it by the model's files, and its options, see Task.with_options.
+
+    Raises UserError if options do not fit together.
+    """
+    for name, needed in ITEM_OPTIONS.items():
+        if getattr(args, name) and not getattr(args, needed):
+            raise UserError(f"--{name} needs --{needed}".replace("_", "-"))
+    if getattr(args, "group_column", None) and not args.pair_column:
+        raise UserError("--group-column needs --pair-column")
+    if sum(map(bool, (args.task, args.pair_column, args.candidate_labels is not None))) > 1:
+        raise UserError("--task, --pair-column and --candidate-labels cannot be combined; give one of them")
+    if args.pair_column and getattr(args, "long", "cut") != "cut" and args.truncation != "only_first":
+        raise UserError(f"--long {args.long} needs --truncation only_first: windows are parts of a pair's first text")
+    if args.pair_column:
+        return "pairs", {"truncation": args.truncation or TRUNCATIONS[0]}
+    if args.candidate_labels is None:
+        return args.task, {}
+    return "zero-shot", zero_shot_options(args.candidate_labels, args.hypothesis_template, args.multi_label)
+
+
+def zero_shot_options(candidates: str | list[str], template: str | None, multi_label: bool | None) -> dict:
+    """Return the options of zero-shot classification. `candidates`: labels, or the value of --candidate-labels."""
+    labels, template = candidates, template or TEMPLATE
+    if isinstance(candidates, str):
+        labels = read_lines(candidates) if os.path.isfile(candidates) else candidates.split(",")
+    labels = [label.strip() for label in labels]
+    if not labels or "" in labels:
+        raise UserError(f"--candidate-labels: a label is empty in {candidates!r}")
+    if repeated := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(f"--candidate-labels: {repeated[0]!r} is given twice")
+    if strange := [label for label in labels if clean(label) != label]:
+        raise UserError(f"--candidate-labels: {strange[0]!r} contains a control character or a URL with secrets")
+    try:
+        fits = "{}" in template and template.format("a") != template.format("b")
+    except (ValueError, LookupError, AttributeError):
+        fits = False
+    if not fits:
+        raise UserError(f"--hypothesis-template {template!r} needs {{}} where the label belongs, and no other braces")
+    return {"labels": labels, "template": template, "multi_label": bool(multi_label)}
+
+
+def read_lines(file: str) -> list[str]:
+    try:
+        return Path(file).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--candidate-labels: {file} can't be read: {first_line(error)}") from error
 
 
 def float_from(least: float, most: float = float("inf")) -> Callable[[str], float]:

@@ -4,6 +4,7 @@ Either leads its own process group, prints to standard error, imports nothing fr
 environment, working directory and sys.path that its parent has now.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -93,6 +94,20 @@ def stop_fork_server() -> None:
     if server._forkserver_pid is not None:
         os.kill(server._forkserver_pid, signal.SIGKILL)
         server._stop()
+
+
+@contextlib.contextmanager
+def stopped_afterwards() -> Iterator[None]:
+    """End the processes that forking workers needs after the block, unless they ran before."""
+    server, tracker = forkserver._forkserver, resource_tracker._resource_tracker
+    server_ran, tracker_ran = server._forkserver_pid, tracker._pid
+    try:
+        yield
+    finally:
+        if server_ran is None:
+            stop_fork_server()
+        if tracker_ran is None and tracker._pid is not None:
+            tracker._stop()
 
 
 def run_fork(serve: Callable, connection: Connection, errors: Connection, variables: dict[str, str]) -> None:

@@ -91,14 +91,14 @@ class Classifier:
         start, counts = time.monotonic(), Counter()
         lengths, characters_done = np.zeros(len(texts), int), 0
         if self.takes_texts:
-            answers = self.runner.answer(texts, batching.batch_size, self.model.max_length, on_progress)
+            answers = self.runner.answer(texts, batching.batch_size, on_progress)
             return Predictions(answers, lengths, start, time.monotonic())
         characters = np.array([count_characters(text) for text in texts])
         fetched, waiting = [], []  # `waiting` keeps the inputs alive, because a GPU may still read them
 
         def fetch() -> None:
             self.runner.synchronize()
-            fetched.extend((batch.indices, self.to_host(outputs)) for batch, _, outputs in waiting)
+            fetched.extend((batch.owners, self.to_host(outputs)) for batch, _, outputs in waiting)
             waiting.clear()
 
         prepared = ((batch, self.runner.prepare(batch.inputs)) for batch in self.batches(texts, batching))
@@ -126,11 +126,11 @@ class Classifier:
             np.maximum.at(lengths, batch.indices, batch.lengths + batch.lost)
             on_progress(round(characters_done / max(characters.sum(), 1) * len(texts)))
         fetch()
-        indices = np.concatenate([np.empty(0, int), *(batch_indices for batch_indices, _ in fetched)])
-        no_outputs = np.empty((0, len(self.model.labels)), np.float32)
+        owners = np.concatenate([np.empty(0, int), *(batch_owners for batch_owners, _ in fetched)])
+        no_outputs = np.empty((0, self.model.task.n_outputs), np.float32)
         outputs = np.concatenate([no_outputs, *(batch_outputs for _, batch_outputs in fetched)])
         end = time.monotonic()
-        answers = self.model.task.answers(outputs, indices, len(texts), batching.long)
+        answers = self.model.task.answers(outputs, owners, len(texts), batching.long)
         return Predictions(answers, lengths, start, end, **counts)
 
     def predict_share(self, texts: list[Item], batching: Batching) -> tuple[np.ndarray, Predictions]:
@@ -139,15 +139,14 @@ class Classifier:
         return share, self.predict([texts[i] for i in share], batching, halve_on_oom=True)
 
     def to_host(self, outputs) -> np.ndarray:
-        """Fetch a batch's outputs, float32 [rows, n]. Raises UserError if n is not the model's number of labels."""
-        logits = self.runner.to_host(outputs)
-        labels = len(self.model.labels)
-        if logits.shape[1:] != (labels,):
+        """Fetch a batch's outputs, float32 [rows, n]. Raises UserError if n is not what the task expects."""
+        rows, expected = self.runner.to_host(outputs), self.model.task.n_outputs
+        if rows.shape[1:] != (expected,):
             raise UserError(
-                f"the export has {logits.shape[-1]} outputs per text, but the model has {labels} labels: it belongs to "
+                f"the export has {rows.shape[-1]} outputs per text, but the model has {expected}: it belongs to "
                 "another model. Recreate it with export_onnx.py --overwrite"
             )
-        return logits
+        return rows
 
 
 def timed(items: Iterator, counts: Counter) -> Iterator:
@@ -169,6 +168,7 @@ def halves(batch: Batch) -> list[Batch]:
             inputs={name: values[rows] for name, values in batch.inputs.items()},
             lengths=batch.lengths[rows],
             lost=batch.lost[rows],
+            owners=batch.owners[rows],
         )
         for rows in (slice(middle), slice(middle, None))
     ]

@@ -29,6 +29,14 @@ AWKWARD = [
     *("<pad> w5", "w6 <pad>", "w7 <mask> w9 [SEP] w3 [PAD] [CLS]", "w1 " * 20_000, "a" * 300, "w11 w12 w13 w14 w15"),
     *("😀 w4 👍🏽", "שלום w3 عليكم", "e\u0301", "NUL \0", "half \ud83d w5"),
 ]
+AWKWARD_PAIRS = [("", ""), ("w1 w2", "w3"), ("", "w1"), ("w1", ""), (WORDS, "w1 w2"), ("w2", WORDS), (WORDS, WORDS[9:])]
+AWKWARD_PAIRS += [
+    ("w1 </s> w2", "<s> w3 <pad>"),
+    ("שלום w3", "😀 w4"),
+    ("half \ud83d", "w5"),
+    ("w5", "\udc00"),
+    ("w6", "w7 w8"),
+]
 KINDS = sorted(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
 NOT_HERE = {
     **dict.fromkeys(("layoutlmv2", "qdqbert", "jamba", "zamba", "zamba2", "qwen3_next"), "needs packages or a GPU"),
@@ -52,12 +60,13 @@ class Truth:
         self.network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         self.max_length = max_length
 
-    def probabilities(self, text: str) -> np.ndarray | None:
-        """Return the probabilities [labels] of a text; None if the tokenizer rejects the text."""
+    def probabilities(self, item: str | tuple[str, str]) -> np.ndarray | None:
+        """Return the probabilities [labels] of a text or a pair of texts; None if the tokenizer rejects it."""
         import torch
 
         try:
-            inputs = self.tokenizer(text, truncation=True, max_length=self.max_length, return_tensors="pt")
+            texts = [[text] for text in ([item] if isinstance(item, str) else item)]  # a single "" would be no pair
+            inputs = self.tokenizer(*texts, truncation=True, max_length=self.max_length, return_tensors="pt")
         except (TypeError, UnicodeEncodeError):
             return None
         accepted = inspect.signature(self.network.forward).parameters
@@ -67,8 +76,8 @@ class Truth:
         return (logits.sigmoid() if several or len(logits) == 1 else logits.softmax(0)).double().numpy()
 
 
-def classifiers(folder: Path, exported: Path | None = None) -> list[Classifier]:
-    model = Model.from_folder(folder, folder.name)
+def classifiers(folder: Path, exported: Path | None = None, task: str | None = None) -> list[Classifier]:
+    model = Model.from_folder(folder, folder.name, task)
     specs = [ClassifierSpec(model, "torch", None, Device(None, 1))]
     if exported:
         exported.mkdir()
@@ -103,7 +112,11 @@ def test_every_type_answers_as_transformers_does(kind, tmp_path, in_this_process
     folder.mkdir()
     make_tiny(folder, word_level_tokenizer(kind), tiny_config(kind))
     opened = classifiers(folder, tmp_path / "onnx" if kind == "bart" else None)
-    assert_the_truth(AWKWARD, Truth(folder, opened[0].model.max_length), opened, BATCHINGS)
+    truth = Truth(folder, opened[0].model.max_length)
+    assert_the_truth(AWKWARD, truth, opened, BATCHINGS)
+    types = getattr(truth.network.config, "type_vocab_size", 2)
+    if types > 1 or "token_type_ids" not in opened[0].model.pad_values:  # otherwise transformers' own call fails
+        assert_the_truth(AWKWARD_PAIRS, truth, classifiers(folder, task="pairs"), BATCHINGS[1:])
 
 
 PIECES = [

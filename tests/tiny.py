@@ -188,9 +188,11 @@ def word_level_tokenizer(kind: str):
     vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(196))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    template = "$A:0 </s>:0 <s>:2" if kind == "xlnet" else "<s>:0 $A:0 </s>:0"
+    single, pair = "<s>:0 $A:0 </s>:0", "<s>:0 $A:0 </s>:0 $B:1 </s>:1"
+    if kind == "xlnet":
+        single, pair = "$A:0 </s>:0 <s>:2", "$A:0 </s>:0 $B:1 </s>:1 <s>:2"
     special = [("<s>", 0), ("</s>", 2)]
-    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
     names = TOKENIZER_MAPPING_NAMES.get(kind, ())  # a tuple in transformers 4, one name in 5
     name = next((name for name in ([names] if isinstance(names, str) else names) if name), "PreTrainedTokenizerFast")
     original = getattr(transformers, name)

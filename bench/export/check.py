@@ -13,6 +13,7 @@ from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN, WITHIN, decisions_needed
 from bench.machine import describe_device
 from bench.model.batches import Batching
 from bench.model.classification import MULTI
+from bench.model.pairs import order_changes
 from bench.model.parity import ParityCounter, worst_texts
 from bench.model.reference import Reference
 from bench.model_files import model_files
@@ -66,6 +67,12 @@ def check_export(
     answers = predictions.answers[valid]
     parity = ParityCounter(model.task, VARIANTS[exported.variant].computes_in(device.gpu), tolerance)
     parity.add(answers, reference, valid_texts)
+    decision_words = model.task.decision_words
+    if dataset.groups:
+        changed, neighbours = order_changes(answers, reference, [dataset.groups[i] for i in valid])
+        parity.changed += changed
+        parity.decisions += neighbours
+        decision_words += ", and neighbours in the order of a group that change places"
     if not parity.decisions:
         raise UserError(f"{model.id} returns NaN or infinity for every text; its weights may be damaged")
     gold = [dataset.gold[i] for i in valid] if dataset.gold else []
@@ -89,7 +96,7 @@ def check_export(
         "thresholds": model.task.thresholds if getattr(model.task, "problem_type", "") == MULTI else [],
         "task": model.task.name,
         "card": model.task.card,
-        "decision_words": model.task.decision_words,
+        "decision_words": decision_words,
         "weak_test": "" if dataset.gold else model.task.weak_test(reference, tolerance),
         **parity.statistics(),
         "gold": score(gold, reference, answers, model.task) if gold else {},

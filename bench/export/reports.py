@@ -77,7 +77,7 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     url, is_public = project_url(), "/" in report["repo"]
     argument = report["repo"] if is_public else "."
     thresholds = dict(zip(report["labels"], report["thresholds"], strict=False))
-    options = {"column": "text", "output": "labelled", "task": report["task_option"]}
+    options = {"column": "text", "output": "labelled"} | report["task_options"]
     if report["threshold"]:
         options["threshold"] = "thresholds-in-use.json"
     licence = ", ".join(str(inherited[key]) for key in LICENCE if key in inherited)

@@ -156,7 +156,7 @@ def choose_candidate(
                 made += " (the last layer, after its attention, for the first token only)"
             runner = load(model, folder / backend, Device(None, cpu_cores()))
             outputs = [runner.to_host(runner.forward(runner.prepare(batch))) for batch in batches]
-            answers = [model.task.answers(rows, np.arange(len(rows)), len(rows), "cut") for rows in outputs]
+            answers = list(map(model.task.activate, outputs))
             deviation = np.abs(np.concatenate(answers) - np.concatenate(expected)).max() / scale
             if not deviation <= kind.max_deviation:
                 texts = f"{N_PADDED_TEXTS + 1} test texts"

@@ -39,7 +39,7 @@ def example_batches(model: Model) -> list[dict[str, np.ndarray]]:
     Windowed attention, such as ModernBERT's, only makes a difference in long texts.
     """
     long = model.task.examples([" ".join(bundled_texts("normal")[: LONG // 10])])
-    return [model.pad(model.tokenize(items, n)) for items, n in ((example_items(model), SHORT), (long, LONG))]
+    return [model.pad(model.first_rows(items, n)) for items, n in ((example_items(model), SHORT), (long, LONG))]
 
 
 def with_optimum(model: Model, target: Path, shape_inference: bool, optimized: bool = False) -> str:
@@ -60,7 +60,7 @@ def with_optimum(model: Model, target: Path, shape_inference: bool, optimized: b
             ORTConfigManager.get_model_ort_type(kind)
     except KeyError:
         tasks = ()
-    if model.task.name not in tasks:
+    if TasksManager.map_from_synonym(model.task.name) not in tasks:
         raise UserError(f"{kind} models for {model.task.name} are not supported")
     options = {"export": True, "trust_remote_code": False, "local_files_only": True}
     with tempfile.TemporaryDirectory(dir=target) as temporary:

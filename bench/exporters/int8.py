@@ -64,7 +64,7 @@ def find_outliers(model: Model, plain: Path, tensors: set[str]) -> dict[str, np.
     """Return the channels with the largest values on texts, for each tensor [texts, tokens, channels] of a file."""
     names = sorted(tensors)
     run = load_with(plain, names)
-    rows = model.tokenize(example_items(model, N_TEXTS))
+    rows = model.first_rows(example_items(model, N_TEXTS))
     largest = dict.fromkeys(names, 0.0)
     for i in [i for i, ids in enumerate(rows["input_ids"]) if ids]:
         batch = model.pad({name: values[i : i + 1] for name, values in rows.items()})

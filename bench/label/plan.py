@@ -27,7 +27,7 @@ from bench.provenance import package_versions
 from bench.report.evidence import EvidenceFile
 from bench.report.rows import add_slowdowns, latest_per_cell, read_results
 from bench.report.verdict import rank
-from bench.tables.items import count_characters
+from bench.tables.items import Item, count_characters
 from bench.timing import time_words
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
@@ -85,15 +85,21 @@ def find_plan(job: LabelJob, options: PlanOptions, call: Callable) -> LabelPlan:
     is_same = record.get("model") == job.model.weights_id and device in DEFAULT_TOKENS and variant in VARIANTS
     if is_same and not job.overwrite:  # though another variant may be the fastest in results/ by now
         options = replace(options, device=options.device or device, variant=options.variant or variant)
+    return plan_for(job.model, head_texts(job.tables, job.output.text_columns), options, call, job)
+
+
+def plan_for(
+    model: Model, texts: list[Item], options: PlanOptions, call: Callable, job: LabelJob | None = None
+) -> LabelPlan:
+    """Return the plan of the fastest proven result for a model and texts like these, or of a benchmark of the job."""
     kind, info = find_device(options)
-    texts = head_texts(job.tables, job.output.text_columns)
-    tokens = call(mean_tokens, job.model, texts)
-    measured = fastest_valid_row(options.results_dir, slug(info.name), job.model, tokens, options)
-    if not measured and not options.variant and not options.ray:
-        quick_job = Job(job.source.name, job.model, texts, job.estimate_rows())
+    tokens = call(mean_tokens, model, texts)
+    measured = fastest_valid_row(options.results_dir, slug(info.name), model, tokens, options)
+    if not measured and job and not options.variant and not options.ray:
+        quick_job = Job(job.source.name, model, texts, job.estimate_rows())
         device = Device((options.gpu or [0])[0] if kind == "gpu" else None, options.threads or cpu_cores())
         measured = quick_benchmark(quick_job, info, device, options.results_dir, call)
-    return choose_plan(kind, measured, options)
+    return choose_plan(kind, measured, options, model.task.parts)
 
 
 def find_device(options: PlanOptions) -> tuple[str, DeviceInfo]:
@@ -146,12 +152,15 @@ def fastest_valid_row(
     return None
 
 
-def choose_plan(device: str, measured: dict | None, options: PlanOptions) -> LabelPlan:
-    """Return the plan of a measured row, or FP32 PyTorch, changed as asked; report what was measured."""
+def choose_plan(device: str, measured: dict | None, options: PlanOptions, parts: int = 1) -> LabelPlan:
+    """Return the plan of a measured row, or FP32 PyTorch, changed as asked; report what was measured.
+
+    `parts`: of each text, see Task.parts.
+    """
     plan = LabelPlan(device, "torch", 1, cpu_cores(), Batching("token-budget", batch_tokens=DEFAULT_TOKENS[device]))
     if measured:
         names = "variant", "workers", "threads"
-        batching, speed = batching_with_budget(measured), float(measured["messages/s"])
+        batching, speed = batching_with_budget(measured, parts), float(measured["messages/s"])
         plan = LabelPlan(device, **{name: measured[name] for name in names}, batching=batching, speed=speed)
         line = f"measured   {measured['variant']}, {measured['messages/s']:.1f} messages/s on {measured['dataset']}"
         if measured["busy"] > BUSY:
@@ -176,7 +185,7 @@ def choose_plan(device: str, measured: dict | None, options: PlanOptions) -> Lab
     return plan if plan.batching.batch_size else replace(plan, batching=Batching("in-order", batch_size=1))
 
 
-def batching_with_budget(row: dict) -> Batching:
+def batching_with_budget(row: dict, parts: int) -> Batching:
     """Return a row's batching, with a fixed number of texts converted to an equivalent token budget.
 
     The budget is the batch size times the mean padded length. Thus a row measured on short texts never leads to batches
@@ -185,13 +194,11 @@ def batching_with_budget(row: dict) -> Batching:
     batching = batching_of(row)
     if batching.batch_tokens or VARIANTS[row["variant"]].takes_texts:
         return batching
-    padded_length = row["tokens/s"] / row["messages/s"] * row["padding"]
+    padded_length = row["tokens/s"] / row["messages/s"] / parts * row["padding"]
     return Batching("token-budget", batch_tokens=math.ceil(batching.batch_size * padded_length))
 
 
-def measuring_command(
-    job: LabelJob, plan: LabelPlan, options: PlanOptions, threshold: str | None, task: str | None = None
-) -> str:
+def measuring_command(job: LabelJob, plan: LabelPlan, options: PlanOptions, **task_options: object) -> str:
     """Return the command that measures this job's speed; empty if no benchmark measures these options."""
     if options.workers or options.batch_tokens:
         return ""
@@ -200,8 +207,7 @@ def measuring_command(
     given = {name: job.options[f"--{name}"] for name in ("column", *CSV_OPTIONS)}
     if given["encoding"] == "utf-8":
         del given["encoding"]
-    given |= {"task": task, "threshold": threshold}
-    return command(*arguments, **given, threads=options.threads, gpu=(options.gpu or [])[:1])
+    return command(*arguments, **given, **task_options, threads=options.threads, gpu=(options.gpu or [])[:1])
 
 
 def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> tuple[list[ClassifierSpec], str]:

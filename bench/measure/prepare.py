@@ -93,7 +93,7 @@ def describe_sweep(sweep: Sweep, dataset_name: str) -> None:
     model, tokens, lengths = sweep.model, sweep.tokens, sweep.tokens.lengths
     p5, p50, p95, p99 = np.percentile(lengths, [5, 50, 95, 99])
     say(f"model      {model.id}: {model.model_type}, {model.task.summary}, at most {model.max_length} tokens")
-    say(f"dataset    {clean(dataset_name)}: {len(lengths)} texts; tokens: mean {lengths.mean():.1f},")
+    say(f"dataset    {clean(dataset_name)}: {len(tokens.texts)} texts; tokens: mean {lengths.mean():.1f},")
     say(f"           p5 {p5:.0f}, p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f}, most {lengths.max()}")
     if tokens.n_empty:
         note(f"skipped {tokens.n_empty} texts that have no token")

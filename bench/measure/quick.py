@@ -69,15 +69,15 @@ def default_variants(device: str, compiled: bool = False) -> list[str]:
 
 
 def token_ids(model: Model, texts: list[Item], count: int) -> list[list[int]]:
-    """Return the token ids of `count` evenly spaced texts, without those that have none."""
+    """Return the token ids of the rows of `count` evenly spaced texts, without rows that have none."""
     chosen = [texts[i] for i in evenly_spaced(len(texts), count)]
     return [ids for ids in model.tokenize(chosen)["input_ids"] if ids]
 
 
 def mean_tokens(model: Model, texts: list[Item]) -> float:
-    """Return the mean number of tokens per text; nan if there are none."""
-    lengths = [len(ids) for ids in token_ids(model, texts, 500)]
-    return float(np.mean(lengths)) if lengths else np.nan
+    """Return the mean number of tokens per text, of all its rows; nan if there are none."""
+    lengths = [len(ids) for ids in token_ids(model, texts, max(1, 500 // model.task.parts))]
+    return float(np.mean(lengths)) * model.task.parts if lengths else np.nan
 
 
 def flops_per_text(model: Model, texts: list[Item], call: Callable) -> float:
@@ -85,7 +85,7 @@ def flops_per_text(model: Model, texts: list[Item], call: Callable) -> float:
     ids = call(token_ids, model, texts, COUNTED_TEXTS)
     if not ids:
         return np.nan
-    return count_flops(model, np.array(list(map(len, ids))), max(ids, key=len), call) / len(ids)
+    return count_flops(model, np.array(list(map(len, ids))), max(ids, key=len), call) / len(ids) * model.task.parts
 
 
 def calibrate(model: Model, texts: list[Item]) -> tuple[float, float]:

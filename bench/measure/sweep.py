@@ -183,15 +183,15 @@ def compare_sample(sweep: Sweep, cell: Cell, reports: list[Report]) -> dict:
     Without a reference there are none, or `max_diff` if an answer is not finite.
     """
     tokens, task = sweep.tokens, sweep.model.task
-    items = np.concatenate([report.items for report in reports])
+    owners = np.concatenate([report.items for report in reports])
     values = np.concatenate([report.values for report in reports])
     if tokens.reference is None:
         return {} if np.isfinite(values).all() else {"max_diff": np.nan}
     if cell.stage == "forward":
-        answers = task.answers(values, items, len(tokens.texts), "cut")
+        answers = task.answers(values, owners, len(tokens.texts), "cut")
     else:
         answers = np.full((len(tokens.texts), len(task.labels)), np.nan)
-        answers[items] = values
+        answers[owners] = values
     parity = new_counter(sweep, cell.variant)
     parity.add(answers[tokens.sample], tokens.reference, [tokens.texts[i] for i in tokens.sample])
     sweep.evidence.add(sweep.keys[cell.variant], parity)

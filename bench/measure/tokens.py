@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bench.judge import N_SAMPLE
+from bench.judge import MIN_SAMPLE, N_SAMPLE
 from bench.measure.peak import count_flops
 from bench.model.model import Model
 from bench.model.reference import N_PADDED_TEXTS, CachedReference
@@ -23,6 +23,7 @@ class TokenizedTexts:
     texts: list[Item]  # without those that have no token
     ids: dict[str, np.ndarray]  # rows joined, int32 [tokens]: `input_ids`, perhaps `token_type_ids`
     items: np.ndarray  # the index of each row's text, ascending
+    owners: np.ndarray  # of each row, see Task.answers
     lengths: np.ndarray  # tokens of each row
     groups: np.ndarray  # of each row, see Model.groups
     tokens_speed: float  # messages/s of the tokenizer
@@ -72,15 +73,17 @@ def tokenize(model: Model, texts: list[Item]) -> TokenizedTexts:
         raise UserError("the tokenizer finds no token in any text: check the texts and the model's tokenizer")
     rows = {name: [values[i] for i in full] for name, values in rows.items()}
     answered, items = np.unique(rows.pop("item"), return_inverse=True)
+    owners = items * model.task.parts + np.array(rows.pop("part"), int)
     if "token_type_ids" in rows and not any(any(types) for types in rows["token_type_ids"]):
         del rows["token_type_ids"]  # pad() fills in zeros
     return TokenizedTexts(
         texts=[texts[i] for i in answered],
         ids={name: np.concatenate(values).astype(np.int32) for name, values in rows.items()},
         items=items,
+        owners=owners,
         lengths=np.array([len(ids) for ids in rows["input_ids"]]),
         groups=model.groups(rows["input_ids"]),
         tokens_speed=len(texts) / seconds,
         n_empty=len(texts) - len(answered),
-        sample=evenly_spaced(len(answered), N_SAMPLE),
+        sample=evenly_spaced(len(answered), max(MIN_SAMPLE, N_SAMPLE // model.task.parts)),
     )

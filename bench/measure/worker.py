@@ -24,7 +24,7 @@ N_LATENCIES = 200  # batches timed one by one on a GPU, where a pass need not wa
 class Report:
     """What a worker returns for a cell, from its last pass."""
 
-    items: np.ndarray  # the item of each value: those of the sample that this worker had
+    items: np.ndarray  # of each value; stage forward: its owner, see Task.answers. Those of this worker in the sample
     values: np.ndarray  # stage forward: outputs [rows, n]; otherwise answers [items, labels]
     latencies: list[float]  # seconds of single batches
     memory_mib: float
@@ -119,19 +119,21 @@ class Worker(Classifier):
         memory = used_memory_mib(self.gpu)
         padded = self.padded_tokens
         if self.cell.stage == "end-to-end":
-            items, values = self.indices, self.outputs.answers
+            items = owners = self.indices
+            values = self.outputs.answers
             padded = self.outputs.padded_tokens
             if self.takes_texts:  # estimated: transformers pads each batch to its longest text
                 lengths = self.tokens.lengths[np.isin(self.tokens.items, self.indices)]
                 padded = int(padded_tokens(lengths, make_batches(lengths, self.cell.batching)).sum())
         else:
-            items = self.tokens.items[np.concatenate([np.empty(0, int), *self.shard])]
+            rows = np.concatenate([np.empty(0, int), *self.shard])
+            items, owners = self.tokens.items[rows], self.tokens.owners[rows]
             outputs = [self.to_host(batch_outputs) for batch_outputs in self.outputs]
-            values = np.concatenate([np.empty((0, len(self.model.labels))), *outputs])
+            values = np.concatenate([np.empty((0, self.model.task.n_outputs)), *outputs])
         sampled = np.isin(items, self.tokens.sample)
         if self.gpu is not None:
             self.latencies = [self.time_batch(i) for i in evenly_spaced(len(self.prepared), N_LATENCIES)]
-        report = Report(items[sampled], values[sampled], self.latencies, memory, padded)
+        report = Report(owners[sampled], values[sampled], self.latencies, memory, padded)
         self.release()
         return report
 

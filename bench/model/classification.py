@@ -9,8 +9,8 @@ import numpy as np
 
 from bench.files import digest, read_json
 from bench.model.task import Task
-from bench.model.tokenizing import overlap
-from bench.tables.items import Item, is_unicode
+from bench.model.tokenizing import call_tokenizer, invalid_items, overlap
+from bench.tables.items import Item
 from utils import UserError, clean
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -34,11 +34,12 @@ class Classification(Task):
 
     name: ClassVar[str] = "text-classification"
     class_suffix: ClassVar[str] = "ForSequenceClassification"
+    sigmoid_score = False
     problem_type: str  # SINGLE, MULTI or REGRESSION
     thresholds: tuple[float, ...]  # above which each label of a MULTI model is predicted
 
     @classmethod
-    def from_config(cls, config) -> "Classification":
+    def from_config(cls, config, folder: Path) -> "Classification":
         labels = resolve_labels(config)
         return cls(labels, resolve_problem_type(config), (0.5,) * len(labels))
 
@@ -87,38 +88,55 @@ class Classification(Task):
         An infinite logit becomes nan, not 0 or 1.
         """
         logits = np.where(np.isfinite(logits), logits, np.nan).astype(np.float64)
-        if self.problem_type == REGRESSION:
+        if self.problem_type == REGRESSION and not self.sigmoid_score:
             return logits
-        if self.problem_type == MULTI:
-            return 1 / (1 + np.exp(-np.maximum(logits, -700)))  # below, exp overflows
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return exponents / exponents.sum(axis=1, keepdims=True)
+        return softmax(logits) if self.problem_type == SINGLE else sigmoid(logits)
 
-    def reference(self, model, run, item: Item, long: str) -> np.ndarray:
+    def reference(self, model, original, item: Item, long: str) -> np.ndarray:
         """Return the answer of `model(**tokenizer(text, truncation=True))`.
 
         With windows it is the maximum or the mean of the answers for each window alone.
         """
-        if not is_unicode(item):
+        inputs = self.original_inputs(model, item, long)
+        if inputs is None:
             return np.full(len(self.labels), np.nan)
-        options = {"truncation": True, "max_length": model.max_length}
-        if long != "cut":
-            options |= {"return_overflowing_tokens": True, "stride": overlap(model.max_length)}
-        inputs = model.tokenizer([item], **options)
-        if not all(map(model.is_valid_input, inputs["input_ids"])):
-            return np.full(len(self.labels), np.nan)
-        names = [name for name in inputs if name in model.forward_names]
-        windows = range(len(inputs["input_ids"]))
-        outputs = [run({name: np.array(inputs[name][i : i + 1]) for name in names}) for i in windows]
         combine = np.mean if long == "windows-mean" else np.max
-        return combine(self.activate(np.concatenate(outputs)), axis=0)
+        return combine(self.activate(run_rows(original, inputs)), axis=0)
+
+    def original_inputs(self, model, item: Item, long: str) -> dict[str, list] | None:
+        """Return what transformers' tokenizer gives for an item, or for its windows; None if the model can't answer."""
+        options = {"truncation": self.truncation, "max_length": model.max_length}
+        room = 1
+        if long != "cut":
+            room += overlap(model.max_length)
+            options |= {"truncation": "only_first", "return_overflowing_tokens": True, "stride": room - 1}
+        if invalid_items(model.tokenizer, [item], model.max_length, options["truncation"], room):
+            return None
+        inputs = call_tokenizer(model.tokenizer, [item], **options)
+        if not all(map(model.is_valid_input, inputs["input_ids"])):
+            return None
+        return {name: inputs[name] for name in inputs if name in model.forward_names}
+
+    def pipeline(self, model, network, device):
+        network.config.id2label = {i: str(i) for i in range(self.n_outputs)}  # names need not be unique
+        return super().pipeline(model, network, device)
+
+    def pipeline_answers(self, pipe, items: list[Item], batch_size: int) -> np.ndarray:
+        """Return the answers of the text-classification pipeline, which takes a pair as a dictionary."""
+        inputs = [item if isinstance(item, str) else {"text": item[0], "text_pair": item[1]} for item in items]
+        options = {"top_k": None, "function_to_apply": "none", "truncation": self.truncation}
+        logits = np.empty((len(items), self.n_outputs), dtype=np.float32)
+        for row, scores in zip(logits, pipe(inputs, batch_size=batch_size, **options), strict=True):
+            row[[int(score["label"]) for score in scores]] = [score["score"] for score in scores]
+        return self.activate(logits)
 
     @property
     def rule_id(self) -> str:
-        """Return '' for the default 0.5, the number if all labels share it, otherwise a digest."""
+        """Return the answer_options, and the threshold unless it is 0.5; a digest if labels have different ones."""
+        threshold = "" if self.thresholds[0] == 0.5 else str(self.thresholds[0])
         if len(set(self.thresholds)) > 1:
-            return f"labels {digest([str(self.thresholds).encode()])}"
-        return "" if self.thresholds[0] == 0.5 else str(self.thresholds[0])
+            threshold = f"labels {digest([str(self.thresholds).encode()])}"
+        return " ".join(filter(None, (self.answer_options, threshold)))
 
     @property
     def summary(self) -> str:
@@ -140,7 +158,7 @@ class Classification(Task):
             return self
         kind = MULTI if self.problem_type == SINGLE else self.problem_type  # the best of all labels is not known
         thresholds = tuple(self.thresholds[self.labels.index(label)] for label in labels)
-        return Classification(tuple(labels), kind, thresholds)
+        return replace(self, labels=tuple(labels), problem_type=kind, thresholds=thresholds)
 
     def decide(self, answers: np.ndarray) -> np.ndarray:
         """Return which labels are predicted, bool [items, labels]: above their threshold, or the most probable one.
@@ -186,6 +204,22 @@ class Classification(Task):
     @property
     def card(self) -> dict:
         return CARDS[self.problem_type]
+
+
+def run_rows(original, inputs: dict[str, list]) -> np.ndarray:
+    """Return the outputs [rows, n] of the original, run row by row."""
+    windows = range(len(inputs["input_ids"]))
+    rows = [{name: np.array(values[i : i + 1]) for name, values in inputs.items()} for i in windows]
+    return np.concatenate(list(map(original.run, rows)))
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.maximum(logits, -700)))  # below, exp overflows
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)
 
 
 def resolve_labels(config) -> tuple[str, ...]:

@@ -70,6 +70,18 @@ def resolve_pad_values(config, tokenizer, accepted: Container[str]) -> dict[str,
     return {name: value for name, value in values.items() if name in accepted and name in tokenizer.model_input_names}
 
 
+def check_takes_pairs(config, tokenizer, inputs: Container[str]) -> None:
+    """Raise UserError if a slow tokenizer joins two texts without a token between them, or a model lacks token types.
+
+    `inputs`: of the model. The second text has type 1, for which a model with a single type has no embedding.
+    """
+    alone, pair = (tokenizer.num_special_tokens_to_add(pair=is_pair) for is_pair in (False, True))
+    if not tokenizer.is_fast and pair <= alone:
+        raise UserError(f"the tokenizer {type(tokenizer).__name__} takes no pairs of texts; use a fast tokenizer")
+    if "token_type_ids" in inputs and getattr(text_config(config), "type_vocab_size", 2) == 1:
+        raise UserError("the model takes no pairs of texts: type_vocab_size in config.json is 1; choose another model")
+
+
 def resolve_padding_side(config) -> str:
     """Return the padding side, whatever the tokenizer's own: `right`, so that no text's positions move.
 

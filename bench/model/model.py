@@ -12,6 +12,7 @@ from bench.files import digest, read_json
 from bench.model.batches import pad
 from bench.model.config import (
     SPOILT_BY_PADDING,
+    check_takes_pairs,
     find_unknown_token_ids,
     load_config,
     resolve_pad_values,
@@ -51,10 +52,11 @@ class Model:
     original: "Model | None" = None  # what its answers are compared with; None for itself
 
     @classmethod
-    def from_folder(cls, folder: Path, model_id: str, task: str | None = None) -> "Model":
+    def from_folder(cls, folder: Path, model_id: str, task: str | None = None, options: dict | None = None) -> "Model":
         """Open a model's folder for a `task` (see choose_task); note on standard error what is special about it.
 
-        Raises UserError if its config or its tokenizer can't be used, or if they do not match.
+        `options`: of the task, see Task.with_options. Raises UserError if its config or its tokenizer can't be used, or
+        if they do not match.
         """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
@@ -62,12 +64,14 @@ class Model:
         accepted = inspect.signature(task_class.class_of(config).forward).parameters
         max_length = resolve_max_length(config, tokenizer)
         pad_values = resolve_pad_values(config, tokenizer, accepted)
+        if task_class.takes_pairs:
+            check_takes_pairs(config, tokenizer, pad_values)
         model = cls(
             id=model_id,
             folder=folder,
             weights_id=digest(model_files(folder)),
             model_type=config.model_type,
-            task=task_class.from_config(config),
+            task=task_class.from_config(config, folder).with_options(options or {}, tokenizer, max_length),
             max_length=max_length,
             special_tokens=list(map(str, tokenizer.all_special_tokens)),
             pad_values=pad_values,
@@ -125,7 +129,7 @@ class Model:
         return list(inspect.signature(self.task.class_of(self.config).forward).parameters)
 
     def tokenize(self, items: list[Item], max_length: int | None = None, windows: bool = False) -> dict[str, list]:
-        """Return rows: `input_ids`, `token_type_ids` if the model takes them, tokens `lost`, and the row's `item`.
+        """Return rows: `input_ids`, `token_type_ids` if the model takes them, `lost`, the row's `item` and its `part`.
 
         See Task.tokenize. An item that the model can't answer has no tokens. With `windows` a long text has several
         rows.
@@ -133,6 +137,7 @@ class Model:
         names = [*(name for name in self.pad_values if name != "attention_mask"), "lost"]
         longest = min(max_length or self.max_length, self.max_length)
         rows = self.task.tokenize(self.tokenizer, items, longest, names, windows)
+        rows.setdefault("part", [0] * len(rows["item"]))
         check = self.unknown_token_ids or self.eos_ids
         numbered = zip(rows["item"], rows["input_ids"], strict=True)
         refused = {i for i, ids in numbered if check and not self.is_valid_input(ids)}
@@ -140,6 +145,10 @@ class Model:
             if i in refused:
                 clear_row(rows, row)
         return rows
+
+    def first_rows(self, items: list[Item], max_length: int | None = None) -> dict[str, list]:
+        """Return the rows of tokenize() for the first part of each item."""
+        return {name: values[:: self.task.parts] for name, values in self.tokenize(items, max_length).items()}
 
     def is_valid_input(self, ids: list[int]) -> bool:
         """True if the model has an embedding for each token and, for BART's relatives, an end of sequence."""

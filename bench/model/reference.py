@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class Reference:
         """
         answers = np.empty((len(items), len(self.model.labels)))
         for i, item in enumerate(items):
-            answers[i] = self.model.task.reference(self.model, self.run, item, self.long)
+            answers[i] = self.model.task.reference(self.model, self, item, self.long)
             heartbeat(i + 1)
         return answers
 
@@ -59,9 +60,12 @@ class Reference:
         return self.of_items(items), time.monotonic() - start
 
     def of_batch(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """Return the answers [rows, labels] of a padded batch, each row for itself."""
-        outputs = self.run(inputs)
-        return self.model.task.answers(outputs, np.arange(len(outputs)), len(outputs), "cut")
+        """Return the answers [rows, n] of a padded batch, each row for itself."""
+        return self.model.task.activate(self.run(inputs))
+
+    @cached_property
+    def pipeline(self):
+        return self.model.task.pipeline(self.model, self.network, self.device)
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Make one forward pass: name -> int64 [rows, tokens] in, outputs [rows, n] out."""
@@ -76,7 +80,7 @@ class Reference:
         """Return how far any answer of a padded batch is from that of its text alone; 0 if the model can't pad."""
         if not self.model.can_pad:
             return 0.0
-        rows, pad = self.model.tokenize(texts, max_length), self.model.pad
+        rows, pad = self.model.first_rows(texts, max_length), self.model.pad
         alone = [pad({name: values[i : i + 1] for name, values in rows.items()}) for i in range(len(texts))]
         return float(np.abs(self.of_batch(pad(rows)) - np.concatenate(list(map(self.of_batch, alone)))).max())
 
@@ -129,6 +133,8 @@ class CachedReference:
             return not len(failed) or not any(map(len, model.tokenize([items[i] for i in failed])["input_ids"]))
 
         inputs = step.__name__, items, model.weights_id, long, gpu is not None
+        if model.task.answer_options:
+            inputs += (model.task.answer_options,)
         return cached_array(compute, shape, *inputs, is_complete=is_complete)
 
     def __enter__(self) -> "CachedReference":

@@ -34,15 +34,19 @@ DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
 
 
 def open_model(
-    model_id: str, call: Callable = run_in_subprocess, task: str | None = None, original: str | None = None
+    model_id: str,
+    call: Callable = run_in_subprocess,
+    task: str | None = None,
+    original: str | None = None,
+    options: dict | None = None,
 ) -> Model:
     """Open a model, see resolve_model and Model.from_folder, in the process that `call` runs functions in.
 
-    `original`: the model to compare with, see Model.with_original.
+    `original`: the model to compare with, see Model.with_original; `options`: see Task.with_options.
     """
     model_id = hub_name(model_id)
-    model = call(read_model, resolve_model(model_id, task), model_id, task)
-    return model.with_original(open_model(original, call, task)) if original else model
+    model = call(read_model, resolve_model(model_id, task), model_id, task, options)
+    return model.with_original(open_model(original, call, task, options=options)) if original else model
 
 
 def read_model(folder: Path, *arguments) -> Model:

@@ -25,6 +25,7 @@ class Batch:
     inputs: dict[str, np.ndarray]  # name -> int64 [rows, tokens], padded
     lengths: np.ndarray  # tokens of each row without padding
     lost: np.ndarray  # tokens of each row that truncation removed
+    owners: np.ndarray  # of each row, see Task.answers
 
 
 def text_batches(model: Model, texts: list[Item], batching: Batching, padded_lengths: Callable) -> Iterator[Batch]:
@@ -38,7 +39,8 @@ def text_batches(model: Model, texts: list[Item], batching: Batching, padded_len
     if batching.name != "in-order":
         indices = np.argsort(characters, kind="stable")
     rest, rows = np.empty(0, int), {}
-    for chunk in split_chunks(indices, characters):
+    parts = model.task.parts
+    for chunk in split_chunks(indices, characters, parts):
         tokens = model.tokenize([texts[i] for i in chunk], windows=batching.long != "cut")
         owners = np.array(tokens.pop("item"), int)
         full = [i for i, ids in enumerate(tokens["input_ids"]) if len(ids)]
@@ -53,17 +55,19 @@ def text_batches(model: Model, texts: list[Item], batching: Batching, padded_len
         for batch in batches:
             of_batch = {name: pick(values, batch) for name, values in rows.items()}
             inputs = model.pad(of_batch, to_length=int(widths[batch].max()))
-            yield Batch(rest[batch], inputs, lengths[batch], lost=np.array(of_batch["lost"]))
+            lost, part = np.array(of_batch["lost"]), np.array(of_batch["part"], int)
+            yield Batch(rest[batch], inputs, lengths[batch], lost, owners=rest[batch] * parts + part)
         rest, rows = rest[carried], {name: pick(values, carried) for name, values in rows.items()}
 
 
-def split_chunks(indices: np.ndarray, characters: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the indices, in order, of as many items as are tokenized at once."""
-    start, total, most = 0, 0, min(FIRST_TEXTS, CHUNK_TEXTS)
+def split_chunks(indices: np.ndarray, characters: np.ndarray, parts: int = 1) -> Iterator[np.ndarray]:
+    """Yield the indices, in order, of as many items as are tokenized at once; each is tokenized in `parts`."""
+    largest = max(1, CHUNK_TEXTS // parts)
+    start, total, most = 0, 0, min(max(1, FIRST_TEXTS // parts), largest)
     for end, i in enumerate(indices):
-        if end - start == most or (end > start and total + characters[i] > CHUNK_CHARACTERS):
+        if end - start == most or (end > start and (total + characters[i]) * parts > CHUNK_CHARACTERS):
             yield indices[start:end]
-            start, total, most = end, 0, min(2 * most, CHUNK_TEXTS)
+            start, total, most = end, 0, min(2 * most, largest)
         total += characters[i]
     if start < len(indices):
         yield indices[start:]

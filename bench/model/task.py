@@ -5,11 +5,13 @@ that is pickled with its Model, and the only place that knows what is particular
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from bench.model.tokenizing import tokenize, tokenize_windows
+from bench.model.tokenizing import load_tokenizer, tokenize, tokenize_windows
+from bench.options import TRUNCATIONS
 from bench.tables.items import Item
 from utils import UserError
 
@@ -21,6 +23,8 @@ class Task:
     name: ClassVar[str]  # what transformers' pipelines, optimum and the Hub call it
     output: ClassVar[str] = "logits"  # name of the output to read, in torch and in ONNX
     class_suffix: ClassVar[str]  # of transformers' classes for this task, such as ForSequenceClassification
+    takes_pairs = False  # the model gets two texts in a row
+    truncation = TRUNCATIONS[0]  # of pairs; without an annotation, so that a task may have it as a field
     labels: tuple[str, ...]  # one name per number in an answer
 
     @classmethod
@@ -29,9 +33,16 @@ class Task:
         return any(str(name).endswith(cls.class_suffix) for name in config.get("architectures") or ())
 
     @classmethod
-    def from_config(cls, config) -> "Task":
-        """Read the task from a transformers config. Raises UserError if the config can't be used for it."""
+    def from_config(cls, config, folder: Path) -> "Task":
+        """Read the task from a transformers config and its folder. Raises UserError if they can't be used for it."""
         raise NotImplementedError
+
+    def with_options(self, options: dict, tokenizer, max_length: int) -> "Task":
+        """Return the task with its own options of the command line, see task_choice in bench/options.py.
+
+        Raises UserError if the model's tokenizer or its `max_length` do not suit them.
+        """
+        return self
 
     def with_thresholds(self, text: str | None) -> "Task":
         """Return the task with the thresholds of `--threshold`. Raises UserError if it has none."""
@@ -58,6 +69,21 @@ class Task:
         """Return the class of optimum.onnxruntime that exports and loads a model. Raises ImportError."""
         raise NotImplementedError
 
+    @property
+    def n_outputs(self) -> int:
+        """Return how many numbers the network returns for a row."""
+        return len(self.labels)
+
+    @property
+    def parts(self) -> int:
+        """Return the number of parts of an item, each of which has rows of its own."""
+        return 1
+
+    @property
+    def answer_options(self) -> str:
+        """Return which options determine the answers; empty for the defaults."""
+        return ""
+
     def examples(self, texts: list[str]) -> list[Item]:
         """Make items of some texts, with which exports are tried."""
         return list(texts)
@@ -65,25 +91,44 @@ class Task:
     def tokenize(self, tokenizer, items: list[Item], max_length: int, names: list[str], windows: bool) -> dict:
         """Return rows of token ids: name -> list [rows], for `names` and for `item`, the index of each row's item.
 
-        An item may have several rows, which answers() combines. See bench/model/tokenizing.py.
+        An item may have several rows, which answers() combines: windows, or several `parts`, whose number in the item
+        is then in `part`. See bench/model/tokenizing.py.
         """
-        function = tokenize_windows if windows else tokenize
-        return function(tokenizer, items, max_length, names)
+        if windows:
+            return tokenize_windows(tokenizer, items, max_length, names)
+        return tokenize(tokenizer, items, max_length, names, self.truncation)
+
+    def activate(self, outputs: np.ndarray) -> np.ndarray:
+        """Turn a model's outputs [rows, n] into answers for each row alone, float64 [rows, n], to compare rows."""
+        raise NotImplementedError
 
     def answers(self, outputs: np.ndarray, owners: np.ndarray, items: int, long: str) -> np.ndarray:
         """Turn a model's outputs [rows, n] into answers, float64 [items, labels].
 
-        `owners`: the item of each row; `long`: how the windows of a long text are combined, one of LONG_TEXTS. An item
-        without rows, or with an output that is not finite, has nan.
+        `owners`: the item of each row, or with several parts, item x parts + part; `long`: how the windows of a long
+        text are combined, one of LONG_TEXTS. An item without rows, or with an output that is not finite, has nan.
         """
         raise NotImplementedError
 
-    def reference(self, model, run, item: Item, long: str) -> np.ndarray:
+    def reference(self, model, original, item: Item, long: str) -> np.ndarray:
         """Return the answer [labels] for one item by the library's documented call; nan if the model can't answer it.
 
-        `run(inputs)` makes a forward pass: name -> int64 [rows, tokens] in, outputs [rows, n] out. It must share
-        neither tokenizing nor padding with tokenize().
+        `original`: the Reference, whose run() makes a forward pass. It must share neither tokenizing nor padding with
+        tokenize().
         """
+        raise NotImplementedError
+
+    def pipeline(self, model, network, device):
+        """Return transformers' pipeline for this task, with the limit and the inputs of the model."""
+        from transformers import pipeline
+
+        tokenizer = load_tokenizer(model.folder)
+        tokenizer.padding_side, tokenizer.model_max_length = model.padding_side, model.max_length
+        tokenizer.model_input_names = list(model.pad_values)
+        return pipeline(self.name, model=network, tokenizer=tokenizer, device=device)
+
+    def pipeline_answers(self, pipe, items: list[Item], batch_size: int) -> np.ndarray:
+        """Return the answers [items, labels] of pipeline()."""
         raise NotImplementedError
 
     @property

@@ -1,10 +1,12 @@
 """The tasks there are, and which of them a model is for."""
 
 from bench.model.classification import REGRESSION, Classification
+from bench.model.pairs import Pairs
 from bench.model.task import Task
+from bench.model.zero_shot import ZeroShot
 from utils import UserError
 
-TASKS = {"classification": Classification}
+TASKS = {"classification": Classification, "pairs": Pairs, "zero-shot": ZeroShot}
 
 
 def choose_task(config: dict, model_id: str, name: str | None = None) -> type[Task]:
@@ -14,13 +16,14 @@ def choose_task(config: dict, model_id: str, name: str | None = None) -> type[Ta
     """
     if not name and (sign := sign_of_pairs(config)):
         raise UserError(
-            f"{model_id} compares two texts, to judge by {sign} in config.json; pairs are not supported yet. "
-            "If it labels single texts, add --task classification"
+            f"{model_id} compares two texts, to judge by {sign} in config.json. Name the second text's column with "
+            "--pair-column, or labels with --candidate-labels. If it labels single texts, add --task classification"
         )
     architectures = config.get("architectures")
+    candidates = [TASKS[name]] if name else list(TASKS.values())
     if not architectures:  # as in some older models
-        return Classification
-    if matching := [task for task in TASKS.values() if task.matches(config)]:
+        return candidates[0]
+    if matching := [task for task in candidates if task.matches(config)]:
         return matching[0]
     wanted = " or ".join(f"...{task.class_suffix}" for task in TASKS.values())
     raise UserError(f"{model_id} is a {', '.join(map(str, architectures))}; a model of class {wanted} is needed")

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.tables.items import is_unicode
+from bench.options import TRUNCATIONS
+from bench.tables.items import Item, count_characters, is_unicode, item_of, parts_of
 from utils import UserError, first_line
 
 UNLIMITED = 10**9  # a limit from here on means that the model takes texts of any length
@@ -89,74 +90,128 @@ def resolve_max_length(config, tokenizer) -> int:
     return max_length if max_length < UNLIMITED else DEFAULT_MAX_LENGTH
 
 
-def tokenize(tokenizer, texts: list[str], max_length: int, names: Sequence[str] = ("input_ids",)) -> dict[str, list]:
-    """Return rows, one for each text: name -> list [texts], for the `names` and for `item`, the text's index.
+def tokenize(
+    tokenizer,
+    items: list[Item],
+    max_length: int,
+    names: Sequence[str] = ("input_ids",),
+    truncation: str = TRUNCATIONS[0],
+) -> dict[str, list]:
+    """Return rows, one for each item: name -> list [items], for the `names` and for `item`, the item's index.
 
     Names are `input_ids`, `token_type_ids` and `lost`, the number of tokens that truncation removed. Special tokens are
-    included; nothing is padded. A text that is not Unicode (half of a surrogate pair) has no tokens. A fast tokenizer
-    is called directly, because what transformers adds per text runs on one core only. Texts longer than
-    CHARACTERS_PER_TOKEN x 2 x `max_length` characters are cut to that length, on the side that truncation removes,
+    included; nothing is padded. An item is a text or a pair of texts, for which `truncation` is one of TRUNCATIONS. An
+    item that is not Unicode (half of a surrogate pair), or whose first text has no room, has no tokens. A fast
+    tokenizer is called directly, because what transformers adds per text runs on one core only. A text longer than
+    CHARACTERS_PER_TOKEN x 2 x `max_length` characters is cut to that length, on the side that truncation removes,
     before tokenizing. If the rest has fewer than 2 x `max_length` tokens, the whole text is tokenized instead. After
     such a cut, `lost` is an estimate. (A whole text of 10 MB takes 15 seconds and 2 GB.)
     """
 
-    def truncated(texts: list[str], max_length: int) -> dict[str, list]:
+    def truncated(items: list[Item], max_length: int) -> dict[str, list]:
         if not tokenizer.is_fast:
-            encoded = tokenizer(texts, truncation=True, max_length=max_length)
+            encoded = call_tokenizer(tokenizer, items, truncation=truncation, max_length=max_length)
             whole = [len(ids) < max_length for ids in encoded["input_ids"]]
             encoded["lost"] = [
-                0 if short else len(tokenizer(text)["input_ids"]) - max_length
-                for text, short in zip(texts, whole, strict=True)
+                0 if short else len(call_tokenizer(tokenizer, [item])["input_ids"][0]) - max_length
+                for item, short in zip(items, whole, strict=True)
             ]
             return {name: encoded[name] for name in names}
         fast = tokenizer.backend_tokenizer
         fast.no_padding()
-        fast.enable_truncation(max_length, direction=tokenizer.truncation_side)
-        encodings = fast.encode_batch_fast(texts)
-        special = fast.num_special_tokens_to_add(is_pair=False)
+        fast.enable_truncation(max_length, strategy=truncation, direction=tokenizer.truncation_side)
+        encodings = fast.encode_batch_fast(items)
         read = {
-            "input_ids": lambda encoding: encoding.ids,
-            "token_type_ids": lambda encoding: encoding.type_ids,
-            "lost": lambda encoding: sum(len(rest.ids) - special for rest in encoding.overflowing),
+            "input_ids": lambda: [encoding.ids for encoding in encodings],
+            "token_type_ids": lambda: [encoding.type_ids for encoding in encodings],
+            "lost": lambda: count_lost(fast, items, encodings),
         }
-        return {name: [read[name](encoding) for encoding in encodings] for name in names}
+        return {name: read[name]() for name in names}
 
     enough = 2 * max_length
     longest = CHARACTERS_PER_TOKEN * enough
     kept = slice(longest) if tokenizer.truncation_side == "right" else slice(-longest, None)
-    given = list(texts)
-    invalid = [i for i, text in enumerate(texts) if not is_unicode(text)]
-    for i in invalid:
-        given[i] = ""
-    for i, text in enumerate(given):
-        if len(text) > longest and len(truncated([text[kept]], enough)["input_ids"][0]) >= enough:
-            given[i] = text[kept]
+
+    def fills_twice(text: str) -> bool:
+        return len(truncated([text[kept]], enough)["input_ids"][0]) >= enough
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def shortened(item: Item) -> Item:
+        parts = parts_of(item)
+        if max(map(len, parts)) <= longest:
+            return item
+        cut = [part[kept] if len(part) > longest and fills_twice(part) else part for part in parts]
+        if len(parts) > 1 and all(map(fills_twice, parts)):  # the text with more tokens may keep one more
+            first_is_longer = count(parts[0]) > count(parts[1])
+            if first_is_longer != (count(cut[0]) > count(cut[1])):
+                whole = 0 if first_is_longer else 1
+                cut[whole] = parts[whole]
+        return item_of(cut)
+
+    invalid = invalid_items(tokenizer, items, max_length, truncation)
+    given = [item_of("" for _ in parts_of(item)) if i in invalid else shortened(item) for i, item in enumerate(items)]
     rows = truncated(given, max_length)
     for i in invalid:
         clear_row(rows, i)
-    for i, text in enumerate(texts if "lost" in rows else ()):
-        if 0 < len(given[i]) < len(text):
+    for i, item in enumerate(items if "lost" in rows else ()):
+        if 0 < count_characters(given[i]) < count_characters(item):
             tokens = len(rows["input_ids"][i])
-            rows["lost"][i] = round((tokens + rows["lost"][i]) * len(text) / len(given[i])) - tokens
-    return rows | {"item": list(range(len(texts)))}
+            ratio = count_characters(item) / count_characters(given[i])
+            rows["lost"][i] = round((tokens + rows["lost"][i]) * ratio) - tokens
+    return rows | {"item": list(range(len(items)))}
 
 
-def tokenize_windows(tokenizer, texts: list[str], max_length: int, names: Sequence[str]) -> dict[str, list]:
-    """Return rows as tokenize() does, but several overlapping ones, the windows, for a text above `max_length` tokens.
+def call_tokenizer(tokenizer, items: list[Item], **options):
+    """Call a tokenizer as transformers documents it, for texts or for pairs of texts."""
+    return tokenizer(*map(list, zip(*map(parts_of, items), strict=True)), **options)
 
-    The windows are those of `return_overflowing_tokens`; neighbours share overlap() tokens. `lost` of a text's first
-    window counts the tokens that only its other windows have. Raises UserError for a slow tokenizer.
+
+def count_lost(fast, items: list[Item], encodings: list) -> list[int]:
+    """Return the number of tokens that truncation removed from each item. `fast`: a tokenizer of tokenizers."""
+    special = fast.num_special_tokens_to_add(is_pair=False)
+    lost = [sum(len(rest.ids) - special for rest in encoding.overflowing) for encoding in encodings]
+    pairs = [i for i, count in enumerate(lost) if count and not isinstance(items[i], str)]
+    if pairs:  # each piece of one text is combined with each of the other
+        fast.no_truncation()
+        for i, whole in zip(pairs, fast.encode_batch_fast([items[i] for i in pairs]), strict=True):
+            lost[i] = len(whole.ids) - len(encodings[i].ids)
+    return lost
+
+
+def invalid_items(tokenizer, items: list[Item], max_length: int, truncation: str, room: int = 1) -> set[int]:
+    """Return the indices of the items that have no tokens.
+
+    These are not Unicode, or a second text that must not be truncated leaves less `room` than this for the first.
+    """
+    invalid = {i for i, item in enumerate(items) if not is_unicode(item)}
+    seconds = {item[1]: i for i, item in enumerate(items) if i not in invalid and not isinstance(item, str)}
+    if truncation != "only_first" or not seconds:
+        return invalid
+    tokens = tokenizer(list(seconds), add_special_tokens=False)["input_ids"]
+    most = max_length - tokenizer.num_special_tokens_to_add(pair=True) - room
+    long = {second for second, ids in zip(seconds, tokens, strict=True) if len(ids) > most}
+    return invalid | {i for i, item in enumerate(items) if item[1] in long}
+
+
+def tokenize_windows(tokenizer, items: list[Item], max_length: int, names: Sequence[str]) -> dict[str, list]:
+    """Return rows as tokenize() does, but several overlapping ones, the windows, for an item above `max_length` tokens.
+
+    The windows are those of `return_overflowing_tokens`; neighbours share overlap() tokens. Each window of a pair has
+    the whole second text. `lost` of an item's first window counts the tokens that only its other windows have. Raises
+    UserError for a slow tokenizer.
     """
     if not tokenizer.is_fast:
         raise UserError("--long windows needs a fast tokenizer, which this model lacks")
     fast, shared = tokenizer.backend_tokenizer, overlap(max_length)
+    invalid = invalid_items(tokenizer, items, max_length, "only_first", room=shared + 1)
     fast.no_padding()
-    fast.enable_truncation(max_length, stride=shared, direction=tokenizer.truncation_side)
-    special = fast.num_special_tokens_to_add(is_pair=False)
-    encodings = fast.encode_batch_fast([text if is_unicode(text) else "" for text in texts])
+    fast.enable_truncation(max_length, stride=shared, strategy="only_first", direction=tokenizer.truncation_side)
+    given = [item_of("" for _ in parts_of(item)) if i in invalid else item for i, item in enumerate(items)]
     rows = {name: [] for name in (*names, "item")}
-    for i, encoding in enumerate(encodings):
-        windows = [encoding, *encoding.overflowing] if is_unicode(texts[i]) else []
+    for i, encoding in enumerate(fast.encode_batch_fast(given)):
+        windows = [] if i in invalid else [encoding, *encoding.overflowing]
         columns = {
             "input_ids": [window.ids for window in windows],
             "token_type_ids": [window.type_ids for window in windows],
@@ -164,7 +219,7 @@ def tokenize_windows(tokenizer, texts: list[str], max_length: int, names: Sequen
             "item": [i] * len(windows),
         }
         if windows:
-            columns["lost"][0] = sum(len(window.ids) - special - shared for window in windows[1:])
+            columns["lost"][0] = sum(window.sequence_ids.count(0) - shared for window in windows[1:])
         for name in rows:
             rows[name] += columns[name]
     return rows
@@ -178,4 +233,4 @@ def overlap(max_length: int) -> int:
 def clear_row(rows: dict[str, list], i: int) -> None:
     """Remove the tokens of row i: the model can't answer this text."""
     for name, values in rows.items():
-        values[i] = values[i] if name == "item" else 0 if name == "lost" else []
+        values[i] = values[i] if name in ("item", "part") else 0 if name == "lost" else []

@@ -30,14 +30,20 @@ class Dataset:
     notes: list[str]  # deviations from what was asked, to be printed
     all_texts: list[str]  # without the limit
     gold: list = field(default_factory=list)  # labels of `texts`; empty without a label column
+    groups: list = field(default_factory=list)  # such as the query of each pair; empty without a group column
 
     def limited(self, limit: int | None) -> "Dataset":
-        """Return the dataset with at most `limit` texts, evenly spaced."""
+        """Return the dataset with at most `limit` texts, evenly spaced, or with about as many in whole groups."""
         if limit is None or limit >= len(self.texts):
             return self
         chosen = evenly_spaced(len(self.texts), limit)
-        gold = [self.gold[i] for i in chosen] if self.gold else []
-        return replace(self, texts=[self.texts[i] for i in chosen], gold=gold)
+        if self.groups:
+            names = list(dict.fromkeys(self.groups))
+            count = max(1, len(names) * limit // len(self.texts))
+            kept = {names[i] for i in evenly_spaced(len(names), count)}
+            chosen = [i for i, name in enumerate(self.groups) if name in kept]
+        lists = {"texts": self.texts, "gold": self.gold, "groups": self.groups}
+        return replace(self, **{name: [values[i] for i in chosen] for name, values in lists.items() if values})
 
 
 def load_dataset(
@@ -49,8 +55,8 @@ def load_dataset(
 ) -> Dataset:
     """Read the texts of `normal`, `filtered` or a file, at most `limit` of them, evenly spaced.
 
-    Rows without text are dropped and counted in the notes. Raises UserError if the file, the column or all text is
-    missing.
+    Two columns make pairs of texts; a third one, of any type, has their groups. Rows without text are dropped and
+    counted in the notes. Raises UserError if the file, the column or all text is missing.
     """
     notes = []
     if name_or_path in DATASETS:
@@ -63,7 +69,7 @@ def load_dataset(
             )
     else:
         path, name = name_or_path, locate(name_or_path).name
-    table = read_columns(path, columns, [label_column] if label_column else [], csv)
+    table = read_columns(path, columns[:2], [*columns[2:], *([label_column] if label_column else [])], csv)
     items = items_of(table, columns)
     kept = [i for i, item in enumerate(items) if item is not None]
     texts = [items[i] for i in kept]
@@ -73,7 +79,9 @@ def load_dataset(
         names = " and ".join(map(repr, columns))
         raise UserError(f"{path} has no text in column {names}; choose another one with --column")
     labels = table[label_column].to_pylist() if label_column else []
-    return Dataset(name, texts, notes, texts, [labels[i] for i in kept] if labels else []).limited(limit)
+    groups = [item[2] for item in texts] if len(columns) > 2 else []
+    texts = [item[:2] for item in texts] if groups else texts
+    return Dataset(name, texts, notes, texts, [labels[i] for i in kept] if labels else [], groups).limited(limit)
 
 
 def read_columns(

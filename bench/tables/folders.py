@@ -110,12 +110,12 @@ def common_schema(tables: list[Table], columns: list[str], text_columns: Sequenc
     Raises UserError if a file lacks a text column or it is not text, if all files lack another column, or if the
     types of a column are incompatible.
     """
-    fields = []
+    fields, options = [], dict(zip(text_columns, ("--column", "--pair-column"), strict=False))
     for name in columns:
         sources = [table for table in tables if table.has(name)]
         if name in text_columns or not sources:
             sources = tables
-        option = "--column" if name in text_columns else ""
+        option = options.get(name, "")
         types = [decoded(table.field(name, option)).type for table in sources]
         kind = common_type(name, list(dict.fromkeys(types)))
         if pa.types.is_null(kind) and any(table.format is format_json_lines for table in sources):
@@ -125,7 +125,7 @@ def common_schema(tables: list[Table], columns: list[str], text_columns: Sequenc
     for name in text_columns:
         if str(schema.field(name).type) not in TEXT_TYPES:
             kind = schema.field(name).type
-            raise UserError(f"column {name!r} is not text but {kind}; choose another one with --column")
+            raise UserError(f"column {name!r} is not text but {kind}; choose another one with {options[name]}")
     return schema
 
 

@@ -21,6 +21,12 @@ def parts_of(item: Item) -> tuple[str, ...]:
     return (item,) if isinstance(item, str) else item
 
 
+def item_of(parts: Iterable[str]) -> Item:
+    """Return the item of some texts: the text if there is one only, otherwise their tuple."""
+    item = tuple(parts)
+    return item if len(item) > 1 else item[0]
+
+
 def count_characters(item: Item) -> int:
     return sum(map(len, parts_of(item)))
 
@@ -51,10 +57,9 @@ def hash_item(item: Item) -> int:
 
 def items_of(table: pa.Table, columns: Sequence[str]) -> list[Item | None]:
     """Return the item of each row, from one text column or several; None if a row lacks one of the texts."""
-    values = [table[name].to_pylist() for name in columns]
+    values = [table[name].cast(pa.string()).to_pylist() for name in columns]
     rows = zip(*values, strict=True)
-    items = [row if all(map(has_text, row)) else None for row in rows]
-    return items if len(columns) > 1 else [item and item[0] for item in items]
+    return [item_of(row) if all(map(has_text, row)) else None for row in rows]
 
 
 def has_text(value: str | None) -> bool:

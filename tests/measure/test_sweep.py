@@ -81,6 +81,7 @@ def plan(monkeypatch):
         texts=["text"] * 12,
         ids={},
         items=np.arange(12),
+        owners=np.arange(12),
         lengths=np.full(12, 4),
         groups=np.zeros(12, int),
         sample=np.arange(12),

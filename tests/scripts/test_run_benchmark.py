@@ -269,7 +269,7 @@ def run_fake(call, monkeypatch, tmp_path):
     monkeypatch.setattr(run_benchmark, "estimate", lambda *_: {})
     monkeypatch.setattr(warnings, "cpu_busy", lambda: 0.0)
 
-    def open_model(name: str, *_):
+    def open_model(name: str, *_, **__):
         if "/model" in name:
             return Model.from_folder(Path(name), name)
         fake = SimpleNamespace(

@@ -1,0 +1,90 @@
+"""The task of models that compare two texts: NLI, duplicates, similarity, and rerankers with a single score."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bench.model.classification import (
+    CARDS,
+    MIN_CHANGE,
+    MULTI,
+    REGRESSION,
+    Classification,
+    resolve_labels,
+    resolve_problem_type,
+)
+from bench.options import TRUNCATIONS
+from bench.tables.items import Item
+from utils import UserError
+
+SECOND_WORDS = 8  # of the second texts of examples: they leave room for the first if only that one is truncated
+SIGMOIDS = {"Identity": False, "Sigmoid": True}  # torch's names of activations
+
+
+@dataclass(frozen=True)
+class Pairs(Classification):
+    """A classifier of pairs of texts. With one label it gives a score, which is judged like the value of a regression.
+
+    No threshold is known above which a pair matches.
+    """
+
+    takes_pairs = True
+    truncation: str = TRUNCATIONS[0]  # of the two texts
+    sigmoid_score: bool = False  # the score is the sigmoid of the output
+
+    @classmethod
+    def from_config(cls, config, folder: Path) -> "Pairs":
+        labels, thresholds = resolve_labels(config), (0.5,) * config.num_labels
+        if len(labels) > 1:
+            return cls(labels, resolve_problem_type(config), thresholds)
+        return cls(labels, REGRESSION, thresholds, sigmoid_score=has_sigmoid(config))
+
+    def with_options(self, options: dict, tokenizer, max_length: int) -> "Pairs":
+        return replace(self, **options)
+
+    @property
+    def answer_options(self) -> str:
+        return f"pairs {self.truncation}"
+
+    @property
+    def summary(self) -> str:
+        kind = "sigmoid scores" if self.sigmoid_score else self.problem_type
+        return f"pairs of texts, {len(self.labels)} labels, {kind}"
+
+    def examples(self, texts: list[str]) -> list[Item]:
+        seconds = [" ".join(text.split()[:SECOND_WORDS]) for text in texts]
+        return list(zip(texts, [*seconds[1:], seconds[0]], strict=True))
+
+    @property
+    def card(self) -> dict:
+        card = CARDS[MULTI] | {"output_word": "score"} if self.sigmoid_score else super().card
+        return card | {"truncation": self.truncation}
+
+
+def order_changes(answers: np.ndarray, reference: np.ndarray, groups: list[str]) -> tuple[int, int]:
+    """Return (neighbours that change places, neighbours) in the reference's order of each group, such as a query.
+
+    Scores [items, 1] whose difference is within MIN_CHANGE are a tie, which does not count.
+    """
+    neighbours = np.lexsort((reference[:, 0], groups))
+    lower, upper = neighbours[:-1], neighbours[1:]
+    same = np.array([groups[i] == groups[j] for i, j in zip(lower, upper, strict=True)], bool)
+    same &= (reference[upper] - reference[lower])[:, 0] > MIN_CHANGE  # False for nan
+    return int((same & ~(answers[upper] > answers[lower])[:, 0]).sum()), int(same.sum())
+
+
+def has_sigmoid(config) -> bool:
+    """True if a model with one label applies a sigmoid, by the field that sentence-transformers' CrossEncoder reads.
+
+    Without it, problem_type decides, as in transformers' pipeline. Raises UserError for another activation.
+    """
+    block = getattr(config, "sentence_transformers", None) or {}
+    names = block.get("activation_fn"), getattr(config, "sbert_ce_default_activation_function", None)
+    name = next(filter(None, names), None)
+    if not name:
+        return config.problem_type != REGRESSION
+    kind = str(name).rpartition(".")[2]
+    if kind not in SIGMOIDS:
+        raise UserError(f"config.json names the activation {name}; only those of {', '.join(SIGMOIDS)} are supported")
+    return SIGMOIDS[kind]
