@@ -128,7 +128,7 @@ def test_a_card_has_no_markup_of_names_and_its_example_names_the_repository(name
     names = dict.fromkeys(("model", "repo", "dataset", "column", "machine", "reason", "options", "versions"), name)
     names |= {"nodes": name, "provider": name, "findings": [name], "command": command("python", name)}
     label = {"label": name, "original": 0.5, "export": 0.5, "difference": 0.0}
-    names |= {"labels": [name, name], "thresholds": (0.5, 0.4), "threshold": name, "task_option": name}
+    names |= {"labels": [name, name], "thresholds": (0.5, 0.4), "threshold": name, "task_options": {"task": name}}
     report = names | {"worst": [{"excerpt": name, "labels": [label]}]}
     card = card_of(tmp_path, **report)
     _, metadata, body = card.split("---\n", 2) if name != "---" else ["", *card[4:].split("\n---\n", 1)]

@@ -26,7 +26,7 @@ def make_report() -> dict:
     report = {"model": "ann/tiny", "repo": "ann/tiny-onnx", "precision": "fp32", "texts": 1, "fp16_exercised": True}
     report |= {"card": {"activation": "logits", "output_word": "value"}, "task": "text-classification"}
     report |= {"batches": "1 sorted", "batches_matter": False, "max_length": 9, "opset": 17}
-    report |= {"labels": ["x"], "thresholds": [0.5], "threshold": "", "task_option": None}
+    report |= {"labels": ["x"], "thresholds": [0.5], "threshold": "", "task_options": {"task": None}}
     report |= {"largest_difference": figures, "speed": {"original": 1.0, "export": 1.0}, "worst": [], "findings": []}
     report |= dict.fromkeys(("dataset", "column", "machine", "verdict", "reason", "provider"), "x")
     report |= dict.fromkeys(("mean_over_labels", "flips", "tolerance"), 0.0) | {"non_finite_texts": 0}
