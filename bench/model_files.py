@@ -1,11 +1,13 @@
 """The files of a model and of an export: the only place that finds them, so that nothing outside the folder is read."""
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from bench.files import read_json
-from utils import UserError
+from utils import UserError, first_line
 
 MANIFEST = "export.json"  # beside model.onnx: its model, its exporter and its files
 SETTINGS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
@@ -14,7 +16,13 @@ VOCABULARIES = "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "dict.txt",
 VOCABULARIES += "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "tokenizer.model", "spm.model"
 VOCABULARIES += "spm_char.model", "source.spm", "target.spm", "target_vocab.json", "vocab-src.json", "vocab-tgt.json"
 VOCABULARIES += "entity_vocab.json", "word_shape.json", "word_pronunciation.json", "normalizer.json", "byte_maps.json"
+# of sentence-transformers: the list of a model's modules, its prompts, and the settings of its tokenizer
+MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
+TRANSFORMER_TYPES = "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"
+SENTENCE_SETTINGS = tuple(f"sentence_{name}_config.json" for name in TRANSFORMER_TYPES)
+MODULE_KINDS = "Transformer", "Pooling", "Dense", "Normalize"
 SMALL_FILES = *SETTINGS, "tokenizer.json", "added_tokens.json", "tekken.json", *VOCABULARIES
+SMALL_FILES += MODULES, PROMPTS, *SENTENCE_SETTINGS
 # also read, but without effect on the answers
 OTHER_FILES = "README.md", "generation_config.json", "chat_template.jinja", "additional_chat_templates/*.jinja"
 # in the order in which transformers looks for them
@@ -50,7 +58,48 @@ def small_files(folder: Path) -> list[Path]:
     for pattern in OTHER_FILES:
         for file in folder.glob(pattern):
             inside(folder, str(file.relative_to(folder)))
-    return [file for name in SMALL_FILES if (file := inside(folder, name)).is_file()]
+    names = [*SMALL_FILES, *(f"{path}/config.json" for _, path in sentence_modules(folder) if path)]
+    return [file for name in names if (file := inside(folder, name)).is_file()]
+
+
+def sentence_modules(folder: Path) -> list[tuple[str, str]]:
+    """Return the kind and the subfolder of each module of a sentence-transformers model; empty for other models.
+
+    Raises UserError for modules of other kinds: sentence-transformers would run code from the folder to load them.
+    """
+    file = inside(folder, MODULES)
+    if not file.is_file():
+        return []
+    try:
+        entries = [(entry["type"], entry["path"]) for entry in json.loads(file.read_bytes())]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{file} can't be read: {first_line(error)}") from error
+    modules = []
+    for kind, path in entries:
+        known = re.fullmatch(rf"sentence_transformers(?:\.\w+)*\.({'|'.join(MODULE_KINDS)})", str(kind))
+        if not known or (known[1] == "Transformer") != (path == ""):
+            raise UserError(f"{file} has the module {kind!r} in {path!r}; only {', '.join(MODULE_KINDS)} are supported")
+        inside(folder, path)
+        modules.append((known[1], path))
+    return modules
+
+
+def module_choices(folder: Path) -> Iterator[list[str]]:
+    """Yield the names of the further files of a sentence-transformers model, pickles only if there is nothing else."""
+    paths = [path for _, path in sentence_modules(folder) if path]
+    if paths:
+        yield [f"{path}/{name}" for path in paths for name in ("config.json", WEIGHTS[0])]
+    if pickled := [path for kind, path in sentence_modules(folder) if kind == "Dense" and not (folder / path / WEIGHTS[0]).is_file()]:
+        yield [f"{path}/{WEIGHTS[2]}" for path in pickled]
+
+
+def module_weights(folder: Path) -> list[Path]:
+    """Return the files of weights of a sentence-transformers model's Dense modules."""
+    files = []
+    for _, path in sentence_modules(folder):
+        choices = [inside(folder, f"{path}/{name}") for name in (WEIGHTS[0], WEIGHTS[2])] if path else []
+        files += [file for file in choices if file.is_file()][:1]
+    return files
 
 
 def check_settings(folder: Path) -> None:
@@ -100,7 +149,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def model_files(folder: Path) -> list[Path]:
     """Return the files that transformers loads, which determine the answers. Raises UserError if one is elsewhere."""
-    return sorted({*small_files(folder), *weight_files(folder)})
+    return sorted({*small_files(folder), *weight_files(folder), *module_weights(folder)})
 
 
 def check_weights(folder: Path) -> None:

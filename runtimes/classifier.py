@@ -127,7 +127,7 @@ class Classifier:
             on_progress(round(characters_done / max(characters.sum(), 1) * len(texts)))
         fetch()
         indices = np.concatenate([np.empty(0, int), *(batch_indices for batch_indices, _ in fetched)])
-        no_outputs = np.empty((0, len(self.model.labels)), np.float32)
+        no_outputs = np.empty((0, self.model.task.n_outputs), np.float32)
         outputs = np.concatenate([no_outputs, *(batch_outputs for _, batch_outputs in fetched)])
         end = time.monotonic()
         answers = self.model.task.answers(outputs, indices, len(texts), batching.long)
@@ -139,15 +139,14 @@ class Classifier:
         return share, self.predict([texts[i] for i in share], batching, halve_on_oom=True)
 
     def to_host(self, outputs) -> np.ndarray:
-        """Fetch a batch's outputs, float32 [rows, n]. Raises UserError if n is not the model's number of labels."""
-        logits = self.runner.to_host(outputs)
-        labels = len(self.model.labels)
-        if logits.shape[1:] != (labels,):
+        """Fetch a batch's outputs, float32 [rows, n]. Raises UserError if n is not what the task expects."""
+        rows, expected = self.runner.to_host(outputs), self.model.task.n_outputs
+        if rows.shape[1:] != (expected,):
             raise UserError(
-                f"the export has {logits.shape[-1]} outputs per text, but the model has {labels} labels: it belongs to "
+                f"the export has {rows.shape[-1]} outputs per text, but the model has {expected}: it belongs to "
                 "another model. Recreate it with export_onnx.py --overwrite"
             )
-        return logits
+        return rows
 
 
 def timed(items: Iterator, counts: Counter) -> Iterator:

@@ -127,7 +127,7 @@ class Worker(Classifier):
         else:
             items = self.tokens.items[np.concatenate([np.empty(0, int), *self.shard])]
             outputs = [self.to_host(batch_outputs) for batch_outputs in self.outputs]
-            values = np.concatenate([np.empty((0, len(self.model.labels))), *outputs])
+            values = np.concatenate([np.empty((0, self.model.task.n_outputs)), *outputs])
         sampled = np.isin(items, self.tokens.sample)
         if self.gpu is not None:
             self.latencies = [self.time_batch(i) for i in evenly_spaced(len(self.prepared), N_LATENCIES)]

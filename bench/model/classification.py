@@ -36,7 +36,7 @@ class Classification(Task):
     thresholds: tuple[float, ...]  # above which each label of a MULTI model is predicted
 
     @classmethod
-    def from_config(cls, config) -> "Classification":
+    def from_config(cls, config, folder: Path) -> "Classification":
         labels = resolve_labels(config)
         return cls(labels, resolve_problem_type(config), (0.5,) * len(labels))
 
@@ -92,7 +92,7 @@ class Classification(Task):
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponents / exponents.sum(axis=1, keepdims=True)
 
-    def reference(self, model, run, item: Item, long: str) -> np.ndarray:
+    def reference(self, model, original, item: Item, long: str) -> np.ndarray:
         """Return the answer of `model(**tokenizer(text, truncation=True))`.
 
         With windows it is the maximum or the mean of the answers for each window alone.
@@ -107,7 +107,7 @@ class Classification(Task):
             return np.full(len(self.labels), np.nan)
         names = [name for name in inputs if name in model.forward_names]
         windows = range(len(inputs["input_ids"]))
-        outputs = [run({name: np.array(inputs[name][i : i + 1]) for name in names}) for i in windows]
+        outputs = [original.run({name: np.array(inputs[name][i : i + 1]) for name in names}) for i in windows]
         combine = np.mean if long == "windows-mean" else np.max
         return combine(self.activate(np.concatenate(outputs)), axis=0)
 
@@ -150,17 +150,21 @@ class Classification(Task):
             return answers > np.array(self.thresholds)
         return np.arange(answers.shape[1]) == answers.argmax(axis=1)[:, None]
 
+    def basis(self, reference: np.ndarray) -> np.ndarray:
+        """Return the standard deviation of each label [labels]."""
+        return reference.std(axis=0)
+
     def count_flips(
-        self, answers: np.ndarray, reference: np.ndarray, spread: np.ndarray | None = None
+        self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None
     ) -> tuple[int, int]:
         """Return (changed decisions, all decisions), see DECISIONS.
 
-        A value of a regression counts as changed if it moves by more than a tenth of the `spread` [labels], by default
-        the standard deviation of the reference. A number that is not finite is a change.
+        A value of a regression counts as changed if it moves by more than a tenth of the standard deviation. A number
+        that is not finite is a change.
         """
         not_finite = ~np.isfinite(answers)
         if self.problem_type == REGRESSION:
-            spread = reference.std(axis=0) if spread is None else spread
+            spread = self.basis(reference) if basis is None else basis
             changed = np.abs(answers - reference) > np.maximum(spread / 10, MIN_CHANGE)
         else:
             changed = self.decide(answers) != self.decide(reference)

@@ -25,7 +25,7 @@ class ParityCounter:
     precision: str = ""  # of the variant's matrix products, empty if unknown
     tolerance: float = TOLERANCE  # share of changed decisions
     stored_rounding: float = 0.0  # how far answers may be off because they are stored in fewer bits
-    spread: np.ndarray | None = None  # of a regression [labels]; by default that of the reference in each call
+    basis: np.ndarray | None = None  # see Task.basis; by default that of the reference in each call
     items: int = 0
     changed: int = 0
     decisions: int = 0
@@ -42,15 +42,15 @@ class ParityCounter:
         answers, reference = answers[known], reference[known]
         if not len(reference):
             return
-        changed, decisions = self.task.count_flips(answers, reference, self.spread)
+        changed, decisions = self.task.count_flips(answers, reference, self.basis)
         self.changed += changed
         self.decisions += decisions
         self.items += len(reference)
-        differences = np.abs(answers - reference)
+        differences = self.task.differences(answers, reference)
         finite = np.isfinite(differences).all(axis=1)
         self.non_finite += int((~finite).sum())
         self.max_diff = max(self.max_diff, float(differences[np.isfinite(differences)].max(initial=0.0)))
-        self.scale = max(self.scale, float(np.abs(reference).max()))
+        self.scale = max(self.scale, self.task.scale(reference))
         self.largest.append(differences[finite].max(axis=1))
         self.sum_of_differences += float(differences[finite].sum())
         self.n_differences += differences[finite].size

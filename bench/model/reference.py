@@ -49,7 +49,7 @@ class Reference:
         """
         answers = np.empty((len(items), len(self.model.labels)))
         for i, item in enumerate(items):
-            answers[i] = self.model.task.reference(self.model, self.run, item, self.long)
+            answers[i] = self.model.task.reference(self.model, self, item, self.long)
             heartbeat(i + 1)
         return answers
 
@@ -78,7 +78,8 @@ class Reference:
             return 0.0
         rows, pad = self.model.tokenize(texts, max_length), self.model.pad
         alone = [pad({name: values[i : i + 1] for name, values in rows.items()}) for i in range(len(texts))]
-        return float(np.abs(self.of_batch(pad(rows)) - np.concatenate(list(map(self.of_batch, alone)))).max())
+        alone = np.concatenate(list(map(self.of_batch, alone)))
+        return float(self.model.task.differences(self.of_batch(pad(rows)), alone).max())
 
 
 def cached_array(compute: Callable, shape: tuple, *inputs: object, is_complete: Callable | None = None) -> np.ndarray:
@@ -128,6 +129,8 @@ class CachedReference:
             return not len(failed) or not any(map(len, model.tokenize([items[i] for i in failed])["input_ids"]))
 
         inputs = step.__name__, items, model.weights_id, long, gpu is not None
+        if model.task.answer_options:
+            inputs += (model.task.answer_options,)
         return cached_array(compute, shape, *inputs, is_complete=is_complete)
 
     def __enter__(self) -> "CachedReference":

@@ -15,6 +15,8 @@ from bench.model_files import (
     WEIGHTS,
     check_settings,
     check_weights,
+    module_weights,
+    module_choices,
     nested_items,
     small_files,
     weight_choices,
@@ -61,9 +63,9 @@ def resolve_model(model_id: str, task: str | None = None) -> Path:
     if not isinstance(config.get("model_type"), str) or not isinstance(heads, list):
         # transformers would guess a missing type from the folder's name
         raise UserError(f"{folder}/config.json lacks model_type, or its architectures are not a list")
-    choose_task(config, model_id, task)
+    choose_task(folder, config, model_id, task)
     check_weights(folder)
-    for file in weight_files(folder):
+    for file in [*weight_files(folder), *module_weights(folder)]:
         check_not_lfs_pointer(locate(file))
     return folder
 
@@ -71,6 +73,8 @@ def resolve_model(model_id: str, task: str | None = None) -> Path:
 def download_model(repo: str, revision: str) -> Path:
     """Download what transformers would load; a pickle only if there is nothing else. Raises UserError."""
     folder = download(repo, [*SMALL_FILES, *WEIGHTS[:2], WEIGHTS[3], "README.md"], revision)
+    for names in module_choices(folder):
+        folder = download(repo, names, revision)
     for names in weight_choices(folder) if (folder / "config.json").is_file() else ():
         if names != [WEIGHTS[0]]:
             folder = download(repo, names, revision)

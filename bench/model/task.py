@@ -5,6 +5,7 @@ that is pickled with its Model, and the only place that knows what is particular
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ class Task:
     name: ClassVar[str]  # what transformers' pipelines, optimum and the Hub call it
     output: ClassVar[str] = "logits"  # name of the output to read, in torch and in ONNX
     class_suffix: ClassVar[str]  # of transformers' classes for this task, such as ForSequenceClassification
+    optional_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of weights that may be missing
     labels: tuple[str, ...]  # one name per number in an answer
 
     @classmethod
@@ -29,8 +31,8 @@ class Task:
         return any(str(name).endswith(cls.class_suffix) for name in config.get("architectures") or ())
 
     @classmethod
-    def from_config(cls, config) -> "Task":
-        """Read the task from a transformers config. Raises UserError if the config can't be used for it."""
+    def from_config(cls, config, folder: Path) -> "Task":
+        """Read the task from a transformers config and its folder. Raises UserError if they can't be used for it."""
         raise NotImplementedError
 
     def with_thresholds(self, text: str | None) -> "Task":
@@ -52,6 +54,28 @@ class Task:
         if type(config) not in classes:
             raise UserError(f"transformers has no ...{cls.class_suffix} for models of type {config.model_type}")
         return classes[type(config)]
+
+    @property
+    def n_outputs(self) -> int:
+        """Return how many numbers the network returns for a row."""
+        return len(self.labels)
+
+    @property
+    def fingerprint(self) -> list[bytes]:
+        """Return what determines the answers beside the model's files, for its weights_id."""
+        return []
+
+    @property
+    def answer_options(self) -> str:
+        """Return what else determines the reference's answers, see CachedReference."""
+        return ""
+
+    def wrap(self, model, network):
+        """Return a loaded network with all that computes the task's output in torch."""
+        return network
+
+    def set_up_tokenizer(self, tokenizer, folder: Path) -> None:
+        """Apply the task's own settings to a tokenizer that was just loaded."""
 
     @staticmethod
     def optimum_class() -> type:
@@ -78,13 +102,25 @@ class Task:
         """
         raise NotImplementedError
 
-    def reference(self, model, run, item: Item, long: str) -> np.ndarray:
+    def reference(self, model, original, item: Item, long: str) -> np.ndarray:
         """Return the answer [labels] for one item by the library's documented call; nan if the model can't answer it.
 
-        `run(inputs)` makes a forward pass: name -> int64 [rows, tokens] in, outputs [rows, n] out. It must share
-        neither tokenizing nor padding with tokenize().
+        `original`: the Reference, whose run() makes a forward pass. It must share neither tokenizing nor padding with
+        tokenize().
         """
         raise NotImplementedError
+
+    def differences(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """Return how far answers [items, labels] are from the reference, [items, n], to compare with ROUNDING."""
+        return np.abs(answers - reference)
+
+    def scale(self, reference: np.ndarray) -> float:
+        """Return the number that differences of this reference are in proportion to, at least 1."""
+        return max(1.0, float(np.abs(reference).max()))
+
+    def basis(self, reference: np.ndarray) -> np.ndarray | None:
+        """Return what count_flips() needs of the reference for a sample of the texts."""
+        return None
 
     @property
     def rule_id(self) -> str:
@@ -109,8 +145,11 @@ class Task:
         """Return the task restricted to `labels`, as --labels writes them."""
         raise NotImplementedError
 
-    def count_flips(self, answers: np.ndarray, reference: np.ndarray, spread: np.ndarray | None) -> tuple[int, int]:
-        """Return (changed decisions, all decisions) of two [items, labels]. A number that is not finite is a change."""
+    def count_flips(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None) -> tuple[int, int]:
+        """Return (changed decisions, all decisions) of two [items, labels]. A number that is not finite is a change.
+
+        `basis`: see basis(); by default that of this reference.
+        """
         raise NotImplementedError
 
     @property

@@ -1,17 +1,23 @@
 """The tasks there are, and which of them a model is for."""
 
+from pathlib import Path
+
 from bench.model.classification import REGRESSION, Classification
+from bench.model.embedding import Embedding
 from bench.model.task import Task
+from bench.model_files import sentence_modules
 from utils import UserError
 
-TASKS = {"classification": Classification}
+TASKS = {"classification": Classification, "embedding": Embedding}
 
 
-def choose_task(config: dict, model_id: str, name: str | None = None) -> type[Task]:
-    """Return the task of a model by the content of its config.json, or the task with this name.
+def choose_task(folder: Path, config: dict, model_id: str, name: str | None = None) -> type[Task]:
+    """Return the task of a model by its modules.json and the content of its config.json, or the task with this name.
 
     Raises UserError if there is none, or if the model is for pairs of texts and no name is given.
     """
+    if name == "embedding" or (not name and any(kind == "Pooling" for kind, _ in sentence_modules(folder))):
+        return Embedding
     if not name and (sign := sign_of_pairs(config)):
         raise UserError(
             f"{model_id} compares two texts, to judge by {sign} in config.json; pairs are not supported yet. "

@@ -1,0 +1,304 @@
+"""The task of an embedding model: one text in, a vector out, as sentence-transformers' encode() returns it."""
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from bench.files import read_json
+from bench.model.classification import combine_windows
+from bench.model.task import Task
+from bench.model.tokenizing import overlap
+from bench.model_files import PROMPTS, SENTENCE_SETTINGS, inside, sentence_modules
+from bench.tables.datasets import evenly_spaced
+from bench.tables.items import Item, is_unicode, parts_of
+from utils import UserError
+
+N_ANCHORS = 256  # texts among which the nearest one to each text is looked for
+MARGIN = 0.005  # a nearest anchor counts as changed if the original finds the new one this much less similar
+MIN_NORM = 1e-12  # as in torch.nn.functional.normalize
+# the names of the pooling modes in older configs, in the order in which their vectors are joined
+OLD_POOLING = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+# settings of the tokenizer that have an effect here, and those that say that the model takes texts
+KNOWN_SETTINGS = {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"}
+TEXT_SETTINGS = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
+ACTIVATION = re.compile(r"torch\.nn\.modules\.(activation|linear)\.\w+")
+
+
+@dataclass(frozen=True)
+class Embedding(Task):
+    """A sentence-transformers model, or a plain encoder whose tokens are pooled.
+
+    Its "labels" are the numbers of a vector's dimensions.
+    """
+
+    name: ClassVar[str] = "feature-extraction"
+    output: ClassVar[str] = "sentence_embedding"
+    class_suffix: ClassVar[str] = "Model"
+    optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
+    dims: int  # numbers that the network returns for a row
+    pooling: str  # modes, joined by a plus
+    is_plain: bool  # not a sentence-transformers model
+    has_unit_length: bool  # its last module normalizes
+    include_prompt: bool  # False: the prompt's tokens are left out of the pooling
+    prompts: dict[str, str] = field(default_factory=dict)
+    prompt: str = ""  # before every text
+    normalize: bool = False  # to unit length, after truncating
+
+    @classmethod
+    def matches(cls, config: dict) -> bool:
+        return False  # config.json does not tell; see choose_task
+
+    @classmethod
+    def from_config(cls, config, folder: Path) -> "Embedding":
+        """Read modules.json and the files that it names; a folder without is a plain encoder. Raises UserError."""
+        modules = sentence_modules(folder)
+        if not modules:
+            size = config.hidden_size
+            return cls(dimensions(size), size, "mean", is_plain=True, has_unit_length=False, include_prompt=True)
+        kinds = [kind for kind, _ in modules]
+        if kinds[:2] != ["Transformer", "Pooling"] or {*kinds[2:]} - {"Dense", "Normalize"}:
+            raise UserError(f"{folder}/modules.json lists {', '.join(kinds)}; a Pooling must follow the Transformer")
+        sentence_settings(folder)
+        settings = module_config(folder, modules[1][1])
+        modes, size = pooling_modes(settings), settings.get("embedding_dimension", settings.get("word_embedding_dimension"))
+        check_size(folder, modules[1][1], size, config.hidden_size)
+        size = config.hidden_size * len(modes)
+        for kind, path in modules[2:]:
+            if kind == "Dense":
+                dense = module_config(folder, path)
+                check_size(folder, path, dense.get("in_features"), size)
+                size = dense.get("out_features")
+                if not ACTIVATION.fullmatch(str(dense.get("activation_function", "torch.nn.modules.activation.Tanh"))):
+                    raise UserError(f"{folder}/{path}/config.json needs custom code, {dense['activation_function']}")
+                names = {dense.get("module_input_name"), dense.get("module_output_name")}
+                if names - {None, cls.output}:
+                    raise UserError(f"{folder}/{path}/config.json is not applied to the pooled vector; not supported")
+        about = read_json(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
+        prompts = about.get("prompts") or {}
+        task = cls(
+            labels=dimensions(size),
+            dims=size,
+            pooling="+".join(modes),
+            is_plain=False,
+            has_unit_length=kinds[-1] == "Normalize",
+            include_prompt=settings.get("include_prompt", True),
+            prompts={str(name): str(text) for name, text in prompts.items()} if isinstance(prompts, dict) else {},
+        )
+        return task.with_vectors(prompt_name=about.get("default_prompt_name"), truncate_dim=about.get("truncate_dim"))
+
+    def with_vectors(
+        self,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool = False,
+    ) -> "Embedding":
+        """Return the task with the arguments of SentenceTransformer.encode(). Raises UserError if they don't fit."""
+        if prompt_name is not None:
+            if prompt_name not in self.prompts:
+                known = ", ".join(self.prompts) or "none"
+                raise UserError(f"--prompt-name {prompt_name}: the model has no such prompt; its prompts: {known}")
+            prompt = self.prompts[prompt_name]
+        if truncate_dim is not None and not 0 < truncate_dim <= len(self.labels):
+            raise UserError(f"--truncate-dim {truncate_dim}: the vectors have {len(self.labels)} dimensions")
+        return replace(
+            self,
+            labels=self.labels[:truncate_dim],
+            prompt=self.prompt if prompt is None else prompt,
+            normalize=normalize or self.normalize,
+        )
+
+    def with_pooling(self, pooling: str | None) -> "Embedding":
+        """Return the task with the `--pooling` of a plain encoder. Raises UserError for other models."""
+        if pooling and not self.is_plain:
+            raise UserError(f"--pooling {pooling}: modules.json says how this model pools ({self.pooling}); drop --pooling")
+        return replace(self, pooling=pooling or self.pooling)
+
+    @staticmethod
+    def auto_class() -> type:
+        from transformers import AutoModel
+
+        return AutoModel
+
+    @classmethod
+    def class_of(cls, config) -> type:
+        if config.is_encoder_decoder:
+            raise UserError(f"{config.model_type} is an encoder-decoder model, which is not supported for embeddings")
+        found = super().class_of(config)
+        return found if isinstance(found, type) else found[0]  # several for some types
+
+    @staticmethod
+    def optimum_class() -> type:
+        from optimum.onnxruntime import ORTModelForFeatureExtraction
+
+        return ORTModelForFeatureExtraction
+
+    @property
+    def n_outputs(self) -> int:
+        return self.dims
+
+    @property
+    def fingerprint(self) -> list[bytes]:
+        return [f"pooling {self.pooling}".encode()] if self.is_plain else []
+
+    @property
+    def answer_options(self) -> str:
+        return f"{self.prompt!r}, {len(self.labels)} dimensions, normalize {self.normalize}"
+
+    @property
+    def rule_id(self) -> str:
+        return f"{len(self.labels)} dimensions" if len(self.labels) < self.dims else ""
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self.labels)} dimensions, {self.pooling} pooling"
+
+    @property
+    def decision_words(self) -> str:
+        return f"texts whose nearest anchor is another one, which the original finds over {MARGIN} less similar"
+
+    def wrap(self, model, network):
+        from bench.model.sentence import SentenceEncoder
+
+        return SentenceEncoder(network, model)
+
+    def set_up_tokenizer(self, tokenizer, folder: Path) -> None:
+        """Apply `max_seq_length` and `do_lower_case` of sentence-transformers' settings to a tokenizer."""
+        settings = sentence_settings(folder)
+        if settings.get("max_seq_length") is not None:
+            tokenizer.model_max_length = settings["max_seq_length"]
+        if not settings.get("do_lower_case"):
+            return
+        if not tokenizer.is_fast:
+            tokenizer.do_lower_case = True
+            return
+        from tokenizers.normalizers import Lowercase, Sequence
+
+        backend = tokenizer.backend_tokenizer
+        backend.normalizer = Sequence([Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
+
+    def tokenize(self, tokenizer, items: list[Item], max_length: int, names: list[str], windows: bool) -> dict:
+        return super().tokenize(tokenizer, [self.prompt + text_of(item) for item in items], max_length, names, windows)
+
+    def answers(self, outputs: np.ndarray, owners: np.ndarray, items: int, long: str) -> np.ndarray:
+        """Return vectors, float32 [items, dimensions]; those of a long text's windows are averaged."""
+        if long == "cut":
+            vectors = np.full((items, self.dims), np.nan, np.float32)
+            vectors[owners] = outputs
+        else:
+            vectors = combine_windows(outputs, owners, items, mean=True)
+            vectors = unit(vectors) if self.has_unit_length else vectors
+        vectors = vectors[:, : len(self.labels)]
+        return (unit(vectors) if self.normalize else vectors).astype(np.float32, copy=False)
+
+    def reference(self, model, original, item: Item, long: str) -> np.ndarray:
+        """Return `SentenceTransformer.encode(text)`; with windows the mean of the vectors for each window alone."""
+        missing = np.full(len(self.labels), np.nan)
+        if not is_unicode(item):
+            return missing
+        text, library = text_of(item), original.network.library
+        options = {"truncation": True, "max_length": model.max_length, "return_tensors": None}
+        if long != "cut":
+            options |= {"return_overflowing_tokens": True, "stride": overlap(model.max_length)}
+        inputs = library.tokenizer([self.prompt + text], **options)
+        if not all(map(model.is_valid_input, inputs["input_ids"])):
+            return missing
+        if len(inputs["input_ids"]) == 1:
+            options = {"prompt": self.prompt, "truncate_dim": len(self.labels), "normalize_embeddings": self.normalize}
+            return library.encode(text, show_progress_bar=False, **options)
+        names = [name for name in inputs if name in model.forward_names]
+        windows = range(len(inputs["input_ids"]))
+        outputs = [original.run({name: np.array(inputs[name][i : i + 1]) for name in names}) for i in windows]
+        return self.answers(np.concatenate(outputs), np.zeros(len(outputs), int), 1, long)[0]
+
+    def differences(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """Return each vector's distance from the original's relative to its length, [items, 1].
+
+        The cosine of two vectors of one length is 1 - distance^2 / 2.
+        """
+        lengths = np.linalg.norm(reference.astype(np.float64), axis=1)
+        distances = np.linalg.norm(answers.astype(np.float64) - reference, axis=1)
+        return (distances / np.maximum(lengths, MIN_NORM))[:, None]
+
+    def scale(self, reference: np.ndarray) -> float:
+        return 1.0  # differences are relative
+
+    def basis(self, reference: np.ndarray) -> np.ndarray:
+        """Return the anchors, vectors of the original [anchors, dimensions]."""
+        known = reference[np.isfinite(reference).all(axis=1)]
+        return known[evenly_spaced(len(known), N_ANCHORS)]
+
+    def count_flips(
+        self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None
+    ) -> tuple[int, int]:
+        """Return (texts with another nearest anchor, all texts), see MARGIN. A text is no anchor of itself."""
+        anchors = self.basis(reference) if basis is None else basis
+        _, ids = np.unique(np.concatenate([anchors, reference]), axis=0, return_inverse=True)
+        is_same = ids[len(anchors) :, None] == ids[: len(anchors)]
+        original, current = (np.where(is_same, -np.inf, unit(v) @ unit(anchors).T) for v in (reference, answers))
+        nearest = current.argmax(axis=1)
+        best = original.max(axis=1, initial=-np.inf)
+        loss = best - np.take_along_axis(original, nearest[:, None], axis=1)[:, 0]
+        changed = (loss > MARGIN) | ~np.isfinite(answers).all(axis=1)
+        return int(changed.sum()), len(changed)
+
+    @property
+    def card(self) -> dict:
+        return {"activation": "", "output_word": "vector"}
+
+
+def text_of(item: Item) -> str:
+    """Return an item as one text: several columns are joined by a blank line."""
+    return "\n\n".join(parts_of(item))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors [n, dims] divided by their lengths, in float64."""
+    vectors = vectors.astype(np.float64, copy=False)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), MIN_NORM)
+
+
+def dimensions(size: int) -> tuple[str, ...]:
+    return tuple(map(str, range(size)))
+
+
+def sentence_settings(folder: Path) -> dict:
+    """Return the settings of a sentence-transformers model's tokenizer; empty if it has none. Raises UserError.
+
+    Other settings than KNOWN_SETTINGS could have other files read, or say that the model takes more than texts.
+    """
+    files = [file for name in SENTENCE_SETTINGS if (file := inside(folder, name)).is_file()]
+    settings = read_json(files[0]) if files else {}
+    for name, value in settings.items():
+        if name not in KNOWN_SETTINGS or (name in TEXT_SETTINGS and value != TEXT_SETTINGS[name]):
+            raise UserError(f"{files[0]} has the setting {name}, which is not supported")
+    return settings
+
+
+def module_config(folder: Path, path: str) -> dict:
+    return read_json(inside(folder, f"{path}/config.json"))
+
+
+def pooling_modes(settings: dict) -> list[str]:
+    """Return the pooling modes of a Pooling's config, as sentence-transformers reads it."""
+    modes = settings.get("pooling_mode") or [name for old, name in OLD_POOLING.items() if settings.get(old)]
+    return [modes] if isinstance(modes, str) else [*modes] or ["mean"]
+
+
+def check_size(folder: Path, path: str, size: object, expected: int) -> None:
+    if size != expected:
+        raise UserError(f"{folder}/{path}/config.json takes vectors of {size} dimensions, but gets {expected}")
