@@ -16,179 +16,52 @@ References and other reusable files are kept in BENCHMARK_CACHE (default: the fo
 Exit code: 0 on success, 1 if something failed or rows are wrong, 2 for wrong usage or input, 130 after Ctrl-C.
 """
 
-import contextlib
-from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable
-from pathlib import Path
+from argparse import Namespace
 
-from bench.machine import process_count
-from bench.options import (
-    CSV_OPTIONS,
-    LONG_TEXTS,
-    Parser,
-    add_task_options,
-    add_text_options,
-    hub_name,
-    int_from,
-    list_of,
-)
-from utils import CACHE, UserError, before_imports, run
+from bench.label.options import job_parser, parse_job
+from bench.options import LONG_TEXTS, add_task_options, list_of
+from utils import before_imports, run
 
-OUTPUT_OPTIONS = "top_label", "float16", "min_score", "prefix", "rows_per_file", "limit", "long", "token_count"
-PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens", "long", "gpu", "results_dir"
-# options that determine the output: another run with the same ones resumes
-RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", *CSV_OPTIONS, "keep_columns", "keep_text", "labels"
+LABEL_OPTIONS = "top_label", "min_score", "labels"
 
 
 def parse_arguments() -> Namespace:
-    parser, count, names = Parser(__doc__), int_from(1), list_of(str.strip)
-    parser.usage = "%(prog)s MODEL INPUT --output DIR [options]"
-    parser.add_argument("model_id", metavar="MODEL", type=hub_name, help="model id on the Hub, or a local folder")
-    parser.add_argument("input", metavar="INPUT", help="file or folder of texts")
-    parser.add_argument("--output", metavar="DIR", required=True, help="folder for the output")
-
-    group = parser.add_argument_group("input")
-    add_text_options(group)
-    add = group.add_argument
-    add("--limit", type=count, metavar="ROWS", help="label only the first ROWS rows")
-    long_help = "truncate long texts, or read overlapping windows and take each label's maximum or mean (default: cut)"
-    add("--long", choices=LONG_TEXTS, default="cut", help=long_help)
-    add("--strict", action="store_true", help="stop at the first bad row instead of writing nulls")
-
-    add = parser.add_argument_group("output").add_argument
-    add("--keep-columns", type=names, metavar="LIST", help="columns to copy (default: all except the text)")
-    add("--keep-text", action="store_true", help="also copy the text")
+    long_help = "read overlapping windows and take each label's maximum or mean"
+    parser, groups = job_parser(__doc__, LONG_TEXTS, long_help)
+    add = groups["output"].add_argument
     add("--top-label", action="store_true", help="write only the most probable label and its score")
-    add("--labels", type=names, metavar="LIST", help="write only these labels (default: all)")
+    add("--labels", type=list_of(str.strip), metavar="LIST", help="write only these labels (default: all)")
     add("--min-score", type=float, metavar="SCORE", help="write null for lower scores")
     add("--float16", action="store_true", help="write scores as float16, which rounds them by up to 0.0005")
-    add("--token-count", action="store_true", help="add a column of token counts; estimated for very long texts")
-    add("--prefix", default="", help="prefix for the names of the new columns")
-    add("--rows-per-file", type=count, default=100_000, metavar="N", help="rows per part (default: 100000)")
-    add("--overwrite", action="store_true", help="replace the parts of another job in DIR")
-
-    add = parser.add_argument_group("how to run").add_argument
-    add("--device", choices=("gpu", "cpu"), help="default: gpu if there is one")
-    add("--gpu", type=list_of(int_from(0)), metavar="LIST", help="GPU ids (default: 0)")
-    add("--variant", metavar="NAME", help="variant, as in run_benchmark.py (default: the fastest proven one)")
-    add("--workers", type=process_count, metavar="N", help="workers on the CPU or on each GPU")
-    add("--threads", type=process_count, metavar="N", help="CPU threads of each worker")
-    add("--batch-tokens", type=count, metavar="N", help="tokens per batch, including padding")
-    results_help = "results of run_benchmark.py (default: results)"
-    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help=results_help)
-    add("--dry-run", action="store_true", help="estimate rows, output size and time, then stop")
-
-    group = parser.add_argument_group("checking")
-    add_task_options(group)
-    exclusive = group.add_mutually_exclusive_group()
-    exclusive.add_argument("--no-check", action="store_true", help="report wrong rows at the end instead of stopping")
-    exclusive.add_argument("--check-only", action="store_true", help="only check an existing DIR")
-
-    add = parser.add_argument_group("many machines").add_argument
-    ray_help = "run on the Ray cluster at ADDRESS; without ADDRESS, start one on this machine"
-    add("--ray", nargs="?", const="local", metavar="ADDRESS", help=ray_help)
-    add("--shard", type=shard, metavar="K/N", help="label only the K-th of N shares of the input")
-
-    args = parser.parse_args()
-    if args.shard and (args.ray or args.check_only or args.overwrite):
-        parser.error("--shard cannot be combined with --ray, --check-only or --overwrite")
-    if args.gpu and (args.ray or args.device == "cpu"):
-        parser.error("--gpu cannot be combined with --ray or --device cpu")
+    add_task_options(groups["checking"])
+    args = parse_job(parser)
     if args.top_label and (args.labels or args.min_score is not None):
         parser.error("--top-label cannot be combined with --labels or --min-score")
     return args
 
 
-def shard(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise ArgumentTypeError(f"{text!r} is not like 3/16, from 1/16 to 16/16")
-    return int(number), int(count)
-
-
 if __name__ == "__main__":
     before_imports(parse_arguments)
 
-from bench.files import check_writable
-from bench.label import on_ray
-from bench.label.folder import locked, refuse_foreign_files
-from bench.label.plan import PlanOptions, find_plan, measuring_command
-from bench.label.record import read_record
-from bench.label.rows import OutputSpec, choose_columns
-from bench.label.run import check_folder, label, prepare, report_estimate
-from bench.label.splits import LabelJob, cut_splits
+from collections.abc import Callable
+
+from bench.label.job import JobKind, run_job
+from bench.label.rows import OutputSpec
+from bench.model.model import Model
 from bench.model.resolve import open_model
-from bench.processes import helper_process
-from bench.tables.folders import common_schema, find_files, open_tables
-from bench.tables.format_csv import Csv
-from bench.tables.storage import locate
-
-
-def open_job(args: Namespace, call: Callable) -> LabelJob:
-    """Open the model and the input, and define the output. `call` runs a function in a helper process."""
-    source, folder = locate(args.input), locate(args.output)
-    files = find_files(source)
-    if folder.is_in(source) or any(file.is_in(folder) for file in files):
-        raise UserError(f"output folder {folder} overlaps the input; choose another --output")
-    if args.check_only:
-        if not (record := read_record(folder)):
-            raise UserError(f"--check-only: {folder} has no parts of this version")
-        args.limit, args.rows_per_file = record["options"].get("--limit"), record["options"]["--rows-per-file"]
-    model = open_model(args.model_id, call, args.task).with_thresholds(args.threshold)
-    tables = open_tables(files, Csv.from_options(args), source)
-    columns = choose_columns(tables, [args.column], args.keep_columns, args.keep_text)
-    asked = {name: getattr(args, name) for name in OUTPUT_OPTIONS}
-    output = OutputSpec(
-        schema=common_schema(tables, list(dict.fromkeys([*columns, args.column])), [args.column]),
-        text_columns=[args.column],
-        keep_columns=columns,
-        model_labels=model.labels,
-        labels=args.labels or model.labels,
-        **asked,
-    )
-    output.check(tables)
-    return LabelJob(
-        model=model,
-        source=source,
-        folder=folder,
-        splits=cut_splits(tables, output),
-        output=output,
-        options={f"--{name.replace('_', '-')}": getattr(args, name) for name in RECORDED_OPTIONS},
-        shard=args.shard,
-        overwrite=args.overwrite,
-        strict=args.strict,
-        no_check=args.no_check,
-    )
 
 
 def main() -> int:
     args = parse_arguments()
-    check_writable(CACHE)
-    options = PlanOptions(ray=bool(args.ray), **{name: getattr(args, name) for name in PLAN_OPTIONS})
-    with contextlib.ExitStack() as stack, contextlib.ExitStack() as helper:
-        if args.ray:
-            stack.enter_context(on_ray.cluster(args.ray))
-        call = helper.enter_context(helper_process())
-        job = open_job(args, call)
-        if args.dry_run:
-            plan = find_plan(job, options, call)
-            report_estimate(job, plan, measuring_command(job, plan, options, args.threshold, args.task))
-            return 0
-        if not args.check_only:
-            refuse_foreign_files(job.folder)
-        stack.enter_context(locked(job.folder, shared=bool(job.shard)))
-        if job.shard:
-            stack.enter_context(locked(job.folder, job.own_file("_lock").name))
-        if args.check_only:
-            helper.close()
-            check_folder(job, options)
-            return 0
-        with locked(job.folder, "_lock-plan", wait=True):  # all shards use the plan of the first
-            plan = find_plan(job, options, call)
-            helper.close()
-            pool, checker = prepare(job, plan, options)
-        label(pool, checker, on_cluster=options.ray)
-    return 0
+
+    def open_classifier(call: Callable) -> Model:
+        return open_model(args.model_id, call, args.task).with_thresholds(args.threshold)
+
+    def make_output(model: Model, **fields) -> OutputSpec:
+        asked = {"top_label": args.top_label, "min_score": args.min_score, "labels": args.labels or model.labels}
+        return OutputSpec(**fields, **asked)
+
+    return run_job(args, JobKind([args.column], open_classifier, make_output, LABEL_OPTIONS, ("task", "threshold")))
 
 
 if __name__ == "__main__":

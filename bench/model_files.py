@@ -84,12 +84,20 @@ def sentence_modules(folder: Path) -> list[tuple[str, str]]:
     return modules
 
 
+def sentence_files(folder: Path) -> list[Path]:
+    """Return the files that sentence-transformers reads beside the encoder's."""
+    configs = [f"{path}/config.json" for _, path in sentence_modules(folder) if path]
+    names = [MODULES, PROMPTS, *SENTENCE_SETTINGS, *configs]
+    return [*(file for name in names if (file := inside(folder, name)).is_file()), *module_weights(folder)]
+
+
 def module_choices(folder: Path) -> Iterator[list[str]]:
     """Yield the names of the further files of a sentence-transformers model, pickles only if there is nothing else."""
     paths = [path for _, path in sentence_modules(folder) if path]
     if paths:
         yield [f"{path}/{name}" for path in paths for name in ("config.json", WEIGHTS[0])]
-    if pickled := [path for kind, path in sentence_modules(folder) if kind == "Dense" and not (folder / path / WEIGHTS[0]).is_file()]:
+    dense = [path for kind, path in sentence_modules(folder) if kind == "Dense"]
+    if pickled := [path for path in dense if not (folder / path / WEIGHTS[0]).is_file()]:
         yield [f"{path}/{WEIGHTS[2]}" for path in pickled]
 
 

@@ -16,8 +16,10 @@ from utils import CONTROL, clean, without_secrets
 
 PRECISIONS = "fp32", "fp16", "int8"  # of exports
 BATCHINGS = "in-order", "sorted", "token-budget"
-TASKS = ("classification",)  # what a model may be for
+TASKS = "classification", "embedding"  # what a model may be for
 LONG_TEXTS = "cut", "windows", "windows-mean"  # truncate, or combine windows by each label's maximum or mean
+POOLINGS = "mean", "cls"  # of plain encoders
+VECTOR_OPTIONS = "pooling", "prompt", "prompt_name", "truncate_dim", "normalize"  # of embedding models
 CSV_OPTIONS = "delimiter", "encoding", "quoting", "escape"  # how CSV files are read: the fields of a Csv
 
 
@@ -114,6 +116,17 @@ def add_task_options(group) -> None:
     group.add_argument("--task", choices=TASKS, help=task_help)
     threshold_help = "probability above which a label is predicted: a number, or a JSON file {label: number}"
     group.add_argument("--threshold", metavar="NUMBER|FILE", help=f"{threshold_help} (default: 0.5)")
+
+
+def add_vector_options(group) -> None:
+    """Add VECTOR_OPTIONS."""
+    add = group.add_argument
+    add("--pooling", choices=POOLINGS, help="for encoders that are not sentence-transformers models (default: mean)")
+    prompt = group.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="text to put before each text, such as 'query: '")
+    prompt.add_argument("--prompt-name", metavar="NAME", help="the same, by its name in the model")
+    add("--truncate-dim", type=int_from(1), metavar="N", help="keep only the first N dimensions")
+    add("--normalize", action="store_true", help="scale vectors to length 1, after truncating")
 
 
 def float_from(least: float, most: float = float("inf")) -> Callable[[str], float]:

@@ -100,7 +100,7 @@ def say_caveats(folder: Path, precision: str) -> None:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    known = {*(file.name for file in export_files(folder)), MANIFEST, REPORT, CARD}
+    known = {*(file.relative_to(folder).parts[0] for file in export_files(folder)), MANIFEST, REPORT, CARD}
     return sorted({path.name for path in folder.iterdir()} - known)
 
 

@@ -85,6 +85,9 @@ def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: b
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
     network, file = model.load_torch(), target / "model.onnx"
+    output = model.task.output
+    if model.task.encoder_output:
+        network, output = network.base_model, model.task.encoder_output
     inputs = {name: array[1:, :16].copy() for name, array in example_batches(model)[0].items()}
     if network.config.eos_token_id is not None and network.config.is_encoder_decoder:
         inputs["input_ids"][:, -1] = network.config.eos_token_id  # BART's head reads the last of these tokens
@@ -99,7 +102,7 @@ def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: b
 
         def forward(self, *arrays):
             outputs = self.network(**dict(zip(names, arrays, strict=True)), return_dict=True)
-            return getattr(outputs, model.task.output)
+            return getattr(outputs, output)
 
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(
@@ -107,7 +110,7 @@ def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: b
             tuple(map(torch.from_numpy, inputs.values())),
             dynamo=True,
             input_names=names,
-            output_names=[model.task.output],
+            output_names=[output],
             dynamic_shapes={"arrays": tuple({0: "texts", 1: "tokens"} for _ in names)},
             opset_version=OPSET,
             verbose=False,

@@ -195,9 +195,7 @@ def batching_with_budget(row: dict) -> Batching:
     return Batching("token-budget", batch_tokens=math.ceil(batching.batch_size * padded_length))
 
 
-def measuring_command(
-    job: LabelJob, plan: LabelPlan, options: PlanOptions, threshold: str | None, task: str | None = None
-) -> str:
+def measuring_command(job: LabelJob, plan: LabelPlan, options: PlanOptions, **task_options) -> str:
     """Return the command that measures this job's speed; empty if no benchmark measures these options."""
     if options.workers or options.batch_tokens:
         return ""
@@ -206,8 +204,7 @@ def measuring_command(
     given = {name: job.options[f"--{name}"] for name in ("column", *CSV_OPTIONS)}
     if given["encoding"] == "utf-8":
         del given["encoding"]
-    given |= {"task": task, "threshold": threshold}
-    return command(*arguments, **given, threads=options.threads, gpu=(options.gpu or [])[:1])
+    return command(*arguments, **given, **task_options, threads=options.threads, gpu=(options.gpu or [])[:1])
 
 
 def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> tuple[list[ClassifierSpec], str]:

@@ -1,6 +1,8 @@
 """The task of an embedding model: one text in, a vector out, as sentence-transformers' encode() returns it."""
 
+import json
 import re
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +13,7 @@ from bench.files import read_json
 from bench.model.classification import combine_windows
 from bench.model.task import Task
 from bench.model.tokenizing import overlap
-from bench.model_files import PROMPTS, SENTENCE_SETTINGS, inside, sentence_modules
+from bench.model_files import MODULES, PROMPTS, SENTENCE_SETTINGS, inside, sentence_files, sentence_modules
 from bench.tables.datasets import evenly_spaced
 from bench.tables.items import Item, is_unicode, parts_of
 from utils import UserError
@@ -35,6 +37,11 @@ TEXT_SETTINGS = {
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
 }
+# modules.json of an exported plain encoder
+PLAIN_MODULES = [
+    {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+    for i, (path, kind) in enumerate({"": "Transformer", "1_Pooling": "Pooling"}.items())
+]
 ACTIVATION = re.compile(r"torch\.nn\.modules\.(activation|linear)\.\w+")
 
 
@@ -47,6 +54,7 @@ class Embedding(Task):
 
     name: ClassVar[str] = "feature-extraction"
     output: ClassVar[str] = "sentence_embedding"
+    encoder_output: ClassVar[str] = "last_hidden_state"
     class_suffix: ClassVar[str] = "Model"
     optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
     dims: int  # numbers that the network returns for a row
@@ -74,19 +82,12 @@ class Embedding(Task):
             raise UserError(f"{folder}/modules.json lists {', '.join(kinds)}; a Pooling must follow the Transformer")
         sentence_settings(folder)
         settings = module_config(folder, modules[1][1])
-        modes, size = pooling_modes(settings), settings.get("embedding_dimension", settings.get("word_embedding_dimension"))
-        check_size(folder, modules[1][1], size, config.hidden_size)
+        modes, taken = pooling_modes(settings), settings.get("embedding_dimension")
+        taken = settings.get("word_embedding_dimension") if taken is None else taken
+        check_size(folder, modules[1][1], taken, config.hidden_size)
         size = config.hidden_size * len(modes)
-        for kind, path in modules[2:]:
-            if kind == "Dense":
-                dense = module_config(folder, path)
-                check_size(folder, path, dense.get("in_features"), size)
-                size = dense.get("out_features")
-                if not ACTIVATION.fullmatch(str(dense.get("activation_function", "torch.nn.modules.activation.Tanh"))):
-                    raise UserError(f"{folder}/{path}/config.json needs custom code, {dense['activation_function']}")
-                names = {dense.get("module_input_name"), dense.get("module_output_name")}
-                if names - {None, cls.output}:
-                    raise UserError(f"{folder}/{path}/config.json is not applied to the pooled vector; not supported")
+        for path in [path for kind, path in modules if kind == "Dense"]:
+            size = dense_size(folder, path, size)
         about = read_json(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
         prompts = about.get("prompts") or {}
         task = cls(
@@ -98,35 +99,31 @@ class Embedding(Task):
             include_prompt=settings.get("include_prompt", True),
             prompts={str(name): str(text) for name, text in prompts.items()} if isinstance(prompts, dict) else {},
         )
-        return task.with_vectors(prompt_name=about.get("default_prompt_name"), truncate_dim=about.get("truncate_dim"))
+        names = {"prompt_name": "default_prompt_name", "truncate_dim": "truncate_dim"}
+        return task.with_options({name: about.get(key) for name, key in names.items()})
 
-    def with_vectors(
-        self,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        truncate_dim: int | None = None,
-        normalize: bool = False,
-    ) -> "Embedding":
-        """Return the task with the arguments of SentenceTransformer.encode(). Raises UserError if they don't fit."""
-        if prompt_name is not None:
-            if prompt_name not in self.prompts:
+    def with_options(self, options: dict, tokenizer=None, max_length: int = 0) -> "Embedding":
+        """Return the task with options of encode(): prompt, prompt_name, truncate_dim, normalize; and with a `pooling`.
+
+        Raises UserError if the model lacks the prompt or the dimensions, or if modules.json tells the pooling.
+        """
+        pooling, prompt, size = options.get("pooling"), options.get("prompt"), options.get("truncate_dim")
+        if (name := options.get("prompt_name")) is not None:
+            if name not in self.prompts:
                 known = ", ".join(self.prompts) or "none"
-                raise UserError(f"--prompt-name {prompt_name}: the model has no such prompt; its prompts: {known}")
-            prompt = self.prompts[prompt_name]
-        if truncate_dim is not None and not 0 < truncate_dim <= len(self.labels):
-            raise UserError(f"--truncate-dim {truncate_dim}: the vectors have {len(self.labels)} dimensions")
+                raise UserError(f"--prompt-name {name}: the model has no such prompt; its prompts: {known}")
+            prompt = self.prompts[name]
+        if size is not None and not 0 < size <= self.dims:
+            raise UserError(f"--truncate-dim {size}: the model's vectors have {self.dims} dimensions")
+        if pooling and not self.is_plain:
+            raise UserError(f"--pooling {pooling}: the model's own is {self.pooling}, see modules.json; drop --pooling")
         return replace(
             self,
-            labels=self.labels[:truncate_dim],
+            labels=self.labels if size is None else dimensions(size),
+            pooling=pooling or self.pooling,
             prompt=self.prompt if prompt is None else prompt,
-            normalize=normalize or self.normalize,
+            normalize=options.get("normalize", False),
         )
-
-    def with_pooling(self, pooling: str | None) -> "Embedding":
-        """Return the task with the `--pooling` of a plain encoder. Raises UserError for other models."""
-        if pooling and not self.is_plain:
-            raise UserError(f"--pooling {pooling}: modules.json says how this model pools ({self.pooling}); drop --pooling")
-        return replace(self, pooling=pooling or self.pooling)
 
     @staticmethod
     def auto_class() -> type:
@@ -176,6 +173,19 @@ class Embedding(Task):
 
         return SentenceEncoder(network, model)
 
+    def save_files(self, source: Path, target: Path) -> None:
+        """Save what sentence-transformers needs to load an export with this pooling."""
+        if self.is_plain:
+            (target / MODULES).write_text(json.dumps(PLAIN_MODULES))
+            (target / "1_Pooling").mkdir()
+            old_name = next(old for old, name in OLD_POOLING.items() if name == self.pooling)
+            pooling = {"word_embedding_dimension": self.dims, "pooling_mode_mean_tokens": False, old_name: True}
+            (target / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+        for file in sentence_files(source):
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(file, copy)
+
     def set_up_tokenizer(self, tokenizer, folder: Path) -> None:
         """Apply `max_seq_length` and `do_lower_case` of sentence-transformers' settings to a tokenizer."""
         settings = sentence_settings(folder)
@@ -193,6 +203,9 @@ class Embedding(Task):
 
     def tokenize(self, tokenizer, items: list[Item], max_length: int, names: list[str], windows: bool) -> dict:
         return super().tokenize(tokenizer, [self.prompt + text_of(item) for item in items], max_length, names, windows)
+
+    def activate(self, outputs: np.ndarray) -> np.ndarray:
+        return outputs
 
     def answers(self, outputs: np.ndarray, owners: np.ndarray, items: int, long: str) -> np.ndarray:
         """Return vectors, float32 [items, dimensions]; those of a long text's windows are averaged."""
@@ -297,6 +310,18 @@ def pooling_modes(settings: dict) -> list[str]:
     """Return the pooling modes of a Pooling's config, as sentence-transformers reads it."""
     modes = settings.get("pooling_mode") or [name for old, name in OLD_POOLING.items() if settings.get(old)]
     return [modes] if isinstance(modes, str) else [*modes] or ["mean"]
+
+
+def dense_size(folder: Path, path: str, size: int) -> int:
+    """Return the dimensions that a Dense module makes of `size`. Raises UserError if it takes something else."""
+    settings = module_config(folder, path)
+    check_size(folder, path, settings.get("in_features"), size)
+    activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if not ACTIVATION.fullmatch(str(activation)):
+        raise UserError(f"{folder}/{path}/config.json needs custom code ({activation}), which is never executed")
+    if {settings.get("module_input_name"), settings.get("module_output_name")} - {None, Embedding.output}:
+        raise UserError(f"{folder}/{path}/config.json is not for the pooled vector, so it is not supported")
+    return settings.get("out_features")
 
 
 def check_size(folder: Path, path: str, size: object, expected: int) -> None:

@@ -48,10 +48,11 @@ class Model:
     unknown_token_ids: frozenset[int]  # tokens of the tokenizer that the model has no embedding for
 
     @classmethod
-    def from_folder(cls, folder: Path, model_id: str, task: str | None = None) -> "Model":
+    def from_folder(cls, folder: Path, model_id: str, task: str | None = None, options: dict | None = None) -> "Model":
         """Open a model's folder for a `task` (see choose_task); note on standard error what is special about it.
 
-        Raises UserError if its config or its tokenizer can't be used, or if they do not match.
+        `options`: of the task, see Task.with_options. Raises UserError if its config or its tokenizer can't be used, or
+        if they do not match.
         """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
@@ -60,6 +61,7 @@ class Model:
         model_task = task_class.from_config(config, folder)
         model_task.set_up_tokenizer(tokenizer, folder)
         max_length = resolve_max_length(config, tokenizer)
+        model_task = model_task.with_options(options or {}, tokenizer, max_length)
         pad_values = resolve_pad_values(config, tokenizer, accepted)
         model = cls(
             id=model_id,
@@ -82,10 +84,6 @@ class Model:
     @property
     def labels(self) -> list[str]:
         return list(self.task.labels)
-
-    def with_task(self, task: Task) -> "Model":
-        """Return this model with a task that has other options."""
-        return replace(self, task=task, weights_id=digest([*model_files(self.folder), *task.fingerprint]))
 
     def with_thresholds(self, text: str | None) -> "Model":
         """Return this model with the thresholds of `--threshold`. Raises UserError, see Task.with_thresholds."""

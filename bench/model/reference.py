@@ -59,9 +59,8 @@ class Reference:
         return self.of_items(items), time.monotonic() - start
 
     def of_batch(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """Return the answers [rows, labels] of a padded batch, each row for itself."""
-        outputs = self.run(inputs)
-        return self.model.task.answers(outputs, np.arange(len(outputs)), len(outputs), "cut")
+        """Return the answers [rows, n] of a padded batch, each row for itself."""
+        return self.model.task.activate(self.run(inputs))
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Make one forward pass: name -> int64 [rows, tokens] in, outputs [rows, n] out."""

@@ -15,8 +15,8 @@ from bench.model_files import (
     WEIGHTS,
     check_settings,
     check_weights,
-    module_weights,
     module_choices,
+    module_weights,
     nested_items,
     small_files,
     weight_choices,
@@ -30,10 +30,12 @@ from utils import UserError
 DEFAULT_MODEL = "SamLowe/roberta-base-go_emotions"
 
 
-def open_model(model_id: str, call: Callable = run_in_subprocess, task: str | None = None) -> Model:
+def open_model(
+    model_id: str, call: Callable = run_in_subprocess, task: str | None = None, options: dict | None = None
+) -> Model:
     """Open a model, see resolve_model and Model.from_folder, in the process that `call` runs functions in."""
     model_id = hub_name(model_id)
-    return call(Model.from_folder, resolve_model(model_id, task), model_id, task)
+    return call(Model.from_folder, resolve_model(model_id, task), model_id, task, options)
 
 
 def resolve_model(model_id: str, task: str | None = None) -> Path:

@@ -21,6 +21,7 @@ class Task:
 
     name: ClassVar[str]  # what transformers' pipelines, optimum and the Hub call it
     output: ClassVar[str] = "logits"  # name of the output to read, in torch and in ONNX
+    encoder_output: ClassVar[str] = ""  # name of the output from which the task computes its own in FP32, if it does
     class_suffix: ClassVar[str]  # of transformers' classes for this task, such as ForSequenceClassification
     optional_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of weights that may be missing
     labels: tuple[str, ...]  # one name per number in an answer
@@ -55,6 +56,13 @@ class Task:
             raise UserError(f"transformers has no ...{cls.class_suffix} for models of type {config.model_type}")
         return classes[type(config)]
 
+    def with_options(self, options: dict, tokenizer, max_length: int) -> "Task":
+        """Return the task with its own options of the command line.
+
+        Raises UserError if the model's tokenizer or its `max_length` do not suit them.
+        """
+        return self
+
     @property
     def n_outputs(self) -> int:
         """Return how many numbers the network returns for a row."""
@@ -73,6 +81,9 @@ class Task:
     def wrap(self, model, network):
         """Return a loaded network with all that computes the task's output in torch."""
         return network
+
+    def save_files(self, source: Path, target: Path) -> None:
+        """Save what an export needs of the model's folder beside config and tokenizer."""
 
     def set_up_tokenizer(self, tokenizer, folder: Path) -> None:
         """Apply the task's own settings to a tokenizer that was just loaded."""
@@ -93,6 +104,10 @@ class Task:
         """
         function = tokenize_windows if windows else tokenize
         return function(tokenizer, items, max_length, names)
+
+    def activate(self, outputs: np.ndarray) -> np.ndarray:
+        """Turn a model's outputs [rows, n] into answers for each row alone, float64 [rows, n], to compare rows."""
+        raise NotImplementedError
 
     def answers(self, outputs: np.ndarray, owners: np.ndarray, items: int, long: str) -> np.ndarray:
         """Turn a model's outputs [rows, n] into answers, float64 [items, labels].
