@@ -71,8 +71,9 @@ def sentence_modules(folder: Path) -> list[tuple[str, str]]:
     if not file.is_file():
         return []
     try:
-        entries = [(entry["type"], entry["path"]) for entry in json.loads(file.read_bytes())]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        content = json.loads(file.read_bytes())
+        entries = [(content[i]["type"], content[i]["path"]) for i in range(max(len(content), 1))]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise UserError(f"{file} can't be read: {first_line(error)}") from error
     modules = []
     for kind, path in entries:

@@ -70,6 +70,31 @@ def make_tiny_bert(folder: Path, texts: list[str], **options) -> Path:
     return make_tiny(folder, tokenizer, BertConfig(**SIZES | MULTI_LABEL | config | options))
 
 
+def make_tiny_encoder(folder: Path, texts: list[str]) -> Path:
+    """A BERT of 2 layers and 32 dimensions without a head, which takes 128 tokens and tells upper from lower case."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = sorted({word.strip(".,?!") for text in texts for word in text.split()})
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=128, do_lower_case=False)
+    torch.manual_seed(0)
+    config = BertConfig(**SIZES, vocab_size=len(tokenizer), max_position_embeddings=128, initializer_range=0.2)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_sentence_model(folder: Path, encoder: Path, head: list, **options) -> Path:
+    """Save a sentence-transformers model of an encoder and further modules, as sentence-transformers does."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    SentenceTransformer(modules=[Transformer(str(encoder)), *head], device="cpu", **options).save(str(folder))
+    return folder
+
+
 def make_tiny_albert(folder: Path, texts: list[str], **options) -> Path:
     """The layers of an ALBERT share their weights."""
     from transformers import AlbertConfig

@@ -262,10 +262,10 @@ class Embedding(Task):
         anchors = self.basis(reference) if basis is None else basis
         _, ids = np.unique(np.concatenate([anchors, reference]), axis=0, return_inverse=True)
         is_same = ids[len(anchors) :, None] == ids[: len(anchors)]
-        original, current = (np.where(is_same, -np.inf, unit(v) @ unit(anchors).T) for v in (reference, answers))
+        # a text is less similar to itself than to any other, but by a number, so that differences are numbers, too
+        original, current = (np.where(is_same, -2, unit(vectors) @ unit(anchors).T) for vectors in (reference, answers))
         nearest = current.argmax(axis=1)
-        best = original.max(axis=1, initial=-np.inf)
-        loss = best - np.take_along_axis(original, nearest[:, None], axis=1)[:, 0]
+        loss = original.max(axis=1) - np.take_along_axis(original, nearest[:, None], axis=1)[:, 0]
         changed = (loss > MARGIN) | ~np.isfinite(answers).all(axis=1)
         return int(changed.sum()), len(changed)
 
