@@ -20,7 +20,7 @@ from argparse import Namespace
 
 from bench.label.options import job_parser, parse_job
 from bench.options import LONG_TEXTS, add_task_options, list_of
-from utils import before_imports, run
+from utils import UserError, before_imports, run
 
 LABEL_OPTIONS = "top_label", "min_score", "labels"
 
@@ -47,6 +47,7 @@ from collections.abc import Callable
 
 from bench.label.job import JobKind, run_job
 from bench.label.rows import OutputSpec
+from bench.model.embedding import Embedding
 from bench.model.model import Model
 from bench.model.resolve import open_model
 
@@ -55,7 +56,10 @@ def main() -> int:
     args = parse_arguments()
 
     def open_classifier(call: Callable) -> Model:
-        return open_model(args.model_id, call, args.task).with_thresholds(args.threshold)
+        model = open_model(args.model_id, call, args.task)
+        if isinstance(model.task, Embedding):
+            raise UserError(f"{args.model_id} is an embedding model, which has no labels; use embed_texts.py")
+        return model.with_thresholds(args.threshold)
 
     def make_output(model: Model, **fields) -> OutputSpec:
         asked = {"top_label": args.top_label, "min_score": args.min_score, "labels": args.labels or model.labels}

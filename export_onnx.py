@@ -29,6 +29,7 @@ from bench.options import (
     CSV_OPTIONS,
     PRECISIONS,
     Parser,
+    add_pooling,
     add_task_options,
     add_text_options,
     command,
@@ -40,7 +41,7 @@ from utils import CACHE, UserError, run, say
 
 # options that a check of the same folder needs again
 CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)
-CHECK_OPTIONS += ("label_column", "task", "threshold", "batching", "batch_size", "batch_tokens", "tolerance")
+CHECK_OPTIONS += ("label_column", "task", "pooling", "threshold", "batching", "batch_size", "batch_tokens", "tolerance")
 
 
 def argument_parser() -> Parser:
@@ -63,6 +64,7 @@ def argument_parser() -> Parser:
     label_help = "column of gold labels (names or numbers, comma-separated); adds F1 or accuracy to the report"
     add("--label-column", metavar="COLUMN", help=label_help)
     add_task_options(checking)
+    add_pooling(checking)
     tolerance_help = "largest share of decisions that may change (default: %(default)s)"
     add("--tolerance", type=float_from(0, 1), default=0.001, help=tolerance_help)
     add("--device", choices=("gpu", "cpu"), help="default: gpu if there is one")
@@ -182,7 +184,9 @@ def main() -> int:
             if args.upload:
                 raise
             say(f"upload skipped: {error}")
-    model = run_in_subprocess(Model.from_folder, source, args.model_id, args.task).with_thresholds(args.threshold)
+    options = {"pooling": args.pooling}
+    model = run_in_subprocess(Model.from_folder, source, args.model_id, args.task, options)
+    model = model.with_thresholds(args.threshold)
     if dataset.gold:
         gold.check_gold(dataset.gold, model.task)
     if args.check_only and (reason := ensure.stale_reason(target, model.weights_id)):

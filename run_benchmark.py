@@ -29,6 +29,7 @@ from bench.options import (
     BATCHINGS,
     CSV_OPTIONS,
     Parser,
+    add_pooling,
     add_task_options,
     add_text_options,
     batching,
@@ -68,6 +69,7 @@ def parse_arguments() -> Namespace:
     limit_help = "use at most this many texts, evenly spaced through the dataset (default: all)"
     texts.add_argument("--limit", **count, help=limit_help)
     add_task_options(texts)
+    add_pooling(texts)
 
     add = parser.add_argument_group("how to measure").add_argument
     batching_help = f"comma-separated: {', '.join(BATCHINGS)} (default: all)"
@@ -120,7 +122,9 @@ from bench.measure.quick import QUICK_OPTIONS, default_variants, flops_per_text,
 from bench.measure.recorder import Recorder, columns_of_run, rows_to_reuse
 from bench.measure.sweep import Sweep, estimate
 from bench.measure.warnings import measure_busy, note, note_slowdowns
+from bench.model.classification import Classification
 from bench.model.resolve import DEFAULT_MODEL, open_model
+from bench.model.task import Task
 from bench.naming import slug
 from bench.processes import helper_process, run_in_subprocess
 from bench.report import rows
@@ -184,13 +188,13 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Re
                 print(lines.rstrip(), file=sys.stderr)
 
 
-def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
+def follow_up_commands(args: Namespace, task: type[Task] = Classification) -> tuple[Callable, Callable]:
     """Return functions that build the commands for verdict(): a check on more texts, and the next step.
 
     After a quick benchmark that is a longer run, else the labelling.
     """
     defaults = {"gpu": 0, "dataset": "normal", "column": "body", "encoding": "utf-8"}
-    names = ("device", "gpu", "model_id", "dataset", "column", *CSV_OPTIONS, "task", "threshold", "threads")
+    names = ("device", "gpu", "model_id", "dataset", "column", *CSV_OPTIONS, "task", "pooling", "threshold", "threads")
     given = {name: getattr(args, name) for name in names if getattr(args, name) != defaults.get(name)}
     if args.delimiter == "\t":
         given["delimiter"] = "tab"
@@ -208,8 +212,9 @@ def follow_up_commands(args: Namespace) -> tuple[Callable, Callable]:
         return benchmark(candidates, limit=500, batches=[batches, 32], batch_tokens=[tokens, 1024, 2048])
 
     def label(winner: dict, candidates: list[str]) -> str:
-        options = {"output": "labels", "device": args.device, "task": args.task, "threshold": args.threshold}
-        return command("python", "classify_texts.py", args.model_id, "FILE", **options)
+        script, output, *names = task.script
+        options = {"output": output} | {name: getattr(args, name) for name in ("device", *names)}
+        return command("python", script, args.model_id, "FILE", **options)
 
     return check, longer_run if args.quick else label
 
@@ -235,7 +240,7 @@ def main() -> int:
         return list_cells(cells, args.repeats)
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
-        model = open_model(args.model_id, call, args.task).with_thresholds(args.threshold)
+        model = open_model(args.model_id, call, args.task, {"pooling": args.pooling}).with_thresholds(args.threshold)
         say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")
         busy = measure_busy(info, device)
         note_slowdowns(variants, device, max(args.workers), busy)
@@ -264,7 +269,7 @@ def main() -> int:
     if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in recorder.rows):
         note("MFU above 100% omitted: the peak measurement was disturbed, or its kernels are slow on this machine")
     completed = recorder.completed()
-    for line in [] if completed.empty else verdict(completed, *follow_up_commands(args)):
+    for line in [] if completed.empty else verdict(completed, *follow_up_commands(args, type(model.task))):
         say(line)
     return int(any(row["status"] != "ok" for row in recorder.rows) or bool(recorder.unsaved))
 

@@ -112,16 +112,21 @@ def hub_name(text: str) -> str:
 
 def add_task_options(group) -> None:
     """Add --task and --threshold."""
-    task_help = "use the model for this task, although its config.json suggests pairs of texts"
+    task_help = "use the model for this task, whatever its files suggest"
     group.add_argument("--task", choices=TASKS, help=task_help)
     threshold_help = "probability above which a label is predicted: a number, or a JSON file {label: number}"
     group.add_argument("--threshold", metavar="NUMBER|FILE", help=f"{threshold_help} (default: 0.5)")
 
 
+def add_pooling(group) -> None:
+    pooling_help = "pooling of encoders that are not sentence-transformers models (default: mean)"
+    group.add_argument("--pooling", choices=POOLINGS, help=pooling_help)
+
+
 def add_vector_options(group) -> None:
     """Add VECTOR_OPTIONS."""
+    add_pooling(group)
     add = group.add_argument
-    add("--pooling", choices=POOLINGS, help="for encoders that are not sentence-transformers models (default: mean)")
     prompt = group.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="text to put before each text, such as 'query: '")
     prompt.add_argument("--prompt-name", metavar="NAME", help="the same, by its name in the model")

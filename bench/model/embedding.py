@@ -56,6 +56,7 @@ class Embedding(Task):
     output: ClassVar[str] = "sentence_embedding"
     encoder_output: ClassVar[str] = "last_hidden_state"
     class_suffix: ClassVar[str] = "Model"
+    script: ClassVar[tuple[str, ...]] = ("embed_texts.py", "vectors", "pooling")
     optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
     dims: int  # numbers that the network returns for a row
     pooling: str  # modes, joined by a plus

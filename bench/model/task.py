@@ -23,6 +23,8 @@ class Task:
     output: ClassVar[str] = "logits"  # name of the output to read, in torch and in ONNX
     encoder_output: ClassVar[str] = ""  # name of the output from which the task computes its own in FP32, if it does
     class_suffix: ClassVar[str]  # of transformers' classes for this task, such as ForSequenceClassification
+    # the script that answers files of texts, a name for its output, and options of run_benchmark.py that it takes, too
+    script: ClassVar[tuple[str, ...]] = ("classify_texts.py", "labels", "task", "threshold")
     optional_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of weights that may be missing
     labels: tuple[str, ...]  # one name per number in an answer
 
