@@ -29,7 +29,6 @@ from bench.options import (
     CSV_OPTIONS,
     PRECISIONS,
     Parser,
-    add_pooling,
     add_task_options,
     add_text_options,
     command,
@@ -64,7 +63,6 @@ def argument_parser() -> Parser:
     label_help = "column of gold labels (names or numbers, comma-separated); adds F1 or accuracy to the report"
     add("--label-column", metavar="COLUMN", help=label_help)
     add_task_options(checking)
-    add_pooling(checking)
     tolerance_help = "largest share of decisions that may change (default: %(default)s)"
     add("--tolerance", type=float_from(0, 1), default=0.001, help=tolerance_help)
     add("--device", choices=("gpu", "cpu"), help="default: gpu if there is one")

@@ -29,7 +29,6 @@ from bench.options import (
     BATCHINGS,
     CSV_OPTIONS,
     Parser,
-    add_pooling,
     add_task_options,
     add_text_options,
     batching,
@@ -69,7 +68,6 @@ def parse_arguments() -> Namespace:
     limit_help = "use at most this many texts, evenly spaced through the dataset (default: all)"
     texts.add_argument("--limit", **count, help=limit_help)
     add_task_options(texts)
-    add_pooling(texts)
 
     add = parser.add_argument_group("how to measure").add_argument
     batching_help = f"comma-separated: {', '.join(BATCHINGS)} (default: all)"

@@ -18,7 +18,7 @@ PRECISIONS = "fp32", "fp16", "int8"  # of exports
 BATCHINGS = "in-order", "sorted", "token-budget"
 TASKS = "classification", "embedding"  # what a model may be for
 LONG_TEXTS = "cut", "windows", "windows-mean"  # truncate, or combine windows by each label's maximum or mean
-POOLINGS = "mean", "cls"  # of plain encoders
+POOLING = {"choices": ("mean", "cls"), "help": "pooling of encoders without a modules.json (default: mean)"}
 VECTOR_OPTIONS = "pooling", "prompt", "prompt_name", "truncate_dim", "normalize"  # of embedding models
 CSV_OPTIONS = "delimiter", "encoding", "quoting", "escape"  # how CSV files are read: the fields of a Csv
 
@@ -110,23 +110,20 @@ def hub_name(text: str) -> str:
     return f"{repo}{at}{revision.replace('/', '%2F')}"
 
 
-def add_task_options(group) -> None:
-    """Add --task and --threshold."""
+def add_task_options(group, pooling: bool = True) -> None:
+    """Add --task, --threshold and perhaps --pooling."""
+    if pooling:
+        group.add_argument("--pooling", **POOLING)
     task_help = "use the model for this task, whatever its files suggest"
     group.add_argument("--task", choices=TASKS, help=task_help)
     threshold_help = "probability above which a label is predicted: a number, or a JSON file {label: number}"
     group.add_argument("--threshold", metavar="NUMBER|FILE", help=f"{threshold_help} (default: 0.5)")
 
 
-def add_pooling(group) -> None:
-    pooling_help = "pooling of encoders that are not sentence-transformers models (default: mean)"
-    group.add_argument("--pooling", choices=POOLINGS, help=pooling_help)
-
-
 def add_vector_options(group) -> None:
     """Add VECTOR_OPTIONS."""
-    add_pooling(group)
     add = group.add_argument
+    add("--pooling", **POOLING)
     prompt = group.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="text to put before each text, such as 'query: '")
     prompt.add_argument("--prompt-name", metavar="NAME", help="the same, by its name in the model")

@@ -42,6 +42,7 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
     out of date, the model is exported. Raises UserError if that fails, or would replace a checked export or files
     that no export created.
     """
+    model.task.check_export()
     folder = export_folder(model.id, precision)
     if os.path.lexists(folder):
         reason = stale_reason(folder, model.weights_id)

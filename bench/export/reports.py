@@ -55,8 +55,8 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     tags = inherited.get("tags", [])
     tags = [*(tags if isinstance(tags, list) else [tags]), "onnx", report["task"], report["precision"]]
     data = ModelCardData(
-        library_name="optimum",
-        pipeline_tag=report["task"],
+        library_name=report["card"].get("library_name", "optimum"),
+        pipeline_tag=report["card"].get("pipeline_tag", report["task"]),
         tags=list(dict.fromkeys(tags)),
         **{key: inherited[key] for key in INHERITED if key in inherited},
     )

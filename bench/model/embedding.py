@@ -14,6 +14,7 @@ from bench.model.classification import combine_windows
 from bench.model.task import Task
 from bench.model.tokenizing import overlap
 from bench.model_files import MODULES, PROMPTS, SENTENCE_SETTINGS, inside, sentence_files, sentence_modules
+from bench.naming import code_span, markdown
 from bench.tables.datasets import evenly_spaced
 from bench.tables.items import Item, is_unicode, parts_of
 from utils import UserError
@@ -174,6 +175,12 @@ class Embedding(Task):
 
         return SentenceEncoder(network, model)
 
+    def check_export(self) -> None:
+        if self.prompt and not self.include_prompt:
+            raise UserError(
+                "this model leaves the prompt out of its pooling, which an export can't; use a torch variant"
+            )
+
     def save_files(self, source: Path, target: Path) -> None:
         """Save what sentence-transformers needs to load an export with this pooling."""
         if self.is_plain:
@@ -272,7 +279,9 @@ class Embedding(Task):
 
     @property
     def card(self) -> dict:
-        return {"activation": "", "output_word": "vector"}
+        library = {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
+        prompts = {markdown(name): code_span(text) for name, text in self.prompts.items() if text}
+        return library | {"output_word": "vector", "prompts": prompts, "vectors": self.output}
 
 
 def text_of(item: Item) -> str:

@@ -84,6 +84,9 @@ class Task:
         """Return a loaded network with all that computes the task's output in torch."""
         return network
 
+    def check_export(self) -> None:
+        """Raise UserError if an export can't compute what was asked for."""
+
     def save_files(self, source: Path, target: Path) -> None:
         """Save what an export needs of the model's folder beside config and tokenizer."""
 
@@ -171,5 +174,5 @@ class Task:
 
     @property
     def card(self) -> dict:
-        """Return the model card's fields: `activation` (NumPy code) and `output_word`."""
+        """Return the model card's fields: `activation` (NumPy code), `output_word`, and what else it needs."""
         raise NotImplementedError

@@ -39,7 +39,7 @@ BASE = row("torch", 10, stage="forward", batching="in-order")
 
 def asked(quick: bool, **options) -> Namespace:
     same = {"quick": quick, "model_id": "ann/a model", "device": "cpu", "gpu": 0, "threads": 2, "threshold": None}
-    texts = {"dataset": "normal", "column": "body", "task": None}
+    texts = {"dataset": "normal", "column": "body", "task": None, "pooling": None}
     csv = {"delimiter": None, "encoding": "utf-8", "quoting": None, "escape": None}
     return Namespace(**same | texts | csv | options)
 

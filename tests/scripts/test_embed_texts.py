@@ -63,18 +63,14 @@ def test_vectors_equal_those_of_encode_in_the_inputs_order(call, tmp_path, model
     assert code == 0, err
     table, vectors = read_vectors(tmp_path / "out" / PART)
     bodies = read_bodies(comments)
-    assert table["id"].to_pylist() == [str(i) for i in range(40)] and table.schema.names == [
-        "id",
-        "title",
-        "embedding",
-        "tokens",
-    ]
+    assert table.schema.names == ["id", "title", "embedding", "tokens"]
+    assert table["id"].to_pylist() == [str(i) for i in range(40)]
     assert table["embedding"].is_null().to_pylist() == [body is None for body in bodies]
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), 32)
     assert np.abs(vectors - encode(model, [body for body in bodies if body])).max() < 1e-5
     written = json.loads((tmp_path / "out/_receipt.json").read_text())
     assert written["verdict"] == WITHIN and written["rows_compared"] == written["texts"] == 34
-    assert written["texts_truncated"] == 1 and written["largest_difference"] < 1e-5
+    assert written["texts_truncated"] > 0 and written["largest_difference"] < 1e-5
     code, _, err = call(embed_texts, model, comments, "--output", tmp_path / "out", "--check-only", "--token-count")
     assert code == 0, err
 
