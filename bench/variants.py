@@ -39,7 +39,7 @@ class TokenRunner:
 class TextRunner:
     """A loaded variant that takes the texts themselves."""
 
-    # (texts, batch_size, max_length, on_progress) -> answers, float64 [texts, labels]; calls on_progress(texts done)
+    # (items, batch_size, on_progress) -> answers, float64 [items, labels]; calls on_progress(items done)
     answer: Callable
 
 

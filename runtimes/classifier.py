@@ -91,7 +91,7 @@ class Classifier:
         start, counts = time.monotonic(), Counter()
         lengths, characters_done = np.zeros(len(texts), int), 0
         if self.takes_texts:
-            answers = self.runner.answer(texts, batching.batch_size, self.model.max_length, on_progress)
+            answers = self.runner.answer(texts, batching.batch_size, on_progress)
             return Predictions(answers, lengths, start, time.monotonic())
         characters = np.array([count_characters(text) for text in texts])
         fetched, waiting = [], []  # `waiting` keeps the inputs alive, because a GPU may still read them

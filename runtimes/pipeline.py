@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.model.model import Model
+from bench.tables.items import Item
 from bench.variants import Device, TextRunner, Variant
 from runtimes.onnx import FP32, PACKAGES
 from utils import UserError
-
-CHUNK_TEXTS = 256  # texts per call, at least: seconds of work between two reports of progress
 
 
 def load(model: Model, _, device: Device) -> TextRunner:
@@ -38,26 +37,18 @@ def load_optimum(model: Model, exported: Path, device: Device) -> TextRunner:
 
 
 def pipeline_runner(model: Model, network, device: Device) -> TextRunner:
-    """Return a runner over the network's pipeline, with batches in file order."""
-    from transformers import pipeline
+    """Return a runner over the task's pipeline, with batches in file order."""
+    pipe = model.task.pipeline(model, network, -1 if device.gpu is None else device.gpu)
 
-    network.config.id2label = {i: str(i) for i in range(network.config.num_labels)}  # names need not be unique
-    device_index = -1 if device.gpu is None else device.gpu
-    model.tokenizer.padding_side = model.padding_side
-    pipe = pipeline(model.task.name, model=network, tokenizer=model.tokenizer, device=device_index)
-    options = {"top_k": None, "function_to_apply": "none", "truncation": True}
-
-    def answer(texts: list[str], batch_size: int, max_length: int, on_progress) -> np.ndarray:
-        logits = np.empty((len(texts), network.config.num_labels), dtype=np.float32)
+    def answer(items: list[Item], batch_size: int, on_progress) -> np.ndarray:
+        answers = np.empty((len(items), len(model.labels)))
         batch_size = batch_size if model.can_pad else 1
-        step = -(-CHUNK_TEXTS // batch_size) * batch_size
-        for start in range(0, len(texts), step):
-            scores = pipe(texts[start : start + step], batch_size=batch_size, max_length=max_length, **options)
-            for i, labels in enumerate(scores, start):
-                for label in labels:
-                    logits[i, int(label["label"])] = label["score"]
-            on_progress(min(start + step, len(texts)))
-        return model.task.answers(logits, np.arange(len(texts)), len(texts), "cut")
+        step = -(-model.task.pipeline_texts // batch_size) * batch_size
+        for start in range(0, len(items), step):
+            chunk = slice(start, start + step)
+            answers[chunk] = model.task.pipeline_answers(pipe, items[chunk], batch_size)
+            on_progress(min(start + step, len(items)))
+        return answers
 
     return TextRunner(answer)
 

@@ -111,6 +111,18 @@ class Classification(Task):
         combine = np.mean if long == "windows-mean" else np.max
         return combine(self.activate(np.concatenate(outputs)), axis=0)
 
+    def pipeline(self, model, network, device):
+        network.config.id2label = {i: str(i) for i in range(self.n_outputs)}  # names need not be unique
+        return super().pipeline(model, network, device)
+
+    def pipeline_answers(self, pipe, items: list[Item], batch_size: int) -> np.ndarray:
+        """Return the answers of the text-classification pipeline."""
+        options = {"top_k": None, "function_to_apply": "none", "truncation": True}
+        logits = np.empty((len(items), self.n_outputs), dtype=np.float32)
+        for row, scores in zip(logits, pipe(items, batch_size=batch_size, **options), strict=True):
+            row[[int(score["label"]) for score in scores]] = [score["score"] for score in scores]
+        return self.activate(logits)
+
     @property
     def rule_id(self) -> str:
         """Return '' for the default 0.5, the number if all labels share it, otherwise a digest."""

@@ -59,6 +59,7 @@ class Embedding(Task):
     class_suffix: ClassVar[str] = "Model"
     script: ClassVar[tuple[str, ...]] = ("embed_texts.py", "vectors", "pooling")
     optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
+    pipeline_texts: ClassVar[int] = 4096  # which encode() sorts
     dims: int  # numbers that the network returns for a row
     pooling: str  # modes, joined by a plus
     is_plain: bool  # not a sentence-transformers model
@@ -158,6 +159,27 @@ class Embedding(Task):
     def answer_options(self) -> str:
         return f"{self.prompt!r}, {len(self.labels)} dimensions, normalize {self.normalize}"
 
+    def pipeline(self, model, network, device):
+        """Return what people use instead of transformers' pipeline: SentenceTransformer, with the loaded network.
+
+        With optimum's model class it is the ONNX backend, without its loading.
+        """
+        from bench.model.sentence import load_library
+
+        library = load_library(model, "cpu" if device == -1 else f"cuda:{device}")
+        del library[0].model  # torch replaces a module only by another one, and optimum's is none
+        library[0].model = getattr(network, "base_model", network)
+        return library
+
+    def pipeline_answers(self, pipe, items: list[Item], batch_size: int) -> np.ndarray:
+        """Return the vectors of SentenceTransformer.encode(), which sorts the texts by their length."""
+        return pipe.encode(list(map(text_of, items)), batch_size=batch_size, **self.encode_options)
+
+    @property
+    def encode_options(self) -> dict:
+        options = {"prompt": self.prompt, "truncate_dim": len(self.labels), "normalize_embeddings": self.normalize}
+        return options | {"show_progress_bar": False}
+
     @property
     def rule_id(self) -> str:
         return f"{len(self.labels)} dimensions" if len(self.labels) < self.dims else ""
@@ -239,8 +261,7 @@ class Embedding(Task):
         if not all(map(model.is_valid_input, inputs["input_ids"])):
             return missing
         if len(inputs["input_ids"]) == 1:
-            options = {"prompt": self.prompt, "truncate_dim": len(self.labels), "normalize_embeddings": self.normalize}
-            return library.encode(text, show_progress_bar=False, **options)
+            return library.encode(text, **self.encode_options)
         names = [name for name in inputs if name in model.forward_names]
         windows = range(len(inputs["input_ids"]))
         outputs = [original.run({name: np.array(inputs[name][i : i + 1]) for name in names}) for i in windows]

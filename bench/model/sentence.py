@@ -40,7 +40,7 @@ class SentenceEncoder(torch.nn.Module):
     def library(self) -> SentenceTransformer:
         """Load the model as sentence-transformers' documentation does, with weights of its own: the reference."""
         device = next(self.parameters()).device
-        return load_library(self.model.folder, self.model.task, self.model.max_length, device)
+        return load_library(self.model, device)
 
 
 def load_head(folder: Path, task, size: int) -> list[torch.nn.Module]:
@@ -59,13 +59,13 @@ def count_prompt_tokens(model) -> int:
     return len(ids) - (ids[-1] in model.tokenizer.all_special_ids)
 
 
-def load_library(folder: Path, task, max_length: int, device="cpu") -> SentenceTransformer:
+def load_library(model, device) -> SentenceTransformer:
     options = {"device": str(device), "trust_remote_code": False, "local_files_only": True}
-    if task.is_plain:
-        transformer = kinds.Transformer(str(folder))
-        pooling = kinds.Pooling(transformer.get_embedding_dimension(), task.pooling)
+    if model.task.is_plain:
+        transformer = kinds.Transformer(str(model.folder))
+        pooling = kinds.Pooling(transformer.get_embedding_dimension(), model.task.pooling)
         library = SentenceTransformer(modules=[transformer, pooling], **options)
     else:
-        library = SentenceTransformer(str(folder), **options)
-    library.max_seq_length = max_length
+        library = SentenceTransformer(str(model.folder), **options)
+    library.max_seq_length = model.max_length
     return library

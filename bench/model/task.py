@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bench.model.tokenizing import tokenize, tokenize_windows
+from bench.model.tokenizing import load_tokenizer, tokenize, tokenize_windows
 from bench.tables.items import Item
 from utils import UserError
 
@@ -25,6 +25,7 @@ class Task:
     class_suffix: ClassVar[str]  # of transformers' classes for this task, such as ForSequenceClassification
     # the script that answers files of texts, a name for its output, and options of run_benchmark.py that it takes, too
     script: ClassVar[tuple[str, ...]] = ("classify_texts.py", "labels", "task", "threshold")
+    pipeline_texts: ClassVar[int] = 256  # per call of pipeline_answers(): seconds of work between reports of progress
     optional_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of weights that may be missing
     labels: tuple[str, ...]  # one name per number in an answer
 
@@ -141,6 +142,19 @@ class Task:
     def basis(self, reference: np.ndarray) -> np.ndarray | None:
         """Return what count_flips() needs of the reference for a sample of the texts."""
         return None
+
+    def pipeline(self, model, network, device):
+        """Return transformers' pipeline for this task, with the limit and the inputs of the model."""
+        from transformers import pipeline
+
+        tokenizer = load_tokenizer(model.folder)
+        tokenizer.padding_side, tokenizer.model_max_length = model.padding_side, model.max_length
+        tokenizer.model_input_names = list(model.pad_values)
+        return pipeline(self.name, model=network, tokenizer=tokenizer, device=device)
+
+    def pipeline_answers(self, pipe, items: list[Item], batch_size: int) -> np.ndarray:
+        """Return the answers [items, labels] of pipeline()."""
+        raise NotImplementedError
 
     @property
     def rule_id(self) -> str:
