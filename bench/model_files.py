@@ -54,12 +54,11 @@ def is_inside(folder: Path, path: str | Path) -> bool:
 
 
 def small_files(folder: Path) -> list[Path]:
-    """Return the config and the files of the tokenizer. Raises UserError if a file or a setting leads elsewhere."""
+    """Return the configs and the files of the tokenizer and of modules. Raises UserError if one leads elsewhere."""
     for pattern in OTHER_FILES:
         for file in folder.glob(pattern):
             inside(folder, str(file.relative_to(folder)))
-    names = [*SMALL_FILES, *(f"{path}/config.json" for _, path in sentence_modules(folder) if path)]
-    return [file for name in names if (file := inside(folder, name)).is_file()]
+    return [file for name in (*SMALL_FILES, *module_names(folder)) if (file := inside(folder, name)).is_file()]
 
 
 def sentence_modules(folder: Path) -> list[tuple[str, str]]:
@@ -85,30 +84,10 @@ def sentence_modules(folder: Path) -> list[tuple[str, str]]:
     return modules
 
 
-def sentence_files(folder: Path) -> list[Path]:
-    """Return the files that sentence-transformers reads beside the encoder's."""
-    configs = [f"{path}/config.json" for _, path in sentence_modules(folder) if path]
-    names = [MODULES, PROMPTS, *SENTENCE_SETTINGS, *configs]
-    return [*(file for name in names if (file := inside(folder, name)).is_file()), *module_weights(folder)]
-
-
-def module_choices(folder: Path) -> Iterator[list[str]]:
-    """Yield the names of the further files of a sentence-transformers model, pickles only if there is nothing else."""
-    paths = [path for _, path in sentence_modules(folder) if path]
-    if paths:
-        yield [f"{path}/{name}" for path in paths for name in ("config.json", WEIGHTS[0])]
-    dense = [path for kind, path in sentence_modules(folder) if kind == "Dense"]
-    if pickled := [path for path in dense if not (folder / path / WEIGHTS[0]).is_file()]:
-        yield [f"{path}/{WEIGHTS[2]}" for path in pickled]
-
-
-def module_weights(folder: Path) -> list[Path]:
-    """Return the files of weights of a sentence-transformers model's Dense modules."""
-    files = []
-    for _, path in sentence_modules(folder):
-        choices = [inside(folder, f"{path}/{name}") for name in (WEIGHTS[0], WEIGHTS[2])] if path else []
-        files += [file for file in choices if file.is_file()][:1]
-    return files
+def module_names(folder: Path) -> list[str]:
+    """Return the names of the files that the modules of a sentence-transformers model may have in subfolders."""
+    names = "config.json", WEIGHTS[0], WEIGHTS[2]
+    return [f"{path}/{name}" for _, path in sentence_modules(folder) if path for name in names]
 
 
 def check_settings(folder: Path) -> None:
@@ -158,7 +137,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def model_files(folder: Path) -> list[Path]:
     """Return the files that transformers loads, which determine the answers. Raises UserError if one is elsewhere."""
-    return sorted({*small_files(folder), *weight_files(folder), *module_weights(folder)})
+    return sorted({*small_files(folder), *weight_files(folder)})
 
 
 def check_weights(folder: Path) -> None:

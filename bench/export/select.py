@@ -74,7 +74,7 @@ def export_model(
     model.config.save_pretrained(target)
     tokenizer = load_tokenizer(model.folder)  # again: the model's own one is set to truncate by now
     model.task.set_up_tokenizer(tokenizer, model.folder)
-    model.task.save_files(model.folder, target)
+    model.task.save_files(model, target)
     tokenizer.padding_side = model.padding_side
     set_padding_token(tokenizer, model.pad_values["input_ids"])
     tokenizer.save_pretrained(target)

@@ -1,7 +1,6 @@
 """The task of an embedding model: one text in, a vector out, as sentence-transformers' encode() returns it."""
 
 import json
-import re
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from bench.files import read_json
 from bench.model.classification import combine_windows
 from bench.model.task import Task
 from bench.model.tokenizing import overlap
-from bench.model_files import MODULES, PROMPTS, SENTENCE_SETTINGS, inside, sentence_files, sentence_modules
+from bench.model_files import MODULES, PROMPTS, SENTENCE_SETTINGS, inside, module_names, sentence_modules
 from bench.naming import code_span, markdown
 from bench.tables.datasets import evenly_spaced
 from bench.tables.items import Item, is_unicode, parts_of
@@ -22,28 +21,13 @@ from utils import UserError
 N_ANCHORS = 256  # texts among which the nearest one to each text is looked for
 MARGIN = 0.005  # a nearest anchor counts as changed if the original finds the new one this much less similar
 MIN_NORM = 1e-12  # as in torch.nn.functional.normalize
-# the names of the pooling modes in older configs, in the order in which their vectors are joined
-OLD_POOLING = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-# settings of the tokenizer that have an effect here, and those that say that the model takes texts
+# settings that are applied here, and those that only say that the model takes texts; others could read other files
 KNOWN_SETTINGS = {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"}
-TEXT_SETTINGS = {
-    "transformer_task": "feature-extraction",
-    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-    "module_output_name": "token_embeddings",
-}
 # modules.json of an exported plain encoder
 PLAIN_MODULES = [
     {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
     for i, (path, kind) in enumerate({"": "Transformer", "1_Pooling": "Pooling"}.items())
 ]
-ACTIVATION = re.compile(r"torch\.nn\.modules\.(activation|linear)\.\w+")
 
 
 @dataclass(frozen=True)
@@ -76,31 +60,23 @@ class Embedding(Task):
     @classmethod
     def from_config(cls, config, folder: Path) -> "Embedding":
         """Read modules.json and the files that it names; a folder without is a plain encoder. Raises UserError."""
-        modules = sentence_modules(folder)
-        if not modules:
-            size = config.hidden_size
-            return cls(dimensions(size), size, "mean", is_plain=True, has_unit_length=False, include_prompt=True)
-        kinds = [kind for kind, _ in modules]
-        if kinds[:2] != ["Transformer", "Pooling"] or {*kinds[2:]} - {"Dense", "Normalize"}:
-            raise UserError(f"{folder}/modules.json lists {', '.join(kinds)}; a Pooling must follow the Transformer")
-        sentence_settings(folder)
-        settings = module_config(folder, modules[1][1])
-        modes, taken = pooling_modes(settings), settings.get("embedding_dimension")
-        taken = settings.get("word_embedding_dimension") if taken is None else taken
-        check_size(folder, modules[1][1], taken, config.hidden_size)
-        size = config.hidden_size * len(modes)
-        for path in [path for kind, path in modules if kind == "Dense"]:
-            size = dense_size(folder, path, size)
-        about = read_json(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
-        prompts = about.get("prompts") or {}
+        from bench.model.sentence import load_head
+
+        kinds = [kind for kind, _ in sentence_modules(folder)]
+        if kinds and (kinds[:2] != ["Transformer", "Pooling"] or not {*kinds[2:]} <= {"Dense", "Normalize"}):
+            raise UserError(f"{folder}/{MODULES} lists {', '.join(kinds)}; only a Pooling may follow the Transformer")
+        if unknown := sorted(sentence_settings(folder).keys() - KNOWN_SETTINGS):
+            raise UserError(f"{folder} has the setting {unknown[0]} of sentence-transformers, which is not supported")
+        head, size = load_head(folder, config.hidden_size, "mean")
+        modes, about = head[0].pooling_mode, read_json(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
         task = cls(
             labels=dimensions(size),
             dims=size,
-            pooling="+".join(modes),
-            is_plain=False,
-            has_unit_length=kinds[-1] == "Normalize",
-            include_prompt=settings.get("include_prompt", True),
-            prompts={str(name): str(text) for name, text in prompts.items()} if isinstance(prompts, dict) else {},
+            pooling=modes if isinstance(modes, str) else "+".join(modes),
+            is_plain=not kinds,
+            has_unit_length=kinds[-1:] == ["Normalize"],
+            include_prompt=head[0].include_prompt,
+            prompts=dict(about.get("prompts") or {}),
         )
         names = {"prompt_name": "default_prompt_name", "truncate_dim": "truncate_dim"}
         return task.with_options({name: about.get(key) for name, key in names.items()})
@@ -203,18 +179,19 @@ class Embedding(Task):
                 "this model leaves the prompt out of its pooling, which an export can't; use a torch variant"
             )
 
-    def save_files(self, source: Path, target: Path) -> None:
+    def save_files(self, model, target: Path) -> None:
         """Save what sentence-transformers needs to load an export with this pooling."""
+        from bench.model.sentence import load_head
+
         if self.is_plain:
             (target / MODULES).write_text(json.dumps(PLAIN_MODULES))
             (target / "1_Pooling").mkdir()
-            old_name = next(old for old, name in OLD_POOLING.items() if name == self.pooling)
-            pooling = {"word_embedding_dimension": self.dims, "pooling_mode_mean_tokens": False, old_name: True}
-            (target / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-        for file in sentence_files(source):
-            copy = target / file.relative_to(source)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copy(file, copy)
+            head, _ = load_head(model.folder, self.dims, self.pooling)
+            head[0].save(str(target / "1_Pooling"))
+        for name in (MODULES, PROMPTS, *SENTENCE_SETTINGS, *module_names(model.folder)):
+            if (file := inside(model.folder, name)).is_file():
+                (target / name).parent.mkdir(exist_ok=True)
+                shutil.copy(file, target / name)
 
     def set_up_tokenizer(self, tokenizer, folder: Path) -> None:
         """Apply `max_seq_length` and `do_lower_case` of sentence-transformers' settings to a tokenizer."""
@@ -321,40 +298,6 @@ def dimensions(size: int) -> tuple[str, ...]:
 
 
 def sentence_settings(folder: Path) -> dict:
-    """Return the settings of a sentence-transformers model's tokenizer; empty if it has none. Raises UserError.
-
-    Other settings than KNOWN_SETTINGS could have other files read, or say that the model takes more than texts.
-    """
+    """Return the settings of a sentence-transformers model's tokenizer; empty if it has none."""
     files = [file for name in SENTENCE_SETTINGS if (file := inside(folder, name)).is_file()]
-    settings = read_json(files[0]) if files else {}
-    for name, value in settings.items():
-        if name not in KNOWN_SETTINGS or (name in TEXT_SETTINGS and value != TEXT_SETTINGS[name]):
-            raise UserError(f"{files[0]} has the setting {name}, which is not supported")
-    return settings
-
-
-def module_config(folder: Path, path: str) -> dict:
-    return read_json(inside(folder, f"{path}/config.json"))
-
-
-def pooling_modes(settings: dict) -> list[str]:
-    """Return the pooling modes of a Pooling's config, as sentence-transformers reads it."""
-    modes = settings.get("pooling_mode") or [name for old, name in OLD_POOLING.items() if settings.get(old)]
-    return [modes] if isinstance(modes, str) else [*modes] or ["mean"]
-
-
-def dense_size(folder: Path, path: str, size: int) -> int:
-    """Return the dimensions that a Dense module makes of `size`. Raises UserError if it takes something else."""
-    settings = module_config(folder, path)
-    check_size(folder, path, settings.get("in_features"), size)
-    activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if not ACTIVATION.fullmatch(str(activation)):
-        raise UserError(f"{folder}/{path}/config.json needs custom code ({activation}), which is never executed")
-    if {settings.get("module_input_name"), settings.get("module_output_name")} - {None, Embedding.output}:
-        raise UserError(f"{folder}/{path}/config.json is not for the pooled vector, so it is not supported")
-    return settings.get("out_features")
-
-
-def check_size(folder: Path, path: str, size: object, expected: int) -> None:
-    if size != expected:
-        raise UserError(f"{folder}/{path}/config.json takes vectors of {size} dimensions, but gets {expected}")
+    return read_json(files[0]) if files else {}

@@ -15,8 +15,7 @@ from bench.model_files import (
     WEIGHTS,
     check_settings,
     check_weights,
-    module_choices,
-    module_weights,
+    module_names,
     nested_items,
     small_files,
     weight_choices,
@@ -67,7 +66,7 @@ def resolve_model(model_id: str, task: str | None = None) -> Path:
         raise UserError(f"{folder}/config.json lacks model_type, or its architectures are not a list")
     choose_task(folder, config, model_id, task)
     check_weights(folder)
-    for file in [*weight_files(folder), *module_weights(folder)]:
+    for file in weight_files(folder):
         check_not_lfs_pointer(locate(file))
     return folder
 
@@ -75,7 +74,7 @@ def resolve_model(model_id: str, task: str | None = None) -> Path:
 def download_model(repo: str, revision: str) -> Path:
     """Download what transformers would load; a pickle only if there is nothing else. Raises UserError."""
     folder = download(repo, [*SMALL_FILES, *WEIGHTS[:2], WEIGHTS[3], "README.md"], revision)
-    for names in module_choices(folder):
+    if names := module_names(folder):
         folder = download(repo, names, revision)
     for names in weight_choices(folder) if (folder / "config.json").is_file() else ():
         if names != [WEIGHTS[0]]:

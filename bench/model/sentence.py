@@ -8,7 +8,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as kinds
 
+from bench.files import read_json
 from bench.model_files import sentence_modules
+from utils import UserError, first_line
 
 
 class SentenceOutputs(NamedTuple):
@@ -24,7 +26,7 @@ class SentenceEncoder(torch.nn.Module):
     def __init__(self, encoder, model):
         super().__init__()
         self.base_model, self.config, self.model = encoder, encoder.config, model
-        self.head = torch.nn.Sequential(*load_head(model.folder, model.task, encoder.config.hidden_size))
+        self.head, _ = load_head(model.folder, encoder.config.hidden_size, model.task.pooling)
         self.fixed = {} if model.task.include_prompt else {"prompt_length": count_prompt_tokens(model)}
 
     def forward(self, return_dict: bool = True, **inputs) -> SentenceOutputs:
@@ -39,16 +41,31 @@ class SentenceEncoder(torch.nn.Module):
     @cached_property
     def library(self) -> SentenceTransformer:
         """Load the model as sentence-transformers' documentation does, with weights of its own: the reference."""
-        device = next(self.parameters()).device
-        return load_library(self.model, device)
+        return load_library(self.model, next(self.parameters()).device)
 
 
-def load_head(folder: Path, task, size: int) -> list[torch.nn.Module]:
-    """Load the modules after the encoder, which returns `size` numbers per token."""
-    if task.is_plain:
-        return [kinds.Pooling(size, task.pooling)]
-    modules = sentence_modules(folder)[1:]
-    return [getattr(kinds, kind).load(str(folder), subfolder=path, local_files_only=True) for kind, path in modules]
+def load_head(folder: Path, size: int, pooling: str) -> tuple[torch.nn.Sequential, int]:
+    """Load the modules after an encoder that returns `size` numbers per token; return them, and the size of a vector.
+
+    `pooling`: of a plain encoder. Raises UserError if modules don't fit together, or need code of their own.
+    """
+    head = torch.nn.Sequential()
+    for kind, path in sentence_modules(folder)[1:]:
+        config = folder / path / "config.json"
+        activation = read_json(config).get("activation_function") if kind == "Dense" else None
+        if activation and not str(activation).startswith("torch.nn.modules."):
+            raise UserError(f"{config} needs custom code ({activation}), which is never executed")
+        try:
+            module = getattr(kinds, kind).load(str(folder), subfolder=path, local_files_only=True)
+        except Exception as error:  # a wrong config and a broken file fail in many ways
+            raise UserError(f"{folder}/{path} can't be loaded: {first_line(error)}") from error
+        head.append(module)
+        if kind != "Normalize":
+            taken = module.embedding_dimension if kind == "Pooling" else module.in_features
+            if taken != size:
+                raise UserError(f"{config} is for vectors of {taken} dimensions, but gets {size}")
+            size = module.get_embedding_dimension()
+    return head if len(head) else head.append(kinds.Pooling(size, pooling)), size
 
 
 def count_prompt_tokens(model) -> int:

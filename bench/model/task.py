@@ -88,7 +88,7 @@ class Task:
     def check_export(self) -> None:
         """Raise UserError if an export can't compute what was asked for."""
 
-    def save_files(self, source: Path, target: Path) -> None:
+    def save_files(self, model, target: Path) -> None:
         """Save what an export needs of the model's folder beside config and tokenizer."""
 
     def set_up_tokenizer(self, tokenizer, folder: Path) -> None:
