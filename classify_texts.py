@@ -27,7 +27,7 @@ LABEL_OPTIONS = "top_label", "min_score", "labels"
 
 def parse_arguments() -> Namespace:
     long_help = "read overlapping windows and take each label's maximum or mean"
-    parser, groups = job_parser(__doc__, LONG_TEXTS, long_help)
+    parser, groups = job_parser(__doc__, LONG_TEXTS, long_help, rows=100_000)
     add = groups["output"].add_argument
     add("--top-label", action="store_true", help="write only the most probable label and its score")
     add("--labels", type=list_of(str.strip), metavar="LIST", help="write only these labels (default: all)")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.exporters.backends import OPSET, example_batches, example_items
+from bench.exporters.backends import example_batches, example_items
 from bench.exporters.first_token import first_token_only
 from bench.exporters.graph import count_attention, describe_graph, store_weights
 from bench.exporters.head import append_head
@@ -155,7 +155,7 @@ def choose_candidate(
         try:
             made = export(model, folder / backend, shape_inference)
             if model.task.encoder_output:
-                append_head(model, file, OPSET)
+                append_head(model, file)
             if first_token_only(file, batches[0]):
                 made += " (the last layer, after its attention, for the first token only)"
             runner = load(model, folder / backend, Device(None, cpu_cores()))

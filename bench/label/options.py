@@ -7,7 +7,7 @@ from bench.machine import process_count
 from bench.options import Parser, add_text_options, hub_name, int_from, list_of
 
 
-def job_parser(description: str, long_texts: tuple[str, ...], long_help: str) -> tuple[Parser, dict]:
+def job_parser(description: str, long_texts: tuple[str, ...], long_help: str, rows: int) -> tuple[Parser, dict]:
     """Return the parser of a script with the options that all share, and its groups by title, for further options."""
     parser, count, names = Parser(description), int_from(1), list_of(str.strip)
     parser.usage = "%(prog)s MODEL INPUT --output DIR [options]"
@@ -28,7 +28,7 @@ def job_parser(description: str, long_texts: tuple[str, ...], long_help: str) ->
     add("--keep-text", action="store_true", help="also copy the text")
     add("--token-count", action="store_true", help="add a column of token counts; estimated for very long texts")
     add("--prefix", default="", help="prefix for the names of the new columns")
-    add("--rows-per-file", type=count, default=100_000, metavar="N", help="rows per part (default: 100000)")
+    add("--rows-per-file", type=count, default=rows, metavar="N", help="rows per part (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace the parts of another job in DIR")
 
     add = groups["how to run"].add_argument

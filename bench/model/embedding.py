@@ -67,7 +67,7 @@ class Embedding(Task):
             raise UserError(f"{folder}/{MODULES} lists {', '.join(kinds)}; only a Pooling may follow the Transformer")
         if unknown := sorted(sentence_settings(folder).keys() - KNOWN_SETTINGS):
             raise UserError(f"{folder} has the setting {unknown[0]} of sentence-transformers, which is not supported")
-        head, size = load_head(folder, config.hidden_size, "mean")
+        head, size = load_head(folder, getattr(config, "hidden_size", 0), "mean")
         modes, about = head[0].pooling_mode, read_json(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
         task = cls(
             labels=dimensions(size),
