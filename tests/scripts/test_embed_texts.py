@@ -15,9 +15,11 @@ from tiny import make_sentence_model, make_tiny_encoder
 
 import classify_texts
 import embed_texts
+import run_benchmark
 from bench.judge import WITHIN
 from bench.label import receipt
 from bench.label.folder import write_rows
+from bench.report.rows import read_results
 
 PART = "part-000000-0000000000.parquet"
 
@@ -149,3 +151,14 @@ def test_parts_take_no_more_space_than_the_numbers(tmp_path):
         write_rows(pa.table({"embedding": column, "id": range(2000)}), file)
     chunk = pq.ParquetFile(tmp_path / "part.parquet").metadata.row_group(0).column(0)
     assert chunk.total_compressed_size < vectors.nbytes and "BYTE_STREAM_SPLIT" in chunk.encodings
+
+
+def test_the_benchmark_compares_an_embedding_model_with_encode(call, tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    options = "--device", "cpu", "--limit", 40, "--batches", 8, "--batching", "sorted", "--min-time", 0
+    code, _, err = call(run_benchmark, "--model", "torch,pipeline", "--model-id", model, *options)
+    assert code == 0, err
+    rows, _, _ = read_results(sorted(tmp_path.glob("results/*/*.tsv")))
+    assert {*rows["variant"]} == {"torch", "pipeline"} and {*rows["status"]} == {"ok"}
+    assert (rows["flips"] == 0).all() and (rows["max_diff"] < 1e-5).all() and (rows["decisions"] >= 40).all()
+    assert "embed_texts.py" in err, "the next command"
