@@ -108,6 +108,7 @@ def describe(job: LabelJob, record: dict, plan: LabelPlan | None) -> dict:
         "versions": record.get("versions", {}),
         "model": job.model.id,
         "weights_id": job.model.weights_id,
+        "task": job.model.task.summary,
         "input": str(job.source),
         "column": ", ".join(job.output.text_columns),
         "files": {f"{split.file:06}": str(split.table.file) for split in job.own_splits},  # number in a part's name

@@ -162,7 +162,8 @@ class Embedding(Task):
 
     @property
     def summary(self) -> str:
-        return f"{len(self.labels)} dimensions, {self.pooling} pooling"
+        prompt = f", prompt {self.prompt!r}" if self.prompt else ""
+        return f"{len(self.labels)} dimensions, {self.pooling} pooling{prompt}"
 
     @property
     def decision_words(self) -> str:

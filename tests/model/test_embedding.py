@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from tiny import make_sentence_model, make_tiny_encoder
 
 from bench.judge import NOT_WITHIN, WITHIN
+from bench.label.on_ray import read_files
 from bench.model.batches import Batching
 from bench.model.embedding import MARGIN, Embedding
 from bench.model.model import Model
@@ -249,6 +250,16 @@ def test_models_that_are_broken_or_need_code_are_refused(tmp_path, dense_model, 
 def test_options_that_do_not_suit_the_model_are_refused(dense_model, options, named):
     message = refused(lambda: open_folder(dense_model, **options))
     assert all(word in message for word in named)
+
+
+def test_other_machines_get_all_files_that_the_model_needs(tmp_path, dense_model):
+    """As an actor of Ray does."""
+    model = open_folder(dense_model)
+    for name, content in read_files(ClassifierSpec(model, "torch", None, Device(None, 1))).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    texts = ["one text", "and another one"]
+    assert np.array_equal(predict(open_folder(tmp_path / "model"), texts), predict(model, texts))
 
 
 def test_a_download_has_the_modules(hub, dense_model):

@@ -86,7 +86,8 @@ def test_options_change_the_vectors_as_in_encode(call, tmp_path, model, comments
     bodies = [body for body in read_bodies(comments) if body]
     expected = encode(model, bodies, prompt_name="query", truncate_dim=5, normalize_embeddings=True)
     assert np.abs(vectors - expected).max() < 1e-3
-    assert json.loads((tmp_path / "out/_receipt.json").read_text())["verdict"] == WITHIN
+    written = json.loads((tmp_path / "out/_receipt.json").read_text())
+    assert written["verdict"] == WITHIN and "which " in written["task"] and "mean" in written["task"]
     code, _, err = call(embed_texts, model, comments, "--output", tmp_path / "out", *options[2:])
     assert code == 2 and "--prompt-name" in err, "a run with another prompt does not resume"
 
