@@ -69,6 +69,8 @@ def embed(
     from bench.model.batches import Batching
     from runtimes.classifier import Classifier
 
+    if unknown := options.keys() - VECTOR_OPTIONS:
+        raise TypeError(f"embed() has no option {min(unknown)!r}; its options: {', '.join(VECTOR_OPTIONS)}")
     kind, _ = find_device(PlanOptions(device=device, variant=variant))
     model = open_model(str(model_id), lambda function, *arguments: function(*arguments), "embedding", options)
     batching = Batching("token-budget", batch_tokens=batch_tokens or DEFAULT_TOKENS[kind])

@@ -1,7 +1,5 @@
 """The task of an embedding model: one text in, a vector out, as sentence-transformers' encode() returns it."""
 
-import json
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -10,9 +8,10 @@ import numpy as np
 
 from bench.files import read_json
 from bench.model.classification import combine_windows
+from bench.model.sentence_files import save_files, sentence_settings, set_up_tokenizer
 from bench.model.task import Task
 from bench.model.tokenizing import overlap
-from bench.model_files import MODULES, PROMPTS, SENTENCE_SETTINGS, inside, module_names, sentence_modules
+from bench.model_files import MODULES, PROMPTS, sentence_modules
 from bench.naming import code_span, markdown
 from bench.tables.datasets import evenly_spaced
 from bench.tables.items import Item, is_unicode, parts_of
@@ -21,21 +20,11 @@ from utils import UserError
 N_ANCHORS = 256  # texts among which the nearest one to each text is looked for
 MARGIN = 0.005  # a nearest anchor counts as changed if the original finds the new one this much less similar
 MIN_NORM = 1e-12  # as in torch.nn.functional.normalize
-# settings that are applied here, and those that only say that the model takes texts; others could read other files
-KNOWN_SETTINGS = {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"}
-# modules.json of an exported plain encoder
-PLAIN_MODULES = [
-    {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-    for i, (path, kind) in enumerate({"": "Transformer", "1_Pooling": "Pooling"}.items())
-]
 
 
 @dataclass(frozen=True)
 class Embedding(Task):
-    """A sentence-transformers model, or a plain encoder whose tokens are pooled.
-
-    Its "labels" are the numbers of a vector's dimensions.
-    """
+    """A sentence-transformers model, or a plain encoder whose tokens are pooled. Its labels number the dimensions."""
 
     name: ClassVar[str] = "feature-extraction"
     output: ClassVar[str] = "sentence_embedding"
@@ -53,6 +42,9 @@ class Embedding(Task):
     prompt: str = ""  # before every text
     normalize: bool = False  # to unit length, after truncating
 
+    save_files = staticmethod(save_files)
+    set_up_tokenizer = staticmethod(set_up_tokenizer)
+
     @classmethod
     def matches(cls, config: dict) -> bool:
         return False  # config.json does not tell; see choose_task
@@ -65,18 +57,19 @@ class Embedding(Task):
         kinds = [kind for kind, _ in sentence_modules(folder)]
         if kinds and (kinds[:2] != ["Transformer", "Pooling"] or not {*kinds[2:]} <= {"Dense", "Normalize"}):
             raise UserError(f"{folder}/{MODULES} lists {', '.join(kinds)}; only a Pooling may follow the Transformer")
-        if unknown := sorted(sentence_settings(folder).keys() - KNOWN_SETTINGS):
-            raise UserError(f"{folder} has the setting {unknown[0]} of sentence-transformers, which is not supported")
+        sentence_settings(folder)
         head, size = load_head(folder, getattr(config, "hidden_size", 0), "mean")
-        modes, about = head[0].pooling_mode, read_json(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
+        about = read_json(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
+        prompts = about.get("prompts") if isinstance(about.get("prompts"), dict) else {}
+        modes = head[0].pooling_mode
         task = cls(
-            labels=dimensions(size),
+            labels=tuple(map(str, range(size))),
             dims=size,
             pooling=modes if isinstance(modes, str) else "+".join(modes),
             is_plain=not kinds,
             has_unit_length=kinds[-1:] == ["Normalize"],
             include_prompt=head[0].include_prompt,
-            prompts=dict(about.get("prompts") or {}),
+            prompts={name: text for name, text in prompts.items() if isinstance(text, str)},
         )
         names = {"prompt_name": "default_prompt_name", "truncate_dim": "truncate_dim"}
         return task.with_options({name: about.get(key) for name, key in names.items()})
@@ -98,7 +91,7 @@ class Embedding(Task):
             raise UserError(f"--pooling {pooling}: the model's own is {self.pooling}, see modules.json; drop --pooling")
         return replace(
             self,
-            labels=self.labels if size is None else dimensions(size),
+            labels=self.labels if size is None else tuple(map(str, range(size))),
             pooling=pooling or self.pooling,
             prompt=self.prompt if prompt is None else prompt,
             normalize=options.get("normalize", False),
@@ -136,10 +129,7 @@ class Embedding(Task):
         return f"{self.prompt!r}, {len(self.labels)} dimensions, normalize {self.normalize}"
 
     def pipeline(self, model, network, device):
-        """Return what people use instead of transformers' pipeline: SentenceTransformer, with the loaded network.
-
-        With optimum's model class it is the ONNX backend, without its loading.
-        """
+        """Return what people use instead: SentenceTransformer with this network, with optimum's its ONNX backend."""
         from bench.model.sentence import load_library
 
         library = load_library(model, "cpu" if device == -1 else f"cuda:{device}")
@@ -176,38 +166,7 @@ class Embedding(Task):
 
     def check_export(self) -> None:
         if self.prompt and not self.include_prompt:
-            raise UserError(
-                "this model leaves the prompt out of its pooling, which an export can't; use a torch variant"
-            )
-
-    def save_files(self, model, target: Path) -> None:
-        """Save what sentence-transformers needs to load an export with this pooling."""
-        from bench.model.sentence import load_head
-
-        if self.is_plain:
-            (target / MODULES).write_text(json.dumps(PLAIN_MODULES))
-            (target / "1_Pooling").mkdir()
-            head, _ = load_head(model.folder, self.dims, self.pooling)
-            head[0].save(str(target / "1_Pooling"))
-        for name in (MODULES, PROMPTS, *SENTENCE_SETTINGS, *module_names(model.folder)):
-            if (file := inside(model.folder, name)).is_file():
-                (target / name).parent.mkdir(exist_ok=True)
-                shutil.copy(file, target / name)
-
-    def set_up_tokenizer(self, tokenizer, folder: Path) -> None:
-        """Apply `max_seq_length` and `do_lower_case` of sentence-transformers' settings to a tokenizer."""
-        settings = sentence_settings(folder)
-        if settings.get("max_seq_length") is not None:
-            tokenizer.model_max_length = settings["max_seq_length"]
-        if not settings.get("do_lower_case"):
-            return
-        if not tokenizer.is_fast:
-            tokenizer.do_lower_case = True
-            return
-        from tokenizers.normalizers import Lowercase, Sequence
-
-        backend = tokenizer.backend_tokenizer
-        backend.normalizer = Sequence([Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
+            raise UserError("the prompt is left out of this model's pooling, which only torch variants can do")
 
     def tokenize(self, tokenizer, items: list[Item], max_length: int, names: list[str], windows: bool) -> dict:
         return super().tokenize(tokenizer, [self.prompt + text_of(item) for item in items], max_length, names, windows)
@@ -228,16 +187,13 @@ class Embedding(Task):
 
     def reference(self, model, original, item: Item, long: str) -> np.ndarray:
         """Return `SentenceTransformer.encode(text)`; with windows the mean of the vectors for each window alone."""
-        missing = np.full(len(self.labels), np.nan)
-        if not is_unicode(item):
-            return missing
         text, library = text_of(item), original.network.library
-        options = {"truncation": True, "max_length": model.max_length, "return_tensors": None}
+        options = {"truncation": True, "max_length": model.max_length}
         if long != "cut":
             options |= {"return_overflowing_tokens": True, "stride": overlap(model.max_length)}
-        inputs = library.tokenizer([self.prompt + text], **options)
+        inputs = library.tokenizer([self.prompt + text], **options) if is_unicode(item) else {"input_ids": [[]]}
         if not all(map(model.is_valid_input, inputs["input_ids"])):
-            return missing
+            return np.full(len(self.labels), np.nan)
         if len(inputs["input_ids"]) == 1:
             return library.encode(text, **self.encode_options)
         names = [name for name in inputs if name in model.forward_names]
@@ -246,10 +202,7 @@ class Embedding(Task):
         return self.answers(np.concatenate(outputs), np.zeros(len(outputs), int), 1, long)[0]
 
     def differences(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """Return each vector's distance from the original's relative to its length, [items, 1].
-
-        The cosine of two vectors of one length is 1 - distance^2 / 2.
-        """
+        """Return each vector's distance d from the original's relative to its length [items, 1]; cosine 1 - d^2 / 2."""
         lengths = np.linalg.norm(reference.astype(np.float64), axis=1)
         distances = np.linalg.norm(answers.astype(np.float64) - reference, axis=1)
         return (distances / np.maximum(lengths, MIN_NORM))[:, None]
@@ -262,10 +215,11 @@ class Embedding(Task):
         known = reference[np.isfinite(reference).all(axis=1)]
         return known[evenly_spaced(len(known), N_ANCHORS)]
 
-    def count_flips(
-        self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None
-    ) -> tuple[int, int]:
-        """Return (texts with another nearest anchor, all texts), see MARGIN. A text is no anchor of itself."""
+    def count_flips(self, answers, reference, basis=None) -> tuple[int, int]:
+        """Return (texts with another nearest anchor, all texts), see MARGIN. A text is no anchor of itself.
+
+        The anchors' vectors are the original's, as in an index that another variant has made.
+        """
         anchors = self.basis(reference) if basis is None else basis
         _, ids = np.unique(np.concatenate([anchors, reference]), axis=0, return_inverse=True)
         is_same = ids[len(anchors) :, None] == ids[: len(anchors)]
@@ -292,13 +246,3 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     """Return vectors [n, dims] divided by their lengths, in float64."""
     vectors = vectors.astype(np.float64, copy=False)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), MIN_NORM)
-
-
-def dimensions(size: int) -> tuple[str, ...]:
-    return tuple(map(str, range(size)))
-
-
-def sentence_settings(folder: Path) -> dict:
-    """Return the settings of a sentence-transformers model's tokenizer; empty if it has none."""
-    files = [file for name in SENTENCE_SETTINGS if (file := inside(folder, name)).is_file()]
-    return read_json(files[0]) if files else {}

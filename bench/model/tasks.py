@@ -28,8 +28,8 @@ def choose_task(folder: Path, config: dict, model_id: str, name: str | None = No
         return Classification
     if matching := [task for task in TASKS.values() if task.matches(config)]:
         return matching[0]
-    wanted = " or ".join(f"...{task.class_suffix}" for task in TASKS.values())
-    raise UserError(f"{model_id} is a {', '.join(map(str, architectures))}; a model of class {wanted} is needed")
+    message = f"{model_id} is a {', '.join(map(str, architectures))}, not a ...{Classification.class_suffix}"
+    raise UserError(f"{message}; for the vectors of an encoder use --task embedding, or embed_texts.py")
 
 
 def sign_of_pairs(config: dict) -> str:

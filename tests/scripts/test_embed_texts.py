@@ -142,6 +142,8 @@ def test_embed_returns_what_encode_returns(in_this_process, model, texts):
     assert vectors.dtype == np.float32 and np.abs(vectors - encode(model, some)).max() < 1e-5
     asked = embed_texts.embed(model, some, device="cpu", prompt="which ", truncate_dim=4)
     assert np.abs(asked - encode(model, some, prompt="which ", truncate_dim=4)).max() < 1e-5
+    with pytest.raises(TypeError, match="truncate"):
+        embed_texts.embed(model, some, truncate=4)
     assert "--truncate-dim" in refused(lambda: embed_texts.embed(model, some, device="cpu", truncate_dim=99))
 
 
