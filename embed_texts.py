@@ -32,6 +32,7 @@ def parse_arguments() -> Namespace:
     add_vector_options(groups["input"])
     add = groups["output"].add_argument
     add("--float16", action="store_true", help="write vectors as float16, in half the space")
+    parser.set_defaults(task="embedding")
     return parse_job(parser)
 
 
@@ -83,12 +84,12 @@ def main() -> int:
     columns = list_of(str.strip)(args.column)
 
     def open_encoder(call: Callable) -> Model:
-        return open_model(args.model_id, call, "embedding", {name: getattr(args, name) for name in VECTOR_OPTIONS})
+        return open_model(args.model_id, call, args.task, {name: getattr(args, name) for name in VECTOR_OPTIONS})
 
     def make_output(model: Model, **fields) -> VectorSpec:
         return VectorSpec(**fields, labels=model.labels)
 
-    return run_job(args, JobKind(columns, open_encoder, make_output, VECTOR_OPTIONS, VECTOR_OPTIONS))
+    return run_job(args, JobKind(columns, open_encoder, make_output, VECTOR_OPTIONS, ("task", "pooling")))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,15 @@ def test_several_columns_and_windows(call, tmp_path, model, comments, texts):
     assert {"title", "body"} < set(table.schema.names)
     assert np.abs(vectors[0] - encode(model, [f"title 0\n\n{texts[0]}"])[0]).max() < 1e-5
     assert json.loads((tmp_path / "out/_receipt.json").read_text())["verdict"] == WITHIN
+
+
+def test_a_dry_run_prints_a_benchmark_that_can_be_run(call, tmp_path, model, comments):
+    options = "--output", tmp_path / "out", "--prompt", "a ", "--dry-run", "--device", "cpu"
+    code, _, err = call(embed_texts, model, comments, *options)
+    command = shlex.split(err[err.index("python run_benchmark.py") :].splitlines()[0])[2:]
+    assert code == 0 and not (tmp_path / "out").exists()
+    code, out, err = call(run_benchmark, *command, "--dry-run")
+    assert code == 0 and out, err
 
 
 def test_wrong_vectors_stop_the_run(call, tmp_path, monkeypatch, model, comments):
