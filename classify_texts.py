@@ -20,128 +20,48 @@ References and other reusable files are kept in BENCHMARK_CACHE (default: the fo
 Exit code: 0 on success, 1 if something failed or rows are wrong, 2 for wrong usage or input, 130 after Ctrl-C.
 """
 
-import contextlib
-from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from argparse import Namespace
 
-from bench.machine import process_count
-from bench.options import (
-    CSV_OPTIONS,
-    ITEM_OPTIONS,
-    LONG_TEXTS,
-    Parser,
-    add_original,
-    add_task_options,
-    add_text_options,
-    float_from,
-    hub_name,
-    int_from,
-    list_of,
-    task_choice,
-    text_columns,
-)
-from utils import CACHE, ROOT, UserError, before_imports, run
+from bench.label.options import job_parser, parse_job
+from bench.options import ITEM_OPTIONS, LONG_TEXTS, add_task_options, float_from, list_of, task_choice, text_columns
+from utils import ROOT, UserError, before_imports, run
 
-OUTPUT_OPTIONS = "top_label", "float16", "min_score", "prefix", "rows_per_file", "limit", "long", "token_count"
-PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens", "long", "gpu", "results_dir"
-# options that determine the output: another run with the same ones resumes
-RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", *ITEM_OPTIONS, *CSV_OPTIONS, "labels"
+LABEL_OPTIONS = "top_label", "min_score", "labels"
 
 
 def parse_arguments() -> Namespace:
-    parser, count, names = Parser(__doc__), int_from(1), list_of(str.strip)
-    parser.usage = "%(prog)s MODEL INPUT --output DIR [options]"
-    parser.add_argument("model_id", metavar="MODEL", type=hub_name, help="Hub id or folder of a model, or of an export")
-    parser.add_argument("input", metavar="INPUT", help="file or folder of texts")
-    parser.add_argument("--output", metavar="DIR", required=True, help="folder for the output")
-
-    group = parser.add_argument_group("input")
-    add_text_options(group)
-    add = group.add_argument
-    add("--limit", type=count, metavar="ROWS", help="label only the first ROWS rows")
-    long_help = "truncate long texts, or read overlapping windows and take each label's maximum or mean (default: cut)"
-    add("--long", choices=LONG_TEXTS, default="cut", help=long_help)
-    add("--strict", action="store_true", help="stop at the first bad row instead of writing nulls")
-
-    add = parser.add_argument_group("output").add_argument
-    add("--keep-columns", type=names, metavar="LIST", help="columns to copy (default: all except the text)")
-    add("--keep-text", action="store_true", help="also copy the text")
+    long_help = "read overlapping windows and take each label's maximum or mean"
+    parser, groups = job_parser(__doc__, LONG_TEXTS, long_help, rows=100_000)
+    add = groups["output"].add_argument
     add("--top-label", action="store_true", help="write only the most probable label and its score")
-    add("--labels", type=names, metavar="LIST", help="write only these labels (default: all)")
+    add("--labels", type=list_of(str.strip), metavar="LIST", help="write only these labels (default: all)")
     add("--min-score", type=float_from(-1e38), metavar="SCORE", help="write null for lower scores")
     add("--float16", action="store_true", help="write scores as float16, which rounds them by up to 0.0005")
-    add("--token-count", action="store_true", help="add a column of token counts; estimated for very long texts")
-    add("--prefix", default="", help="prefix for the names of the new columns")
-    rows_help = "rows per part, fewer if these exceed 64 MiB (default: 100000)"
-    add("--rows-per-file", type=count, default=100_000, metavar="N", help=rows_help)
-    add("--overwrite", action="store_true", help="replace the parts of another job in DIR")
-
-    add = parser.add_argument_group("how to run").add_argument
-    add("--device", choices=("gpu", "cpu"), help="default: gpu if there is one")
-    add("--gpu", type=list_of(int_from(0)), metavar="LIST", help="GPU ids (default: 0)")
-    add("--variant", metavar="NAME", help="variant, as in run_benchmark.py (default: the fastest proven one)")
-    add("--workers", type=process_count, metavar="N", help="workers on the CPU or on each GPU")
-    add("--threads", type=process_count, metavar="N", help="CPU threads of each worker")
-    add("--batch-tokens", type=count, metavar="N", help="tokens per batch, including padding")
-    results_help = "results of run_benchmark.py (default: results)"
-    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help=results_help)
-    add("--dry-run", action="store_true", help="estimate rows, output size and time, then stop")
-
-    group = parser.add_argument_group("checking")
-    add_task_options(group)
-    add_original(group)
-    exclusive = group.add_mutually_exclusive_group()
-    exclusive.add_argument("--no-check", action="store_true", help="report wrong rows at the end instead of stopping")
-    exclusive.add_argument("--check-only", action="store_true", help="only check an existing DIR")
-
-    add = parser.add_argument_group("many machines").add_argument
-    ray_help = "run on the Ray cluster at ADDRESS; without ADDRESS, start one on this machine"
-    add("--ray", nargs="?", const="local", metavar="ADDRESS", help=ray_help)
-    add("--shard", type=shard, metavar="K/N", help="label only the K-th of N shares of the input")
-
-    args = parser.parse_args()
-    if args.shard and (args.ray or args.check_only or args.overwrite):
-        parser.error("--shard cannot be combined with --ray, --check-only or --overwrite")
-    if args.gpu and (args.ray or args.device == "cpu"):
-        parser.error("--gpu cannot be combined with --ray or --device cpu")
+    add_task_options(groups["checking"], pooling=False)
+    args = parse_job(parser)
     if args.top_label and (args.labels or args.min_score is not None):
         parser.error("--top-label cannot be combined with --labels or --min-score")
     return args
 
 
-def shard(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise ArgumentTypeError(f"{text!r} is not like 3/16, from 1/16 to 16/16")
-    return int(number), int(count)
-
-
 if __name__ == "__main__":
     before_imports(parse_arguments)
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 
-from bench.export.ensure import runnable_variants
-from bench.files import check_writable
-from bench.label import on_ray
-from bench.label.folder import locked, refuse_foreign_files
-from bench.label.plan import PlanOptions, find_plan, measuring_command, plan_for, report_estimate, worker_specs
+from bench.label.job import JobKind, run_job
+from bench.label.plan import PlanOptions, plan_for, worker_specs
 from bench.label.pool import LabelPool
-from bench.label.record import read_record
-from bench.label.rows import OutputSpec, choose_columns
-from bench.label.run import check_folder, label, prepare
-from bench.label.splits import LabelJob, cut_splits
-from bench.model.classification import REGRESSION
+from bench.label.rows import OutputSpec
+from bench.model.classification import REGRESSION, Classification
+from bench.model.model import Model
 from bench.model.resolve import open_model
 from bench.processes import helper_process
 from bench.start_process import stopped_afterwards
-from bench.tables.folders import common_schema, find_files, noting_others, open_tables
-from bench.tables.format_csv import Csv
 from bench.tables.items import has_text, parts_of
-from bench.tables.readers import format_of
-from bench.tables.storage import locate
 
 
 def classify(
@@ -179,7 +99,7 @@ def classify(
     task, task_options = task_choice(Namespace(**asked | options))
     with stopped_afterwards():
         with helper_process() as call:
-            model = open_model(model_id, call, task, options=task_options)
+            model = open_classifier(model_id, call, task, options=task_options)
             values = np.full((len(items), len(model.labels)), np.nan)
             plan = plan_for(model, given, PlanOptions(device, results_dir=Path(results_dir)), call) if given else None
         if plan:
@@ -189,85 +109,34 @@ def classify(
     return pd.DataFrame(values, columns=model.labels)
 
 
-def open_job(args: Namespace, call: Callable) -> LabelJob:
-    """Open the model and the input, and define the output. `call` runs a function in a helper process."""
-    task, task_options = task_choice(args)
-    columns = text_columns(args)
-    source, folder = locate(args.input), locate(args.output)
-    if format_of(folder.name):
-        raise UserError(f"--output {folder}: the output is a folder of Parquet files; choose a name without a suffix")
-    files = find_files(source)
-    if folder.is_in(source) or any(file.is_in(folder) for file in files):
-        raise UserError(f"output folder {folder} overlaps the input; choose another --output")
-    if args.check_only:
-        if not (record := read_record(folder)):
-            raise UserError(f"--check-only: {folder} has no parts of this version")
-        args.limit, args.rows_per_file = record["options"].get("--limit"), record["options"]["--rows-per-file"]
-    model = open_model(args.model_id, call, task, args.original, task_options).with_thresholds(args.threshold)
-    if getattr(model.task, "problem_type", "") != REGRESSION and not 0 <= (args.min_score or 0) <= 1:
-        raise UserError(f"--min-score {args.min_score:g}: give a probability, from 0 to 1")
-    tables = open_tables(files, Csv.from_options(args), source)
-    kept = choose_columns(tables, columns, args.keep_columns, args.keep_text)
-    asked = {name: getattr(args, name) for name in OUTPUT_OPTIONS}
-    schema = common_schema(tables, list(dict.fromkeys([*kept, *columns])), columns)
-    output = OutputSpec(
-        schema=schema if args.keep_columns else noting_others(schema, tables),
-        text_columns=columns,
-        keep_columns=kept,
-        model_labels=model.labels,
-        labels=args.labels or model.labels,
-        **asked,
-    )
-    output.check(tables)
-    options = {f"--{name.replace('_', '-')}": getattr(args, name) for name in RECORDED_OPTIONS}
-    if args.candidate_labels:
-        options["--candidate-labels"] = model.labels
-    return LabelJob(
-        model=model,
-        source=source,
-        folder=folder,
-        splits=cut_splits(tables, output, source),
-        output=output,
-        options=options,
-        shard=args.shard,
-        overwrite=args.overwrite,
-        strict=args.strict,
-        no_check=args.no_check,
-    )
+def open_classifier(model_id: str, *arguments, **options) -> Model:
+    """Call open_model(). Raises UserError if the model has no labels."""
+    model = open_model(model_id, *arguments, **options)
+    if not isinstance(model.task, Classification):
+        raise UserError(f"{model_id} is an embedding model, which has no labels; use embed_texts.py")
+    return model
 
 
 def main() -> int:
     args = parse_arguments()
-    check_writable(CACHE)
-    options = PlanOptions(ray=bool(args.ray), **{name: getattr(args, name) for name in PLAN_OPTIONS})
-    with contextlib.ExitStack() as stack, contextlib.ExitStack() as helper:
-        if args.ray:
-            stack.enter_context(on_ray.cluster(args.ray))
-        call = helper.enter_context(helper_process())
-        job = open_job(args, call)
-        if job.model.onnx_precision:
-            asked = [options.variant] if options.variant else []
-            options = replace(options, variant=runnable_variants(job.model, asked)[0])
-        if args.dry_run:
-            plan = find_plan(job, options, call)
-            given = {name: getattr(args, name) for name in ("task", "threshold", *ITEM_OPTIONS)}
-            report_estimate(job, plan, measuring_command(job, plan, options, **given))
-            return 0
-        if not args.check_only:
-            refuse_foreign_files(job.folder)
-        stack.enter_context(locked(job.folder, shared=bool(job.shard)))
-        if job.shard:
-            stack.enter_context(locked(job.folder, job.own_file("_lock").name))
-        if args.check_only:
-            helper.close()
-            check_folder(job, options)
-            return 0
-        with locked(job.folder, "_lock-plan", wait=True):  # all shards use the variant of the first
-            plan = find_plan(job, options, call)
-            helper.close()
-            pool, checker = prepare(job, plan, options)
-        label(pool, checker, on_cluster=options.ray)
-    return 0
+    task, task_options = task_choice(args)
+
+    def open_for_job(call: Callable) -> Model:
+        model = open_classifier(args.model_id, call, task, args.original, task_options).with_thresholds(args.threshold)
+        if model.task.problem_type != REGRESSION and not 0 <= (args.min_score or 0) <= 1:
+            raise UserError(f"--min-score {args.min_score:g}: give a probability, from 0 to 1")
+        return model
+
+    def make_output(model: Model, **fields) -> OutputSpec:
+        asked = {"top_label": args.top_label, "min_score": args.min_score, "labels": args.labels or model.labels}
+        return OutputSpec(**fields, **asked)
+
+    def recorded(model: Model) -> dict:
+        options = {name: getattr(args, name) for name in (*LABEL_OPTIONS, *ITEM_OPTIONS)}
+        return options | ({"candidate_labels": model.labels} if args.candidate_labels else {})  # not the file's name
+
+    measured = "task", "threshold", *ITEM_OPTIONS
+    return run_job(args, JobKind(text_columns(args), open_for_job, make_output, recorded, measured))
 
 
 if __name__ == "__main__":

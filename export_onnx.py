@@ -27,8 +27,8 @@ from bench.machine import cpu_cores, process_count
 from bench.options import (
     BATCHINGS,
     CSV_OPTIONS,
-    ITEM_OPTIONS,
     PRECISIONS,
+    TASK_OPTIONS,
     Parser,
     add_task_options,
     add_text_options,
@@ -44,7 +44,7 @@ from utils import CACHE, UserError, run, say
 RESULTS = Path("results")  # folder of the evidence that every check adds to
 # options that a check of the same folder needs again
 CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)
-CHECK_OPTIONS += ("label_column", "group_column", *ITEM_OPTIONS, "task", "threshold")
+CHECK_OPTIONS += ("label_column", "group_column", *TASK_OPTIONS)
 CHECK_OPTIONS += ("batching", "batch_size", "batch_tokens", "tolerance")
 
 
@@ -130,7 +130,7 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "machine": machine,
             "column": ", ".join(text_columns(args)),
-            "task_options": {name: getattr(args, name) for name in ("task", *ITEM_OPTIONS)},
+            "task_options": {name: getattr(args, name) for name in TASK_OPTIONS if name != "threshold"},
             "repo": target.resolve().name,
             **graph,
             **check.check_export(export, dataset, batching, args.tolerance, EvidenceFile(RESULTS)),

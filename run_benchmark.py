@@ -24,7 +24,7 @@ import sys
 import textwrap
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from bench.machine import cpu_cores, process_count
 from bench.options import (
     BATCHINGS,
     CSV_OPTIONS,
-    ITEM_OPTIONS,
+    TASK_OPTIONS,
     Parser,
     add_original,
     add_task_options,
@@ -57,9 +57,6 @@ BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 def parse_arguments() -> Namespace:
     parser = Parser(__doc__)
     parser.usage = "%(prog)s --variant VARIANTS --device {gpu,cpu} [options]"
-    count = {"type": int_from(1), "metavar": "N"}
-    counts = {"type": list_of(int_from(1)), "metavar": "LIST"}
-    seconds = {"type": float_from(0), "metavar": "SECONDS"}
 
     add = parser.add_argument_group("what to measure").add_argument
     names = "comma-separated variants (torch, onnx, ...), or 'all' for this device's default set (see README.md)"
@@ -75,28 +72,12 @@ def parse_arguments() -> Namespace:
     texts = parser.add_argument_group("texts")
     texts.add_argument("--dataset", default="normal", help="normal, filtered, or a file of texts (default: normal)")
     add_text_options(texts)
-    texts.add_argument("--limit", **count, help="use at most this many texts, evenly spaced (default: all)")
+    limit = "use at most this many texts, evenly spaced (default: all)"
+    texts.add_argument("--limit", type=int_from(1), metavar="N", help=limit)
     add_task_options(texts)
     add_original(texts)
 
-    add = parser.add_argument_group("how to measure").add_argument
-    batching_help = f"comma-separated: {', '.join(BATCHINGS)} (default: all)"
-    add("--batching", type=list_of(batching), metavar="LIST", default=list(BATCHINGS), help=batching_help)
-    add("--batches", **counts, default=[1, 2, 4, 8, 16, 32], help="texts per batch (default: 1,2,4,8,16,32)")
-    tokens = "tokens per batch, with padding, for token-budget (default: 1024,4096,16384; GPU: 16384,32768,65536)"
-    add("--batch-tokens", **counts, help=tokens)
-    workers = "comma-separated numbers of worker processes (default: 1)"
-    add("--workers", type=list_of(process_count), default=[1], metavar="LIST", help=workers)
-    add("--threads", type=process_count, metavar="N", help="CPU threads per worker (default: all cores / workers)")
-    add("--min-time", **seconds, default=3.0, help="repeat each cell for at least this long (default: 3)")
-    repeats = "number of rounds over all cells; with several, a slow period affects all cells equally (default: 1)"
-    add("--repeats", **count, default=1, help=repeats)
-    check = "time for checks of fast, unproven variants on more texts (default: 600; --quick: 15)"
-    add("--check-time", **seconds, default=600.0, help=check)
-    tolerance = "largest share of decisions that may change (default: %(default)s)"
-    add("--tolerance", type=float_from(0, 1), default=0.001, metavar="SHARE", help=tolerance)
-    stall = "time without progress after which a cell fails (default: 600; 0: never)"
-    add("--stall-timeout", **seconds, default=600.0, help=stall)
+    add_measuring_options(parser.add_argument_group("how to measure").add_argument)
 
     output = parser.add_argument_group("output")
     saving = output.add_mutually_exclusive_group()
@@ -118,6 +99,29 @@ def parse_arguments() -> Namespace:
     return parser.parse_args()
 
 
+def add_measuring_options(add: Callable) -> None:
+    count = {"type": int_from(1), "metavar": "N"}
+    counts = {"type": list_of(int_from(1)), "metavar": "LIST"}
+    seconds = {"type": float_from(0), "metavar": "SECONDS"}
+    batching_help = f"comma-separated: {', '.join(BATCHINGS)} (default: all)"
+    add("--batching", type=list_of(batching), metavar="LIST", default=list(BATCHINGS), help=batching_help)
+    add("--batches", **counts, default=[1, 2, 4, 8, 16, 32], help="texts per batch (default: 1,2,4,8,16,32)")
+    tokens = "tokens per batch, with padding, for token-budget (default: 1024,4096,16384; GPU: 16384,32768,65536)"
+    add("--batch-tokens", **counts, help=tokens)
+    workers = "comma-separated numbers of worker processes (default: 1)"
+    add("--workers", type=list_of(process_count), default=[1], metavar="LIST", help=workers)
+    add("--threads", type=process_count, metavar="N", help="CPU threads per worker (default: all cores / workers)")
+    add("--min-time", **seconds, default=3.0, help="repeat each cell for at least this long (default: 3)")
+    repeats = "number of rounds over all cells; with several, a slow period affects all cells equally (default: 1)"
+    add("--repeats", **count, default=1, help=repeats)
+    check = "time for checks of fast, unproven variants on more texts (default: 600; --quick: 15)"
+    add("--check-time", **seconds, default=600.0, help=check)
+    tolerance = "largest share of decisions that may change (default: %(default)s)"
+    add("--tolerance", type=float_from(0, 1), default=0.001, metavar="SHARE", help=tolerance)
+    stall = "time without progress after which a cell fails (default: 600; 0: never)"
+    add("--stall-timeout", **seconds, default=600.0, help=stall)
+
+
 if __name__ == "__main__":
     before_imports(parse_arguments)
 
@@ -135,6 +139,7 @@ from bench.measure.recorder import Recorder, columns_of_run, rows_for_advice, ro
 from bench.measure.sweep import ASSUMED_MFU, LOADING_SECONDS, Sweep, estimate
 from bench.measure.warnings import measure_busy, note, note_slowdowns
 from bench.model.resolve import DEFAULT_MODEL, open_model
+from bench.model.task import Task
 from bench.naming import slug
 from bench.processes import helper_process, run_in_subprocess
 from bench.report import rows
@@ -222,10 +227,12 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Re
                 print(lines.rstrip(), file=sys.stderr)
 
 
-def follow_ups(args: Namespace, sweep: Sweep, dataset_name: str) -> tuple[Callable, Callable]:
-    """Return verdict()'s label_command and check_advice, for the same texts."""
+def follow_ups(
+    args: Namespace, sweep: Sweep, dataset_name: str, script: Sequence[str] = Task.script
+) -> tuple[Callable, Callable]:
+    """Return verdict()'s label_command and check_advice, for the same texts. `script`: see Task.script."""
     defaults = {"gpu": 0, "column": "body", "encoding": "utf-8", "results_dir": Path("results")}
-    names = ("device", "gpu", "column", *CSV_OPTIONS, *ITEM_OPTIONS, "task", "threshold", "original", "results_dir")
+    names = ("device", "gpu", "column", *CSV_OPTIONS, *TASK_OPTIONS, "original", "results_dir")
     given = {name: getattr(args, name) for name in names if getattr(args, name) != defaults.get(name)}
     if args.delimiter == "\t":
         given["delimiter"] = "tab"
@@ -233,11 +240,12 @@ def follow_ups(args: Namespace, sweep: Sweep, dataset_name: str) -> tuple[Callab
     tolerance = args.tolerance if args.tolerance != TOLERANCE else None
 
     def label(winner: dict | None) -> str:
-        options = dict(given)
+        name, output, *taken = script
+        options = {option: given[option] for option in given if option in taken or option not in TASK_OPTIONS}
         if tolerance is not None and winner:  # labelling has the default tolerance
             options |= {"variant": winner["variant"], "no_check": tolerance > TOLERANCE}
         source = args.dataset if own_file else "FILE"
-        return command("python", "classify_texts.py", args.model_id, source, output="labels", **options)
+        return command("python", name, args.model_id, source, output=output, **options)
 
     def check(row: dict, texts: int | None) -> list[str]:
         known = sweep.evidence.of_row(row)
@@ -332,7 +340,7 @@ def main() -> int:
     if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in recorder.rows):
         note("MFU above 100% omitted: the peak measurement was disturbed, or its kernels are slow on this machine")
     completed = recorder.completed()
-    commands = follow_ups(args, sweep, dataset.name) if model.can_be_compared else ()
+    commands = follow_ups(args, sweep, dataset.name, model.task.script) if model.can_be_compared else ()
     for line in [] if completed.empty else verdict(completed, sweep.evidence, args.tolerance, *commands):
         say(line)
     return int(any(row["status"] != "ok" for row in recorder.rows) or bool(recorder.unsaved))

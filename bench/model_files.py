@@ -1,12 +1,13 @@
 """The files of a model and of an export: the only place that finds them, so that nothing outside the folder is read."""
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bench.files import read_json
-from utils import UserError
+from utils import UserError, first_line
 
 MANIFEST = "export.json"  # beside model.onnx: its model, its exporter and its files
 SETTINGS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
@@ -15,7 +16,13 @@ VOCABULARIES = "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "dict.txt",
 VOCABULARIES += "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "tokenizer.model", "spm.model"
 VOCABULARIES += "spm_char.model", "source.spm", "target.spm", "target_vocab.json", "vocab-src.json", "vocab-tgt.json"
 VOCABULARIES += "entity_vocab.json", "word_shape.json", "word_pronunciation.json", "normalizer.json", "byte_maps.json"
+# of sentence-transformers: the list of a model's modules, its prompts, and the settings of its tokenizer
+MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
+TRANSFORMER_TYPES = "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"
+SENTENCE_SETTINGS = tuple(f"sentence_{name}_config.json" for name in TRANSFORMER_TYPES)
+MODULE_KINDS = "Transformer", "Pooling", "Dense", "Normalize"
 SMALL_FILES = *SETTINGS, "tokenizer.json", "added_tokens.json", "tekken.json", *VOCABULARIES
+SMALL_FILES += MODULES, PROMPTS, *SENTENCE_SETTINGS
 # also read, but without effect on the answers
 OTHER_FILES = "README.md", "generation_config.json", "chat_template.jinja", "additional_chat_templates/*.jinja"
 # in the order in which transformers looks for them
@@ -50,11 +57,40 @@ def is_inside(folder: Path, path: str | Path) -> bool:
 
 
 def small_files(folder: Path) -> list[Path]:
-    """Return the config and the files of the tokenizer. Raises UserError if a file or a setting leads elsewhere."""
+    """Return the configs and the files of the tokenizer and of modules. Raises UserError if one leads elsewhere."""
     for pattern in OTHER_FILES:
         for file in folder.glob(pattern):
             inside(folder, str(file.relative_to(folder)))
-    return [file for name in SMALL_FILES if (file := inside(folder, name)).is_file()]
+    return [file for name in (*SMALL_FILES, *module_names(folder)) if (file := inside(folder, name)).is_file()]
+
+
+def sentence_modules(folder: Path) -> list[tuple[str, str]]:
+    """Return the kind and the subfolder of each module of a sentence-transformers model; empty for other models.
+
+    Raises UserError for modules of other kinds: sentence-transformers would run code from the folder to load them.
+    """
+    file = inside(folder, MODULES)
+    if not file.is_file():
+        return []
+    try:
+        content = json.loads(file.read_bytes())
+        entries = [(content[i]["type"], content[i]["path"]) for i in range(max(len(content), 1))]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise UserError(f"{file} can't be read: {first_line(error)}") from error
+    modules = []
+    for kind, path in entries:
+        known = re.fullmatch(rf"sentence_transformers(?:\.\w+)*\.({'|'.join(MODULE_KINDS)})", str(kind))
+        if not known or (known[1] == "Transformer") != (path == ""):
+            raise UserError(f"{file} has the module {kind!r} in {path!r}; only {', '.join(MODULE_KINDS)} are supported")
+        inside(folder, path)
+        modules.append((known[1], path))
+    return modules
+
+
+def module_names(folder: Path) -> list[str]:
+    """Return the names of the files that the modules of a sentence-transformers model may have in subfolders."""
+    names = "config.json", WEIGHTS[0], WEIGHTS[2]
+    return [f"{path}/{name}" for _, path in sentence_modules(folder) if path for name in names]
 
 
 def check_settings(folder: Path) -> None:

@@ -17,13 +17,16 @@ from utils import CONTROL, UserError, clean, first_line, without_secrets
 
 PRECISIONS = "fp32", "fp16", "int8"  # of exports
 BATCHINGS = "in-order", "sorted", "token-budget"
-TASKS = ("classification",)  # what a model may be for
+TASKS = "classification", "embedding"  # what a model may be for
 LONG_TEXTS = "cut", "windows", "windows-mean"  # truncate, or combine windows by each label's maximum or mean
 TRUNCATIONS = "longest_first", "only_first"  # of pairs of texts; transformers' names
 TEMPLATE = "This example is {}."  # of hypotheses; transformers' default
 # options that say what an item is, beside the text -> the option that they belong to
 ITEM_OPTIONS = {"pair_column": "pair_column", "truncation": "pair_column", "candidate_labels": "candidate_labels"}
 ITEM_OPTIONS |= dict.fromkeys(("hypothesis_template", "multi_label"), "candidate_labels")
+TASK_OPTIONS = *ITEM_OPTIONS, "task", "pooling", "threshold"  # what is asked of a model
+POOLING = {"choices": ("mean", "cls"), "help": "pooling of encoders without a modules.json (default: mean)"}
+VECTOR_OPTIONS = "pooling", "prompt", "prompt_name", "truncate_dim", "normalize"  # of embedding models
 CSV_OPTIONS = "delimiter", "encoding", "quoting", "escape"  # how CSV files are read: the fields of a Csv
 
 
@@ -120,8 +123,8 @@ def hub_name(text: str) -> str:
     return f"{repo}{at}{revision.replace('/', '%2F')}"
 
 
-def add_task_options(group) -> None:
-    """Add --task, --threshold and ITEM_OPTIONS."""
+def add_task_options(group, pooling: bool = True) -> None:
+    """Add TASK_OPTIONS, --pooling unless it is False."""
     add = group.add_argument
     pair_help = "column of the second text, for models that compare two texts (NLI, rerankers)"
     add("--pair-column", metavar="COLUMN", help=pair_help)
@@ -130,10 +133,11 @@ def add_task_options(group) -> None:
     add("--candidate-labels", metavar="LIST|FILE", help=labels_help)
     add("--hypothesis-template", metavar="TEXT", help=f"sentence about a label (default: {TEMPLATE!r})")
     add("--multi-label", action="store_true", help="decide yes or no for each candidate label")
-    task_help = "use the model for this task, although its config.json suggests pairs of texts"
-    group.add_argument("--task", choices=TASKS, help=task_help)
+    if pooling:
+        add("--pooling", **POOLING)
+    add("--task", choices=TASKS, help="use the model for this task, whatever its files suggest")
     threshold_help = "probability above which a label is predicted: a number, or a JSON file {label: number}"
-    group.add_argument("--threshold", metavar="NUMBER|FILE", help=f"{threshold_help} (default: 0.5)")
+    add("--threshold", metavar="NUMBER|FILE", help=f"{threshold_help} (default: 0.5)")
 
 
 def add_original(group) -> None:
@@ -163,7 +167,7 @@ def task_choice(args: Namespace) -> tuple[str | None, dict]:
     if args.pair_column:
         return "pairs", {"truncation": args.truncation or TRUNCATIONS[0]}
     if args.candidate_labels is None:
-        return args.task, {}
+        return args.task, {"pooling": getattr(args, "pooling", None)}
     return "zero-shot", zero_shot_options(args.candidate_labels, args.hypothesis_template, args.multi_label)
 
 
@@ -193,6 +197,17 @@ def read_lines(file: str) -> list[str]:
         return Path(file).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--candidate-labels: {file} can't be read: {first_line(error)}") from error
+
+
+def add_vector_options(group) -> None:
+    """Add VECTOR_OPTIONS."""
+    add = group.add_argument
+    add("--pooling", **POOLING)
+    prompt = group.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="text to put before each text, such as 'query: '")
+    prompt.add_argument("--prompt-name", metavar="NAME", help="the same, by its name in the model")
+    add("--truncate-dim", type=int_from(1), metavar="N", help="keep only the first N dimensions")
+    add("--normalize", action="store_true", help="scale vectors to length 1, after truncating")
 
 
 def float_from(least: float, most: float = float("inf")) -> Callable[[str], float]:

@@ -10,8 +10,6 @@ from bench.variants import Device, TextRunner, Variant
 from runtimes.onnx import FP32, PACKAGES
 from utils import UserError
 
-CHUNK_TEXTS = 256  # texts per call, at least: seconds of work between two reports of progress
-
 
 def load(model: Model, _, device: Device) -> TextRunner:
     """Load the pipeline with the model in FP32, its default."""
@@ -45,7 +43,7 @@ def pipeline_runner(model: Model, network, device: Device) -> TextRunner:
     def answer(items: list[Item], batch_size: int, on_progress) -> np.ndarray:
         answers = np.empty((len(items), len(model.labels)))
         batch_size = batch_size if model.can_pad else 1
-        step = -(-CHUNK_TEXTS // batch_size) * batch_size
+        step = -(-model.task.pipeline_texts // batch_size) * batch_size
         for start in range(0, len(items), step):
             chunk = slice(start, start + step)
             answers[chunk] = model.task.pipeline_answers(pipe, items[chunk], batch_size)

@@ -104,7 +104,7 @@ def fake_hub():
             first, _, last = asked.partition("-")
             content = content[int(first or 0) : int(last) + 1 if last else None]
             self.send_response(206 if asked else 200)
-            self.send_header("ETag", f'"{file.name}{commit[0]}"')
+            self.send_header("ETag", f'"{file.parent.name}-{file.name}{commit[0]}"')
             self.send_header("X-Repo-Commit", commit)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()

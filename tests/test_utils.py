@@ -18,6 +18,7 @@ import plot_results
 import run_benchmark
 import utils
 from bench import files
+from bench.label import job
 
 
 @pytest.mark.parametrize("script", [run_benchmark, export_onnx, plot_results])
@@ -173,7 +174,7 @@ def test_a_cache_that_can_not_be_written_is_named(call, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     arguments = {run_benchmark: ["--model", "torch", "--device", "cpu"], export_onnx: ["m"]}
     arguments[classify_texts] = ["m", "in.csv", "--output", "out"]
-    for module in (files, *arguments):
+    for module in (files, job, run_benchmark, export_onnx):
         monkeypatch.setattr(module, "CACHE", tmp_path / "file" / "cache")
     for script, given in arguments.items():
         code, _, err = call(script, *given, *(["--no-save"] if script is run_benchmark else []))

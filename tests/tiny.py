@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from bench.model.random_model import train_tokenizer
+from bench.model.task import Task
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -26,7 +27,7 @@ def make_report() -> dict:
     report = {"model": "ann/tiny", "repo": "ann/tiny-onnx", "precision": "fp32", "texts": 1, "fp16_exercised": True}
     report |= {"card": {"activation": "logits", "output_word": "value"}, "task": "text-classification"}
     report |= {"batches": "1 sorted", "batches_matter": False, "max_length": 9, "opset": 17}
-    report |= {"labels": ["x"], "thresholds": [0.5], "threshold": "", "task_options": {"task": None}}
+    report |= {"labels": ["x"], "thresholds": [0.5], "task_options": {"task": None}, "script": Task.script}
     report |= {"largest_difference": figures, "speed": {"original": 1.0, "export": 1.0}, "worst": [], "findings": []}
     report |= dict.fromkeys(("dataset", "column", "machine", "verdict", "reason", "provider"), "x")
     report |= dict.fromkeys(("mean_over_labels", "flips", "tolerance"), 0.0) | {"non_finite_texts": 0}
@@ -69,6 +70,31 @@ def make_tiny_bert(folder: Path, texts: list[str], **options) -> Path:
     tokenizer = word_tokenizer(texts, folder)
     config = {"vocab_size": len(tokenizer), "max_position_embeddings": 128}
     return make_tiny(folder, tokenizer, BertConfig(**SIZES | MULTI_LABEL | config | options))
+
+
+def make_tiny_encoder(folder: Path, texts: list[str]) -> Path:
+    """A BERT of 2 layers and 32 dimensions without a head, which takes 128 tokens and tells upper from lower case."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = sorted({word.strip(".,?!") for text in texts for word in text.split()})
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=128, do_lower_case=False)
+    torch.manual_seed(0)
+    config = BertConfig(**SIZES, vocab_size=len(tokenizer), max_position_embeddings=128, initializer_range=0.2)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_sentence_model(folder: Path, encoder: Path, head: list, **options) -> Path:
+    """Save a sentence-transformers model of an encoder and further modules, as sentence-transformers does."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    SentenceTransformer(modules=[Transformer(str(encoder)), *head], device="cpu", **options).save(str(folder))
+    return folder
 
 
 def make_tiny_albert(folder: Path, texts: list[str], **options) -> Path:

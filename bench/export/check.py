@@ -92,10 +92,11 @@ def check_export(
         "max_length": model.max_length,
         "export_id": digest(model_files(exported.exported)),  # its weights_id as a model of its own
         "threshold": model.task.rule_id,
-        "labels": model.labels,
+        "labels": [] if "vectors" in model.task.card else model.labels,
         "thresholds": model.task.thresholds if getattr(model.task, "problem_type", "") == MULTI else [],
         "task": model.task.name,
         "card": model.task.card,
+        "script": model.task.script,
         "decision_words": decision_words,
         "weak_test": "" if dataset.gold else model.task.weak_test(reference, tolerance),
         **parity.statistics(),

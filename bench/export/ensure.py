@@ -44,6 +44,7 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
     one. If there is neither, or the local one is out of date, the model is exported. Raises UserError if that fails, or
     would replace a checked export or files that no export created.
     """
+    model.task.check_export()
     if model.onnx_precision:
         say_caveats(model.folder, model.onnx_precision, model.task.rule_id)
         return weight_files(model.folder)[0].parent, f"its own ONNX file, {report_words(model)}"
@@ -138,9 +139,10 @@ def say_caveats(folder: Path, precision: str, rule_id: str) -> None:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Return the names of files that no export created; remove what killed runs left."""
+    """Return the names of files and folders that no export created; remove what killed runs left."""
     remove_leftovers(folder)
-    known = {*(file.name for file in [*export_files(folder), *folder.glob(REPORTS)]), MANIFEST, CARD, THRESHOLDS}
+    files = {file.relative_to(folder).parts[0] for file in [*export_files(folder), *folder.glob(REPORTS)]}
+    known = {*files, MANIFEST, CARD, THRESHOLDS}
     return sorted(name for name in os.listdir(folder) if not (name in known or TEMPORARY.fullmatch(name)))
 
 

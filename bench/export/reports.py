@@ -63,8 +63,8 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     tags = inherited.get("tags", [])
     tags = [*(tags if isinstance(tags, list) else [tags]), "onnx", report["task"], report["precision"]]
     data = ModelCardData(
-        library_name="optimum",
-        pipeline_tag=report["task"],
+        library_name=report["card"].get("library_name", "optimum"),
+        pipeline_tag=report["card"].get("pipeline_tag", report["task"]),
         tags=list(dict.fromkeys(tags)),
         **{key: inherited[key] for key in INHERITED if key in inherited},
     )
@@ -77,8 +77,11 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     url, is_public = project_url(), "/" in report["repo"]
     argument = report["repo"] if is_public else "."
     thresholds = dict(zip(report["labels"], report["thresholds"], strict=False))
-    options = {"column": "text", "output": "labelled"} | report["task_options"]
-    if report["threshold"]:
+    script, output, *taken = report["script"]
+    options = {"column": "text", "output": output}
+    options |= {name: value for name, value in report["task_options"].items() if name in taken}
+    has_thresholds = any(value != 0.5 for value in thresholds.values())
+    if has_thresholds:
         options["threshold"] = "thresholds-in-use.json"
     licence = ", ".join(str(inherited[key]) for key in LICENCE if key in inherited)
     text = ModelCard.from_template(
@@ -90,11 +93,11 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         source=link,
         folder=python_string(argument),
         is_public=is_public,
-        label_command=command("python", "swiftsure/classify_texts.py", argument, "texts.csv", **options),
+        label_command=command("python", f"swiftsure/{script}", argument, "texts.csv", **options),
         original=code_span(command("--original", model)) if "/" in model else "",
         licence=markdown(licence),
         url=url,
-        threshold_file=shlex.quote(json.dumps(thresholds)) if report["threshold"] else "",
+        threshold_file=shlex.quote(json.dumps(thresholds)) if has_thresholds else "",
         command_code=code_span(report.get("command", "")),
         precision_words=EXPORT_KINDS[report["precision"]].description,
         scores=escaped(score_table(report["gold"])),

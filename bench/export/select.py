@@ -11,6 +11,7 @@ import numpy as np
 from bench.exporters.backends import example_batches, example_items
 from bench.exporters.first_token import first_token_only
 from bench.exporters.graph import count_attention, describe_graph, store_weights
+from bench.exporters.head import append_head
 from bench.files import read_json
 from bench.machine import cpu_cores
 from bench.model.model import Model
@@ -72,13 +73,15 @@ def export_model(
         store_weights(target / "model.onnx")
     model.config.save_pretrained(target)
     tokenizer = load_tokenizer(model.folder)  # again: the model's own one is set to truncate by now
+    model.task.set_up_tokenizer(tokenizer, model.folder)
+    model.task.save_files(model, target)
     tokenizer.padding_side = model.padding_side
     set_padding_token(tokenizer, model.pad_values["input_ids"])
     tokenizer.chat_template = None  # encoders have no use for one, and its name may be a path out of the folder
     tokenizer.save_pretrained(target)
     manifest |= {"exporter": best.backend, "made": best.made, "options": options, "findings": findings}
     manifest |= {"weights_id": model.weights_id} | versions("transformers")
-    manifest["files"] = sorted(path.name for path in target.iterdir() if path.is_file())
+    manifest["files"] = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     return describe_export(model, target)
 
@@ -145,19 +148,21 @@ def choose_candidate(
     """
     reference, batches = Reference.load(model), example_batches(model)
     expected = [reference.of_batch(batch) for batch in batches]
-    scale = max(1, *(np.abs(answers).max() for answers in expected))  # values of a regression exceed 1
+    scale = model.task.scale(np.concatenate(expected))
     correct, failed, findings = [], [], []
     for backend, export in kind.backends.items():
         (folder / backend).mkdir()
         file = folder / backend / "model.onnx"
         try:
             made = export(model, folder / backend, shape_inference)
+            if model.task.encoder_output:
+                append_head(model, file)
             if first_token_only(file, batches[0]):
                 made += " (the last layer, after its attention, for the first token only)"
             runner = load(model, folder / backend, Device(None, cpu_cores()))
             outputs = [runner.to_host(runner.forward(runner.prepare(batch))) for batch in batches]
             answers = list(map(model.task.activate, outputs))
-            deviation = np.abs(np.concatenate(answers) - np.concatenate(expected)).max() / scale
+            deviation = model.task.differences(np.concatenate(answers), np.concatenate(expected)).max() / scale
             if not deviation <= kind.max_deviation:
                 texts = f"{N_PADDED_TEXTS + 1} test texts"
                 findings.append(f"{backend}: output differs from PyTorch by up to {deviation:.2g} on {texts}")

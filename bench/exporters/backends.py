@@ -4,6 +4,7 @@ import contextlib
 import io
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -87,37 +88,18 @@ def with_optimum(model: Model, target: Path, shape_inference: bool, optimized: b
 def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: bool = False) -> str:
     """Export to `target`/model.onnx with torch, optionally `fused` by onnxscript or in FP16. Return how it was made."""
     import onnx_ir
-    import torch
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
     network, file = model.load_torch(), target / "model.onnx"
+    output = model.task.output
+    if model.task.encoder_output:
+        network, output = network.base_model, model.task.encoder_output
     inputs = {name: array[1:, :16].copy() for name, array in example_batches(model)[0].items()}
     if network.config.eos_token_id is not None and network.config.is_encoder_decoder:
         inputs["input_ids"][:, -1] = network.config.eos_token_id  # BART's head reads the last of these tokens
     if "attention_mask" in inputs:
         inputs["attention_mask"][1:, -3:] = 0  # the example must contain padding
-    names = list(inputs)
-
-    class Wrapper(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = network
-
-        def forward(self, *arrays):
-            outputs = self.network(**dict(zip(names, arrays, strict=True)), return_dict=True)
-            return getattr(outputs, model.task.output)
-
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
-        program = torch.onnx.export(
-            Wrapper().eval(),
-            tuple(map(torch.from_numpy, inputs.values())),
-            dynamo=True,
-            input_names=names,
-            output_names=[model.task.output],
-            dynamic_shapes={"arrays": tuple({0: "texts", 1: "tokens"} for _ in names)},
-            opset_version=OPSET,
-            verbose=False,
-        )
+    program = export_program(network, lambda given: getattr(network(**given, return_dict=True), output), inputs, output)
     onnx_model, made = program.model, "torch's ONNX exporter"
     if fused:
         onnx_model, _ = optimize_for_ort(onnx_model)
@@ -130,6 +112,31 @@ def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: b
         convert_to_fp16(file)
         made += "; then FP16 by onnxruntime, with FP32 outputs"
     return made
+
+
+def export_program(network, run: Callable, inputs: dict[str, np.ndarray], output: str):
+    """Export run(inputs), which calls the network on tensors [texts, tokens, ...], with torch's exporter."""
+    import torch
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, *arrays):
+            return run(dict(zip(inputs, arrays, strict=True)))
+
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+        return torch.onnx.export(
+            Wrapper().eval(),
+            tuple(map(torch.from_numpy, inputs.values())),
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_shapes={"arrays": tuple({0: "texts", 1: "tokens"} for _ in inputs)},
+            opset_version=OPSET,
+            verbose=False,
+        )
 
 
 def convert_to_fp16(file: Path) -> None:

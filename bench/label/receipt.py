@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN
 from bench.label import folder, record
-from bench.label.rows import WORKER_FAILED, Counts, OutputSpec, columns_to_answers
+from bench.label.rows import WORKER_FAILED, Counts, OutputSpec
 from bench.label.splits import InputPart, LabelJob
 from bench.model.model import Model
 from bench.model.parity import ParityCounter
@@ -150,7 +150,7 @@ class Checker:
             items = [item for sample in samples for item in sample.items]
             reference = original.answers(items)[:, output.indices]
         table = pa.concat_tables([read_rows(self.job, sample) for sample in samples])
-        self.parity.add(columns_to_answers(table, reference, output), reference, items)
+        self.parity.add(output.to_answers(table, reference), reference, items)
         if self.parity.task == self.job.model.task and not output.float16:
             self.record(self.parity)
         self.seconds += time.monotonic() - start
@@ -176,7 +176,7 @@ class Checker:
         rounding = HALF_ROUNDING * parity.scale if output.float16 else 0.0
         if self.precision == "fp32" and parity.max_diff > PADDING_TOLERANCE * parity.scale + rounding:
             return NOT_WITHIN, f"{reason}; FP32 rounding stays below {ROUNDING:.4f}"
-        if output.top_label:  # chosen before its score was rounded; thresholds see rounded scores
+        if output.tolerates_rounding:  # thresholds see rounded scores
             parity.stored_rounding = rounding
         if parity.is_rounding and not parity.changed:
             reason += ", which is FP32 rounding"

@@ -51,6 +51,17 @@ class OutputSpec:
         """Return the indices of the written labels in the model's answers."""
         return [self.model_labels.index(name) for name in self.labels]
 
+    @property
+    def tolerates_rounding(self) -> bool:
+        """True if rounding the stored values changes no decision: the label was chosen before its score was rounded."""
+        return self.top_label
+
+    def to_columns(self, values: np.ndarray, missing: np.ndarray) -> list[pa.Array]:
+        return answers_to_columns(values, missing, self)
+
+    def to_answers(self, table: pa.Table, reference: np.ndarray) -> np.ndarray:
+        return columns_to_answers(table, reference, self)
+
     def decisions(self, task: Task) -> Task:
         """Return the task whose decisions follow from the written columns."""
         return task.top_label() if self.top_label else task.of_labels(self.labels)
@@ -143,7 +154,7 @@ def label_table(table: pa.Table, answers: Answers, output: OutputSpec) -> tuple[
         **answers.token_counts,
     )
     labelled = table.select(output.keep_columns)
-    columns = answers_to_columns(values, missing, output)
+    columns = output.to_columns(values, missing)
     if output.token_count:
         columns.append(pa.array(lengths, mask=lengths == 0))
     for name, column in zip(output.new_columns, columns, strict=True):

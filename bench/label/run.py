@@ -89,6 +89,7 @@ def describe(job: LabelJob, record: dict) -> dict:
         "versions": record["versions"],
         "model": job.model.id,
         "weights_id": job.model.weights_id,
+        "task": job.model.task.summary,
         "input": str(job.source),
         "column": ", ".join(job.output.text_columns),
         "files": {split.file: str(split.table.file) for split in job.own_splits},  # name in a part's name

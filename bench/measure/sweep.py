@@ -200,4 +200,4 @@ def compare_sample(sweep: Sweep, cell: Cell, reports: list[Report]) -> dict:
 
 def new_counter(sweep: Sweep, variant: str) -> ParityCounter:
     precision = VARIANTS[variant].computes_in(sweep.device.gpu)
-    return ParityCounter(sweep.model.task, precision, spread=sweep.tokens.reference.std(axis=0))
+    return ParityCounter(sweep.model.task, precision, basis=sweep.model.task.basis(sweep.tokens.reference))

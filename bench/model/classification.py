@@ -171,17 +171,21 @@ class Classification(Task):
             return answers > np.array(self.thresholds)
         return np.arange(answers.shape[1]) == answers.argmax(axis=1)[:, None]
 
+    def basis(self, reference: np.ndarray) -> np.ndarray:
+        """Return the standard deviation of each label [labels]."""
+        return reference.std(axis=0)
+
     def count_flips(
-        self, answers: np.ndarray, reference: np.ndarray, spread: np.ndarray | None = None
+        self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None
     ) -> tuple[int, int]:
         """Return (changed decisions, all decisions), see DECISIONS.
 
-        A value of a regression counts as changed if it moves by more than a tenth of the `spread` [labels], by default
-        the standard deviation of the reference. A number that is not finite is a change.
+        A value of a regression counts as changed if it moves by more than a tenth of the standard deviation. A number
+        that is not finite is a change.
         """
         not_finite = ~np.isfinite(answers)
         if self.problem_type == REGRESSION:
-            spread = reference.std(axis=0) if spread is None else spread
+            spread = self.basis(reference) if basis is None else basis
             changed = np.abs(answers - reference) > np.maximum(spread / 10, MIN_CHANGE)
         else:
             changed = self.decide(answers) != self.decide(reference)

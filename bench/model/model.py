@@ -60,18 +60,21 @@ class Model:
         """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
-        task_class = choose_task(read_json(folder / "config.json"), model_id, task)
+        task_class = choose_task(folder, read_json(folder / "config.json"), model_id, task)
         accepted = inspect.signature(task_class.class_of(config).forward).parameters
+        model_task = task_class.from_config(config, folder)
+        model_task.set_up_tokenizer(tokenizer, folder)
         max_length = resolve_max_length(config, tokenizer)
+        model_task = model_task.with_options(options or {}, tokenizer, max_length)
         pad_values = resolve_pad_values(config, tokenizer, accepted)
         if task_class.takes_pairs:
             check_takes_pairs(config, tokenizer, pad_values)
         model = cls(
             id=model_id,
             folder=folder,
-            weights_id=digest(model_files(folder)),
+            weights_id=digest([*model_files(folder), *model_task.fingerprint]),
             model_type=config.model_type,
-            task=task_class.from_config(config, folder).with_options(options or {}, tokenizer, max_length),
+            task=model_task,
             max_length=max_length,
             special_tokens=list(map(str, tokenizer.all_special_tokens)),
             pad_values=pad_values,
@@ -121,7 +124,9 @@ class Model:
 
     @cached_property
     def tokenizer(self):
-        return load_tokenizer(self.folder)
+        tokenizer = load_tokenizer(self.folder)
+        self.task.set_up_tokenizer(tokenizer, self.folder)
+        return tokenizer
 
     @cached_property
     def forward_names(self) -> list[str]:
@@ -178,7 +183,7 @@ class Model:
 
     def check_unchanged(self) -> None:
         """Raise RunError if the files have changed since from_folder(); without a weights_id nothing is checked."""
-        if self.weights_id and digest(model_files(self.folder)) != self.weights_id:
+        if self.weights_id and digest([*model_files(self.folder), *self.task.fingerprint]) != self.weights_id:
             raise RunError(f"{self.folder} changed during the run: rerun the command")
 
     def load_torch(self, precision: str = "fp32", **options):
@@ -203,7 +208,10 @@ class Model:
         except Exception as error:  # a wrong config and a broken file fail in many ways
             reason = explain_load_error(self.folder, error)
             raise UserError(f"{self.folder} can't be loaded: {reason}{saved_by(self.folder)}") from error
+        optional = self.task.optional_weights
+        loading["missing_keys"] = [name for name in loading["missing_keys"] if not name.startswith(optional)]
         check_loading(self.folder, model, loading)
+        model = self.task.wrap(self, model)
         if precision != "fp32":
             keep_head_in_fp32(model)
         return model.eval()

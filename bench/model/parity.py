@@ -27,7 +27,7 @@ class ParityCounter:
     precision: str = ""  # of the variant's matrix products, empty if unknown
     tolerance: float = TOLERANCE  # share of changed decisions
     stored_rounding: float = 0.0  # how far answers may be off because they are stored in fewer bits
-    spread: np.ndarray | None = None  # of a regression [labels]; by default that of the reference in each call
+    basis: np.ndarray | None = None  # see Task.basis; by default that of the reference in each call
     items: int = 0
     changed: int = 0
     decisions: int = 0
@@ -48,25 +48,25 @@ class ParityCounter:
         answers, reference = answers[known], reference[known]
         if not len(reference):
             return
-        changed, decisions = self.task.count_flips(answers, reference, self.spread)
+        changed, decisions = self.task.count_flips(answers, reference, self.basis)
         if len(texts):
             hashes = [hash_item(texts[i]) for i in np.flatnonzero(known)]
             self.changes |= dict(zip(hashes, self.changes_of_items(answers, reference), strict=True))
         self.changed += changed
         self.decisions += decisions
         self.items += len(reference)
-        differences = np.abs(answers - reference)
+        differences = self.task.differences(answers, reference)
         finite = np.isfinite(differences).all(axis=1)
         self.non_finite += int((~finite).sum())
         self.max_diff = max(self.max_diff, float(differences[np.isfinite(differences)].max(initial=0.0)))
-        self.scale = max(self.scale, float(np.abs(reference).max()))
+        self.scale = max(self.scale, self.task.scale(reference))
         self.largest.append(differences[finite].max(axis=1))
         self.sum_of_differences += float(differences[finite].sum())
         self.n_differences += differences[finite].size
 
     def changes_of_items(self, answers: np.ndarray, reference: np.ndarray) -> list[int]:
         """Return the number of changed decisions of each item, by halving groups of items until a half has none."""
-        spread = reference.std(axis=0) if self.spread is None else self.spread
+        basis = self.task.basis(reference) if self.basis is None else self.basis
         changes = [0] * len(reference)
         for first in range(0, len(reference), GROUP):
             parts, group = [(first, min(first + GROUP, len(reference)))], reference[first : first + GROUP]
@@ -74,7 +74,7 @@ class ParityCounter:
                 start, end = parts.pop()
                 mixed = group.copy()
                 mixed[start - first : end - first] = answers[start:end]
-                changed, _ = self.task.count_flips(mixed, group, spread)
+                changed, _ = self.task.count_flips(mixed, group, basis)
                 if changed and end - start > 1:
                     middle = (start + end) // 2
                     parts += [(start, middle), (middle, end)]

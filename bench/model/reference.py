@@ -82,7 +82,8 @@ class Reference:
             return 0.0
         rows, pad = self.model.first_rows(texts, max_length), self.model.pad
         alone = [pad({name: values[i : i + 1] for name, values in rows.items()}) for i in range(len(texts))]
-        return float(np.abs(self.of_batch(pad(rows)) - np.concatenate(list(map(self.of_batch, alone)))).max())
+        alone = np.concatenate(list(map(self.of_batch, alone)))
+        return float(self.model.task.differences(self.of_batch(pad(rows)), alone).max())
 
 
 def cached_array(compute: Callable, shape: tuple, *inputs: object, is_complete: Callable | None = None) -> np.ndarray:

@@ -18,6 +18,7 @@ from bench.model_files import (
     check_weights,
     file_names,
     graph_names,
+    module_names,
     nested_items,
     small_files,
     weight_choices,
@@ -87,7 +88,7 @@ def resolve_model(model_id: str, task: str | None = None) -> Path:
     if not isinstance(config.get("model_type"), str) or not isinstance(heads, list):
         # transformers would guess a missing type from the folder's name
         raise UserError(f"{folder}/config.json lacks model_type, or its architectures are not a list")
-    choose_task(config, model_id, task)
+    choose_task(folder, config, model_id, task)
     check_weights(folder)
     for file in weight_files(folder):
         check_not_lfs_pointer(locate(file))
@@ -97,6 +98,8 @@ def resolve_model(model_id: str, task: str | None = None) -> Path:
 def download_model(repo: str, revision: str) -> Path:
     """Download what transformers would load; a pickle only if there is nothing else, else ONNX. Raises UserError."""
     folder = download(repo, [*SMALL_FILES, *WEIGHTS[:2], WEIGHTS[3], MANIFEST, REPORT, "README.md"], revision)
+    if names := module_names(folder):
+        folder = download(repo, names, revision)
     if not (folder / "config.json").is_file():
         return folder
     for names in weight_choices(folder):

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from bench.model.tokenizing import load_tokenizer, tokenize, tokenize_windows
-from bench.options import TRUNCATIONS
+from bench.options import ITEM_OPTIONS, TRUNCATIONS
 from bench.tables.items import Item
 from utils import UserError
 
@@ -22,9 +22,14 @@ class Task:
 
     name: ClassVar[str]  # what transformers' pipelines, optimum and the Hub call it
     output: ClassVar[str] = "logits"  # name of the output to read, in torch and in ONNX
+    encoder_output: ClassVar[str] = ""  # name of the output from which the task computes its own in FP32, if it does
     class_suffix: ClassVar[str]  # of transformers' classes for this task, such as ForSequenceClassification
     takes_pairs = False  # the model gets two texts in a row
     truncation = TRUNCATIONS[0]  # of pairs; without an annotation, so that a task may have it as a field
+    # the script that answers files of texts, a name for its output, and options of run_benchmark.py that it takes, too
+    script: ClassVar[tuple[str, ...]] = ("classify_texts.py", "labels", "task", "threshold", *ITEM_OPTIONS)
+    pipeline_texts: ClassVar[int] = 256  # per call of pipeline_answers(): seconds of work between reports of progress
+    optional_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of weights that may be missing
     labels: tuple[str, ...]  # one name per number in an answer
 
     @classmethod
@@ -42,6 +47,8 @@ class Task:
 
         Raises UserError if the model's tokenizer or its `max_length` do not suit them.
         """
+        if options.get("pooling"):
+            raise UserError(f"--pooling is for embedding models, and this model's task is {self.name}; drop --pooling")
         return self
 
     def with_thresholds(self, text: str | None) -> "Task":
@@ -64,6 +71,24 @@ class Task:
             raise UserError(f"transformers has no ...{cls.class_suffix} for models of type {config.model_type}")
         return classes[type(config)]
 
+    @property
+    def fingerprint(self) -> list[bytes]:
+        """Return what determines the answers beside the model's files, for its weights_id."""
+        return []
+
+    def wrap(self, model, network):
+        """Return a loaded network with all that computes the task's output in torch."""
+        return network
+
+    def check_export(self) -> None:
+        """Raise UserError if an export can't compute what was asked for."""
+
+    def save_files(self, model, target: Path) -> None:
+        """Save what an export needs of the model's folder beside config and tokenizer."""
+
+    def set_up_tokenizer(self, tokenizer, folder: Path) -> None:
+        """Apply the task's own settings to a tokenizer that was just loaded."""
+
     @staticmethod
     def optimum_class() -> type:
         """Return the class of optimum.onnxruntime that exports and loads a model. Raises ImportError."""
@@ -81,7 +106,7 @@ class Task:
 
     @property
     def answer_options(self) -> str:
-        """Return which options determine the answers; empty for the defaults."""
+        """Return which options determine the reference's answers, see CachedReference; empty for the defaults."""
         return ""
 
     def examples(self, texts: list[str]) -> list[Item]:
@@ -117,6 +142,18 @@ class Task:
         tokenize().
         """
         raise NotImplementedError
+
+    def differences(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """Return how far answers [items, labels] are from the reference, [items, n], to compare with ROUNDING."""
+        return np.abs(answers - reference)
+
+    def scale(self, reference: np.ndarray) -> float:
+        """Return the number that differences of this reference are in proportion to, at least 1."""
+        return max(1.0, float(np.abs(reference).max()))
+
+    def basis(self, reference: np.ndarray) -> np.ndarray | None:
+        """Return what count_flips() needs of the reference for a sample of the texts."""
+        return None
 
     def pipeline(self, model, network, device):
         """Return transformers' pipeline for this task, with the limit and the inputs of the model."""
@@ -154,8 +191,11 @@ class Task:
         """Return the task restricted to `labels`, as --labels writes them."""
         raise NotImplementedError
 
-    def count_flips(self, answers: np.ndarray, reference: np.ndarray, spread: np.ndarray | None) -> tuple[int, int]:
-        """Return (changed decisions, all decisions) of two [items, labels]. A number that is not finite is a change."""
+    def count_flips(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None) -> tuple[int, int]:
+        """Return (changed decisions, all decisions) of two [items, labels]. A number that is not finite is a change.
+
+        `basis`: see basis(); by default that of this reference.
+        """
         raise NotImplementedError
 
     def weak_test(self, reference: np.ndarray, tolerance: float) -> str:
@@ -164,5 +204,5 @@ class Task:
 
     @property
     def card(self) -> dict:
-        """Return the model card's fields: `activation` (NumPy code) and `output_word`."""
+        """Return the model card's fields: `activation` (NumPy code), `output_word`, and what else it needs."""
         raise NotImplementedError

@@ -1,19 +1,25 @@
 """The tasks there are, and which of them a model is for."""
 
+from pathlib import Path
+
 from bench.model.classification import REGRESSION, Classification
+from bench.model.embedding import Embedding
 from bench.model.pairs import Pairs
 from bench.model.task import Task
 from bench.model.zero_shot import ZeroShot
+from bench.model_files import sentence_modules
 from utils import UserError
 
-TASKS = {"classification": Classification, "pairs": Pairs, "zero-shot": ZeroShot}
+TASKS = {"classification": Classification, "pairs": Pairs, "zero-shot": ZeroShot, "embedding": Embedding}
 
 
-def choose_task(config: dict, model_id: str, name: str | None = None) -> type[Task]:
-    """Return the task of a model by the content of its config.json, or the task with this name.
+def choose_task(folder: Path, config: dict, model_id: str, name: str | None = None) -> type[Task]:
+    """Return the task of a model by its modules.json and the content of its config.json, or the task with this name.
 
     Raises UserError if there is none, or if the model is for pairs of texts and no name is given.
     """
+    if name == "embedding" or (not name and any(kind == "Pooling" for kind, _ in sentence_modules(folder))):
+        return Embedding
     if not name and (sign := sign_of_pairs(config)):
         raise UserError(
             f"{model_id} compares two texts, to judge by {sign} in config.json. Name the second text's column with "
@@ -25,8 +31,8 @@ def choose_task(config: dict, model_id: str, name: str | None = None) -> type[Ta
         return candidates[0]
     if matching := [task for task in candidates if task.matches(config)]:
         return matching[0]
-    wanted = " or ".join(f"...{task.class_suffix}" for task in TASKS.values())
-    raise UserError(f"{model_id} is a {', '.join(map(str, architectures))}; a model of class {wanted} is needed")
+    message = f"{model_id} is a {', '.join(map(str, architectures))}, not a ...{Classification.class_suffix}"
+    raise UserError(f"{message}; for the vectors of an encoder use --task embedding, or embed_texts.py")
 
 
 def sign_of_pairs(config: dict) -> str:

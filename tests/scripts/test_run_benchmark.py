@@ -502,7 +502,7 @@ def test_an_unreachable_hub_is_one_line(tmp_path):
 
 HEAVY = {"torch", "transformers", "optimum", "onnxruntime", "openvino", "huggingface_hub", "pandas", "matplotlib"}
 HEAVY |= {"requests", "zstandard", "tokenizers"}
-SCRIPTS = ("run_benchmark", "export_onnx", "classify_texts", "plot_results")
+SCRIPTS = ("run_benchmark", "export_onnx", "classify_texts", "embed_texts", "plot_results")
 SCRIPTS = dict.fromkeys(SCRIPTS, HEAVY | {"numpy", "pyarrow"})
 SCRIPTS |= {"data/sample_reddit": HEAVY, "data/download": HEAVY}
 

@@ -1,0 +1,248 @@
+"""The task of an embedding model: one text in, a vector out, as sentence-transformers' encode() returns it."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from bench.files import read_json
+from bench.model.classification import combine_windows
+from bench.model.sentence_files import save_files, sentence_settings, set_up_tokenizer
+from bench.model.task import Task
+from bench.model.tokenizing import overlap
+from bench.model_files import MODULES, PROMPTS, sentence_modules
+from bench.naming import code_span, markdown
+from bench.tables.datasets import evenly_spaced
+from bench.tables.items import Item, is_unicode, parts_of
+from utils import UserError
+
+N_ANCHORS = 256  # texts among which the nearest one to each text is looked for
+MARGIN = 0.005  # a nearest anchor counts as changed if the original finds the new one this much less similar
+MIN_NORM = 1e-12  # as in torch.nn.functional.normalize
+
+
+@dataclass(frozen=True)
+class Embedding(Task):
+    """A sentence-transformers model, or a plain encoder whose tokens are pooled. Its labels number the dimensions."""
+
+    name: ClassVar[str] = "feature-extraction"
+    output: ClassVar[str] = "sentence_embedding"
+    encoder_output: ClassVar[str] = "last_hidden_state"
+    class_suffix: ClassVar[str] = "Model"
+    script: ClassVar[tuple[str, ...]] = ("embed_texts.py", "vectors", "pooling")
+    optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
+    pipeline_texts: ClassVar[int] = 4096  # which encode() sorts
+    dims: int  # numbers that the network returns for a row
+    pooling: str  # modes, joined by a plus
+    is_plain: bool  # not a sentence-transformers model
+    has_unit_length: bool  # its last module normalizes
+    include_prompt: bool  # False: the prompt's tokens are left out of the pooling
+    prompts: dict[str, str] = field(default_factory=dict)
+    prompt: str = ""  # before every text
+    normalize: bool = False  # to unit length, after truncating
+
+    save_files = staticmethod(save_files)
+    set_up_tokenizer = staticmethod(set_up_tokenizer)
+
+    @classmethod
+    def matches(cls, config: dict) -> bool:
+        return False  # config.json does not tell; see choose_task
+
+    @classmethod
+    def from_config(cls, config, folder: Path) -> "Embedding":
+        """Read modules.json and the files that it names; a folder without is a plain encoder. Raises UserError."""
+        from bench.model.sentence import load_head
+
+        kinds = [kind for kind, _ in sentence_modules(folder)]
+        if kinds and (kinds[:2] != ["Transformer", "Pooling"] or not {*kinds[2:]} <= {"Dense", "Normalize"}):
+            raise UserError(f"{folder}/{MODULES} lists {', '.join(kinds)}; only a Pooling may follow the Transformer")
+        sentence_settings(folder)
+        head, size = load_head(folder, getattr(config, "hidden_size", 0), "mean")
+        about = read_json(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
+        prompts = about.get("prompts") if isinstance(about.get("prompts"), dict) else {}
+        modes = head[0].pooling_mode
+        task = cls(
+            labels=tuple(map(str, range(size))),
+            dims=size,
+            pooling=modes if isinstance(modes, str) else "+".join(modes),
+            is_plain=not kinds,
+            has_unit_length=kinds[-1:] == ["Normalize"],
+            include_prompt=head[0].include_prompt,
+            prompts={name: text for name, text in prompts.items() if isinstance(text, str)},
+        )
+        names = {"prompt_name": "default_prompt_name", "truncate_dim": "truncate_dim"}
+        return task.with_options({name: about.get(key) for name, key in names.items()})
+
+    def with_options(self, options: dict, tokenizer=None, max_length: int = 0) -> "Embedding":
+        """Return the task with options of encode(): prompt, prompt_name, truncate_dim, normalize; and with a `pooling`.
+
+        Raises UserError if the model lacks the prompt or the dimensions, or if modules.json tells the pooling.
+        """
+        pooling, prompt, size = options.get("pooling"), options.get("prompt"), options.get("truncate_dim")
+        if (name := options.get("prompt_name")) is not None:
+            if name not in self.prompts:
+                known = ", ".join(self.prompts) or "none"
+                raise UserError(f"--prompt-name {name}: the model has no such prompt; its prompts: {known}")
+            prompt = self.prompts[name]
+        if size is not None and not 0 < size <= self.dims:
+            raise UserError(f"--truncate-dim {size}: the model's vectors have {self.dims} dimensions")
+        if pooling and not self.is_plain:
+            raise UserError(f"--pooling {pooling}: the model's own is {self.pooling}, see modules.json; drop --pooling")
+        return replace(
+            self,
+            labels=self.labels if size is None else tuple(map(str, range(size))),
+            pooling=pooling or self.pooling,
+            prompt=self.prompt if prompt is None else prompt,
+            normalize=options.get("normalize", False),
+        )
+
+    @staticmethod
+    def auto_class() -> type:
+        from transformers import AutoModel
+
+        return AutoModel
+
+    @classmethod
+    def class_of(cls, config) -> type:
+        if config.is_encoder_decoder:
+            raise UserError(f"{config.model_type} is an encoder-decoder model, which is not supported for embeddings")
+        found = super().class_of(config)
+        return found if isinstance(found, type) else found[0]  # several for some types
+
+    @staticmethod
+    def optimum_class() -> type:
+        from optimum.onnxruntime import ORTModelForFeatureExtraction
+
+        return ORTModelForFeatureExtraction
+
+    @property
+    def n_outputs(self) -> int:
+        return self.dims
+
+    @property
+    def fingerprint(self) -> list[bytes]:
+        return [f"pooling {self.pooling}".encode()] if self.is_plain else []
+
+    @property
+    def answer_options(self) -> str:
+        return f"{self.prompt!r}, {len(self.labels)} dimensions, normalize {self.normalize}"
+
+    def pipeline(self, model, network, device):
+        """Return what people use instead: SentenceTransformer with this network, with optimum's its ONNX backend."""
+        from bench.model.sentence import load_library
+
+        library = load_library(model, "cpu" if device == -1 else f"cuda:{device}")
+        del library[0].model  # torch replaces a module only by another one, and optimum's is none
+        library[0].model = getattr(network, "base_model", network)
+        return library
+
+    def pipeline_answers(self, pipe, items: list[Item], batch_size: int) -> np.ndarray:
+        """Return the vectors of SentenceTransformer.encode(), which sorts the texts by their length."""
+        return pipe.encode(list(map(text_of, items)), batch_size=batch_size, **self.encode_options)
+
+    @property
+    def encode_options(self) -> dict:
+        options = {"prompt": self.prompt, "truncate_dim": len(self.labels), "normalize_embeddings": self.normalize}
+        return options | {"show_progress_bar": False}
+
+    @property
+    def rule_id(self) -> str:
+        return f"{len(self.labels)} dimensions" if len(self.labels) < self.dims else ""
+
+    @property
+    def summary(self) -> str:
+        prompt = f", prompt {self.prompt!r}" if self.prompt else ""
+        return f"{len(self.labels)} dimensions, {self.pooling} pooling{prompt}"
+
+    @property
+    def decision_words(self) -> str:
+        return f"texts whose nearest anchor is another one, which the original finds over {MARGIN} less similar"
+
+    def wrap(self, model, network):
+        from bench.model.sentence import SentenceEncoder
+
+        return SentenceEncoder(network, model)
+
+    def check_export(self) -> None:
+        if self.prompt and not self.include_prompt:
+            raise UserError("the prompt is left out of this model's pooling, which only torch variants can do")
+
+    def tokenize(self, tokenizer, items: list[Item], max_length: int, names: list[str], windows: bool) -> dict:
+        return super().tokenize(tokenizer, [self.prompt + text_of(item) for item in items], max_length, names, windows)
+
+    def activate(self, outputs: np.ndarray) -> np.ndarray:
+        return outputs
+
+    def answers(self, outputs: np.ndarray, owners: np.ndarray, items: int, long: str) -> np.ndarray:
+        """Return vectors, float32 [items, dimensions]; those of a long text's windows are averaged."""
+        if long == "cut":
+            vectors = np.full((items, self.dims), np.nan, np.float32)
+            vectors[owners] = outputs
+        else:
+            vectors = combine_windows(outputs, owners, items, mean=True)
+            vectors = unit(vectors) if self.has_unit_length else vectors
+        vectors = vectors[:, : len(self.labels)]
+        return (unit(vectors) if self.normalize else vectors).astype(np.float32, copy=False)
+
+    def reference(self, model, original, item: Item, long: str) -> np.ndarray:
+        """Return `SentenceTransformer.encode(text)`; with windows the mean of the vectors for each window alone."""
+        text, library = text_of(item), original.network.library
+        options = {"truncation": True, "max_length": model.max_length}
+        if long != "cut":
+            options |= {"return_overflowing_tokens": True, "stride": overlap(model.max_length)}
+        inputs = library.tokenizer([self.prompt + text], **options) if is_unicode(item) else {"input_ids": [[]]}
+        if not all(map(model.is_valid_input, inputs["input_ids"])):
+            return np.full(len(self.labels), np.nan)
+        if len(inputs["input_ids"]) == 1:
+            return library.encode(text, **self.encode_options)
+        names = [name for name in inputs if name in model.forward_names]
+        windows = range(len(inputs["input_ids"]))
+        outputs = [original.run({name: np.array(inputs[name][i : i + 1]) for name in names}) for i in windows]
+        return self.answers(np.concatenate(outputs), np.zeros(len(outputs), int), 1, long)[0]
+
+    def differences(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """Return each vector's distance d from the original's relative to its length [items, 1]; cosine 1 - d^2 / 2."""
+        lengths = np.linalg.norm(reference.astype(np.float64), axis=1)
+        distances = np.linalg.norm(answers.astype(np.float64) - reference, axis=1)
+        return (distances / np.maximum(lengths, MIN_NORM))[:, None]
+
+    def scale(self, reference: np.ndarray) -> float:
+        return 1.0  # differences are relative
+
+    def basis(self, reference: np.ndarray) -> np.ndarray:
+        """Return the anchors, vectors of the original [anchors, dimensions]."""
+        known = reference[np.isfinite(reference).all(axis=1)]
+        return known[evenly_spaced(len(known), N_ANCHORS)]
+
+    def count_flips(self, answers, reference, basis=None) -> tuple[int, int]:
+        """Return (texts with another nearest anchor, all texts), see MARGIN. A text is no anchor of itself.
+
+        The anchors' vectors are the original's, as in an index that another variant has made.
+        """
+        anchors = self.basis(reference) if basis is None else basis
+        _, ids = np.unique(np.concatenate([anchors, reference]), axis=0, return_inverse=True)
+        is_same = ids[len(anchors) :, None] == ids[: len(anchors)]
+        # a text is less similar to itself than to any other, but by a number, so that differences are numbers, too
+        original, current = (np.where(is_same, -2, unit(vectors) @ unit(anchors).T) for vectors in (reference, answers))
+        nearest = current.argmax(axis=1)
+        loss = original.max(axis=1) - np.take_along_axis(original, nearest[:, None], axis=1)[:, 0]
+        changed = (loss > MARGIN) | ~np.isfinite(answers).all(axis=1)
+        return int(changed.sum()), len(changed)
+
+    @property
+    def card(self) -> dict:
+        library = {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
+        prompts = {markdown(name): code_span(text) for name, text in self.prompts.items() if text}
+        return library | {"output_word": "vector", "prompts": prompts, "vectors": self.output}
+
+
+def text_of(item: Item) -> str:
+    """Return an item as one text: several columns are joined by a blank line."""
+    return "\n\n".join(parts_of(item))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors [n, dims] divided by their lengths, in float64."""
+    vectors = vectors.astype(np.float64, copy=False)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), MIN_NORM)

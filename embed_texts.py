@@ -1,0 +1,97 @@
+"""Embed texts in bulk with the fastest variant that is proven to match SentenceTransformer.encode().
+
+    python embed_texts.py sentence-transformers/all-MiniLM-L6-v2 comments.csv.gz --output vectors
+    python embed_texts.py intfloat/e5-small-v2 s3://bucket/texts --output s3://bucket/vectors --prompt "query: "
+
+MODEL: a sentence-transformers model, or any encoder, whose tokens are then pooled by --pooling.
+INPUT: a file of CSV, TSV, JSON Lines (also .gz, .zst) or Parquet, or a folder of them, local or in a bucket (s3://,
+gs://, hf://datasets/...). Sub-folders such as year=2024 become columns.
+
+DIR gets Parquet files with the input's rows in order, its other columns, and `embedding`, a fixed-size list of float32.
+Rows without a usable text have nulls; _bad_rows.jsonl lists those that cannot be parsed or answered. Some rows are
+compared with the original model: see _receipt.json. A decision is which of 256 texts is the nearest.
+
+From Python: `from embed_texts import embed`; `embed(MODEL, texts)` returns a numpy array, float32 [texts, dimensions].
+
+After an interruption, rerun the same command to resume.
+README.md explains how the variant is chosen and how to use several machines.
+References and other reusable files are kept in BENCHMARK_CACHE (default: the folder .cache beside this script).
+Exit code: 0 on success, 1 if something failed or vectors are wrong, 2 for wrong usage or input, 130 after Ctrl-C.
+"""
+
+from argparse import Namespace
+
+from bench.label.options import job_parser, parse_job
+from bench.options import VECTOR_OPTIONS, add_vector_options, list_of
+from utils import before_imports, run
+
+
+def parse_arguments() -> Namespace:
+    # 25,000 vectors of 384 dimensions take 38 MB, several times while a part is written
+    parser, groups = job_parser(__doc__, ("cut", "windows"), "take the mean over overlapping windows", rows=25_000)
+    add_vector_options(groups["input"])
+    add = groups["output"].add_argument
+    add("--float16", action="store_true", help="write vectors as float16, in half the space")
+    parser.set_defaults(task="embedding")
+    return parse_job(parser)
+
+
+if __name__ == "__main__":
+    before_imports(parse_arguments)
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bench.label.job import JobKind, run_job
+from bench.label.vectors import VectorSpec
+from bench.model.model import Model
+from bench.model.resolve import open_model
+
+
+def embed(
+    model_id: str | Path,
+    texts: Sequence[str],
+    *,
+    variant: str = "torch",
+    device: str | None = None,
+    batch_tokens: int | None = None,
+    **options,
+) -> np.ndarray:
+    """Return the vectors of texts, float32 [texts, dimensions], as SentenceTransformer.encode() does.
+
+    `variant`: of run_benchmark.py; `device`: gpu or cpu (default: gpu if there is one); `options`: `prompt`,
+    `prompt_name`, `truncate_dim`, `normalize` and `pooling`, see --help. Texts without tokens have nan. The model is
+    loaded into this process at each call. Raises UserError.
+    """
+    from bench.label.plan import DEFAULT_TOKENS, LabelPlan, PlanOptions, find_device, worker_specs
+    from bench.machine import cpu_cores
+    from bench.model.batches import Batching
+    from runtimes.classifier import Classifier
+
+    if unknown := options.keys() - VECTOR_OPTIONS:
+        raise TypeError(f"embed() has no option {min(unknown)!r}; its options: {', '.join(VECTOR_OPTIONS)}")
+    kind, _ = find_device(PlanOptions(device=device, variant=variant))
+    model = open_model(str(model_id), lambda function, *arguments: function(*arguments), "embedding", options=options)
+    batching = Batching("token-budget", batch_tokens=batch_tokens or DEFAULT_TOKENS[kind])
+    [spec], _ = worker_specs(model, LabelPlan(kind, variant, 1, cpu_cores(), batching), [0])
+    return Classifier(spec).predict(list(texts), batching, halve_on_oom=True).answers
+
+
+def main() -> int:
+    args = parse_arguments()
+    columns = list_of(str.strip)(args.column)
+    asked = {name: getattr(args, name) for name in VECTOR_OPTIONS}
+
+    def open_encoder(call: Callable) -> Model:
+        return open_model(args.model_id, call, args.task, args.original, asked)
+
+    def make_output(model: Model, **fields) -> VectorSpec:
+        return VectorSpec(**fields, labels=model.labels)
+
+    return run_job(args, JobKind(columns, open_encoder, make_output, lambda model: asked, ("task", "pooling")))
+
+
+if __name__ == "__main__":
+    run(main)
