@@ -1,32 +1,40 @@
 """What a command line asks for -> a job, and the steps to run it: the same for labels and for vectors."""
 
 import contextlib
+import io
+import json
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from bench.export.ensure import runnable_variants
 from bench.files import check_writable
-from bench.label import on_ray
+from bench.label import folder, on_ray
 from bench.label.folder import locked, refuse_foreign_files
-from bench.label.plan import PlanOptions, find_plan, measuring_command, report_estimate
+from bench.label.plan import LabelPlan, PlanOptions, find_plan, measuring_command
 from bench.label.record import read_record
-from bench.label.rows import OutputSpec, choose_columns
+from bench.label.rows import BAD_ROWS, Answers, OutputSpec, choose_columns, label_table, texts_of
 from bench.label.run import check_folder, label, prepare
-from bench.label.splits import LabelJob, cut_splits
+from bench.label.splits import LabelJob, cut_splits, tables_of
 from bench.model.model import Model
+from bench.naming import listed
 from bench.options import CSV_OPTIONS
 from bench.processes import helper_process
 from bench.tables.folders import common_schema, find_files, noting_others, open_tables
 from bench.tables.format_csv import Csv
+from bench.tables.items import count_characters
 from bench.tables.readers import format_of
 from bench.tables.storage import locate
-from utils import CACHE, UserError
+from bench.timing import time_words
+from utils import CACHE, UserError, say
 
 OUTPUT_OPTIONS = "float16", "prefix", "rows_per_file", "limit", "long", "token_count"
 PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens", "long", "gpu", "results_dir"
 # options that determine the output: another run with the same ones resumes
 RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", *CSV_OPTIONS
+ESTIMATE_ROWS = 10_000  # first rows of the job, from which its size is estimated
 
 
 @dataclass(frozen=True)
@@ -42,15 +50,15 @@ class JobKind:
 
 def open_job(args: Namespace, kind: JobKind, call: Callable) -> LabelJob:
     """Open the model and the input, and define the output. `call` runs a function in a helper process."""
-    source, folder = locate(args.input), locate(args.output)
-    if format_of(folder.name):
-        raise UserError(f"--output {folder}: the output is a folder of Parquet files; choose a name without a suffix")
+    source, target = locate(args.input), locate(args.output)
+    if format_of(target.name):
+        raise UserError(f"--output {target}: the output is a folder of Parquet files; choose a name without a suffix")
     files = find_files(source)
-    if folder.is_in(source) or any(file.is_in(folder) for file in files):
-        raise UserError(f"output folder {folder} overlaps the input; choose another --output")
+    if target.is_in(source) or any(file.is_in(target) for file in files):
+        raise UserError(f"output folder {target} overlaps the input; choose another --output")
     if args.check_only:
-        if not (record := read_record(folder)):
-            raise UserError(f"--check-only: {folder} has no parts of this version")
+        if not (record := read_record(target)):
+            raise UserError(f"--check-only: {target} has no parts of this version")
         args.limit, args.rows_per_file = record["options"].get("--limit"), record["options"]["--rows-per-file"]
     model = kind.open_model(call)
     tables = open_tables(files, Csv.from_options(args), source)
@@ -69,7 +77,7 @@ def open_job(args: Namespace, kind: JobKind, call: Callable) -> LabelJob:
     return LabelJob(
         model=model,
         source=source,
-        folder=folder,
+        folder=target,
         splits=cut_splits(tables, output, source),
         output=output,
         options={f"--{name.replace('_', '-')}": value for name, value in options.items()},
@@ -78,6 +86,37 @@ def open_job(args: Namespace, kind: JobKind, call: Callable) -> LabelJob:
         strict=args.strict,
         no_check=args.no_check,
     )
+
+
+def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
+    """Print how many rows and texts there are, how large the output will be, and how long the plan takes.
+
+    `measuring`: the command that measures the speed, if there is one.
+    """
+    output = job.output
+    parts = (next(split.read(replace(output, rows_per_file=ESTIMATE_ROWS))) for split in job.splits)  # of all shards
+    table = next((part.table for part in parts if len(part.table)), None)
+    if table is None:
+        raise UserError(f"the input has no rows: {job.source}")
+    items = texts_of(table, output)
+    scores = np.random.default_rng(0).random((len(items), len(output.model_labels)), np.float32)
+    labelled, counts = label_table(table, Answers(scores, np.array(list(map(count_characters, items)), int)), output)
+    file = io.BytesIO()
+    folder.write_rows(labelled, file)
+    rows = job.estimate_rows()
+    texts = rows * counts.texts / counts.rows
+    say(f"rows       about {rows:,}, about {texts:,.0f} with text; input files: {len(tables_of(job.own_splits)):,}")
+    if counts.bad_rows:
+        first = folder.first_bad({"the input": json.loads(labelled.schema.metadata[BAD_ROWS])})
+        say(f"bad rows   {counts.bad_rows:,} of the first {counts.rows:,}, such as {first}")
+    say(f"columns    {listed(labelled.schema.names)}")
+    say(f"output     about {rows * file.tell() / counts.rows / 1e6:,.1f} MB, in parts of {output.rows_per_file:,} rows")
+    if plan.speed:
+        say(f"time       about {time_words(texts / plan.speed)}: {plan.speed:,.1f} messages/s with {plan}")
+        return
+    say(f"time       unknown: there is no result for {plan}")
+    if measuring:
+        say(f"           this command measures it: {measuring}")
 
 
 def run_job(args: Namespace, kind: JobKind) -> int:

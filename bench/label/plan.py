@@ -1,34 +1,28 @@
 """How a job runs: like the fastest result that is proven to match the original model, otherwise in FP32 PyTorch."""
 
-import io
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from bench.export.ensure import ensure_export
 from bench.judge import WITHIN
-from bench.label import folder, on_ray
+from bench.label import on_ray
 from bench.label.record import read_record
-from bench.label.rows import BAD_ROWS, Answers, label_table, texts_of
-from bench.label.splits import LabelJob, tables_of
+from bench.label.splits import LabelJob
 from bench.machine import BUSY, DeviceInfo, cpu_cores, describe_device
 from bench.measure.cells import batching_of
 from bench.measure.quick import Job, head_texts, mean_tokens, quick_benchmark
 from bench.model.batches import Batching
 from bench.model.model import Model
-from bench.naming import listed, slug
+from bench.naming import slug
 from bench.options import CSV_OPTIONS, command
 from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
 from bench.report.evidence import EvidenceFile
 from bench.report.rows import add_slowdowns, latest_per_cell, read_results
 from bench.report.verdict import rank
-from bench.tables.items import Item, count_characters
-from bench.timing import time_words
+from bench.tables.items import Item
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from runtimes.classifier import ClassifierSpec
@@ -36,7 +30,6 @@ from utils import RunError, UserError, say
 
 # if nothing was measured: at or near the best in all our CPU sweeps; the value for GPUs is a guess
 DEFAULT_TOKENS = {"gpu": 16384, "cpu": 1024}
-ESTIMATE_ROWS = 10_000  # first rows of the job, from which its size is estimated
 MOST_BATCH_TOKENS = 2**20  # of a row that somebody else may have written
 SIMILAR_LENGTH = 1.5  # largest ratio of mean token counts at which the best batching is expected to be the same
 
@@ -219,34 +212,3 @@ def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> tuple[list[C
     worker_gpus = [gpu for gpu in (gpus if plan.device == "gpu" else [None]) for _ in range(plan.workers)]
     devices = [Device(gpu, plan.threads, exclusive=len(worker_gpus) == 1) for gpu in worker_gpus]
     return [ClassifierSpec(model, plan.variant, exported, device, export_id) for device in devices], origin
-
-
-def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
-    """Print how many rows and texts there are, how large the output will be, and how long the plan takes.
-
-    `measuring`: the command that measures the speed, if there is one.
-    """
-    output = job.output
-    parts = (next(split.read(replace(output, rows_per_file=ESTIMATE_ROWS))) for split in job.splits)  # of all shards
-    table = next((part.table for part in parts if len(part.table)), None)
-    if table is None:
-        raise UserError(f"the input has no rows: {job.source}")
-    items = texts_of(table, output)
-    scores = np.random.default_rng(0).random((len(items), len(output.model_labels)), np.float32)
-    labelled, counts = label_table(table, Answers(scores, np.array(list(map(count_characters, items)), int)), output)
-    file = io.BytesIO()
-    folder.write_rows(labelled, file)
-    rows = job.estimate_rows()
-    texts = rows * counts.texts / counts.rows
-    say(f"rows       about {rows:,}, about {texts:,.0f} with text; input files: {len(tables_of(job.own_splits)):,}")
-    if counts.bad_rows:
-        first = folder.first_bad({"the input": json.loads(labelled.schema.metadata[BAD_ROWS])})
-        say(f"bad rows   {counts.bad_rows:,} of the first {counts.rows:,}, such as {first}")
-    say(f"columns    {listed(labelled.schema.names)}")
-    say(f"output     about {rows * file.tell() / counts.rows / 1e6:,.1f} MB, in parts of {output.rows_per_file:,} rows")
-    if plan.speed:
-        say(f"time       about {time_words(texts / plan.speed)}: {plan.speed:,.1f} messages/s with {plan}")
-        return
-    say(f"time       unknown: there is no result for {plan}")
-    if measuring:
-        say(f"           this command measures it: {measuring}")

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from bench.files import digest, read_json
+from bench.model.answers import combine_windows, run_rows, sigmoid, softmax
 from bench.model.task import Task
 from bench.model.tokenizing import call_tokenizer, invalid_items, overlap
 from bench.tables.items import Item
@@ -210,22 +211,6 @@ class Classification(Task):
         return CARDS[self.problem_type]
 
 
-def run_rows(original, inputs: dict[str, list]) -> np.ndarray:
-    """Return the outputs [rows, n] of the original, run row by row."""
-    windows = range(len(inputs["input_ids"]))
-    rows = [{name: np.array(values[i : i + 1]) for name, values in inputs.items()} for i in windows]
-    return np.concatenate(list(map(original.run, rows)))
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.maximum(logits, -700)))  # below, exp overflows
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponents / exponents.sum(axis=1, keepdims=True)
-
-
 def resolve_labels(config) -> tuple[str, ...]:
     """Return the labels' names in the order of the logits. Raises UserError unless id2label has a name for each."""
     if missing := [i for i in range(config.num_labels) if i not in config.id2label]:
@@ -250,18 +235,3 @@ def resolve_problem_type(config) -> str:
     if config.problem_type != REGRESSION and config.num_labels == 1:
         return MULTI
     return config.problem_type or SINGLE
-
-
-def combine_windows(answers: np.ndarray, owners: np.ndarray, items: int, mean: bool) -> np.ndarray:
-    """Combine the rows of each item by maximum or mean: [items, labels].
-
-    An item without rows, or with nan in a row, gets nan.
-    """
-    counts = np.bincount(owners, minlength=items)[:, None]
-    if counts.max(initial=0) < 2:  # np.add.at takes ten times as long
-        combined = np.full((items, answers.shape[1]), np.nan)
-        combined[owners] = answers
-        return combined
-    combined = np.full((items, answers.shape[1]), 0.0 if mean else -np.inf)
-    (np.add if mean else np.maximum).at(combined, owners, answers)
-    return np.where(counts, combined / np.maximum(counts, 1) if mean else combined, np.nan)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from bench.files import read_json
-from bench.model.classification import combine_windows
+from bench.model.answers import combine_windows, run_rows
 from bench.model.sentence_files import save_files, sentence_settings, set_up_tokenizer
 from bench.model.task import Task
 from bench.model.tokenizing import overlap
@@ -196,10 +196,8 @@ class Embedding(Task):
             return np.full(len(self.labels), np.nan)
         if len(inputs["input_ids"]) == 1:
             return library.encode(text, **self.encode_options)
-        names = [name for name in inputs if name in model.forward_names]
-        windows = range(len(inputs["input_ids"]))
-        outputs = [original.run({name: np.array(inputs[name][i : i + 1]) for name in names}) for i in windows]
-        return self.answers(np.concatenate(outputs), np.zeros(len(outputs), int), 1, long)[0]
+        outputs = run_rows(original, {name: inputs[name] for name in inputs if name in model.forward_names})
+        return self.answers(outputs, np.zeros(len(outputs), int), 1, long)[0]
 
     def differences(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """Return each vector's distance d from the original's relative to its length [items, 1]; cosine 1 - d^2 / 2."""

@@ -10,16 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from bench.files import digest
-from bench.model.classification import (
-    CARDS,
-    MULTI,
-    SINGLE,
-    Classification,
-    combine_windows,
-    resolve_labels,
-    run_rows,
-    softmax,
-)
+from bench.model.answers import combine_windows, run_rows, softmax
+from bench.model.classification import CARDS, MULTI, SINGLE, Classification, resolve_labels
 from bench.model.tokenizing import overlap
 from bench.options import TRUNCATIONS
 from bench.tables.items import Item

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
-from bench.model.classification import Classification, combine_windows, resolve_problem_type
+from bench.model.answers import combine_windows
+from bench.model.classification import Classification, resolve_problem_type
 from bench.model.parity import N_WORST_TEXTS, ParityCounter, worst_texts
 from bench.report.verdict import judge_row
 

@@ -12,7 +12,7 @@ from conftest import make_sweep
 import classify_texts
 import run_benchmark
 from bench.judge import WITHIN
-from bench.options import ITEM_OPTIONS
+from bench.options import TASK_OPTIONS
 from bench.report.evidence import KEYS, ROW_KEYS, Evidence, EvidenceFile
 from bench.report.rows import COLUMNS, completed_rows, latest_per_cell
 from bench.report.verdict import rank, verdict
@@ -49,7 +49,7 @@ def asked(**options) -> Namespace:
     same = {"model_id": "ann/a model", "device": "cpu", "gpu": 0, "threshold": None, "tolerance": 0.001}
     texts = {"dataset": "normal", "column": "body", "task": None, "original": None, "results_dir": Path("results")}
     csv = {"delimiter": None, "encoding": "utf-8", "quoting": None, "escape": None}
-    return Namespace(**dict.fromkeys(ITEM_OPTIONS) | same | texts | csv | options)
+    return Namespace(**dict.fromkeys(TASK_OPTIONS) | same | texts | csv | options)
 
 
 def commands(texts: int = 0, **options) -> tuple:
