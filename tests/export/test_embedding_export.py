@@ -61,6 +61,7 @@ def test_the_graph_pools_as_the_model_and_sentence_transformers_loads_it(tmp_pat
     assert "which *one*: " in card and not re.search(r"{{|{%|None|Undefined", card)
     [example] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     names = {}
+    monkeypatch.chdir(folder)
     with contextlib.redirect_stdout(io.StringIO()):
         exec(example, names)
     assert names["vectors"].shape == (2, 24)

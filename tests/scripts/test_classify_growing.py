@@ -13,7 +13,7 @@ import zstandard
 from conftest import ROOT, kill_after_a_part
 
 import classify_texts
-from bench.label import folder, pool, run, splits
+from bench.label import folder, job, pool, run, splits
 from bench.processes import WorkerFailed
 from bench.tables.storage import locate
 from runtimes.classifier import Classifier
@@ -192,7 +192,7 @@ def test_an_output_named_like_a_table_is_refused(label, tmp_path):
 
 FAILURES = {
     "workers": (Classifier, "__init__", WorkerFailed("worker 1 of 1 died (SIGKILL)")),
-    "the plan": (classify_texts, "find_plan", run.UserError("no plan")),
+    "the plan": (job, "find_plan", run.UserError("no plan")),
     "the first part": (pool, "write_part", OSError(28, "No space left on device")),
     "Ctrl-C": (pool, "label_table", KeyboardInterrupt()),
     "a shard": (run, "worker_specs", run.RunError("no export")),

@@ -22,8 +22,6 @@ from bench.label import receipt
 from bench.label.folder import write_rows
 from bench.report.rows import read_results
 
-PART = "part-000000-0000000000.parquet"
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, texts) -> Path:
@@ -54,8 +52,9 @@ def encode(model: Path, texts: list[str], **options) -> np.ndarray:
     return np.stack([library.encode(text, show_progress_bar=False, **options) for text in texts])
 
 
-def read_vectors(part: Path, name: str = "embedding") -> tuple[pa.Table, np.ndarray]:
-    """Return a part, and its vectors without nulls."""
+def read_vectors(folder: Path, name: str = "embedding") -> tuple[pa.Table, np.ndarray]:
+    """Return the only part, and its vectors without nulls."""
+    [part] = folder.glob("part-*")
     table = pq.read_table(part)
     column = table[name].combine_chunks()
     return table, column.flatten().to_numpy().reshape(-1, column.type.list_size)
@@ -64,7 +63,7 @@ def read_vectors(part: Path, name: str = "embedding") -> tuple[pa.Table, np.ndar
 def test_vectors_equal_those_of_encode_in_the_inputs_order(call, tmp_path, model, comments):
     code, _, err = call(embed_texts, model, comments, "--output", tmp_path / "out", "--token-count")
     assert code == 0, err
-    table, vectors = read_vectors(tmp_path / "out" / PART)
+    table, vectors = read_vectors(tmp_path / "out")
     bodies = read_bodies(comments)
     assert table.schema.names == ["id", "title", "embedding", "tokens"]
     assert table["id"].to_pylist() == [str(i) for i in range(40)]
@@ -82,7 +81,7 @@ def test_options_change_the_vectors_as_in_encode(call, tmp_path, model, comments
     options = "--prompt-name", "query", "--truncate-dim", 5, "--normalize", "--float16", "--prefix", "my_"
     code, _, err = call(embed_texts, model, comments, "--output", tmp_path / "out", *options)
     assert code == 0, err
-    table, vectors = read_vectors(tmp_path / "out" / PART, "my_embedding")
+    table, vectors = read_vectors(tmp_path / "out", "my_embedding")
     assert table.schema.field("my_embedding").type == pa.list_(pa.float16(), 5)
     bodies = [body for body in read_bodies(comments) if body]
     expected = encode(model, bodies, prompt_name="query", truncate_dim=5, normalize_embeddings=True)
@@ -97,7 +96,7 @@ def test_several_columns_and_windows(call, tmp_path, model, comments, texts):
     options = "--column", "title,body", "--long", "windows", "--keep-text"
     code, _, err = call(embed_texts, model, comments, "--output", tmp_path / "out", *options)
     assert code == 0, err
-    table, vectors = read_vectors(tmp_path / "out" / PART)
+    table, vectors = read_vectors(tmp_path / "out")
     assert {"title", "body"} < set(table.schema.names)
     assert np.abs(vectors[0] - encode(model, [f"title 0\n\n{texts[0]}"])[0]).max() < 1e-5
     assert json.loads((tmp_path / "out/_receipt.json").read_text())["verdict"] == WITHIN
