@@ -278,8 +278,8 @@ def list_cells(cells: list[Cell], repeats: int) -> int:
 
 
 def measure_speed(model, texts: list, peaks: dict[str, float], call: Callable, gpu: int | None) -> dict[str, float]:
-    """Return the fields of Sweep with which times are estimated: measured on a CPU, assumed for a GPU."""
-    if gpu is not None:
+    """Return the fields of Sweep with which times are estimated: measured on a CPU, assumed otherwise."""
+    if gpu is not None or model.onnx_precision:  # torch can't load the latter
         return {"mfu": ASSUMED_MFU, "loading": LOADING_SECONDS}
     speed, loading = call(calibrate, model, texts)
     mfu = speed * flops_per_text(model, texts, call) / peaks["fp32"]

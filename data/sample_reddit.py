@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.files import LONGEST_NAME, check_writable, new_file
 from bench.options import Parser, int_from
 from bench.processes import ProcessPool, heartbeat
+from bench.tables.blocks import BAD_BYTE
 from bench.tables.datasets import DATASETS
 from bench.tables.format_json_lines import NOT_JSON
 from bench.tables.items import has_text, removal
@@ -84,7 +85,7 @@ def sample_dump(path: Path, rules: Namespace, bytes_done: int = 0) -> tuple[Coun
         comments = list(zip(*(column.to_pylist() for column in rows.table.columns), strict=True))
         categories = [categorize(*comment, rules) for comment in comments]
         for i, (_, reason) in rows.bad.items():
-            categories[i] = "broken" if reason == NOT_JSON else "other"
+            categories[i] = "broken" if reason.startswith((NOT_JSON, BAD_BYTE)) else "other"
         counts.update(categories)
         for (id, subreddit, body, _), category in zip(comments, categories, strict=True):
             if category == "eligible":

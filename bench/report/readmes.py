@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import textwrap
 from pathlib import Path
 from urllib.parse import quote
 
@@ -92,11 +93,11 @@ def headlines(rows):
 
 
 def headline_block(rows, charts: list, folder: Path) -> str:
-    """Return the README's results: the overview figure and a sentence for each of its bars."""
+    """Return the README's results: the overview figure and a sentence for the largest factor of each device."""
     names, lines = model_names(rows), []
     for chart in [chart for chart in charts if chart.draw is figures.draw_overview]:
         lines += [f"![{chart.what}]({link_to(chart, folder)})", ""]
-        for row in chart.rows.to_dict("records"):
+        for row in chart.rows.drop_duplicates("device").to_dict("records"):
             parity = f"{flips_words(row)} changed"
             if row["verdict"] == UNPROVEN:
                 parity += ", not proven to be within tolerance"
@@ -105,7 +106,7 @@ def headline_block(rows, charts: list, folder: Path) -> str:
             place = markdown(f"{device_name(row['device'])}, {names[row['model']]}")
             line = f"- {place}: **{row['factor']:.1f}x as fast as {baseline(row)}**: {markdown(row['variant'])}, "
             line += f"{speed(row['messages/s'])} vs. {speed(row['base'])} messages/s; {parity}"
-            lines.append(line)
+            lines += textwrap.wrap(line, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return "\n".join([*lines, "", WRITTEN])
 
 

@@ -59,7 +59,7 @@ def label(call, texts):
 
 
 def report_of(folder: Path) -> dict:
-    return json.loads((folder / "parity.json").read_text())
+    return json.loads(next(folder.glob("parity*.json")).read_text())
 
 
 @pytest.mark.parametrize(("precision", "variant"), [("fp32", "onnx"), ("fp16", "onnx-fp16"), ("int8", "onnx-int8")])

@@ -460,7 +460,7 @@ def test_an_invalid_value_is_refused_in_one_line(option, values, call):
         ("--model torch --device cpu --model-id ./nowhere", "./nowhere"),
         ("--model torch --device cpu --model-id a-file", "a-file"),
         ("--model torch --device cpu --model-id a-folder", "a-folder config.json"),
-        ("--model torch --device cpu --model-id=", "config.json"),
+        ("--model torch --device cpu --model-id=", "--model-id"),
         ("--model torch --device cpu --results-dir a-file", "a-file"),
         ("--model torch --device cpu --model-id a/taken", "results/taken"),
         ("--model torch --device cpu --batching sorted --batches 1000000000", "--batches 1000000000 10"),
