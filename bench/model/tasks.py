@@ -10,7 +10,7 @@ from bench.model.zero_shot import ZeroShot
 from bench.model_files import sentence_modules
 from utils import UserError
 
-TASKS = {"classification": Classification, "pairs": Pairs, "zero-shot": ZeroShot, "embedding": Embedding}
+TASKS = {"classification": Classification, "embedding": Embedding, "pairs": Pairs, "zero-shot": ZeroShot}
 
 
 def choose_task(folder: Path, config: dict, model_id: str, name: str | None = None) -> type[Task]:

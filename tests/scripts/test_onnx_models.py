@@ -152,7 +152,7 @@ def test_the_commands_of_the_card_work_where_nothing_else_is(alone, tiny_model, 
     printed = subprocess.run(["python", "-c", python], check=True, **options).stdout
     done = subprocess.run(["sh", "-ec", "\n".join(lines)], check=False, **options)
     assert done.returncode == 0, done.stderr
-    rows = pd.read_parquet(folder / "labelled")
+    rows = pd.read_parquet(folder / "labels")
     shown = [line.split(" {") for line in printed.splitlines() if "LABEL_0" in line]
     by_example = [[*ast.literal_eval("{" + values).values()] for _, values in shown]
     assert rows[LABELS].to_numpy() == pytest.approx(np.array(by_example), abs=1e-3)
@@ -160,7 +160,7 @@ def test_the_commands_of_the_card_work_where_nothing_else_is(alone, tiny_model, 
     assert rows[LABELS].to_numpy() == pytest.approx(original, abs=1e-4)
     command = shlex.split(lines[-1])
     assert command[command.index("--threshold") + 1] == "thresholds-in-use.json" and "--task" in command
-    receipt = json.loads((folder / "labelled" / "_receipt.json").read_text())
+    receipt = json.loads((folder / "labels" / "_receipt.json").read_text())
     assert "0.4" in receipt["decisions_are"] and report_of(folder)["reason"] in receipt["export"]
     assert "Swiftsure" in card and all(re.search(rf"^- LABEL\\_{i}: 0.4$", card, re.MULTILINE) for i in range(5))
 
