@@ -2,11 +2,13 @@
 
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import NamedTuple
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as kinds
+from tqdm import tqdm
 
 from bench.files import read_json
 from bench.model_files import sentence_modules
@@ -77,6 +79,7 @@ def count_prompt_tokens(model) -> int:
 
 
 def load_library(model, device) -> SentenceTransformer:
+    tqdm.set_lock(RLock())  # its own lock is a semaphore, about whose leak Python warns when a worker is stopped
     options = {"device": str(device), "trust_remote_code": False, "local_files_only": True}
     if model.task.is_plain:
         transformer = kinds.Transformer(str(model.folder))

@@ -171,6 +171,16 @@ def test_a_changed_decision_is_another_nearest_anchor_beyond_the_margin():
     assert task.count_flips(reference[:1], reference[:1]) == (0, 1), "a single text has no other anchor"
 
 
+def test_changes_are_those_of_each_text_with_the_same_anchors():
+    task = Embedding(("0", "1"), 2, "mean", is_plain=True, has_unit_length=False, include_prompt=True)
+    reference, noise = np.random.default_rng(0).normal(size=(2, 300, 2))
+    answers = reference + 0.1 * noise
+    parity = ParityCounter(task, basis=task.basis(reference))
+    parity.add(answers, reference, [f"text {i}" for i in range(300)])
+    alone = [task.count_flips(answers[i : i + 1], reference[i : i + 1], parity.basis)[0] for i in range(300)]
+    assert list(parity.changes.values()) == alone and 0 < sum(alone) == parity.changed
+
+
 def test_differences_tell_a_missing_normalization_and_wrong_vectors():
     task = Embedding(("0", "1"), 2, "mean", is_plain=True, has_unit_length=False, include_prompt=True)
     vectors = np.random.default_rng(0).normal(size=(300, 2))

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from tiny import make_sentence_model, make_tiny_encoder
 
 import classify_texts
 import embed_texts
+import export_onnx
 import run_benchmark
 from bench.judge import WITHIN
 from bench.label import receipt
@@ -138,6 +141,28 @@ def test_an_input_with_a_column_of_that_name_needs_a_prefix(call, tmp_path, mode
     comments.write_text(comments.read_text().replace("title", "embedding", 1))
     code, _, err = call(embed_texts, model, comments, "--output", tmp_path / "out")
     assert code == 2 and "embedding" in err and "--prefix" in err
+
+
+@pytest.mark.needs("optimum")
+def test_an_export_alone_gives_the_same_vectors_and_can_be_compared(call, tmp_path, monkeypatch, model, comments):
+    monkeypatch.chdir(tmp_path)
+    options = "--precision", "fp32", "--no-upload", "--device", "cpu", "--dataset", comments, "--save-dir", "alone"
+    code, _, err = call(export_onnx, model, *options)
+    report, card = json.loads(Path("alone/parity.json").read_text()), Path("alone/README.md").read_text()
+    assert code == 0 and report["labels"] == [] and report["verdict"] == WITHIN, err
+    [line] = re.findall("^python swiftsure/(.*)$", card, re.MULTILINE)
+    script, folder, file, *options = shlex.split(line)
+    assert (script, folder) == ("embed_texts.py", ".")
+    Path(file).write_text(comments.read_text().replace("body", "text", 1))
+    expected = encode(model, [body for body in read_bodies(comments) if body])
+    for original, compared in ([], 0), (["--original", model], len(expected)):
+        shutil.rmtree("vectors", ignore_errors=True)
+        code, _, err = call(embed_texts, "alone", file, *options, "--device", "cpu", *original)
+        assert code == 0, err
+        assert np.abs(read_vectors(Path("vectors"))[1] - expected).max() < 1e-5
+        assert json.loads(Path("vectors/_receipt.json").read_text())["rows_compared"] == compared
+    code, _, err = call(embed_texts, "alone", file, *options, "--variant", "torch")
+    assert code == 2 and "torch" in err
 
 
 def test_a_classifier_script_refuses_an_embedding_model(call, tmp_path, model, comments):
