@@ -83,3 +83,11 @@ def test_the_card_passes_on_no_markup_and_no_addresses_of_other_kinds(tmp_path):
 def test_the_card_links_the_project_if_it_is_public(origin, url, monkeypatch):
     monkeypatch.setattr(provenance, "git", lambda *_: origin)
     assert provenance.project_url() == url
+
+
+@pytest.mark.parametrize(("thresholds", "named"), [([], False), ([0.5], False), ([0.4], True)])
+def test_the_card_names_thresholds_only_if_they_are_not_the_default(thresholds, named, tmp_path):
+    pairs = {"threshold": "pairs longest_first", "thresholds": thresholds, "task_options": {"pair_column": "other"}}
+    write_card(tmp_path, tmp_path, make_report() | pairs)
+    card = (tmp_path / "README.md").read_text()
+    assert "--pair-column other" in card and ("--threshold" in card) == named == ("thresholds-in-use.json" in card)
