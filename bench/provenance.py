@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import re
 import subprocess
+from pathlib import Path
 
+from bench.files import digest
 from bench.variants import Variant
 from utils import ROOT
 
@@ -36,6 +38,11 @@ def project_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         commit, changed = "", "no git"
     return f"{commit}+{digest}" if changed else commit
+
+
+def answering_code(root: Path = ROOT) -> str:
+    """Return a digest of the code that computes answers; another version of it may give others."""
+    return digest(sorted([*root.glob("runtimes/*.py"), *root.glob("bench/model/*.py")]))
 
 
 def project_url() -> str:

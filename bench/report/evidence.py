@@ -16,7 +16,7 @@ from bench.files import append_line, parse_object
 from bench.judge import TOLERANCE, is_rounded, judge
 from bench.model.model import Model
 from bench.model.parity import ParityCounter
-from bench.provenance import package_versions
+from bench.provenance import answering_code, package_versions
 from runtimes import VARIANTS
 from utils import say
 
@@ -31,8 +31,10 @@ TYPES |= dict.fromkeys(("items", "changed", "decisions", "non_finite"), int)
 def evidence_key(model: Model, variant: str, export: str, **place: str) -> dict[str, str]:
     """Return the key of a comparison. `place`: the other KEYS that are no property of the model and the variant.
 
-    `export`: the digest of the variant's export, see digest_export; empty if it has none.
+    `export`: the digest of the variant's export, see digest_export; empty if it has none. The code that computes the
+    answers counts, too.
     """
+    export = f"{export} code {answering_code()}".strip()
     asked = {"weights_id": model.weights_id, "task": model.task.name, "threshold": model.task.rule_id}
     asked |= {"long": "cut", "max_length": str(model.max_length), "variant": variant, "export": export}
     return asked | {"versions": package_versions(VARIANTS[variant])} | place

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bench.report.evidence
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.model.classification import MULTI, Classification
 from bench.model.parity import ParityCounter
+from bench.provenance import answering_code
 from bench.report.evidence import FILE, EvidenceFile, evidence_key
 from bench.tables.items import hash_item
 
@@ -133,3 +135,14 @@ def test_neither_order_nor_overlap_nor_repetition_matters(runs, random):
         expected |= {text: True for text in texts & flipped}
     assert total(runs) == (sum(expected.values()), 2 * len(expected), len(expected))
     assert total(random.sample(runs, len(runs)) + runs) == total(runs)
+
+
+def test_other_code_is_other_evidence(tmp_path, monkeypatch):
+    (tmp_path / "runtimes").mkdir()
+    code = tmp_path / "runtimes" / "new.py"
+    keys = []
+    for text in ("x = 1", "x = 2", "x = 1"):
+        code.write_text(text)
+        monkeypatch.setattr(bench.report.evidence, "answering_code", lambda: answering_code(tmp_path))
+        keys.append(evidence_key(MODEL, "torch-bf16", "", **PLACE))
+    assert keys[0] == keys[2] != keys[1]
