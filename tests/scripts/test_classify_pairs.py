@@ -1,10 +1,12 @@
 """Pairs of texts and zero-shot classification in all scripts, and classify() from Python."""
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,8 +18,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import classify_texts
 import export_onnx
 import run_benchmark
-from bench.judge import WITHIN
+from bench.judge import NOT_WITHIN, WITHIN
 from bench.report.rows import read_results
+from runtimes.classifier import Classifier
 
 NAMES = {0: "contradiction", 1: "entailment", 2: "neutral"}
 CPU = ["--device", "cpu"]
@@ -163,6 +166,37 @@ def test_the_export_of_a_reranker_is_checked_on_whole_queries(texts, tmp_path, c
     assert report["texts"] == 20 and 20 < report["decisions"] <= 20 + 4 * 4 and report["changed"] == 0
     code, _, err = call(export_onnx, *options, "none", "--check-only")
     assert code == 2 and "'none'" in err
+
+
+def test_a_changed_order_alone_fails_the_check(texts, tmp_path, call, monkeypatch):
+    """Scores move by less than a tenth of their standard deviation, and queries are ranked otherwise."""
+    monkeypatch.chdir(tmp_path)
+    make_tiny_bert(tmp_path / "rerank", texts, num_labels=1, problem_type="regression", id2label={0: "LABEL_0"})
+    pairs = [(texts[i // 30], texts[60 + i]) for i in range(60)]
+    rows = pd.DataFrame(pairs, columns=["query", "body"]).assign(qid=[i // 30 for i in range(60)])
+    rows.to_parquet("rows.parquet")
+    tokenizer = AutoTokenizer.from_pretrained("rerank")
+    network = AutoModelForSequenceClassification.from_pretrained("rerank").eval()
+    inputs = [tokenizer(*pair, return_tensors="pt", truncation=True, max_length=128) for pair in pairs]
+    scores = np.array([network(**of_pair).logits.item() for of_pair in inputs])
+    noise = np.random.default_rng(1).uniform(-1, 1, (60, 1)) * scores.std() / 12
+    answers = {pair: score for pair, score in zip(pairs, scores[:, None] + noise, strict=True)}
+    changed = 0
+    for group in (range(30), range(30, 60)):  # neighbours in the reference's order that are not in that of the answers
+        ranked = sorted(group, key=lambda i: scores[i])
+        changed += sum(answers[pairs[i]] >= answers[pairs[j]] for i, j in itertools.pairwise(ranked))
+    original = Classifier.predict_share
+
+    def noisy(self, items, batching):
+        indices, predictions = original(self, items, batching)
+        return indices, replace(predictions, answers=np.array([answers[item] for item in items]))
+
+    monkeypatch.setattr(Classifier, "predict_share", noisy)
+    options = ["rerank", "--dataset", "rows.parquet", *CPU, "--no-upload", "--column", "query", "--pair-column", "body"]
+    code, out, err = call(export_onnx, *options, "--precision", "fp32", "--group-column", "qid")
+    report = json.loads(next((tmp_path / "rerank-onnx").glob("parity*.json")).read_text())
+    assert code == 1 and report["verdict"] == NOT_WITHIN, out + err
+    assert report["changed"] == report["evidence"]["changed"] == changed > 5
 
 
 @pytest.mark.parametrize(
