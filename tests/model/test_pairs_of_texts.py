@@ -11,6 +11,7 @@ from tiny import make_tiny_bert
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from bench.export.gold import score
 from bench.model.batches import Batching
 from bench.model.config import check_takes_pairs
 from bench.model.model import Model
@@ -73,6 +74,13 @@ def test_zero_shot_is_that_of_the_pipeline(names, given, texts, tmp_path):
         for batching in (BATCHING, Batching("in-order", 4)):
             assert answer(model, given, batching) == pytest.approx(expected, abs=1e-5)
         assert Reference.load(model).of_items(given) == pytest.approx(expected, abs=1e-6)
+
+
+def test_gold_labels_are_scored_at_each_threshold_once(folder):
+    task = zero_shot(folder, ["if", "a"], multi_label=True).task
+    answers = np.random.default_rng(0).random((30, 2))
+    found = score([["if"], ["a"], []] * 10, answers, answers, task)
+    assert {row["rule"] for row in found["scores"]} == {"default", "best", "cross-validated"}
 
 
 def test_an_item_that_cannot_be_answered_has_no_scores(folder, given):

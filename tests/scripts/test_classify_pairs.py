@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -130,6 +131,31 @@ def test_the_benchmark_has_the_pipeline_as_a_row_and_the_fastest_variant_is_used
     assert code == 0 and speeds & set(re.findall(r"[\d.]+", err)), "a speed in texts, not in rows"
     code, _, err = call(classify_texts, nli, source, "--output", "out", *CPU, "--candidate-labels", "x,y", "--dry-run")
     assert code == 0 and "run_benchmark.py" in err and "--candidate-labels x,y" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        (["--pair-column", "second"], [*NAMES.values()]),
+        (["--candidate-labels", "labels.txt", "--multi-label"], ["if", "a"]),
+        (["--candidate-labels", "comma.txt"], ["if, not", "a/b"]),
+        (["--candidate-labels", "one.txt"], ["a/b"]),
+    ],
+)
+def test_the_command_of_a_card_runs_as_printed(options, labels, nli, source, call, tmp_path, monkeypatch):
+    for name, lines in {"labels": "if\na\n", "comma": "if, not\na/b\n", "one": "a/b"}.items():
+        (tmp_path / f"{name}.txt").write_text(lines)
+    data = ["--dataset", source, *CPU, "--no-upload", "--limit", 8, "--batch-size", 4]
+    code, out, err = call(export_onnx, nli, *data, "--precision", "fp32", *options)
+    assert code in (0, 1), out + err
+    monkeypatch.chdir(tmp_path / "nli-onnx")
+    card = (tmp_path / "nli-onnx" / "README.md").read_text()
+    *earlier, line = re.search(r"^```sh\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)[1].splitlines()
+    for command in [command for command in earlier if command.startswith("printf")]:
+        subprocess.run(command, shell=True, check=True)
+    _, _, *words = shlex.split(line)
+    code, _, err = call(classify_texts, *words, *CPU)
+    assert code == 0 and list(pd.read_parquet("labels").columns)[-len(labels) :] == labels, err
 
 
 @pytest.mark.parametrize("options", [["--pair-column", "second"], LABELS])
