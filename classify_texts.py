@@ -125,6 +125,8 @@ def main() -> int:
         model = open_classifier(args.model_id, call, task, args.original, task_options).with_thresholds(args.threshold)
         if model.task.problem_type != REGRESSION and not 0 <= (args.min_score or 0) <= 1:
             raise UserError(f"--min-score {args.min_score:g}: give a probability, from 0 to 1")
+        if args.float16 and model.task.takes_pairs and model.task.problem_type == REGRESSION:
+            raise UserError("--float16 would make equal scores of different ones, by which pairs are ranked; drop it")
         return model
 
     def make_output(model: Model, **fields) -> OutputSpec:

@@ -162,6 +162,8 @@ def task_choice(args: Namespace) -> tuple[str | None, dict]:
         raise UserError("--group-column needs --pair-column")
     if sum(map(bool, (args.task, args.pair_column, args.candidate_labels is not None))) > 1:
         raise UserError("--task, --pair-column and --candidate-labels cannot be combined; give one of them")
+    if args.pair_column and args.pair_column == getattr(args, "column", None):
+        raise UserError(f"--column and --pair-column both name {args.column!r}; give the columns of two texts")
     if args.pair_column and getattr(args, "long", "cut") != "cut" and args.truncation != "only_first":
         raise UserError(f"--long {args.long} needs --truncation only_first: windows are parts of a pair's first text")
     if args.pair_column:
@@ -175,7 +177,7 @@ def zero_shot_options(candidates: str | list[str], template: str | None, multi_l
     """Return the options of zero-shot classification. `candidates`: labels, or the value of --candidate-labels."""
     labels, template = candidates, template or TEMPLATE
     if isinstance(candidates, str):
-        labels = read_lines(candidates) if os.path.isfile(candidates) else candidates.split(",")
+        labels = read_lines(candidates) if is_file_name(candidates) else candidates.split(",")
     labels = [label.strip() for label in labels]
     if not labels or "" in labels:
         raise UserError(f"--candidate-labels: a label is empty in {candidates!r}")
@@ -190,6 +192,12 @@ def zero_shot_options(candidates: str | list[str], template: str | None, multi_l
     if not fits:
         raise UserError(f"--hypothesis-template {template!r} needs {{}} where the label belongs, and no other braces")
     return {"labels": labels, "template": template, "multi_label": bool(multi_label)}
+
+
+def is_file_name(text: str) -> bool:
+    """True if `text` is a file, or can only mean one, which is then missing."""
+    is_name = "," not in text and ("/" in text or text.endswith((".txt", ".csv", ".json")))
+    return is_name or os.path.exists(text)
 
 
 def read_lines(file: str) -> list[str]:

@@ -69,7 +69,8 @@ def check_export(
     parity.add(answers, reference, valid_texts)
     decision_words = model.task.decision_words
     if dataset.groups:
-        moved, neighbours = order_changes(answers, reference, [dataset.groups[i] for i in valid])
+        groups = [dataset.groups[i] for i in valid]
+        moved, neighbours = order_changes(*map(model.task.comparable, (answers, reference)), groups)
         parity.add_changes([valid_texts[i] for i in moved], neighbours)
         decision_words += ", and neighbours in the order of a group that change places"
     if not parity.decisions:

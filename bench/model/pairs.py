@@ -22,6 +22,7 @@ from bench.tables.items import Item
 from utils import UserError
 
 SECOND_WORDS = 8  # of the second texts of examples: they leave room for the first if only that one is truncated
+NEAR_ONE = 1e-3  # distance from 1 within which logits of scores are compressed
 SIGMOIDS = {"Identity": False, "Sigmoid": True}  # torch's names of activations
 
 
@@ -66,9 +67,37 @@ class Pairs(Classification):
         seconds = [" ".join(text.split()[:SECOND_WORDS]) for text in texts]
         return list(zip(texts, [*seconds[1:], seconds[0]], strict=True))
 
+    def comparable(self, answers: np.ndarray) -> np.ndarray:
+        """Return what is compared of answers [items, labels]: of sigmoid scores their logits.
+
+        All scores of a reranker may be close to 0, where they have an order all the same. Close to 1 logits are
+        compressed, so that they do not exaggerate the rounding of float32.
+        """
+        if not self.sigmoid_score:
+            return answers
+        answers = np.maximum(answers.astype(np.float64), np.finfo(np.float32).tiny)
+        return np.log(answers / (1 + NEAR_ONE - answers))
+
+    def differences(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        return super().differences(self.comparable(answers), self.comparable(reference))
+
+    def scale(self, reference: np.ndarray) -> float:
+        return super().scale(self.comparable(reference))
+
+    def basis(self, reference: np.ndarray) -> np.ndarray:
+        return self.comparable(reference).std(axis=0)
+
+    def count_flips(
+        self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None
+    ) -> tuple[int, int]:
+        spread = self.basis(reference) if basis is None else basis
+        return super().count_flips(self.comparable(answers), self.comparable(reference), spread)
+
     @property
     def card(self) -> dict:
-        card = CARDS[MULTI] | {"output_word": "score"} if self.sigmoid_score else super().card
+        card = super().card
+        if self.sigmoid_score:
+            card = CARDS[MULTI] | {"output_word": "score", "compared": "score, as a logit"}
         return card | {"truncation": self.truncation}
 
 

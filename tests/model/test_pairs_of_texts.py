@@ -8,14 +8,16 @@ import pytest
 from conftest import refused
 from sentence_transformers import CrossEncoder
 from tiny import make_tiny_bert
-from torch import nn
+from torch import float32, nn, tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from bench.export.gold import score
+from bench.judge import NOT_WITHIN, WITHIN
 from bench.model.batches import Batching
 from bench.model.config import check_takes_pairs
 from bench.model.model import Model
-from bench.model.pairs import has_sigmoid, order_changes
+from bench.model.pairs import Pairs, has_sigmoid, order_changes
+from bench.model.parity import ParityCounter
 from bench.model.reference import Reference
 from bench.model.tokenizing import tokenize
 from bench.options import zero_shot_options
@@ -240,6 +242,20 @@ def test_a_score_is_judged_by_its_spread_not_by_a_threshold(texts, tmp_path):
     assert answer(model, pairs) == pytest.approx(expected, abs=1e-5)
     moved = expected + expected.std() * np.array([0, 0.05, 0.2] * 3)[:, None]
     assert model.task.count_flips(moved, expected) == (3, 9)
+
+
+@pytest.mark.parametrize("logits", [np.linspace(-14, -9.5, 20), np.linspace(9, 13, 20), np.linspace(-90, 10, 20)])
+def test_scores_close_to_0_or_1_are_judged_by_their_order(logits):
+    """FP32 rounding passes, also of the scores in a file; a ranking from worst to best does not."""
+    task = Pairs(("LABEL_0",), "regression", (0.5,), sigmoid_score=True)
+    reference = nn.functional.sigmoid(tensor(logits)).numpy()[:, None]
+    rounded = nn.functional.sigmoid(tensor(logits + 2e-6, dtype=float32)).numpy()[:, None]
+    for answers, verdict in ((rounded, WITHIN), (reference[::-1], NOT_WITHIN)):
+        parity = ParityCounter(task, "fp32")
+        parity.add(answers, reference)
+        assert parity.verdict() == verdict
+        moved, neighbours = order_changes(task.comparable(answers), task.comparable(reference), ["q"] * 20)
+        assert neighbours == 19 and len(moved) == (0 if verdict == WITHIN else 19)
 
 
 def test_the_order_of_a_query_changes_with_its_neighbours():

@@ -192,6 +192,9 @@ def test_the_export_of_a_reranker_is_checked_on_whole_queries(texts, tmp_path, c
     assert report["texts"] == 20 and 20 < report["decisions"] <= 20 + 4 * 4 and report["changed"] == 0
     code, _, err = call(export_onnx, *options, "none", "--check-only")
     assert code == 2 and "'none'" in err
+    options = ["rerank", "rows.parquet", "--output", "out", *CPU, "--column", "query", "--pair-column", "body"]
+    code, _, err = call(classify_texts, *options, "--float16")
+    assert code == 2 and "--float16" in err
 
 
 def test_a_changed_order_alone_fails_the_check(texts, tmp_path, call, monkeypatch):
@@ -230,6 +233,10 @@ def test_a_changed_order_alone_fails_the_check(texts, tmp_path, call, monkeypatc
     [
         (["--pair-column", "none"], ["'none'", "--pair-column"]),
         (["--pair-column", "id"], ["'id'", "--pair-column"]),
+        (["--pair-column", "body"], ["'body'", "--column", "--pair-column"]),
+        (["--candidate-labels", "labels.txt"], ["labels.txt", "--candidate-labels"]),
+        (["--candidate-labels", "./conf/labels"], ["./conf/labels", "--candidate-labels"]),
+        (["--candidate-labels", "."], ["--candidate-labels"]),
         (["--truncation", "only_first"], ["--truncation", "--pair-column"]),
         (["--multi-label"], ["--multi-label", "--candidate-labels"]),
         (["--hypothesis-template", "of {}"], ["--hypothesis-template", "--candidate-labels"]),
