@@ -24,6 +24,7 @@ TEMPLATE = "This example is {}."  # of hypotheses; transformers' default
 # options that say what an item is, beside the text -> the option that they belong to
 ITEM_OPTIONS = {"pair_column": "pair_column", "truncation": "pair_column", "candidate_labels": "candidate_labels"}
 ITEM_OPTIONS |= dict.fromkeys(("hypothesis_template", "multi_label"), "candidate_labels")
+CHOICES = {"task": TASKS, "truncation": TRUNCATIONS, "multi_label": (True, False), "device": ("gpu", "cpu")}
 TASK_OPTIONS = *ITEM_OPTIONS, "task", "pooling", "threshold"  # what is asked of a model
 POOLING = {"choices": ("mean", "cls"), "help": "pooling of encoders without a modules.json (default: mean)"}
 VECTOR_OPTIONS = "pooling", "prompt", "prompt_name", "truncate_dim", "normalize"  # of embedding models
@@ -155,6 +156,10 @@ def task_choice(args: Namespace) -> tuple[str | None, dict]:
 
     Raises UserError if options do not fit together.
     """
+    for name, choices in CHOICES.items():  # argparse has checked those of the command line
+        if getattr(args, name, None) not in (None, *choices):
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {getattr(args, name)}: choose from {', '.join(map(str, choices))}")
     for name, needed in ITEM_OPTIONS.items():
         if getattr(args, name) and not getattr(args, needed):
             raise UserError(f"--{name} needs --{needed}".replace("_", "-"))
@@ -178,6 +183,8 @@ def zero_shot_options(candidates: str | list[str], template: str | None, multi_l
     labels, template = candidates, template or TEMPLATE
     if isinstance(candidates, str):
         labels = read_lines(candidates) if is_file_name(candidates) else candidates.split(",")
+    if not all(isinstance(label, str) for label in labels):
+        raise UserError("--candidate-labels: a label is not text; give a list of texts")
     labels = [label.strip() for label in labels]
     if not labels or "" in labels:
         raise UserError(f"--candidate-labels: a label is empty in {candidates!r}")

@@ -83,7 +83,7 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     files = {"texts.csv": ["text", "a short text", "and one that is a little longer"]}  # the command reads them: lines
     if options.get("pair_column"):
         options["pair_column"] = "second"
-        files["texts.csv"] = ["text,second", "a short text,another one", "a text that is a little longer,its second text"]
+        files["texts.csv"] = ["text,second", "a short text,another one", "and one that is a little longer,the second"]
     if any(value != 0.5 for value in thresholds.values()):
         options["threshold"] = "thresholds-in-use.json"
         files[options["threshold"]] = [json.dumps(thresholds)]

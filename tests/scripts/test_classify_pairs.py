@@ -22,6 +22,7 @@ import run_benchmark
 from bench.judge import NOT_WITHIN, WITHIN
 from bench.report.rows import read_results
 from runtimes.classifier import Classifier
+from utils import UserError
 
 NAMES = {0: "contradiction", 1: "entailment", 2: "neutral"}
 CPU = ["--device", "cpu"]
@@ -253,6 +254,65 @@ def test_wrong_usage_is_one_line_before_anything_is_loaded(options, names, nli, 
     code, _, err = call(classify_texts, nli, source, "--output", "out", *CPU, *options)
     assert code == 2 and err.count("\n") == 1 and all(name in err for name in names), err
     assert not os.path.exists("out")
+
+
+def test_classify_takes_pairs_from_any_container(nli, texts, in_this_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = pd.DataFrame({"first": texts[:4], "second": [texts[4], None, float("nan"), texts[5]]}, index=[7, 5, 3, 1])
+    expected = [nli_probabilities(nli, texts[0], texts[4]), nli_probabilities(nli, texts[3], texts[5])]
+    rows = table.to_numpy()
+    for given in (
+        rows,
+        list(rows),
+        rows.tolist(),
+        list(table.itertuples(index=False)),
+        pd.Series(list(rows), table.index),
+    ):
+        found = classify_texts.classify(nli, given, device="cpu")
+        assert found.to_numpy()[[0, 3]] == pytest.approx(np.array(expected), abs=1e-5)
+        assert found.isna().all(axis=1).tolist() == [False, True, True, False]
+    assert list(found.index) == [7, 5, 3, 1] and list(found.columns) == [*NAMES.values()]
+
+
+@pytest.mark.parametrize(
+    ("missing", "options"),
+    [
+        ([], {}),
+        ([None, float("nan"), pd.NA], {}),
+        ([("a", None), ("", "a")], {}),
+        ([None], {"truncation": "only_first"}),
+        ([None], {"candidate_labels": [*NAMES.values()]}),
+    ],
+)
+def test_classify_without_a_usable_text_has_rows_of_nan(missing, options, nli, in_this_process):
+    found = classify_texts.classify(nli, missing, device="cpu", **options)
+    assert list(found.columns) == [*NAMES.values()] and len(found) == len(missing) and found.isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "name"),
+    [
+        (pd.DataFrame({"first": ["a"], "second": ["b"]}), {}, "DataFrame"),
+        ({"a": "b"}, {}, "dict"),
+        (b"a", {}, "bytes"),
+        ([b"a"], {}, "b'a'"),
+        ([{"text": "a", "text_pair": "b"}], {}, "text_pair"),
+        ([("a", 5)], {}, "5"),
+        ([("a", "b"), "a", ("", "")], {}, "pairs"),
+        ([("a", ""), "a"], {}, "pairs"),
+        ([("a", "b")], {"device": "cuda"}, "cuda"),
+        ([("a", "b")], {"truncation": "only_second"}, "only_second"),
+        ([("a", "b")], {"pair_column": "x"}, "pair_column"),
+        (["a"], {"task": "pairs"}, "pairs"),
+        (["a"], {"task": "nli"}, "nli"),
+        (["a"], {"candidate_labels": ["a", "b"], "multi_label": "false"}, "false"),
+        (["a"], {"candidate_labels": ["a", None]}, "--candidate-labels"),
+    ],
+)
+def test_classify_refuses_what_it_would_misread(given, options, name, nli):
+    with pytest.raises(UserError) as caught:
+        classify_texts.classify(nli, given, **options)
+    assert name in str(caught.value)
 
 
 PYTHON = """
