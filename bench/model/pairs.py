@@ -19,7 +19,7 @@ from bench.model.sentence_files import cross_encoder_settings
 from bench.model_files import PROMPTS
 from bench.options import TRUNCATIONS
 from bench.tables.items import Item
-from utils import UserError
+from utils import UserError, say
 
 SECOND_WORDS = 8  # of the second texts of examples: they leave room for the first if only that one is truncated
 NEAR_ONE = 1e-3  # distance from 1 within which logits of scores are compressed
@@ -123,6 +123,11 @@ def has_sigmoid(config, settings: dict) -> bool:
     blocks = settings, getattr(config, "sentence_transformers", None) or {}
     older = getattr(config, "sbert_ce_default_activation_function", None)
     name = next(filter(None, [*(block.get("activation_fn") for block in blocks), older]), None)
+    if not name and config.problem_type == REGRESSION:
+        reason = (
+            "problem_type in config.json is regression, so scores are the outputs, as in transformers' pipeline"
+        )
+        say(f"note       {reason}; sentence-transformers' CrossEncoder would give their sigmoid")
     if not name:
         return config.problem_type != REGRESSION
     kind = str(name).rpartition(".")[2]

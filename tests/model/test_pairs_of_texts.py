@@ -1,13 +1,14 @@
 """Pairs of texts and zero-shot classification answer as transformers' own calls do, item by item."""
 
 import itertools
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import refused
 from sentence_transformers import CrossEncoder
-from tiny import make_tiny_bert
+from tiny import make_tiny_bert, make_tiny_roberta
 from torch import float32, nn, tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -244,7 +245,7 @@ def test_a_score_is_judged_by_its_spread_not_by_a_threshold(texts, tmp_path):
     assert model.task.count_flips(moved, expected) == (3, 9)
 
 
-@pytest.mark.parametrize("logits", [np.linspace(-14, -9.5, 20), np.linspace(9, 13, 20), np.linspace(-90, 10, 20)])
+@pytest.mark.parametrize("logits", [np.linspace(-14, -9.5, 21), np.linspace(9, 13, 21), np.linspace(-90, 10, 21)])
 def test_scores_close_to_0_or_1_are_judged_by_their_order(logits):
     """FP32 rounding passes, also of the scores in a file; a ranking from worst to best does not."""
     task = Pairs(("LABEL_0",), "regression", (0.5,), sigmoid_score=True)
@@ -254,8 +255,8 @@ def test_scores_close_to_0_or_1_are_judged_by_their_order(logits):
         parity = ParityCounter(task, "fp32")
         parity.add(answers, reference)
         assert parity.verdict() == verdict
-        moved, neighbours = order_changes(task.comparable(answers), task.comparable(reference), ["q"] * 20)
-        assert neighbours == 19 and len(moved) == (0 if verdict == WITHIN else 19)
+        moved, neighbours = order_changes(task.comparable(answers), task.comparable(reference), ["q"] * 21)
+        assert neighbours == 20 and len(moved) == (0 if verdict == WITHIN else 20)
 
 
 def test_the_order_of_a_query_changes_with_its_neighbours():
@@ -294,6 +295,37 @@ def test_a_hypothesis_without_room_for_the_text_is_refused(folder):
 def test_a_slow_tokenizer_without_pairs_is_refused():
     slow = SimpleNamespace(is_fast=False, num_special_tokens_to_add=lambda pair: 0)
     assert "SimpleNamespace" in refused(check_takes_pairs, None, slow, ())
+
+
+def test_a_model_with_one_token_type_takes_pairs_if_its_tokenizer_gives_no_other(texts, tmp_path):
+    """RoBERTa with a general fast tokenizer, which gives type 0 to both texts."""
+    names = dict(enumerate(ORDERS[0]))
+    folder = make_tiny_roberta(tmp_path / "roberta", texts, num_labels=3, problem_type=None, id2label=names)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    pairs = list(zip(texts[:5], texts[5:10], strict=True))
+    inputs = [tokenizer(*pair, return_tensors="pt", truncation=True, max_length=128) for pair in pairs]
+    assert all("token_type_ids" in of_pair for of_pair in inputs)
+    expected = np.concatenate([network(**of_pair).logits.softmax(1).detach().numpy() for of_pair in inputs])
+    assert answer(Model.from_folder(folder, "roberta", "pairs"), pairs) == pytest.approx(expected, abs=1e-5)
+
+
+def test_raw_values_of_one_unnamed_label_are_said(texts, tmp_path, capsys):
+    """They are those of transformers' pipeline; CrossEncoder.predict gives their sigmoid."""
+    folder = make_tiny_bert(tmp_path / "raw", texts, num_labels=1, problem_type="regression", id2label={0: "LABEL_0"})
+    Model.from_folder(folder, "raw")
+    note = capsys.readouterr().err
+    assert "problem_type" in note and "--pair-column" in note
+    model = Model.from_folder(folder, "raw", "pairs")
+    note = capsys.readouterr().err
+    assert "problem_type" in note and "CrossEncoder" in note
+    found = answer(model, [(texts[0], texts[1])])[0]
+    pipe = pipeline("text-classification", model=str(folder), device="cpu")
+    assert found == pytest.approx([pipe({"text": texts[0], "text_pair": texts[1]})["score"]], abs=1e-5)
+    score = CrossEncoder(str(folder), device="cpu").predict([(texts[0], texts[1])], show_progress_bar=False)
+    assert 1 / (1 + np.exp(-found)) == pytest.approx(score, abs=1e-5)
 
 
 def test_a_model_with_one_token_type_is_refused_if_its_tokenizer_gives_two(texts, tmp_path):
