@@ -124,9 +124,7 @@ def has_sigmoid(config, settings: dict) -> bool:
     older = getattr(config, "sbert_ce_default_activation_function", None)
     name = next(filter(None, [*(block.get("activation_fn") for block in blocks), older]), None)
     if not name and config.problem_type == REGRESSION:
-        reason = (
-            "problem_type in config.json is regression, so scores are the outputs, as in transformers' pipeline"
-        )
+        reason = "problem_type in config.json is regression, so scores are the outputs, as in transformers' pipeline"
         say(f"note       {reason}; sentence-transformers' CrossEncoder would give their sigmoid")
     if not name:
         return config.problem_type != REGRESSION
