@@ -47,7 +47,8 @@ def parse_arguments() -> Namespace:
 if __name__ == "__main__":
     before_imports(parse_arguments)
 
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ from bench.model.model import Model
 from bench.model.resolve import open_model
 from bench.processes import helper_process
 from bench.start_process import stopped_afterwards
-from bench.tables.items import has_text, parts_of
+from bench.tables.items import Item, has_text, item_of
 
 
 def classify(
@@ -81,22 +82,21 @@ def classify(
 
     `options`: hypothesis_template, multi_label, truncation and task, as on the command line. The variant is the fastest
     one that `results_dir` proves for this machine, otherwise FP32 PyTorch; an export that it needs is created in the
-    working directory. Values that are no texts, and texts without an answer, have nan. No process is left running.
-    Raises UserError.
+    working directory. Missing values, and texts without an answer, have nan. The index is that of a pandas Series. No
+    process is left running. Raises UserError.
     """
     import pandas as pd
 
-    items = [tuple(text) if isinstance(text, list) else text for text in texts]
-    rows = [i for i, item in enumerate(items) if isinstance(item, str | tuple)]
-    usable = [i for i in rows if all(isinstance(part, str) and has_text(part) for part in parts_of(items[i]))]
+    items, length = items_to_classify(texts)
+    usable = [i for i, item in enumerate(items) if item is not None]
     given = [items[i] for i in usable]
-    is_pair = any(isinstance(item, tuple) for item in given)
-    if isinstance(texts, str) or (is_pair and any(isinstance(item, str) or len(item) != 2 for item in given)):
-        raise UserError("classify() takes a list of texts, or of pairs of texts")
+    is_pair = length == 2 or (not length and "truncation" in options)
     asked = dict.fromkeys(("task", *ITEM_OPTIONS)) | {"candidate_labels": candidate_labels, "pair_column": is_pair}
-    if unknown := options.keys() - asked.keys():
+    if not (length or is_pair) and candidate_labels is None:
+        asked["task"] = "classification"  # for the names of the labels, whatever the model compares
+    if unknown := options.keys() - (asked.keys() - {"pair_column"}):
         raise UserError(f"classify() has no option {min(unknown)}")
-    task, task_options = task_choice(Namespace(**asked | options))
+    task, task_options = task_choice(Namespace(**asked | options, device=device))
     with stopped_afterwards():
         with helper_process() as call:
             model = open_classifier(model_id, call, task, options=task_options)
@@ -106,7 +106,31 @@ def classify(
             specs, _ = worker_specs(model, plan, gpus=[0])
             with LabelPool(specs, plan.batching, folder=None) as pool:
                 values[usable] = pool.classify(given, "texts", None).values
-    return pd.DataFrame(values, columns=model.labels)
+    return pd.DataFrame(values, columns=model.labels, index=texts.index if isinstance(texts, pd.Series) else None)
+
+
+def items_to_classify(texts: Iterable) -> tuple[list[Item | None], int]:
+    """Return the items of texts or of pairs, None for what lacks text, and the number of texts in each; 0 if unknown.
+
+    Raises UserError for other things, and for texts among pairs.
+    """
+    import pandas as pd
+
+    wanted = "classify() takes a list of texts, or of pairs of texts"
+    if isinstance(texts, str | bytes | Mapping | pd.DataFrame):
+        raise UserError(f"{wanted}, not a {type(texts).__name__}; of a DataFrame give a column, or to_numpy() of two")
+    items, lengths = [], set()
+    for i, row in enumerate(texts):
+        is_pair = isinstance(row, tuple | list | np.ndarray)
+        parts = list(row) if is_pair else [row]
+        parts = [None if pd.api.types.is_scalar(part) and pd.isna(part) else part for part in parts]
+        if not all(isinstance(part, str | None) for part in parts) or (is_pair and len(parts) != 2):
+            raise UserError(f"{wanted}; number {i} is {reprlib.repr(row)}")
+        lengths |= {len(parts)} if is_pair or parts[0] is not None else set()
+        items.append(item_of(parts) if all(map(has_text, parts)) else None)
+    if len(lengths) > 1:
+        raise UserError(f"{wanted}, and this list has both")
+    return items, max(lengths, default=0)
 
 
 def open_classifier(model_id: str, *arguments, **options) -> Model:
@@ -125,6 +149,8 @@ def main() -> int:
         model = open_classifier(args.model_id, call, task, args.original, task_options).with_thresholds(args.threshold)
         if model.task.problem_type != REGRESSION and not 0 <= (args.min_score or 0) <= 1:
             raise UserError(f"--min-score {args.min_score:g}: give a probability, from 0 to 1")
+        if args.float16 and model.task.takes_pairs and model.task.problem_type == REGRESSION:
+            raise UserError("--float16 would make equal scores of different ones, by which pairs are ranked; drop it")
         return model
 
     def make_output(model: Model, **fields) -> OutputSpec:

@@ -24,6 +24,7 @@ TEMPLATE = "This example is {}."  # of hypotheses; transformers' default
 # options that say what an item is, beside the text -> the option that they belong to
 ITEM_OPTIONS = {"pair_column": "pair_column", "truncation": "pair_column", "candidate_labels": "candidate_labels"}
 ITEM_OPTIONS |= dict.fromkeys(("hypothesis_template", "multi_label"), "candidate_labels")
+CHOICES = {"task": TASKS, "truncation": TRUNCATIONS, "multi_label": (True, False), "device": ("gpu", "cpu")}
 TASK_OPTIONS = *ITEM_OPTIONS, "task", "pooling", "threshold"  # what is asked of a model
 POOLING = {"choices": ("mean", "cls"), "help": "pooling of encoders without a modules.json (default: mean)"}
 VECTOR_OPTIONS = "pooling", "prompt", "prompt_name", "truncate_dim", "normalize"  # of embedding models
@@ -155,6 +156,10 @@ def task_choice(args: Namespace) -> tuple[str | None, dict]:
 
     Raises UserError if options do not fit together.
     """
+    for name, choices in CHOICES.items():  # argparse has checked those of the command line
+        if getattr(args, name, None) not in (None, *choices):
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {getattr(args, name)}: choose from {', '.join(map(str, choices))}")
     for name, needed in ITEM_OPTIONS.items():
         if getattr(args, name) and not getattr(args, needed):
             raise UserError(f"--{name} needs --{needed}".replace("_", "-"))
@@ -162,6 +167,8 @@ def task_choice(args: Namespace) -> tuple[str | None, dict]:
         raise UserError("--group-column needs --pair-column")
     if sum(map(bool, (args.task, args.pair_column, args.candidate_labels is not None))) > 1:
         raise UserError("--task, --pair-column and --candidate-labels cannot be combined; give one of them")
+    if args.pair_column and args.pair_column == getattr(args, "column", None):
+        raise UserError(f"--column and --pair-column both name {args.column!r}; give the columns of two texts")
     if args.pair_column and getattr(args, "long", "cut") != "cut" and args.truncation != "only_first":
         raise UserError(f"--long {args.long} needs --truncation only_first: windows are parts of a pair's first text")
     if args.pair_column:
@@ -175,7 +182,9 @@ def zero_shot_options(candidates: str | list[str], template: str | None, multi_l
     """Return the options of zero-shot classification. `candidates`: labels, or the value of --candidate-labels."""
     labels, template = candidates, template or TEMPLATE
     if isinstance(candidates, str):
-        labels = read_lines(candidates) if os.path.isfile(candidates) else candidates.split(",")
+        labels = read_lines(candidates) if is_file_name(candidates) else candidates.split(",")
+    if not all(isinstance(label, str) for label in labels):
+        raise UserError("--candidate-labels: a label is not text; give a list of texts")
     labels = [label.strip() for label in labels]
     if not labels or "" in labels:
         raise UserError(f"--candidate-labels: a label is empty in {candidates!r}")
@@ -190,6 +199,12 @@ def zero_shot_options(candidates: str | list[str], template: str | None, multi_l
     if not fits:
         raise UserError(f"--hypothesis-template {template!r} needs {{}} where the label belongs, and no other braces")
     return {"labels": labels, "template": template, "multi_label": bool(multi_label)}
+
+
+def is_file_name(text: str) -> bool:
+    """True if `text` is a file, or can only mean one, which is then missing."""
+    is_name = "," not in text and ("/" in text or text.endswith((".txt", ".csv", ".json")))
+    return is_name or os.path.exists(text)
 
 
 def read_lines(file: str) -> list[str]:

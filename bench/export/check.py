@@ -69,9 +69,9 @@ def check_export(
     parity.add(answers, reference, valid_texts)
     decision_words = model.task.decision_words
     if dataset.groups:
-        changed, neighbours = order_changes(answers, reference, [dataset.groups[i] for i in valid])
-        parity.changed += changed
-        parity.decisions += neighbours
+        groups = [dataset.groups[i] for i in valid]
+        moved, neighbours = order_changes(*map(model.task.comparable, (answers, reference)), groups)
+        parity.add_changes([valid_texts[i] for i in moved], neighbours)
         decision_words += ", and neighbours in the order of a group that change places"
     if not parity.decisions:
         raise UserError(f"{model.id} returns NaN or infinity for every text; its weights may be damaged")
@@ -79,6 +79,8 @@ def check_export(
     kind = VARIANTS[exported.variant].export
     place = {"dataset": dataset.name, "device": slug(run_in_subprocess(describe_device, device.gpu).name)}
     key = evidence_key(model, exported.variant, digest_export(exported.exported), **place)
+    if dataset.groups:  # the texts have more decisions than in checks without an order
+        key["threshold"] += " and order"
     evidence.add(key, parity)
     found = evidence.of_key(key)
     verdict = found.verdict(exported.variant, device.gpu is not None, tolerance)

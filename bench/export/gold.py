@@ -30,7 +30,7 @@ def score(gold: list, original: np.ndarray, export: np.ndarray, task: Task) -> d
     else:
         is_rare = truth.sum(axis=0) < MIN_TEXTS
         best = best_thresholds(truth, both[0], is_rare)
-        in_use = {"in use": task.thresholds} if task.rule_id else {}
+        in_use = {"in use": task.thresholds} if set(task.thresholds) != {0.5} else {}
         thresholds = {"default": (0.5,) * len(best), **in_use, "best": best}
         decisions = {rule: both > np.array(values) for rule, values in thresholds.items()}
         decisions["cross-validated"] = cross_validate(truth, both, is_rare)

@@ -80,9 +80,18 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     script, output, *taken = report["script"]
     options = {"column": "text", "output": output}
     options |= {name: value for name, value in report["task_options"].items() if name in taken}
-    has_thresholds = any(value != 0.5 for value in thresholds.values())
-    if has_thresholds:
+    files = {"texts.csv": ["text", "a short text", "and one that is a little longer"]}  # the command reads them: lines
+    if options.get("pair_column"):
+        options["pair_column"] = "second"
+        files["texts.csv"] = ["text,second", "a short text,another one", "and one that is a little longer,the second"]
+    if any(value != 0.5 for value in thresholds.values()):
         options["threshold"] = "thresholds-in-use.json"
+        files[options["threshold"]] = [json.dumps(thresholds)]
+    if options.get("candidate_labels"):
+        options["candidate_labels"] = labels = report["labels"]
+        if len(labels) == 1 or ",".join(labels).count(",") >= len(labels):
+            options["candidate_labels"] = "candidate-labels.txt"
+            files[options["candidate_labels"]] = labels
     licence = ", ".join(str(inherited[key]) for key in LICENCE if key in inherited)
     text = ModelCard.from_template(
         data,
@@ -97,7 +106,7 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         original=code_span(command("--original", model)) if "/" in model else "",
         licence=markdown(licence),
         url=url,
-        threshold_file=shlex.quote(json.dumps(thresholds)) if has_thresholds else "",
+        files={name: shlex.join(lines) for name, lines in files.items()},
         command_code=code_span(report.get("command", "")),
         precision_words=EXPORT_KINDS[report["precision"]].description,
         scores=escaped(score_table(report["gold"])),

@@ -12,7 +12,7 @@ from bench.model.answers import combine_windows, run_rows, sigmoid, softmax
 from bench.model.task import Task
 from bench.model.tokenizing import call_tokenizer, invalid_items, overlap
 from bench.tables.items import Item
-from utils import UserError, clean
+from utils import UserError, clean, say
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 DECISIONS = {
@@ -42,6 +42,9 @@ class Classification(Task):
     @classmethod
     def from_config(cls, config, folder: Path) -> "Classification":
         labels = resolve_labels(config)
+        if config.problem_type == REGRESSION and labels == ("LABEL_0",):
+            reason = "problem_type in config.json is regression, so the outputs are the values, as in transformers"
+            say(f"note       {reason}; if {folder} compares two texts, name the second one's column: --pair-column")
         return cls(labels, resolve_problem_type(config), (0.5,) * len(labels))
 
     def with_thresholds(self, text: str | None) -> "Classification":

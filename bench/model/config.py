@@ -73,13 +73,16 @@ def resolve_pad_values(config, tokenizer, accepted: Container[str]) -> dict[str,
 def check_takes_pairs(config, tokenizer, inputs: Container[str]) -> None:
     """Raise UserError if a slow tokenizer joins two texts without a token between them, or a model lacks token types.
 
-    `inputs`: of the model. The second text has type 1, for which a model with a single type has no embedding.
+    `inputs`: of the model. Most tokenizers give the second text type 1, for which some models have no embedding.
     """
     alone, pair = (tokenizer.num_special_tokens_to_add(pair=is_pair) for is_pair in (False, True))
     if not tokenizer.is_fast and pair <= alone:
         raise UserError(f"the tokenizer {type(tokenizer).__name__} takes no pairs of texts; use a fast tokenizer")
-    if "token_type_ids" in inputs and getattr(text_config(config), "type_vocab_size", 2) == 1:
-        raise UserError("the model takes no pairs of texts: type_vocab_size in config.json is 1; choose another model")
+    size = getattr(text_config(config), "type_vocab_size", 0)  # 0: the model has none, and ignores them
+    if "token_type_ids" in inputs and 0 < size <= max(tokenizer("a", "b").get("token_type_ids", [0])):
+        raise UserError(
+            f"the model takes no pairs of texts: type_vocab_size in config.json is {size}; choose another model"
+        )
 
 
 def resolve_padding_side(config) -> str:

@@ -64,6 +64,13 @@ class ParityCounter:
         self.sum_of_differences += float(differences[finite].sum())
         self.n_differences += differences[finite].size
 
+    def add_changes(self, texts: Sequence[Item], decisions: int) -> None:
+        """Add decisions about items that add() has compared: one of each of these `texts` has changed."""
+        self.changed += len(texts)
+        self.decisions += decisions
+        for text in texts:
+            self.changes[hash_item(text)] += 1
+
     def changes_of_items(self, answers: np.ndarray, reference: np.ndarray) -> list[int]:
         """Return the number of changed decisions of each item, by halving groups of items until a half has none."""
         basis = self.task.basis(reference) if self.basis is None else self.basis

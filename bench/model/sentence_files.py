@@ -26,6 +26,13 @@ def sentence_settings(folder: Path) -> dict:
     return settings
 
 
+def cross_encoder_settings(folder: Path) -> dict:
+    """Return what sentence-transformers 5.7 saves about a CrossEncoder beside its config.json; empty for others."""
+    file = inside(folder, PROMPTS)
+    about = read_json(file) if file.is_file() else {}
+    return about if about.get("model_type") == "CrossEncoder" else {}
+
+
 def set_up_tokenizer(tokenizer, folder: Path) -> None:
     """Apply `max_seq_length` and `do_lower_case` to a tokenizer, as sentence-transformers does."""
     settings = sentence_settings(folder)

@@ -69,6 +69,7 @@ class Evidence:
         news = {text: n for text, n in changes.items() if n > self.changes.get(text, -1)}
         self.decisions += round(per_text * len(news.keys() - self.changes.keys()))
         self.changes |= news
+        self.decisions = max(self.decisions, self.changed)  # neighbours in an order are not the same for each text
         self.max_diff, self.non_finite = max(self.max_diff, max_diff), max(self.non_finite, non_finite)
         return news
 
@@ -126,7 +127,8 @@ class EvidenceFile:
         texts = sorted(news or parity.changes)
         changed = {text: parity.changes[text] for text in texts if parity.changes[text]}
         line = {part: key[part] for part in KEYS} | {"date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
-        line |= {"items": len(texts), "changed": sum(changed.values()), "decisions": round(per_text * len(texts))}
+        line |= {"items": len(texts), "changed": sum(changed.values())}
+        line["decisions"] = max(round(per_text * len(texts)), line["changed"])
         line |= {"max_diff": parity.max_diff, "non_finite": parity.non_finite, "texts": encode(texts)}
         line["changes"] = encode([number for pair in changed.items() for number in pair])
         try:

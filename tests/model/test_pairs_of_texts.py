@@ -1,18 +1,24 @@
 """Pairs of texts and zero-shot classification answer as transformers' own calls do, item by item."""
 
 import itertools
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import refused
-from tiny import make_tiny_bert
+from sentence_transformers import CrossEncoder
+from tiny import make_tiny_bert, make_tiny_roberta
+from torch import float32, nn, tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from bench.export.gold import score
+from bench.judge import NOT_WITHIN, WITHIN
 from bench.model.batches import Batching
 from bench.model.config import check_takes_pairs
 from bench.model.model import Model
-from bench.model.pairs import has_sigmoid, order_changes
+from bench.model.pairs import Pairs, has_sigmoid, order_changes
+from bench.model.parity import ParityCounter
 from bench.model.reference import Reference
 from bench.model.tokenizing import tokenize
 from bench.options import zero_shot_options
@@ -71,6 +77,13 @@ def test_zero_shot_is_that_of_the_pipeline(names, given, texts, tmp_path):
         for batching in (BATCHING, Batching("in-order", 4)):
             assert answer(model, given, batching) == pytest.approx(expected, abs=1e-5)
         assert Reference.load(model).of_items(given) == pytest.approx(expected, abs=1e-6)
+
+
+def test_gold_labels_are_scored_at_each_threshold_once(folder):
+    task = zero_shot(folder, ["if", "a"], multi_label=True).task
+    answers = np.random.default_rng(0).random((30, 2))
+    found = score([["if"], ["a"], []] * 10, answers, answers, task)
+    assert {row["rule"] for row in found["scores"]} == {"default", "best", "cross-validated"}
 
 
 def test_an_item_that_cannot_be_answered_has_no_scores(folder, given):
@@ -182,12 +195,39 @@ SIGMOID, IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.lin
     ],
 )
 def test_the_activation_of_a_score_follows_the_config(config, expected):
-    assert has_sigmoid(SimpleNamespace(**{"problem_type": None} | config)) is expected
+    assert has_sigmoid(SimpleNamespace(**{"problem_type": None} | config), {}) is expected
 
 
 def test_an_unknown_activation_is_refused():
     config = SimpleNamespace(problem_type=None, sbert_ce_default_activation_function="torch.nn.Tanh")
-    assert "torch.nn.Tanh" in refused(has_sigmoid, config)
+    assert "torch.nn.Tanh" in refused(has_sigmoid, config, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "refusal"),
+    [
+        ({"activation_fn": nn.Identity()}, None),
+        ({"activation_fn": nn.Sigmoid()}, None),
+        ({"activation_fn": nn.Tanh()}, "Tanh"),
+        ({"prompts": {"query": "the "}, "default_prompt_name": "query"}, "query"),
+    ],
+)
+def test_scores_are_those_of_a_cross_encoder_that_was_saved(settings, refusal, texts, tmp_path):
+    """As sentence-transformers 5.7 saves it, without a word in config.json."""
+    plain = make_tiny_bert(tmp_path / "plain", texts, num_labels=1, problem_type="regression", id2label={0: "fits"})
+    CrossEncoder(str(plain), device="cpu", **settings).save_pretrained(str(tmp_path / "saved"))
+    message = refused(Model.from_folder, tmp_path / "saved", "saved")
+    assert "config_sentence_transformers.json" in message and "--pair-column" in message
+    if refusal:
+        assert refusal in refused(Model.from_folder, tmp_path / "saved", "saved", "pairs")
+        return
+    model = Model.from_folder(tmp_path / "saved", "saved", "pairs")
+    pairs = list(zip(texts[:9], texts[9:18], strict=True))
+    expected = CrossEncoder(str(tmp_path / "saved"), device="cpu").predict(pairs, show_progress_bar=False)
+    assert answer(model, pairs)[:, 0] == pytest.approx(expected, abs=1e-5)
+    (tmp_path / "export").mkdir()
+    model.task.save_files(model, tmp_path / "export")
+    assert type(model.task).from_config(model.config, tmp_path / "export") == model.task
 
 
 def test_a_score_is_judged_by_its_spread_not_by_a_threshold(texts, tmp_path):
@@ -205,15 +245,30 @@ def test_a_score_is_judged_by_its_spread_not_by_a_threshold(texts, tmp_path):
     assert model.task.count_flips(moved, expected) == (3, 9)
 
 
+@pytest.mark.parametrize("logits", [np.linspace(-14, -9.5, 21), np.linspace(9, 13, 21), np.linspace(-90, 10, 21)])
+def test_scores_close_to_0_or_1_are_judged_by_their_order(logits):
+    """FP32 rounding passes, also of the scores in a file; a ranking from worst to best does not."""
+    task = Pairs(("LABEL_0",), "regression", (0.5,), sigmoid_score=True)
+    reference = nn.functional.sigmoid(tensor(logits)).numpy()[:, None]
+    rounded = nn.functional.sigmoid(tensor(logits + 2e-6, dtype=float32)).numpy()[:, None]
+    for answers, verdict in ((rounded, WITHIN), (reference[::-1], NOT_WITHIN)):
+        parity = ParityCounter(task, "fp32")
+        parity.add(answers, reference)
+        assert parity.verdict() == verdict
+        moved, neighbours = order_changes(task.comparable(answers), task.comparable(reference), ["q"] * 21)
+        assert neighbours == 20 and len(moved) == (0 if verdict == WITHIN else 20)
+
+
 def test_the_order_of_a_query_changes_with_its_neighbours():
     reference = np.array([[0.9], [0.1], [0.5], [0.2], [0.20001], [0.3], [np.nan]])
     groups = ["q", "other", "q", "q", "q", "other", "q"]
-    assert order_changes(reference, reference, groups) == (0, 3)
     moved = np.array([[0.9], [0.3], [0.5], [0.6], [0.1], [0.2], [0.0]])
-    assert order_changes(moved, reference, groups) == (1, 3), "0.2 and 0.20001 are a tie; 0.1 and 0.3 change places"
-    assert order_changes(reference[:1], reference[:1], ["q"]) == (0, 0)
     tied = np.full((7, 1), 0.4)
-    assert order_changes(tied, reference, groups) == (3, 3)
+    # 0.2 and 0.20001 are a tie; 0.1 and 0.3 change places
+    for answers, expected in ((reference, []), (moved, [5]), (tied, [0, 2, 5])):
+        items, neighbours = order_changes(answers, reference, groups)
+        assert sorted(items) == expected and neighbours == 3
+    assert order_changes(reference[:1], reference[:1], ["q"])[1] == 0
 
 
 @pytest.mark.parametrize(
@@ -240,6 +295,37 @@ def test_a_hypothesis_without_room_for_the_text_is_refused(folder):
 def test_a_slow_tokenizer_without_pairs_is_refused():
     slow = SimpleNamespace(is_fast=False, num_special_tokens_to_add=lambda pair: 0)
     assert "SimpleNamespace" in refused(check_takes_pairs, None, slow, ())
+
+
+def test_a_model_with_one_token_type_takes_pairs_if_its_tokenizer_gives_no_other(texts, tmp_path):
+    """RoBERTa with a general fast tokenizer, which gives type 0 to both texts."""
+    names = dict(enumerate(ORDERS[0]))
+    folder = make_tiny_roberta(tmp_path / "roberta", texts, num_labels=3, problem_type=None, id2label=names)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    pairs = list(zip(texts[:5], texts[5:10], strict=True))
+    inputs = [tokenizer(*pair, return_tensors="pt", truncation=True, max_length=128) for pair in pairs]
+    assert all("token_type_ids" in of_pair for of_pair in inputs)
+    expected = np.concatenate([network(**of_pair).logits.softmax(1).detach().numpy() for of_pair in inputs])
+    assert answer(Model.from_folder(folder, "roberta", "pairs"), pairs) == pytest.approx(expected, abs=1e-5)
+
+
+def test_raw_values_of_one_unnamed_label_are_said(texts, tmp_path, capsys):
+    """They are those of transformers' pipeline; CrossEncoder.predict gives their sigmoid."""
+    folder = make_tiny_bert(tmp_path / "raw", texts, num_labels=1, problem_type="regression", id2label={0: "LABEL_0"})
+    Model.from_folder(folder, "raw")
+    note = capsys.readouterr().err
+    assert "problem_type" in note and "--pair-column" in note
+    model = Model.from_folder(folder, "raw", "pairs")
+    note = capsys.readouterr().err
+    assert "problem_type" in note and "CrossEncoder" in note
+    found = answer(model, [(texts[0], texts[1])])[0]
+    pipe = pipeline("text-classification", model=str(folder), device="cpu")
+    assert found == pytest.approx([pipe({"text": texts[0], "text_pair": texts[1]})["score"]], abs=1e-5)
+    score = CrossEncoder(str(folder), device="cpu").predict([(texts[0], texts[1])], show_progress_bar=False)
+    assert 1 / (1 + np.exp(-found)) == pytest.approx(score, abs=1e-5)
 
 
 def test_a_model_with_one_token_type_is_refused_if_its_tokenizer_gives_two(texts, tmp_path):

@@ -1,10 +1,13 @@
 """Pairs of texts and zero-shot classification in all scripts, and classify() from Python."""
 
+import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,8 +19,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import classify_texts
 import export_onnx
 import run_benchmark
-from bench.judge import WITHIN
+from bench.judge import NOT_WITHIN, WITHIN
 from bench.report.rows import read_results
+from runtimes.classifier import Classifier
+from utils import UserError
 
 NAMES = {0: "contradiction", 1: "entailment", 2: "neutral"}
 CPU = ["--device", "cpu"]
@@ -129,6 +134,31 @@ def test_the_benchmark_has_the_pipeline_as_a_row_and_the_fastest_variant_is_used
     assert code == 0 and "run_benchmark.py" in err and "--candidate-labels x,y" in " ".join(err.split())
 
 
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        (["--pair-column", "second"], [*NAMES.values()]),
+        (["--candidate-labels", "labels.txt", "--multi-label"], ["if", "a"]),
+        (["--candidate-labels", "comma.txt"], ["if, not", "a/b"]),
+        (["--candidate-labels", "one.txt"], ["a/b"]),
+    ],
+)
+def test_the_command_of_a_card_runs_as_printed(options, labels, nli, source, call, tmp_path, monkeypatch):
+    for name, lines in {"labels": "if\na\n", "comma": "if, not\na/b\n", "one": "a/b"}.items():
+        (tmp_path / f"{name}.txt").write_text(lines)
+    data = ["--dataset", source, *CPU, "--no-upload", "--limit", 8, "--batch-size", 4]
+    code, out, err = call(export_onnx, nli, *data, "--precision", "fp32", *options)
+    assert code in (0, 1), out + err
+    monkeypatch.chdir(tmp_path / "nli-onnx")
+    card = (tmp_path / "nli-onnx" / "README.md").read_text()
+    *earlier, line = re.search(r"^```sh\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)[1].splitlines()
+    for command in [command for command in earlier if command.startswith("printf")]:
+        subprocess.run(command, shell=True, check=True)
+    _, _, *words = shlex.split(line)
+    code, _, err = call(classify_texts, *words, *CPU)
+    assert code == 0 and list(pd.read_parquet("labels").columns)[-len(labels) :] == labels, err
+
+
 @pytest.mark.parametrize("options", [["--pair-column", "second"], LABELS])
 def test_an_export_is_checked_on_pairs_and_its_example_runs(options, nli, source, call, tmp_path, monkeypatch):
     data = ["--dataset", source, *CPU, "--no-upload", "--batch-size", 4]
@@ -163,6 +193,40 @@ def test_the_export_of_a_reranker_is_checked_on_whole_queries(texts, tmp_path, c
     assert report["texts"] == 20 and 20 < report["decisions"] <= 20 + 4 * 4 and report["changed"] == 0
     code, _, err = call(export_onnx, *options, "none", "--check-only")
     assert code == 2 and "'none'" in err
+    options = ["rerank", "rows.parquet", "--output", "out", *CPU, "--column", "query", "--pair-column", "body"]
+    code, _, err = call(classify_texts, *options, "--float16")
+    assert code == 2 and "--float16" in err
+
+
+def test_a_changed_order_alone_fails_the_check(texts, tmp_path, call, monkeypatch):
+    """Scores move by less than a tenth of their standard deviation, and queries are ranked otherwise."""
+    monkeypatch.chdir(tmp_path)
+    make_tiny_bert(tmp_path / "rerank", texts, num_labels=1, problem_type="regression", id2label={0: "LABEL_0"})
+    pairs = [(texts[i // 30], texts[60 + i]) for i in range(60)]
+    rows = pd.DataFrame(pairs, columns=["query", "body"]).assign(qid=[i // 30 for i in range(60)])
+    rows.to_parquet("rows.parquet")
+    tokenizer = AutoTokenizer.from_pretrained("rerank")
+    network = AutoModelForSequenceClassification.from_pretrained("rerank").eval()
+    inputs = [tokenizer(*pair, return_tensors="pt", truncation=True, max_length=128) for pair in pairs]
+    scores = np.array([network(**of_pair).logits.item() for of_pair in inputs])
+    noise = np.random.default_rng(1).uniform(-1, 1, (60, 1)) * scores.std() / 12
+    answers = {pair: score for pair, score in zip(pairs, scores[:, None] + noise, strict=True)}
+    changed = 0
+    for group in (range(30), range(30, 60)):  # neighbours in the reference's order that are not in that of the answers
+        ranked = sorted(group, key=lambda i: scores[i])
+        changed += sum(answers[pairs[i]] >= answers[pairs[j]] for i, j in itertools.pairwise(ranked))
+    original = Classifier.predict_share
+
+    def noisy(self, items, batching):
+        indices, predictions = original(self, items, batching)
+        return indices, replace(predictions, answers=np.array([answers[item] for item in items]))
+
+    monkeypatch.setattr(Classifier, "predict_share", noisy)
+    options = ["rerank", "--dataset", "rows.parquet", *CPU, "--no-upload", "--column", "query", "--pair-column", "body"]
+    code, out, err = call(export_onnx, *options, "--precision", "fp32", "--group-column", "qid")
+    report = json.loads(next((tmp_path / "rerank-onnx").glob("parity*.json")).read_text())
+    assert code == 1 and report["verdict"] == NOT_WITHIN, out + err
+    assert report["changed"] == report["evidence"]["changed"] == changed > 5
 
 
 @pytest.mark.parametrize(
@@ -170,6 +234,10 @@ def test_the_export_of_a_reranker_is_checked_on_whole_queries(texts, tmp_path, c
     [
         (["--pair-column", "none"], ["'none'", "--pair-column"]),
         (["--pair-column", "id"], ["'id'", "--pair-column"]),
+        (["--pair-column", "body"], ["'body'", "--column", "--pair-column"]),
+        (["--candidate-labels", "labels.txt"], ["labels.txt", "--candidate-labels"]),
+        (["--candidate-labels", "./conf/labels"], ["./conf/labels", "--candidate-labels"]),
+        (["--candidate-labels", "."], ["--candidate-labels"]),
         (["--truncation", "only_first"], ["--truncation", "--pair-column"]),
         (["--multi-label"], ["--multi-label", "--candidate-labels"]),
         (["--hypothesis-template", "of {}"], ["--hypothesis-template", "--candidate-labels"]),
@@ -186,6 +254,65 @@ def test_wrong_usage_is_one_line_before_anything_is_loaded(options, names, nli, 
     code, _, err = call(classify_texts, nli, source, "--output", "out", *CPU, *options)
     assert code == 2 and err.count("\n") == 1 and all(name in err for name in names), err
     assert not os.path.exists("out")
+
+
+def test_classify_takes_pairs_from_any_container(nli, texts, in_this_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = pd.DataFrame({"first": texts[:4], "second": [texts[4], None, float("nan"), texts[5]]}, index=[7, 5, 3, 1])
+    expected = [nli_probabilities(nli, texts[0], texts[4]), nli_probabilities(nli, texts[3], texts[5])]
+    rows = table.to_numpy()
+    for given in (
+        rows,
+        list(rows),
+        rows.tolist(),
+        list(table.itertuples(index=False)),
+        pd.Series(list(rows), table.index),
+    ):
+        found = classify_texts.classify(nli, given, device="cpu")
+        assert found.to_numpy()[[0, 3]] == pytest.approx(np.array(expected), abs=1e-5)
+        assert found.isna().all(axis=1).tolist() == [False, True, True, False]
+    assert list(found.index) == [7, 5, 3, 1] and list(found.columns) == [*NAMES.values()]
+
+
+@pytest.mark.parametrize(
+    ("missing", "options"),
+    [
+        ([], {}),
+        ([None, float("nan"), pd.NA], {}),
+        ([("a", None), ("", "a")], {}),
+        ([None], {"truncation": "only_first"}),
+        ([None], {"candidate_labels": [*NAMES.values()]}),
+    ],
+)
+def test_classify_without_a_usable_text_has_rows_of_nan(missing, options, nli, in_this_process):
+    found = classify_texts.classify(nli, missing, device="cpu", **options)
+    assert list(found.columns) == [*NAMES.values()] and len(found) == len(missing) and found.isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "name"),
+    [
+        (pd.DataFrame({"first": ["a"], "second": ["b"]}), {}, "DataFrame"),
+        ({"a": "b"}, {}, "dict"),
+        (b"a", {}, "bytes"),
+        ([b"a"], {}, "b'a'"),
+        ([{"text": "a", "text_pair": "b"}], {}, "text_pair"),
+        ([("a", 5)], {}, "5"),
+        ([("a", "b"), "a", ("", "")], {}, "pairs"),
+        ([("a", ""), "a"], {}, "pairs"),
+        ([("a", "b")], {"device": "cuda"}, "cuda"),
+        ([("a", "b")], {"truncation": "only_second"}, "only_second"),
+        ([("a", "b")], {"pair_column": "x"}, "pair_column"),
+        (["a"], {"task": "pairs"}, "pairs"),
+        (["a"], {"task": "nli"}, "nli"),
+        (["a"], {"candidate_labels": ["a", "b"], "multi_label": "false"}, "false"),
+        (["a"], {"candidate_labels": ["a", None]}, "--candidate-labels"),
+    ],
+)
+def test_classify_refuses_what_it_would_misread(given, options, name, nli):
+    with pytest.raises(UserError) as caught:
+        classify_texts.classify(nli, given, **options)
+    assert name in str(caught.value)
 
 
 PYTHON = """
