@@ -25,7 +25,7 @@ TEMPLATE = "This example is {}."  # of hypotheses; transformers' default
 ITEM_OPTIONS = {"pair_column": "pair_column", "truncation": "pair_column", "candidate_labels": "candidate_labels"}
 ITEM_OPTIONS |= dict.fromkeys(("hypothesis_template", "multi_label"), "candidate_labels")
 TASK_OPTIONS = *ITEM_OPTIONS, "task", "pooling", "threshold"  # what is asked of a model
-POOLING = {"choices": ("mean", "cls"), "help": "pooling of encoders without a modules.json (default: mean)"}
+POOLING = {"choices": ("mean", "cls"), "help": "pooling without modules.json (default: mean; decoders: last token)"}
 VECTOR_OPTIONS = "pooling", "prompt", "prompt_name", "truncate_dim", "normalize"  # of embedding models
 CSV_OPTIONS = "delimiter", "encoding", "quoting", "escape"  # how CSV files are read: the fields of a Csv
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from bench.files import read_json
-from bench.model.answers import combine_windows, run_rows
+from bench.model.answers import MIN_NORM, combine_windows, run_rows, unit
 from bench.model.sentence_files import save_files, sentence_settings, set_up_tokenizer
 from bench.model.task import Task
 from bench.model.tokenizing import overlap
@@ -19,7 +19,6 @@ from utils import UserError
 
 N_ANCHORS = 256  # texts among which the nearest one to each text is looked for
 MARGIN = 0.005  # a nearest anchor counts as changed if the original finds the new one this much less similar
-MIN_NORM = 1e-12  # as in torch.nn.functional.normalize
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Embedding(Task):
     prompts: dict[str, str] = field(default_factory=dict)
     prompt: str = ""  # before every text
     normalize: bool = False  # to unit length, after truncating
+    asked: dict[str, object] = field(default_factory=dict)  # options of with_options() that the user gave
 
     save_files = staticmethod(save_files)
     set_up_tokenizer = staticmethod(set_up_tokenizer)
@@ -51,15 +51,21 @@ class Embedding(Task):
 
     @classmethod
     def from_config(cls, config, folder: Path) -> "Embedding":
-        """Read modules.json and the files that it names; a folder without is a plain encoder. Raises UserError."""
+        """Read modules.json and the files that it names; a folder without is a plain encoder. Raises UserError.
+
+        As in sentence-transformers, a plain decoder is pooled by its last token, and has no prompts.
+        """
         from bench.model.sentence import load_head
 
         kinds = [kind for kind, _ in sentence_modules(folder)]
         if kinds and (kinds[:2] != ["Transformer", "Pooling"] or not {*kinds[2:]} <= {"Dense", "Normalize"}):
             raise UserError(f"{folder}/{MODULES} lists {', '.join(kinds)}; only a Pooling may follow the Transformer")
         sentence_settings(folder)
-        head, size = load_head(folder, getattr(config, "hidden_size", 0), "mean")
-        about = read_json(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
+        is_decoder = getattr(config, "is_causal", True) and "".join(config.architectures or ()).endswith("ForCausalLM")
+        head, size = load_head(folder, getattr(config, "hidden_size", 0), "lasttoken" if is_decoder else "mean")
+        about = read_json(folder / PROMPTS) if kinds and (folder / PROMPTS).is_file() else {}
+        if (kind := about.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
+            raise UserError(f"{folder}/{PROMPTS} has the model_type {kind}; only SentenceTransformer is supported")
         prompts = about.get("prompts") if isinstance(about.get("prompts"), dict) else {}
         modes = head[0].pooling_mode
         task = cls(
@@ -72,7 +78,7 @@ class Embedding(Task):
             prompts={name: text for name, text in prompts.items() if isinstance(text, str)},
         )
         names = {"prompt_name": "default_prompt_name", "truncate_dim": "truncate_dim"}
-        return task.with_options({name: about.get(key) for name, key in names.items()})
+        return replace(task.with_options({name: about.get(key) for name, key in names.items()}), asked={})
 
     def with_options(self, options: dict, tokenizer=None, max_length: int = 0) -> "Embedding":
         """Return the task with options of encode(): prompt, prompt_name, truncate_dim, normalize; and with a `pooling`.
@@ -95,6 +101,7 @@ class Embedding(Task):
             pooling=pooling or self.pooling,
             prompt=self.prompt if prompt is None else prompt,
             normalize=options.get("normalize", False),
+            asked={name: value for name, value in options.items() if value is not None},
         )
 
     @staticmethod
@@ -143,8 +150,8 @@ class Embedding(Task):
 
     @property
     def encode_options(self) -> dict:
-        options = {"prompt": self.prompt, "truncate_dim": len(self.labels), "normalize_embeddings": self.normalize}
-        return options | {"show_progress_bar": False}
+        options = {name: self.asked.get(name) for name in ("prompt", "prompt_name", "truncate_dim")}
+        return options | {"normalize_embeddings": self.normalize, "show_progress_bar": False}
 
     @property
     def rule_id(self) -> str:
@@ -238,9 +245,3 @@ class Embedding(Task):
 def text_of(item: Item) -> str:
     """Return an item as one text: several columns are joined by a blank line."""
     return "\n\n".join(parts_of(item))
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Return vectors [n, dims] divided by their lengths, in float64."""
-    vectors = vectors.astype(np.float64, copy=False)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), MIN_NORM)

@@ -81,10 +81,10 @@ def count_prompt_tokens(model) -> int:
 def load_library(model, device) -> SentenceTransformer:
     tqdm.set_lock(RLock())  # its own lock is a semaphore, about whose leak Python warns when a worker is stopped
     options = {"device": str(device), "trust_remote_code": False, "local_files_only": True}
-    if model.task.is_plain:
+    if pooling := model.task.asked.get("pooling"):
         transformer = kinds.Transformer(str(model.folder))
-        pooling = kinds.Pooling(transformer.get_embedding_dimension(), model.task.pooling)
-        library = SentenceTransformer(modules=[transformer, pooling], **options)
+        pool = kinds.Pooling(transformer.get_embedding_dimension(), pooling)
+        library = SentenceTransformer(modules=[transformer, pool], **options)
     else:
         library = SentenceTransformer(str(model.folder), **options)
     library.max_seq_length = model.max_length
