@@ -83,16 +83,19 @@ class Embedding(Task):
     def with_options(self, options: dict, tokenizer=None, max_length: int = 0) -> "Embedding":
         """Return the task with options of encode(): prompt, prompt_name, truncate_dim, normalize; and with a `pooling`.
 
-        Raises UserError if the model lacks the prompt or the dimensions, or if modules.json tells the pooling.
+        A prompt has precedence over a prompt_name. Raises UserError if the model lacks the prompt or the dimensions, or
+        if modules.json tells the pooling.
         """
         pooling, prompt, size = options.get("pooling"), options.get("prompt"), options.get("truncate_dim")
-        if (name := options.get("prompt_name")) is not None:
-            if name not in self.prompts:
+        if not isinstance(prompt, str | None):
+            raise UserError(f"--prompt {prompt!r} is not a text")
+        if prompt is None and (name := options.get("prompt_name")) is not None:
+            if name not in list(self.prompts):
                 known = ", ".join(self.prompts) or "none"
                 raise UserError(f"--prompt-name {name}: the model has no such prompt; its prompts: {known}")
             prompt = self.prompts[name]
-        if size is not None and not 0 < size <= self.dims:
-            raise UserError(f"--truncate-dim {size}: the model's vectors have {self.dims} dimensions")
+        if size is not None and not (type(size) is int and 0 < size <= self.dims):
+            raise UserError(f"--truncate-dim {size!r}: the model's vectors have {self.dims} dimensions")
         if pooling and not self.is_plain:
             raise UserError(f"--pooling {pooling}: the model's own is {self.pooling}, see modules.json; drop --pooling")
         return replace(
