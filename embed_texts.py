@@ -93,7 +93,10 @@ def main() -> int:
     asked = {name: getattr(args, name) for name in VECTOR_OPTIONS}
 
     def open_encoder(call: Callable) -> Model:
-        return open_model(args.model_id, call, args.task, args.original, asked)
+        model = open_model(args.model_id, call, args.task, args.original, asked)
+        if args.long != "cut" and model.task.prompt:
+            raise UserError(f"--long {args.long}: only the first window would have the prompt; use --long cut")
+        return model
 
     def make_output(model: Model, **fields) -> VectorSpec:
         return VectorSpec(**fields, labels=model.labels)

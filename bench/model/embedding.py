@@ -6,12 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from bench.files import read_json
 from bench.model.answers import MIN_NORM, combine_windows, run_rows, unit
-from bench.model.sentence_files import save_files, sentence_settings, set_up_tokenizer
+from bench.model.sentence_files import check_limit, read_defaults, save_files, set_up_tokenizer
 from bench.model.task import Task
 from bench.model.tokenizing import overlap
-from bench.model_files import MODULES, PROMPTS, sentence_modules
+from bench.model_files import MODULES, sentence_modules
 from bench.naming import code_span, markdown
 from bench.tables.datasets import evenly_spaced
 from bench.tables.items import Item, is_unicode, parts_of
@@ -31,6 +30,7 @@ class Embedding(Task):
     class_suffix: ClassVar[str] = "Model"
     script: ClassVar[tuple[str, ...]] = ("embed_texts.py", "vectors", "pooling")
     optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
+    default_max_length: ClassVar[None] = None  # encode() does not truncate then
     pipeline_texts: ClassVar[int] = 4096  # which encode() sorts
     dims: int  # numbers that the network returns for a row
     pooling: str  # modes, joined by a plus
@@ -60,13 +60,10 @@ class Embedding(Task):
         kinds = [kind for kind, _ in sentence_modules(folder)]
         if kinds and (kinds[:2] != ["Transformer", "Pooling"] or not {*kinds[2:]} <= {"Dense", "Normalize"}):
             raise UserError(f"{folder}/{MODULES} lists {', '.join(kinds)}; only a Pooling may follow the Transformer")
-        sentence_settings(folder)
+        check_limit(config, folder)
+        about = read_defaults(folder)
         is_decoder = getattr(config, "is_causal", True) and "".join(config.architectures or ()).endswith("ForCausalLM")
         head, size = load_head(folder, getattr(config, "hidden_size", 0), "lasttoken" if is_decoder else "mean")
-        about = read_json(folder / PROMPTS) if kinds and (folder / PROMPTS).is_file() else {}
-        if (kind := about.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
-            raise UserError(f"{folder}/{PROMPTS} has the model_type {kind}; only SentenceTransformer is supported")
-        prompts = about.get("prompts") if isinstance(about.get("prompts"), dict) else {}
         modes = head[0].pooling_mode
         task = cls(
             labels=tuple(map(str, range(size))),
@@ -75,7 +72,7 @@ class Embedding(Task):
             is_plain=not kinds,
             has_unit_length=kinds[-1:] == ["Normalize"],
             include_prompt=head[0].include_prompt,
-            prompts={name: text for name, text in prompts.items() if isinstance(text, str)},
+            prompts={name: text or "" for name, text in about.get("prompts", {}).items()},
         )
         names = {"prompt_name": "default_prompt_name", "truncate_dim": "truncate_dim"}
         return replace(task.with_options({name: about.get(key) for name, key in names.items()}), asked={})

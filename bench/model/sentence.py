@@ -11,6 +11,7 @@ from sentence_transformers.sentence_transformer import modules as kinds
 from tqdm import tqdm
 
 from bench.files import read_json
+from bench.model.tokenizing import OFFSET_POSITIONS
 from bench.model_files import sentence_modules
 from utils import UserError, first_line
 
@@ -35,7 +36,7 @@ class SentenceEncoder(torch.nn.Module):
         tokens = self.base_model(**inputs, return_dict=return_dict).last_hidden_state.float()
         return SentenceOutputs(tokens, self.pool(tokens, inputs.get("attention_mask")))
 
-    def pool(self, tokens, attention_mask):
+    def pool(self, tokens, attention_mask=None):
         """Return the vectors [texts, dims] for the encoder's outputs [texts, tokens, n]."""
         mask = {} if attention_mask is None else {"attention_mask": attention_mask}
         return self.head({"token_embeddings": tokens} | mask | self.fixed)["sentence_embedding"]
@@ -74,8 +75,8 @@ def count_prompt_tokens(model) -> int:
     """Return the number of tokens of the prompt, as sentence-transformers leaves them out of the pooling."""
     if not model.task.prompt:
         return 0
-    ids = model.tokenizer(model.task.prompt)["input_ids"]
-    return len(ids) - (ids[-1] in model.tokenizer.all_special_ids)
+    ids = model.tokenizer(model.task.prompt, truncation=True, max_length=model.max_length)["input_ids"]
+    return len(ids) - sum(id in model.tokenizer.all_special_ids for id in ids[-1:])
 
 
 def load_library(model, device) -> SentenceTransformer:
@@ -87,5 +88,6 @@ def load_library(model, device) -> SentenceTransformer:
         library = SentenceTransformer(modules=[transformer, pool], **options)
     else:
         library = SentenceTransformer(str(model.folder), **options)
-    library.max_seq_length = model.max_length
+    if model.model_type in OFFSET_POSITIONS:  # else it would use positions that these types lack
+        library.max_seq_length = min(library.max_seq_length, model.max_length)
     return library

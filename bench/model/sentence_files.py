@@ -35,6 +35,27 @@ def sentence_settings(folder: Path) -> dict:
     return settings
 
 
+def check_limit(config, folder: Path) -> None:
+    """Raise UserError if `max_seq_length` is above the model's positions, to which encode() does not truncate."""
+    limit, positions = sentence_settings(folder).get("max_seq_length"), getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, int) and isinstance(positions, int) and limit > positions >= 0:
+        raise UserError(f"{folder}: max_seq_length {limit} is above max_position_embeddings {positions}; lower it")
+
+
+def read_defaults(folder: Path) -> dict:
+    """Return the prompts and the defaults of encode()'s options; empty for a plain encoder. Raises UserError."""
+    file = folder / PROMPTS
+    about = read_json(file) if file.is_file() and sentence_modules(folder) else {}
+    if (kind := about.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
+        raise UserError(f"{file} has the model_type {kind}; only SentenceTransformer is supported")
+    prompts, default = about.get("prompts", {}), about.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise UserError(f"{file}: prompts is not an object of texts; correct it")
+    if default is not None and default not in list(prompts):
+        raise UserError(f"{file}: default_prompt_name {default!r} is not in its prompts; correct it")
+    return about
+
+
 def set_up_tokenizer(tokenizer, folder: Path) -> None:
     """Apply `max_seq_length` and `do_lower_case` to a tokenizer, as sentence-transformers does.
 
@@ -68,5 +89,5 @@ def save_files(model, target: Path) -> None:
         return
     for name in (MODULES, PROMPTS, *SENTENCE_SETTINGS, *module_names(model.folder)):
         if (file := inside(model.folder, name)).is_file():
-            (target / name).parent.mkdir(exist_ok=True)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target / name)

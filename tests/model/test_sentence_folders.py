@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from conftest import refused
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tiny import make_sentence_model, make_tiny_encoder, tiny_config, word_level_tokenizer
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from bench.export.select import export_model
 from bench.model.batches import Batching
 from bench.model.model import Model
 from bench.model.reference import Reference
@@ -120,3 +122,85 @@ def test_a_plain_encoder_has_no_settings_of_sentence_transformers(tmp_path, enco
 def test_a_model_of_another_kind_is_refused(model, kind):
     change_json(model / "config_sentence_transformers.json", model_type=kind)
     assert kind in refused(lambda: open_folder(model))
+
+
+def test_a_limit_above_the_positions_is_refused(tmp_path, model):
+    change_json(model / "sentence_bert_config.json", max_seq_length=200)
+    assert "max_seq_length" in refused(lambda: open_folder(model))
+
+
+def test_a_model_without_a_limit_is_refused(tmp_path):
+    folder = make_plain(tmp_path / "model", "xlnet")
+    change_json(folder / "tokenizer_config.json", model_max_length=10**30)
+    assert "model_max_length" in refused(lambda: open_folder(folder))
+
+
+def test_a_roberta_is_truncated_to_the_positions_it_has(tmp_path):
+    folder = make_plain(tmp_path / "model", "xlm-roberta")
+    change_json(folder / "tokenizer_config.json", model_max_length=10**30)
+    model, long = open_folder(folder), [" ".join(WORDS) * 3]
+    library = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    library.max_seq_length = AutoConfig.from_pretrained(folder).max_position_embeddings - 2
+    expected = library.encode(long)
+    assert np.abs(predict(model, long) - expected).max() < 1e-5
+    assert np.abs(Reference.load(model, threads=1).of_items(long) - expected).max() < 1e-5
+
+
+def test_the_reference_does_not_depend_on_what_is_read_here(sentence_model, encoder, texts):
+    long = [" ".join(texts[:9])]
+    for folder in sentence_model, encoder:
+        model = open_folder(folder)
+        wrong = replace(model, max_length=50, task=replace(model.task, prompt="which ", pooling="cls"))
+        assert np.abs(Reference.load(wrong, threads=1).of_items(long) - encode(folder, long)).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("truncate_dim", "16"),
+        ("truncate_dim", 1.5),
+        ("default_prompt_name", []),
+        ("default_prompt_name", "nothing"),
+        ("prompts", "which "),
+        ("prompts", ["which "]),
+        ("prompts", None),
+        ("prompts", {"query": 5}),
+    ],
+)
+def test_defaults_of_another_type_are_refused(model, name, value):
+    change_json(model / "config_sentence_transformers.json", **{name: value})
+    assert name in refused(lambda: open_folder(model)).replace("--truncate-dim", "truncate_dim")
+
+
+@pytest.mark.parametrize("mode", ["weightedmean", "lasttoken", "cls"])
+def test_vectors_of_xlnet_do_not_depend_on_the_batch(tmp_path, mode):
+    encoder = make_plain(tmp_path / "encoder", "xlnet")
+    check_equal(make_sentence_model(tmp_path / "model", encoder, [Pooling(32, mode)]), WORDS)
+
+
+def test_a_prompt_above_the_limit_that_is_not_pooled(tmp_path, encoder, texts):
+    head = [Pooling(32, "mean", include_prompt=False)]
+    folder = make_sentence_model(tmp_path / "model", encoder, head)
+    check_equal(folder, texts[:3], prompt=" ".join(texts[:30]))
+
+
+def test_modules_in_nested_folders_are_saved(tmp_path, model, texts):
+    (model / "modules").mkdir()
+    (model / "1_Pooling").rename(model / "modules/1_Pooling")
+    list_of_modules = (model / "modules.json").read_text()
+    (model / "modules.json").write_text(list_of_modules.replace("1_Pooling", "modules/1_Pooling"))
+    opened, target = open_folder(model), tmp_path / "export"
+    target.mkdir()
+    opened.task.save_files(opened, target)
+    assert (target / "modules/1_Pooling/config.json").is_file()
+    check_equal(model, texts[:3])
+
+
+@pytest.mark.needs("optimum")
+def test_an_encoder_without_a_mask_can_be_exported(tmp_path, in_this_process):
+    folder = make_plain(tmp_path / "model", "fnet")
+    model = open_folder(folder)
+    export_model(model, "fp32", tmp_path)
+    spec = ClassifierSpec(model, "onnx", tmp_path, Device(None, 1))
+    vectors = Classifier(spec).predict(WORDS, Batching("sorted", 8)).answers
+    assert np.abs(vectors - encode(folder, WORDS)).max() < 1e-5

@@ -129,6 +129,7 @@ def test_wrong_vectors_stop_the_run(call, tmp_path, monkeypatch, model, comments
         (["--prompt-name", "nothing"], "--prompt-name"),
         (["--truncate-dim", 33], "--truncate-dim"),
         (["--pooling", "cls"], "--pooling"),
+        (["--long", "windows", "--prompt", "which "], "--long"),
         (["--column", "nothing"], "nothing"),
         (["--column", "body,nothing"], "nothing"),
     ],
