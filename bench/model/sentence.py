@@ -1,5 +1,6 @@
 """A sentence-transformers model in torch: the encoder of transformers, and the modules that make a vector of it."""
 
+import re
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
@@ -31,6 +32,21 @@ class SentenceEncoder(torch.nn.Module):
         self.base_model, self.config, self.model = encoder, encoder.config, model
         self.head, _ = load_head(model.folder, encoder.config.hidden_size, model.task.pooling)
         self.fixed = {} if model.task.include_prompt else {"prompt_length": count_prompt_tokens(model)}
+        if encoder.dtype == torch.float32:
+            self.check()
+
+    @torch.inference_mode()
+    def check(self) -> None:
+        """Raise UserError if the encoder and the modules don't make a vector of a text."""
+        rows = self.model.pad(self.model.tokenize(["A sentence to try the model with."]))
+        inputs = {name: torch.from_numpy(values) for name, values in rows.items()}
+        try:
+            shape = tuple(self(**inputs).sentence_embedding.shape)
+        except Exception as error:  # each type of model fails in its own way
+            raise UserError(f"{self.model.folder} can't be used for embeddings: {first_line(error)}") from error
+        if shape != (1, self.model.task.dims):
+            reason = f"its vectors have the shape {shape[1:]}, its modules say {self.model.task.dims}"
+            raise UserError(f"{self.model.folder} can't be used for embeddings: {reason}")
 
     def forward(self, return_dict: bool = True, **inputs) -> SentenceOutputs:
         tokens = self.base_model(**inputs, return_dict=return_dict).last_hidden_state.float()
@@ -52,11 +68,13 @@ def load_head(folder: Path, size: int, pooling: str) -> tuple[torch.nn.Sequentia
 
     `pooling`: of a plain encoder. Raises UserError if modules don't fit together, or need code of their own.
     """
+    if not size:
+        raise UserError(f"{folder}/config.json has no hidden_size, so it is not an encoder of texts; use another model")
     head = torch.nn.Sequential()
     for kind, path in sentence_modules(folder)[1:]:
         config = folder / path / "config.json"
         activation = read_json(config).get("activation_function") if kind == "Dense" else None
-        if activation and not str(activation).startswith("torch.nn.modules."):
+        if activation and not re.fullmatch(r"torch\.nn\.(modules\.\w+\.)?\w+", str(activation)):
             raise UserError(f"{config} needs custom code ({activation}), which is never executed")
         try:
             module = getattr(kinds, kind).load(str(folder), subfolder=path, local_files_only=True)
@@ -89,5 +107,6 @@ def load_library(model, device) -> SentenceTransformer:
     else:
         library = SentenceTransformer(str(model.folder), **options)
     if model.model_type in OFFSET_POSITIONS:  # else it would use positions that these types lack
-        library.max_seq_length = min(library.max_seq_length, model.max_length)
+        positions = model.config.max_position_embeddings - model.config.pad_token_id - 1
+        library.max_seq_length = min(library.max_seq_length, positions)
     return library

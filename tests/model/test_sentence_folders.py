@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import refused
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 from tiny import make_sentence_model, make_tiny_encoder, tiny_config, word_level_tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -204,3 +204,22 @@ def test_an_encoder_without_a_mask_can_be_exported(tmp_path, in_this_process):
     spec = ClassifierSpec(model, "onnx", tmp_path, Device(None, 1))
     vectors = Classifier(spec).predict(WORDS, Batching("sorted", 8)).answers
     assert np.abs(vectors - encode(folder, WORDS)).max() < 1e-5
+
+
+def test_a_plain_name_of_an_activation_is_known(tmp_path, encoder, texts):
+    head = [Pooling(32, "mean"), Dense(32, 8, activation_function=torch.nn.Identity())]
+    folder = make_sentence_model(tmp_path / "model", encoder, head)
+    change_json(folder / "2_Dense/config.json", activation_function="torch.nn.Identity")
+    check_equal(folder, texts[:3])
+
+
+def test_modules_that_do_not_make_the_vector_are_refused(tmp_path, encoder):
+    head = [Pooling(32, "mean"), Dense(32, 8, module_input_name="token_embeddings")]
+    folder = make_sentence_model(tmp_path / "model", encoder, head)
+    assert str(folder) in refused(lambda: open_folder(folder).load_torch())
+
+
+@pytest.mark.parametrize("kind", ["dpr", "reformer", "clip"])
+def test_encoders_without_hidden_states_are_refused(tmp_path, kind):
+    folder = make_plain(tmp_path / "model", kind)
+    assert str(folder) in refused(lambda: open_folder(folder).load_torch())
