@@ -23,7 +23,7 @@ from argparse import Namespace
 
 from bench.label.options import job_parser, parse_job
 from bench.options import VECTOR_OPTIONS, add_vector_options, list_of
-from utils import before_imports, run
+from utils import UserError, before_imports, run
 
 
 def parse_arguments() -> Namespace:
@@ -45,38 +45,46 @@ from pathlib import Path
 import numpy as np
 
 from bench.label.job import JobKind, run_job
+from bench.label.plan import DEFAULT_TOKENS, LabelPlan, PlanOptions, find_device, worker_specs
+from bench.label.pool import LabelPool
 from bench.label.vectors import VectorSpec
+from bench.machine import cpu_cores
+from bench.model.batches import Batching
 from bench.model.model import Model
 from bench.model.resolve import open_model
+from bench.processes import helper_process
+from bench.start_process import stopped_afterwards
 
 
 def embed(
     model_id: str | Path,
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     *,
     variant: str = "torch",
     device: str | None = None,
     batch_tokens: int | None = None,
     **options,
 ) -> np.ndarray:
-    """Return the vectors of texts, float32 [texts, dimensions], as SentenceTransformer.encode() does.
+    """Return the vectors of texts, float32 [texts, dimensions], or of one text, as SentenceTransformer.encode() does.
 
     `variant`: of run_benchmark.py; `device`: gpu or cpu (default: gpu if there is one); `options`: `prompt`,
     `prompt_name`, `truncate_dim`, `normalize` and `pooling`, see --help. Texts without tokens have nan. The model is
-    loaded into this process at each call. Raises UserError.
+    loaded into another process at each call; none is left running. Raises UserError.
     """
-    from bench.label.plan import DEFAULT_TOKENS, LabelPlan, PlanOptions, find_device, worker_specs
-    from bench.machine import cpu_cores
-    from bench.model.batches import Batching
-    from runtimes.classifier import Classifier
-
+    items = [texts] if isinstance(texts, str) else list(texts)
+    if isinstance(texts, dict) or not all(isinstance(text, str) for text in items):
+        raise UserError("embed() takes a text or a list of texts; join several columns first")
     if unknown := options.keys() - VECTOR_OPTIONS:
         raise TypeError(f"embed() has no option {min(unknown)!r}; its options: {', '.join(VECTOR_OPTIONS)}")
-    kind, _ = find_device(PlanOptions(device=device, variant=variant))
-    model = open_model(str(model_id), lambda function, *arguments: function(*arguments), "embedding", options=options)
-    batching = Batching("token-budget", batch_tokens=batch_tokens or DEFAULT_TOKENS[kind])
-    [spec], _ = worker_specs(model, LabelPlan(kind, variant, 1, cpu_cores(), batching), [0])
-    return Classifier(spec).predict(list(texts), batching, halve_on_oom=True).answers
+    with stopped_afterwards():
+        kind, _ = find_device(PlanOptions(device=device, variant=variant))
+        with helper_process() as call:
+            model = open_model(str(model_id), call, "embedding", options=options)
+        batching = Batching("token-budget", batch_tokens=batch_tokens or DEFAULT_TOKENS[kind])
+        specs, _ = worker_specs(model, LabelPlan(kind, variant, 1, cpu_cores(), batching), [0])
+        with LabelPool(specs, batching, folder=None) as pool:
+            vectors = pool.classify(items, "texts", None).values
+    return vectors[0] if isinstance(texts, str) else vectors
 
 
 def main() -> int:
@@ -85,7 +93,10 @@ def main() -> int:
     asked = {name: getattr(args, name) for name in VECTOR_OPTIONS}
 
     def open_encoder(call: Callable) -> Model:
-        return open_model(args.model_id, call, args.task, args.original, asked)
+        model = open_model(args.model_id, call, args.task, args.original, asked)
+        if args.long != "cut" and model.task.prompt:
+            raise UserError(f"--long {args.long}: only the first window would have the prompt; use --long cut")
+        return model
 
     def make_output(model: Model, **fields) -> VectorSpec:
         return VectorSpec(**fields, labels=model.labels)

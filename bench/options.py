@@ -26,7 +26,7 @@ ITEM_OPTIONS = {"pair_column": "pair_column", "truncation": "pair_column", "cand
 ITEM_OPTIONS |= dict.fromkeys(("hypothesis_template", "multi_label"), "candidate_labels")
 CHOICES = {"task": TASKS, "truncation": TRUNCATIONS, "multi_label": (True, False), "device": ("gpu", "cpu")}
 TASK_OPTIONS = *ITEM_OPTIONS, "task", "pooling", "threshold"  # what is asked of a model
-POOLING = {"choices": ("mean", "cls"), "help": "pooling of encoders without a modules.json (default: mean)"}
+POOLING = {"choices": ("mean", "cls"), "help": "pooling without modules.json (default: mean; decoders: last token)"}
 VECTOR_OPTIONS = "pooling", "prompt", "prompt_name", "truncate_dim", "normalize"  # of embedding models
 CSV_OPTIONS = "delimiter", "encoding", "quoting", "escape"  # how CSV files are read: the fields of a Csv
 

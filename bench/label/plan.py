@@ -51,6 +51,8 @@ class PlanOptions:
     def __post_init__(self) -> None:
         if self.variant and self.variant not in VARIANTS:
             raise UserError(f"--variant {self.variant}: choose from {', '.join(VARIANTS)}")
+        if self.device not in (None, *DEFAULT_TOKENS):
+            raise UserError(f"--device {self.device}: choose from {', '.join(DEFAULT_TOKENS)}")
 
 
 @dataclass(frozen=True)

@@ -138,12 +138,14 @@ def label_table(table: pa.Table, answers: Answers, output: OutputSpec) -> tuple[
     values = np.full((len(table), len(output.model_labels)), np.nan, dtype=np.float32)
     lengths = np.zeros(len(table), np.int32)
     values[rows], lengths[rows] = answers.values, answers.lengths
-    missing = ~np.isfinite(values).all(axis=1)
+    with np.errstate(over="ignore"):  # float16 ends at 65,504
+        written = values.astype(np.float16) if output.float16 else values
+    missing = ~np.isfinite(written).all(axis=1)
     faults = table[BAD].to_pylist() if BAD in table.schema.names else []
     bad = {i: json.loads(fault) for i, fault in enumerate(faults) if fault}
     bad |= {int(rows[i]): {"reason": reason} for i, reason in answers.failed.items()}
     for i in rows[missing[rows]]:
-        reason = "the text has no tokens or contains one that the model does not know, or its score is not finite"
+        reason = "the text has no tokens or contains one that the model does not know, or its answer is not finite"
         bad.setdefault(int(i), {"reason": reason})
     counts = Counts(
         rows=len(table),

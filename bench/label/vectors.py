@@ -22,8 +22,8 @@ class VectorSpec(OutputSpec):
         return task
 
     def to_columns(self, values: np.ndarray, missing: np.ndarray) -> list[pa.Array]:
+        values[missing] = 0  # else a null would have bytes that no other row has
         numbers = values.astype(np.float16 if self.float16 else np.float32, copy=False)
-        numbers[missing] = 0  # else a null would have bytes that no other row has
         mask = pa.array(missing)
         return [pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), numbers.shape[1], mask=mask)]
 

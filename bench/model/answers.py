@@ -2,6 +2,8 @@
 
 import numpy as np
 
+MIN_NORM = 1e-12  # as in torch.nn.functional.normalize
+
 
 def run_rows(original, inputs: dict[str, list]) -> np.ndarray:
     """Return the outputs [rows, n] of the original, run row by row."""
@@ -32,3 +34,9 @@ def combine_windows(answers: np.ndarray, owners: np.ndarray, items: int, mean: b
     combined = np.full((items, answers.shape[1]), 0.0 if mean else -np.inf)
     (np.add if mean else np.maximum).at(combined, owners, answers)
     return np.where(counts, combined / np.maximum(counts, 1) if mean else combined, np.nan)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors [n, dims] divided by their lengths, in float64."""
+    vectors = vectors.astype(np.float64, copy=False)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), MIN_NORM)

@@ -6,12 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from bench.files import read_json
-from bench.model.answers import combine_windows, run_rows
-from bench.model.sentence_files import save_files, sentence_settings, set_up_tokenizer
+from bench.model.answers import MIN_NORM, combine_windows, run_rows, unit
+from bench.model.sentence_files import check_limit, read_defaults, save_files, set_up_tokenizer
 from bench.model.task import Task
 from bench.model.tokenizing import overlap
-from bench.model_files import MODULES, PROMPTS, sentence_modules
+from bench.model_files import MODULES, sentence_modules
 from bench.naming import code_span, markdown
 from bench.tables.datasets import evenly_spaced
 from bench.tables.items import Item, is_unicode, parts_of
@@ -19,7 +18,6 @@ from utils import UserError
 
 N_ANCHORS = 256  # texts among which the nearest one to each text is looked for
 MARGIN = 0.005  # a nearest anchor counts as changed if the original finds the new one this much less similar
-MIN_NORM = 1e-12  # as in torch.nn.functional.normalize
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,7 @@ class Embedding(Task):
     class_suffix: ClassVar[str] = "Model"
     script: ClassVar[tuple[str, ...]] = ("embed_texts.py", "vectors", "pooling")
     optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
+    default_max_length: ClassVar[None] = None  # encode() does not truncate then
     pipeline_texts: ClassVar[int] = 4096  # which encode() sorts
     dims: int  # numbers that the network returns for a row
     pooling: str  # modes, joined by a plus
@@ -41,6 +40,7 @@ class Embedding(Task):
     prompts: dict[str, str] = field(default_factory=dict)
     prompt: str = ""  # before every text
     normalize: bool = False  # to unit length, after truncating
+    asked: dict[str, object] = field(default_factory=dict)  # options of with_options() that the user gave
 
     save_files = staticmethod(save_files)
     set_up_tokenizer = staticmethod(set_up_tokenizer)
@@ -51,16 +51,19 @@ class Embedding(Task):
 
     @classmethod
     def from_config(cls, config, folder: Path) -> "Embedding":
-        """Read modules.json and the files that it names; a folder without is a plain encoder. Raises UserError."""
+        """Read modules.json and the files that it names; a folder without is a plain encoder. Raises UserError.
+
+        As in sentence-transformers, a plain decoder is pooled by its last token, and has no prompts.
+        """
         from bench.model.sentence import load_head
 
         kinds = [kind for kind, _ in sentence_modules(folder)]
         if kinds and (kinds[:2] != ["Transformer", "Pooling"] or not {*kinds[2:]} <= {"Dense", "Normalize"}):
             raise UserError(f"{folder}/{MODULES} lists {', '.join(kinds)}; only a Pooling may follow the Transformer")
-        sentence_settings(folder)
-        head, size = load_head(folder, getattr(config, "hidden_size", 0), "mean")
-        about = read_json(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
-        prompts = about.get("prompts") if isinstance(about.get("prompts"), dict) else {}
+        check_limit(config, folder)
+        about = read_defaults(folder)
+        is_decoder = getattr(config, "is_causal", True) and "".join(config.architectures or ()).endswith("ForCausalLM")
+        head, size = load_head(folder, getattr(config, "hidden_size", 0), "lasttoken" if is_decoder else "mean")
         modes = head[0].pooling_mode
         task = cls(
             labels=tuple(map(str, range(size))),
@@ -69,24 +72,27 @@ class Embedding(Task):
             is_plain=not kinds,
             has_unit_length=kinds[-1:] == ["Normalize"],
             include_prompt=head[0].include_prompt,
-            prompts={name: text for name, text in prompts.items() if isinstance(text, str)},
+            prompts={name: text or "" for name, text in about.get("prompts", {}).items()},
         )
         names = {"prompt_name": "default_prompt_name", "truncate_dim": "truncate_dim"}
-        return task.with_options({name: about.get(key) for name, key in names.items()})
+        return replace(task.with_options({name: about.get(key) for name, key in names.items()}), asked={})
 
     def with_options(self, options: dict, tokenizer=None, max_length: int = 0) -> "Embedding":
         """Return the task with options of encode(): prompt, prompt_name, truncate_dim, normalize; and with a `pooling`.
 
-        Raises UserError if the model lacks the prompt or the dimensions, or if modules.json tells the pooling.
+        A prompt has precedence over a prompt_name. Raises UserError if the model lacks the prompt or the dimensions, or
+        if modules.json tells the pooling.
         """
         pooling, prompt, size = options.get("pooling"), options.get("prompt"), options.get("truncate_dim")
-        if (name := options.get("prompt_name")) is not None:
-            if name not in self.prompts:
+        if not isinstance(prompt, str | None):
+            raise UserError(f"--prompt {prompt!r} is not a text")
+        if prompt is None and (name := options.get("prompt_name")) is not None:
+            if name not in list(self.prompts):
                 known = ", ".join(self.prompts) or "none"
                 raise UserError(f"--prompt-name {name}: the model has no such prompt; its prompts: {known}")
             prompt = self.prompts[name]
-        if size is not None and not 0 < size <= self.dims:
-            raise UserError(f"--truncate-dim {size}: the model's vectors have {self.dims} dimensions")
+        if size is not None and not (type(size) is int and 0 < size <= self.dims):
+            raise UserError(f"--truncate-dim {size!r}: the model's vectors have {self.dims} dimensions")
         if pooling and not self.is_plain:
             raise UserError(f"--pooling {pooling}: the model's own is {self.pooling}, see modules.json; drop --pooling")
         return replace(
@@ -95,6 +101,7 @@ class Embedding(Task):
             pooling=pooling or self.pooling,
             prompt=self.prompt if prompt is None else prompt,
             normalize=options.get("normalize", False),
+            asked={name: value for name, value in options.items() if value is not None},
         )
 
     @staticmethod
@@ -143,8 +150,8 @@ class Embedding(Task):
 
     @property
     def encode_options(self) -> dict:
-        options = {"prompt": self.prompt, "truncate_dim": len(self.labels), "normalize_embeddings": self.normalize}
-        return options | {"show_progress_bar": False}
+        options = {name: self.asked.get(name) for name in ("prompt", "prompt_name", "truncate_dim")}
+        return options | {"normalize_embeddings": self.normalize, "show_progress_bar": False}
 
     @property
     def rule_id(self) -> str:
@@ -238,9 +245,3 @@ class Embedding(Task):
 def text_of(item: Item) -> str:
     """Return an item as one text: several columns are joined by a blank line."""
     return "\n\n".join(parts_of(item))
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Return vectors [n, dims] divided by their lengths, in float64."""
-    vectors = vectors.astype(np.float64, copy=False)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), MIN_NORM)

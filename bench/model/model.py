@@ -62,7 +62,7 @@ class Model:
         accepted = inspect.signature(task_class.class_of(config).forward).parameters
         model_task = task_class.from_config(config, folder)
         model_task.set_up_tokenizer(tokenizer, folder)
-        max_length = resolve_max_length(config, tokenizer)
+        max_length = resolve_max_length(config, tokenizer, task_class.default_max_length)
         model_task = model_task.with_options(options or {}, tokenizer, max_length)
         pad_values = resolve_pad_values(config, tokenizer, accepted)
         if task_class.takes_pairs:
@@ -76,7 +76,7 @@ class Model:
             max_length=max_length,
             special_tokens=list(map(str, tokenizer.all_special_tokens)),
             pad_values=pad_values,
-            padding_side=resolve_padding_side(config),
+            padding_side=resolve_padding_side(config) if task_class.output == "logits" else "right",
             can_pad="attention_mask" in pad_values and config.model_type not in SPOILT_BY_PADDING,
             unknown_token_ids=find_unknown_token_ids(config, tokenizer),
             onnx_precision=read_precision(folder),

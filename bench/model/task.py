@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bench.model.tokenizing import load_tokenizer, tokenize, tokenize_windows
+from bench.model.tokenizing import DEFAULT_MAX_LENGTH, load_tokenizer, tokenize, tokenize_windows
 from bench.options import ITEM_OPTIONS, TRUNCATIONS
 from bench.tables.items import Item
 from utils import UserError
@@ -28,6 +28,7 @@ class Task:
     truncation = TRUNCATIONS[0]  # of pairs; without an annotation, so that a task may have it as a field
     # the script that answers files of texts, a name for its output, and options of run_benchmark.py that it takes, too
     script: ClassVar[tuple[str, ...]] = ("classify_texts.py", "labels", "task", "threshold", *ITEM_OPTIONS)
+    default_max_length: ClassVar[int | None] = DEFAULT_MAX_LENGTH  # None: the model or its tokenizer must have a limit
     pipeline_texts: ClassVar[int] = 256  # per call of pipeline_answers(): seconds of work between reports of progress
     optional_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of weights that may be missing
     labels: tuple[str, ...]  # one name per number in an answer

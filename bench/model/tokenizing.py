@@ -72,11 +72,12 @@ def check_tokenizer_file(tokenizer, folder: Path) -> None:
             )
 
 
-def resolve_max_length(config, tokenizer) -> int:
-    """Return the model's limit of tokens per text; 512 if neither the model nor its tokenizer has one.
+def resolve_max_length(config, tokenizer, default: int | None = DEFAULT_MAX_LENGTH) -> int:
+    """Return the model's limit of tokens per text; the `default` if neither the model nor its tokenizer has one.
 
     RoBERTa and its relatives number positions from padding_idx + 1 (`create_position_ids_from_input_ids` in
-    transformers), so the first position embeddings are never used. Raises UserError for an impossible limit.
+    transformers), so the first position embeddings are never used. Raises UserError for an impossible limit, and for
+    none without a default.
     """
     offset = (config.pad_token_id or 0) + 1 if config.model_type in OFFSET_POSITIONS else 0
     limits = {"model_max_length": (tokenizer.model_max_length, 0)}
@@ -87,7 +88,9 @@ def resolve_max_length(config, tokenizer) -> int:
         if not isinstance(limit, int | float) or limit < least or limit % 1:
             raise UserError(f"{name} is {limit!r}; it must be a whole number of at least {least}")
     max_length = int(min(limit - unused for limit, unused in limits.values()))
-    return max_length if max_length < UNLIMITED else DEFAULT_MAX_LENGTH
+    if max_length >= UNLIMITED and default is None:
+        raise UserError("the model has no limit of tokens; set one as model_max_length in tokenizer_config.json")
+    return max_length if max_length < UNLIMITED else default
 
 
 def tokenize(

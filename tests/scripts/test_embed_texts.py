@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
@@ -11,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import refused
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 from tiny import make_sentence_model, make_tiny_encoder
 
 import classify_texts
@@ -127,6 +129,7 @@ def test_wrong_vectors_stop_the_run(call, tmp_path, monkeypatch, model, comments
         (["--prompt-name", "nothing"], "--prompt-name"),
         (["--truncate-dim", 33], "--truncate-dim"),
         (["--pooling", "cls"], "--pooling"),
+        (["--long", "windows", "--prompt", "which "], "--long"),
         (["--column", "nothing"], "nothing"),
         (["--column", "body,nothing"], "nothing"),
     ],
@@ -179,6 +182,50 @@ def test_embed_returns_what_encode_returns(in_this_process, model, texts):
     with pytest.raises(TypeError, match="truncate"):
         embed_texts.embed(model, some, truncate=4)
     assert "--truncate-dim" in refused(lambda: embed_texts.embed(model, some, device="cpu", truncate_dim=99))
+
+
+def test_embed_takes_one_text_and_prefers_the_prompt_as_encode_does(in_this_process, model):
+    vector = embed_texts.embed(model, "Hello there", device="cpu")
+    assert vector.shape == (32,) and np.abs(vector - encode(model, ["Hello there"])[0]).max() < 1e-5
+    both = {"prompt": "there ", "prompt_name": "query"}
+    vectors = embed_texts.embed(model, np.array(["Hello there"]), device="cpu", **both)
+    assert np.abs(vectors - encode(model, ["Hello there"], **both)).max() < 1e-5
+
+
+@pytest.mark.parametrize("given", [[None], [float("nan")], [b"x"], [3], [("a", "b")], {"a": "b"}])
+def test_embed_refuses_what_is_no_list_of_texts(model, given):
+    assert "embed()" in refused(lambda: embed_texts.embed(model, given, device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("device", "tpu"), ("truncate_dim", "5"), ("truncate_dim", 5.0), ("truncate_dim", True), ("prompt", 5)],
+)
+def test_embed_refuses_values_of_another_kind(in_this_process, model, name, value):
+    options = {"device": "cpu"} | {name: value}
+    assert f"--{name.replace('_', '-')}" in refused(lambda: embed_texts.embed(model, ["a text"], **options))
+
+
+def test_embed_leaves_the_callers_process_as_it_is(model):
+    def settings() -> tuple:
+        return torch.get_num_threads(), bool(torch.tensor([1e-40]).mul(0.5)[0]), dict(os.environ)
+
+    before = settings()
+    assert embed_texts.embed(model, ["one text"], device="cpu").shape == (1, 32) and settings() == before
+
+
+def test_vectors_that_float16_cannot_hold_are_nulls(call, tmp_path, model, comments):
+    dense = Dense(32, 8, activation_function=torch.nn.Identity())
+    with torch.no_grad():
+        dense.linear.weight *= torch.tensor([1.0] * 7 + [3e5])[:, None]
+    folder = make_sentence_model(tmp_path / "large", model, [Pooling(32, "mean"), dense])
+    call(embed_texts, folder, comments, "--output", tmp_path / "out", "--float16", "--device", "cpu")
+    table, vectors = read_vectors(tmp_path / "out")
+    bodies = read_bodies(comments)
+    expected = encode(folder, [body or "" for body in bodies])
+    fits = (np.abs(expected).max(axis=1) < 65504) & [body is not None for body in bodies]
+    assert 0 < fits.sum() < 34 and table["embedding"].is_valid().to_pylist() == fits.tolist()
+    assert np.isfinite(vectors).all()
 
 
 def test_parts_take_no_more_space_than_the_numbers(tmp_path):
