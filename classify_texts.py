@@ -23,7 +23,8 @@ Exit code: 0 on success, 1 if something failed or rows are wrong, 2 for wrong us
 from argparse import Namespace
 
 from bench.label.options import job_parser, parse_job
-from bench.options import ITEM_OPTIONS, LONG_TEXTS, add_task_options, float_from, list_of, task_choice, text_columns
+from bench.options import ITEM_OPTIONS, LONG_TEXTS, add_task_options, float_from, list_of
+from bench.task_options import task_choice, text_columns
 from utils import ROOT, UserError, before_imports, run
 
 LABEL_OPTIONS = "top_label", "min_score", "labels"

@@ -36,9 +36,8 @@ from bench.options import (
     float_from,
     hub_name,
     int_from,
-    task_choice,
-    text_columns,
 )
+from bench.task_options import task_choice, text_columns
 from utils import CACHE, UserError, run, say
 
 RESULTS = Path("results")  # folder of the evidence that every check adds to

@@ -43,9 +43,8 @@ from bench.options import (
     hub_name,
     int_from,
     list_of,
-    task_choice,
-    text_columns,
 )
+from bench.task_options import task_choice, text_columns
 from utils import CACHE, UserError, before_imports, run, say
 
 QUICK_CHECK = 15.0  # seconds of checks in a quick benchmark

@@ -21,7 +21,7 @@ from bench.model.pairs import Pairs, has_sigmoid, order_changes
 from bench.model.parity import ParityCounter
 from bench.model.reference import Reference
 from bench.model.tokenizing import tokenize
-from bench.options import zero_shot_options
+from bench.task_options import zero_shot_options
 from bench.variants import Device
 from runtimes.classifier import Classifier, ClassifierSpec
 
