@@ -81,9 +81,14 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     options = {"column": "text", "output": output}
     options |= {name: value for name, value in report["task_options"].items() if name in taken}
     files = {"texts.csv": ["text", "a short text", "and one that is a little longer"]}  # the command reads them: lines
-    if options.get("pair_column"):
-        options["pair_column"] = "second"
-        files["texts.csv"] = ["text,second", "a short text,another one", "and one that is a little longer,the second"]
+    if column := options.get("pair_column"):
+        options["pair_column"] = "second" if column == options["column"] else column
+        quoted = options["pair_column"].replace('"', '""')
+        files["texts.csv"] = [
+            f'text,"{quoted}"',
+            "a short text,another one",
+            "and one that is a little longer,the second",
+        ]
     if any(value != 0.5 for value in thresholds.values()):
         options["threshold"] = "thresholds-in-use.json"
         files[options["threshold"]] = [json.dumps(thresholds)]
