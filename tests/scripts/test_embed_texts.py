@@ -28,6 +28,12 @@ from bench.label.folder import write_rows
 from bench.report.rows import read_results
 
 
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    """Runs add to the evidence in results/ of the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, texts) -> Path:
     folder = tmp_path_factory.mktemp("models")
