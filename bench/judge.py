@@ -38,7 +38,7 @@ def within_tolerance(changed: float, decisions: float, tolerance: float = TOLERA
 
 def mean_ratio(shares: np.ndarray, other: float, changed: float, decisions: float, weights=None) -> float:
     """Return the weighted mean, at most e^500, of the likelihoods of shares divided by that of another share."""
-    shares = np.append(shares, other)
+    shares = np.minimum(np.append(shares, other), 1 - 1e-12)  # a share of 1 has no logarithm of the others
     with np.errstate(divide="ignore"):  # changes are impossible at a share of 0
         logs = changed * np.log(shares) if changed else np.zeros(len(shares))
     logs += (decisions - changed) * np.log1p(-shares)

@@ -76,3 +76,7 @@ def test_what_is_no_matter_of_chance():
     assert judge(0, 10) == UNPROVEN and judge(0, 10, rounded=True) == WITHIN
     assert judge(9, 10, rounded=True) == NOT_WITHIN and judge(0, 9000, non_finite=1) == NOT_WITHIN
     assert judge(0, 0) == UNPROVEN
+
+
+def test_decisions_that_all_changed_are_judged_without_a_warning(recwarn):
+    assert within_tolerance(10, 10) is False and not recwarn.list
