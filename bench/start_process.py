@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import ModuleType
 
+from tqdm import tqdm
+
 from bench.machine import cpu_cores
 from utils import ROOT, SIGNALS
 
@@ -127,6 +129,7 @@ def become_worker() -> None:
     os.dup2(STANDARD_ERROR, 1)  # standard output is for rows
     logging.disable(logging.CRITICAL)  # messages quote a model's files; errors are reported in one line of ours
     warnings.simplefilter("ignore")
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, whose leak Python reports when the worker is killed
 
 
 def wait_for_end(process: subprocess.Popen | BaseProcess, seconds: float) -> str:

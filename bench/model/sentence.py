@@ -3,13 +3,11 @@
 import re
 from functools import cached_property
 from pathlib import Path
-from threading import RLock
 from typing import NamedTuple
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as kinds
-from tqdm import tqdm
 
 from bench.files import read_json
 from bench.model.tokenizing import OFFSET_POSITIONS
@@ -98,7 +96,6 @@ def count_prompt_tokens(model) -> int:
 
 
 def load_library(model, device) -> SentenceTransformer:
-    tqdm.set_lock(RLock())  # its own lock is a semaphore, about whose leak Python warns when a worker is stopped
     options = {"device": str(device), "trust_remote_code": False, "local_files_only": True}
     if pooling := model.task.asked.get("pooling"):
         transformer = kinds.Transformer(str(model.folder))
