@@ -54,15 +54,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.label.job import JobKind, run_job
-from bench.label.plan import PlanOptions, plan_for, worker_specs
-from bench.label.pool import LabelPool
+from bench.label.job import JobKind, answer_items, run_job
+from bench.label.plan import PlanOptions, plan_for
 from bench.label.rows import OutputSpec
 from bench.model.classification import REGRESSION, Classification
 from bench.model.model import Model
 from bench.model.resolve import open_model
-from bench.processes import helper_process
-from bench.start_process import stopped_afterwards
 from bench.tables.items import Item, has_text, item_of
 
 
@@ -98,15 +95,13 @@ def classify(
     if unknown := options.keys() - (asked.keys() - {"pair_column"}):
         raise UserError(f"classify() has no option {min(unknown)}")
     task, task_options = task_choice(Namespace(**asked | options, device=device))
-    with stopped_afterwards():
-        with helper_process() as call:
-            model = open_classifier(model_id, call, task, options=task_options)
-            values = np.full((len(items), len(model.labels)), np.nan)
-            plan = plan_for(model, given, PlanOptions(device, results_dir=Path(results_dir)), call) if given else None
-        if plan:
-            specs, _ = worker_specs(model, plan, gpus=[0])
-            with LabelPool(specs, plan.batching, folder=None) as pool:
-                values[usable] = pool.classify(given, "texts", None).values
+    model, answers = answer_items(
+        given,
+        lambda call: open_classifier(model_id, call, task, options=task_options),
+        lambda model, call: plan_for(model, given, PlanOptions(device, results_dir=Path(results_dir)), call),
+    )
+    values = np.full((len(items), len(model.labels)), np.nan)
+    values[usable] = answers
     return pd.DataFrame(values, columns=model.labels, index=texts.index if isinstance(texts, pd.Series) else None)
 
 

@@ -14,7 +14,7 @@ compared with the original model: see _receipt.json. A decision is which of 256 
 From Python: `from embed_texts import embed`; `embed(MODEL, texts)` returns a numpy array, float32 [texts, dimensions].
 
 After an interruption, rerun the same command to resume.
-README.md explains how the variant is chosen and how to use several machines.
+README.md explains how the variant is chosen, docs/clusters.md how to use several machines.
 References and other reusable files are kept in BENCHMARK_CACHE (default: the folder .cache beside this script).
 Exit code: 0 on success, 1 if something failed or vectors are wrong, 2 for wrong usage or input, 130 after Ctrl-C.
 """
@@ -44,16 +44,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.label.job import JobKind, run_job
-from bench.label.plan import DEFAULT_TOKENS, LabelPlan, PlanOptions, find_device, worker_specs
-from bench.label.pool import LabelPool
+from bench.label.job import JobKind, answer_items, run_job
+from bench.label.plan import PlanOptions, choose_plan, find_device
 from bench.label.vectors import VectorSpec
-from bench.machine import cpu_cores
-from bench.model.batches import Batching
 from bench.model.model import Model
 from bench.model.resolve import open_model
-from bench.processes import helper_process
-from bench.start_process import stopped_afterwards
 
 
 def embed(
@@ -76,14 +71,12 @@ def embed(
         raise UserError("embed() takes a text or a list of texts; join several columns first")
     if unknown := options.keys() - VECTOR_OPTIONS:
         raise TypeError(f"embed() has no option {min(unknown)!r}; its options: {', '.join(VECTOR_OPTIONS)}")
-    with stopped_afterwards():
-        kind, _ = find_device(PlanOptions(device=device, variant=variant))
-        with helper_process() as call:
-            model = open_model(str(model_id), call, "embedding", options=options)
-        batching = Batching("token-budget", batch_tokens=batch_tokens or DEFAULT_TOKENS[kind])
-        specs, _ = worker_specs(model, LabelPlan(kind, variant, 1, cpu_cores(), batching), [0])
-        with LabelPool(specs, batching, folder=None) as pool:
-            vectors = pool.classify(items, "texts", None).values
+    asked = PlanOptions(device=device, variant=variant, batch_tokens=batch_tokens)
+    _, vectors = answer_items(
+        items,
+        lambda call: open_model(str(model_id), call, "embedding", options=options),
+        lambda model, call: choose_plan(find_device(asked)[0], None, asked),
+    )
     return vectors[0] if isinstance(texts, str) else vectors
 
 

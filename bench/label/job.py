@@ -13,7 +13,8 @@ from bench.export.ensure import runnable_variants
 from bench.files import check_writable
 from bench.label import folder, on_ray
 from bench.label.folder import locked, refuse_foreign_files
-from bench.label.plan import LabelPlan, PlanOptions, find_plan, measuring_command
+from bench.label.plan import LabelPlan, PlanOptions, find_plan, measuring_command, worker_specs
+from bench.label.pool import LabelPool
 from bench.label.record import read_record
 from bench.label.rows import BAD_ROWS, Answers, OutputSpec, choose_columns, label_table, texts_of
 from bench.label.run import check_folder, label, prepare
@@ -22,9 +23,10 @@ from bench.model.model import Model
 from bench.naming import listed
 from bench.options import CSV_OPTIONS
 from bench.processes import helper_process
+from bench.start_process import stopped_afterwards
 from bench.tables.folders import common_schema, find_files, noting_others, open_tables
 from bench.tables.format_csv import Csv
-from bench.tables.items import count_characters
+from bench.tables.items import Item, count_characters
 from bench.tables.readers import format_of
 from bench.tables.storage import locate
 from bench.timing import time_words
@@ -117,6 +119,25 @@ def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
     say(f"time       unknown: there is no result for {plan}")
     if measuring:
         say(f"           this command measures it: {measuring}")
+
+
+def answer_items(
+    items: list[Item], open_model: Callable[[Callable], Model], make_plan: Callable[[Model, Callable], LabelPlan]
+) -> tuple[Model, np.ndarray]:
+    """Return a model and its answers for items in memory, float32 [items, labels], for callers in Python.
+
+    `open_model(call)` and `make_plan(model, call)` get what runs a function in a helper process. No process is left
+    running. Raises UserError.
+    """
+    with stopped_afterwards():
+        with helper_process() as call:
+            model = open_model(call)
+            if not items:
+                return model, np.empty((0, len(model.labels)), np.float32)
+            plan = make_plan(model, call)
+        specs, _ = worker_specs(model, plan, gpus=[0])
+        with LabelPool(specs, plan.batching, folder=None) as pool:
+            return model, pool.classify(items, "texts", None).values
 
 
 def run_job(args: Namespace, kind: JobKind) -> int:
