@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.exporters.backends import OPSET, export_program
-from bench.exporters.graph import load_graph
 from bench.model.model import Model
+from bench.model.onnx_file import load_graph
 from utils import UserError
 
 PREFIX = "head_"  # of the appended names

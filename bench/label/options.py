@@ -28,7 +28,7 @@ def job_parser(description: str, long_texts: tuple[str, ...], long_help: str, ro
     add("--keep-text", action="store_true", help="also copy the text")
     add("--token-count", action="store_true", help="add a column of token counts; estimated for very long texts")
     add("--prefix", default="", help="prefix for the names of the new columns")
-    rows_help = "rows per part, fewer if these exceed 64 MiB (default: %(default)s)"
+    rows_help = "rows per part, fewer if these exceed 128 MiB (default: %(default)s)"
     add("--rows-per-file", type=count, default=rows, metavar="N", help=rows_help)
     add("--overwrite", action="store_true", help="replace the parts of another job in DIR")
 

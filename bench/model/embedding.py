@@ -194,7 +194,8 @@ class Embedding(Task):
 
     def reference(self, model, original, item: Item, long: str) -> np.ndarray:
         """Return `SentenceTransformer.encode(text)`; with windows the mean of the vectors for each window alone."""
-        text, library = text_of(item), original.network.library
+        text = text_of(item)
+        library = original.network.library
         options = {"truncation": True, "max_length": model.max_length}
         if long != "cut":
             options |= {"return_overflowing_tokens": True, "stride": overlap(model.max_length)}

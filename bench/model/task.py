@@ -44,7 +44,7 @@ class Task:
         raise NotImplementedError
 
     def with_options(self, options: dict, tokenizer, max_length: int) -> "Task":
-        """Return the task with its own options of the command line, see task_choice in bench/options.py.
+        """Return the task with its own options of the command line, see task_choice in bench/task_options.py.
 
         Raises UserError if the model's tokenizer or its `max_length` do not suit them.
         """

@@ -35,9 +35,8 @@ class Rows:
     """A chunk of consecutive rows of a file."""
 
     table: pa.Table
-    bad: dict[int, tuple[int, str]] = field(
-        default_factory=dict
-    )  # row number in `table` -> (line, reason); with a NOTE the row is complete
+    # row number in `table` -> (line, reason); with a NOTE the row is complete
+    bad: dict[int, tuple[int, str]] = field(default_factory=dict)
     bytes_read: int = 0  # of the file, up to the end of this chunk
     skipped: int = 0  # rows skipped between the previous chunk and this one
 

@@ -130,7 +130,9 @@ def test_a_variant_slower_than_a_proven_one_is_not_checked_further(run):
     assert found["torch_bf16"][0] == WITHIN and found["openvino_bf16"][0] == UNPROVEN
     assert found["openvino_bf16"][1] == found["torch_bf16"][1]
     found = run(onnx_fp16=FakeWorkers(wrong=10), onnx_int8=FakeWorkers())
-    assert [verdict for verdict, *_ in found.values()] == [NOT_WITHIN, WITHIN], "it goes on if the faster one is wrong"
+    assert [verdict for verdict, *_ in found.values()] == [NOT_WITHIN, WITHIN], (
+        "the check continues if the faster one is wrong"
+    )
 
 
 def test_more_texts_come_without_duplicates_and_in_the_same_order_each_time():

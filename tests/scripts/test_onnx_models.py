@@ -76,7 +76,7 @@ def test_an_export_labels_as_its_own_variant_with_what_its_report_proves(
     expected = Reference.load(Model.from_folder(tiny_model, "tiny")).of_items(texts[:40])
     assert pd.read_parquet("out")[LABELS].to_numpy() == pytest.approx(expected, abs=0.05)
     code, err, receipt = label(folder, "--original", tiny_model)
-    assert code == 0 and (receipt["rows_compared"], receipt["decisions"]) == (40, 200), "rows that are there, too"
+    assert code == 0 and (receipt["rows_compared"], receipt["decisions"]) == (40, 200), "existing rows, too"
     assert label(folder, "--check-only")[2]["rows_compared"] == 0
 
 
