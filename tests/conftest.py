@@ -168,6 +168,21 @@ def call(monkeypatch, capsys, in_this_process):
 
 
 @pytest.fixture
+def label(call, tiny_model, source, options, tmp_path, monkeypatch):
+    """Return a function that labels a test file's `source` with its `options`, and returns exit code and errors."""
+    import classify_texts
+
+    monkeypatch.chdir(tmp_path)
+
+    def label(*arguments, source=source, output="out"):
+        code, _, err = call(classify_texts, tiny_model, source, "--output", output, *options, *arguments)
+        assert "Traceback" not in err
+        return code, err
+
+    return label
+
+
+@pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A fake Hub on this machine, with a cache of its own, and nobody logged in."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))

@@ -12,7 +12,6 @@ import pytest
 import zstandard
 from conftest import ROOT, kill_after_a_part
 
-import classify_texts
 from bench.label import folder, job, pool, run, splits
 from bench.processes import WorkerFailed
 from bench.tables.storage import locate
@@ -34,19 +33,6 @@ def source(tmp_path, texts):
 @pytest.fixture
 def options(tiny_model) -> list:
     return ["--device", "cpu", "--variant", "torch", "--threads", 1, "--rows-per-file", 8]
-
-
-@pytest.fixture
-def label(call, tiny_model, source, options, tmp_path, monkeypatch):
-    """Return a function that labels the folder and returns exit code and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def label(*arguments, source=source, output="out"):
-        code, _, err = call(classify_texts, tiny_model, source, "--output", output, *options, *arguments)
-        assert "Traceback" not in err
-        return code, err
-
-    return label
 
 
 def parts(folder) -> list:

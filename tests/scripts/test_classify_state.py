@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
-import classify_texts
 from bench.files import new_file
 from bench.judge import WITHIN
 from bench.tables.storage import locate
@@ -30,17 +29,8 @@ def source(tmp_path, texts):
 
 
 @pytest.fixture
-def label(call, tiny_model, source, tmp_path, monkeypatch):
-    """Return a function that labels the source in parts of 20 rows and returns exit code and standard error."""
-    monkeypatch.chdir(tmp_path)
-    options = ["--device", "cpu", "--variant", "torch", "--threads", 1, "--rows-per-file", 20]
-
-    def label(*arguments, source=source, output="out"):
-        code, _, err = call(classify_texts, tiny_model, source, "--output", output, *options, *arguments)
-        assert "Traceback" not in err
-        return code, err
-
-    return label
+def options() -> list:
+    return ["--device", "cpu", "--variant", "torch", "--threads", 1, "--rows-per-file", 20]
 
 
 def parts(tmp_path) -> list:
