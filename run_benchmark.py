@@ -129,7 +129,6 @@ from tqdm import tqdm
 from bench.export.ensure import runnable_variants
 from bench.files import check_writable
 from bench.judge import TOLERANCE, within_tolerance
-from bench.machine import describe_device
 from bench.measure.cells import Cell, cell_of, cells_to_run, plan_cells
 from bench.measure.leaders import estimate_total, measure_all
 from bench.measure.prepare import LEAST_SECONDS, describe_sweep, find_peaks, missing_exports, plan_sweep, prepare_sweep
@@ -140,7 +139,7 @@ from bench.measure.warnings import measure_busy, note, note_slowdowns
 from bench.model.resolve import DEFAULT_MODEL, open_model
 from bench.model.task import Task
 from bench.naming import slug
-from bench.processes import helper_process, run_in_subprocess
+from bench.processes import device_info, helper_process
 from bench.report import rows
 from bench.report.evidence import EvidenceFile
 from bench.report.table import HEADER, table_line
@@ -291,7 +290,7 @@ def main() -> int:
     task, task_options = task_choice(args)
     dataset = load_dataset(args.dataset, text_columns(args), args.limit, csv=Csv.from_options(args))
     device = Device(args.gpu if args.device == "gpu" else None, args.threads)
-    info = run_in_subprocess(describe_device, args.gpu) if args.device == "gpu" else describe_device(None)
+    info = device_info(device.gpu)
     cells = choose_cells(args, variants, len(dataset.texts))
     is_saved = not (args.no_save or args.dry_run)
     if is_saved:

@@ -19,6 +19,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from types import SimpleNamespace
 
+from bench.machine import DeviceInfo, describe_device
 from bench.start_process import become_worker, can_fork, fork_python, start_python, wait_for_end
 from utils import RunError, UserError, first_line
 
@@ -184,6 +185,11 @@ def run_in_subprocess(function: Callable, *arguments):
     """Call one function in its own process, see helper_process."""
     with helper_process() as call:
         return call(function, *arguments)
+
+
+def device_info(gpu: int | None) -> DeviceInfo:
+    """Describe a GPU, in its own process, or with None the CPU. Raises UserError, see describe_device."""
+    return describe_device(None) if gpu is None else run_in_subprocess(describe_device, gpu)
 
 
 def heartbeat(value=None) -> None:

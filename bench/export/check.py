@@ -10,7 +10,6 @@ from bench.export.gold import score
 from bench.export.select import EXPORT_KINDS
 from bench.files import digest
 from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN, WITHIN, decisions_needed, share_words
-from bench.machine import describe_device
 from bench.model.batches import Batching
 from bench.model.classification import MULTI
 from bench.model.pairs import order_changes
@@ -18,7 +17,7 @@ from bench.model.parity import ParityCounter, worst_texts
 from bench.model.reference import Reference
 from bench.model_files import model_files
 from bench.naming import slug
-from bench.processes import ProcessPool, run_in_subprocess
+from bench.processes import ProcessPool, device_info, run_in_subprocess
 from bench.report.evidence import Evidence, EvidenceFile, evidence_key
 from bench.tables.datasets import Dataset
 from bench.variants import Device, digest_export
@@ -37,14 +36,14 @@ def choose_device(precision: str, kind: str | None, gpu: int, threads: int) -> t
         try:
             if "gpu" in variant.unsupported:
                 raise UserError(f"no {precision} on a gpu: {variant.unsupported['gpu']}; use --device cpu")
-            info = run_in_subprocess(describe_device, gpu)
+            info = device_info(gpu)
             run_in_subprocess(variant.check_device, gpu)
             return Device(gpu, threads), f"{info.name} (driver {info.driver})"
         except UserError as error:
             if kind == "gpu":
                 raise
             say(f"checking on the CPU: {error}")
-    return Device(None, threads), f"{describe_device(None).name}, {threads} threads"
+    return Device(None, threads), f"{device_info(None).name}, {threads} threads"
 
 
 def check_export(
@@ -77,7 +76,7 @@ def check_export(
         raise UserError(f"{model.id} returns NaN or infinity for every text; its weights may be damaged")
     gold = [dataset.gold[i] for i in valid] if dataset.gold else []
     kind = VARIANTS[exported.variant].export
-    place = {"dataset": dataset.name, "device": slug(run_in_subprocess(describe_device, device.gpu).name)}
+    place = {"dataset": dataset.name, "device": slug(device_info(device.gpu).name)}
     key = evidence_key(model, exported.variant, digest_export(exported.exported), **place)
     if dataset.groups:  # the texts have more decisions than in checks without an order
         key["threshold"] += " and order"

@@ -20,7 +20,7 @@ from bench.label.rows import Counts
 from bench.label.splits import LabelJob, digest_input, file_key
 from bench.machine import describe_device
 from bench.naming import slug
-from bench.processes import run_in_subprocess
+from bench.processes import device_info
 from bench.provenance import project_commit, versions
 from bench.report.evidence import EvidenceFile, evidence_key
 from bench.tables.blocks import BAD_BYTE, NOTE
@@ -59,7 +59,7 @@ def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[Label
     checker = Checker(with_record(job, record), variant.precision, gpu, fields | describe(job, record))
     if options.results_dir.is_dir() and not options.ray:
         place = {"dataset": job.source.name, "long": job.output.long}
-        place["device"] = slug(run_in_subprocess(describe_device, gpu).name)
+        place["device"] = slug(device_info(gpu).name)
         key = evidence_key(job.model, plan.variant, specs[0].export_id, **place)
         checker.record = partial(EvidenceFile(options.results_dir).add, key)
     return LabelPool(specs, plan.batching, job.folder), checker

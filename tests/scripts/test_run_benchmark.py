@@ -366,7 +366,7 @@ def test_an_idle_machine_has_no_notes(run_fake, monkeypatch, tmp_path):
     ],
 )
 def test_other_processes_on_the_gpu_are_noted(run_fake, monkeypatch, busy, note, tmp_path):
-    monkeypatch.setattr(run_benchmark, "describe_device", lambda _: DeviceInfo("NVIDIA H200", "580.95", "GPU-1"))
+    monkeypatch.setattr(run_benchmark, "device_info", lambda _: DeviceInfo("NVIDIA H200", "580.95", "GPU-1"))
     monkeypatch.setattr(warnings, "gpu_busy", lambda uuid: busy)
     (tmp_path / "one.csv").write_text("body\n" + "hello\n" * 9)
     code, _, errors = run_fake("--device", "gpu", "--dataset", tmp_path / "one.csv")
