@@ -41,7 +41,7 @@ def test_texts_are_read_verbatim(tmp_path, suffix):
     assert dataset.texts == texts
     assert dataset.name == f"my_sample{suffix}"
     assert "2 of 7 rows" in dataset.notes[0]
-    assert load_dataset(str(path), limit=2).texts == [texts[0], texts[2]]
+    assert dataset.limited(2).texts == [texts[0], texts[2]]
 
 
 PACKED = gzip.compress(b"id,body\n" + b"".join(b"%d,word %d\n" % (i, i * 7919) for i in range(9999)), mtime=0)
