@@ -187,12 +187,8 @@ class Embedding(Task):
 
     def answers(self, outputs: np.ndarray, owners: np.ndarray, items: int, long: str) -> np.ndarray:
         """Return vectors, float32 [items, dimensions]; those of a long text's windows are averaged."""
-        if long == "cut":
-            vectors = np.full((items, self.dims), np.nan, np.float32)
-            vectors[owners] = outputs
-        else:
-            vectors = combine_windows(outputs, owners, items, mean=True)
-            vectors = unit(vectors) if self.has_unit_length else vectors
+        vectors = combine_windows(outputs, owners, items, mean=True)
+        vectors = unit(vectors) if self.has_unit_length and long != "cut" else vectors
         vectors = vectors[:, : len(self.labels)]
         return (unit(vectors) if self.normalize else vectors).astype(np.float32, copy=False)
 

@@ -185,14 +185,6 @@ class Task:
         """Describe a changed decision, for reports."""
         raise NotImplementedError
 
-    def top_label(self) -> "Task":
-        """Return the task whose only decision is the most probable label, as --top-label writes it."""
-        raise NotImplementedError
-
-    def of_labels(self, labels: list[str]) -> "Task":
-        """Return the task restricted to `labels`, as --labels writes them."""
-        raise NotImplementedError
-
     def count_flips(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None) -> tuple[int, int]:
         """Return (changed decisions, all decisions) of two [items, labels]. A number that is not finite is a change.
 
