@@ -38,7 +38,7 @@ def parse_arguments() -> Namespace:
     add("--labels", type=list_of(str.strip), metavar="LIST", help="write only these labels (default: all)")
     add("--min-score", type=float_from(-1e38), metavar="SCORE", help="write null for lower scores")
     add("--float16", action="store_true", help="write scores as float16, which rounds them by up to 0.0005")
-    add_task_options(groups["checking"], pooling=False)
+    add_task_options(groups["checking"], vectors=False)
     args = parse_job(parser)
     if args.top_label and (args.labels or args.min_score is not None):
         parser.error("--top-label cannot be combined with --labels or --min-score")

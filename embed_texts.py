@@ -22,7 +22,8 @@ Exit code: 0 on success, 1 if something failed or vectors are wrong, 2 for wrong
 from argparse import Namespace
 
 from bench.label.options import job_parser, parse_job
-from bench.options import VECTOR_OPTIONS, add_vector_options, list_of
+from bench.options import VECTOR_OPTIONS, add_vector_options
+from bench.task_options import text_columns
 from utils import UserError, before_imports, run
 
 
@@ -82,7 +83,6 @@ def embed(
 
 def main() -> int:
     args = parse_arguments()
-    columns = list_of(str.strip)(args.column)
     asked = {name: getattr(args, name) for name in VECTOR_OPTIONS}
 
     def open_encoder(call: Callable) -> Model:
@@ -94,7 +94,7 @@ def main() -> int:
     def make_output(model: Model, **fields) -> VectorSpec:
         return VectorSpec(**fields, labels=model.labels)
 
-    return run_job(args, JobKind(columns, open_encoder, make_output, lambda model: asked, ("task", "pooling")))
+    return run_job(args, JobKind(text_columns(args), open_encoder, make_output, lambda model: asked, ("task", *asked)))
 
 
 if __name__ == "__main__":

@@ -180,9 +180,8 @@ def main() -> int:
         args.precision = select.read_manifest(target).get("precision", args.precision)
     else:
         ensure.check_target(target, source, args.overwrite)
-    csv = Csv.from_options(args)
-    columns = [*text_columns(args), *filter(None, [args.group_column])]
-    dataset = load_dataset(args.dataset, columns, args.limit, args.label_column, csv)
+    columns = text_columns(args), Csv.from_options(args), args.label_column, args.group_column
+    dataset = load_dataset(args.dataset, *columns).limited(args.limit)
     for note in dataset.notes:
         say(note)
     if args.batch_size > len(dataset.texts):

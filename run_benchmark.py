@@ -288,7 +288,7 @@ def main() -> int:
     args = parse_arguments()
     variants = choose_variants(args.variant, args.device, args.quick)
     task, task_options = task_choice(args)
-    dataset = load_dataset(args.dataset, text_columns(args), args.limit, csv=Csv.from_options(args))
+    dataset = load_dataset(args.dataset, text_columns(args), Csv.from_options(args)).limited(args.limit)
     device = Device(args.gpu if args.device == "gpu" else None, args.threads)
     info = device_info(device.gpu)
     cells = choose_cells(args, variants, len(dataset.texts))

@@ -25,9 +25,8 @@ TEMPLATE = "This example is {}."  # of hypotheses; transformers' default
 ITEM_OPTIONS = {"pair_column": "pair_column", "truncation": "pair_column", "candidate_labels": "candidate_labels"}
 ITEM_OPTIONS |= dict.fromkeys(("hypothesis_template", "multi_label"), "candidate_labels")
 CHOICES = {"task": TASKS, "truncation": TRUNCATIONS, "multi_label": (True, False), "device": ("gpu", "cpu")}
-TASK_OPTIONS = *ITEM_OPTIONS, "task", "pooling", "threshold"  # what is asked of a model
-POOLING = {"choices": ("mean", "cls"), "help": "pooling without modules.json (default: mean; decoders: last token)"}
 VECTOR_OPTIONS = "pooling", "prompt", "prompt_name", "truncate_dim", "normalize"  # of embedding models
+TASK_OPTIONS = *ITEM_OPTIONS, "task", *VECTOR_OPTIONS, "threshold"  # what is asked of a model
 CSV_OPTIONS = "delimiter", "encoding", "quoting", "escape"  # how CSV files are read: the fields of a Csv
 
 
@@ -124,8 +123,8 @@ def hub_name(text: str) -> str:
     return f"{repo}{at}{revision.replace('/', '%2F')}"
 
 
-def add_task_options(group, pooling: bool = True) -> None:
-    """Add TASK_OPTIONS, --pooling unless it is False."""
+def add_task_options(group, vectors: bool = True) -> None:
+    """Add TASK_OPTIONS, without VECTOR_OPTIONS if `vectors` is False."""
     add = group.add_argument
     pair_help = "column of the second text, for models that compare two texts (NLI, rerankers)"
     add("--pair-column", metavar="COLUMN", help=pair_help)
@@ -134,8 +133,8 @@ def add_task_options(group, pooling: bool = True) -> None:
     add("--candidate-labels", metavar="LIST|FILE", help=labels_help)
     add("--hypothesis-template", metavar="TEXT", help=f"sentence about a label (default: {TEMPLATE!r})")
     add("--multi-label", action="store_true", help="decide yes or no for each candidate label")
-    if pooling:
-        add("--pooling", **POOLING)
+    if vectors:
+        add_vector_options(group)
     add("--task", choices=TASKS, help="use the model for this task, whatever its files suggest")
     threshold_help = "probability above which a label is predicted: a number, or a JSON file {label: number}"
     add("--threshold", metavar="NUMBER|FILE", help=f"{threshold_help} (default: 0.5)")
@@ -149,7 +148,8 @@ def add_original(group) -> None:
 def add_vector_options(group) -> None:
     """Add VECTOR_OPTIONS."""
     add = group.add_argument
-    add("--pooling", **POOLING)
+    pooling_help = "pooling of a model without modules.json (default: mean; decoders: last token)"
+    add("--pooling", choices=("mean", "cls"), help=pooling_help)
     prompt = group.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="text to put before each text, such as 'query: '")
     prompt.add_argument("--prompt-name", metavar="NAME", help="the same, by its name in the model")

@@ -4,12 +4,14 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
-from bench.options import CHOICES, ITEM_OPTIONS, TEMPLATE, TRUNCATIONS
+from bench.options import CHOICES, ITEM_OPTIONS, TEMPLATE, TRUNCATIONS, VECTOR_OPTIONS, list_of
 from utils import UserError, clean, first_line
 
 
 def text_columns(args: Namespace) -> list[str]:
-    """Return the names of the columns that make an item."""
+    """Return the names of the columns that make an item; for --task embedding, --column may name several."""
+    if args.task == "embedding":
+        return list_of(str.strip)(args.column)
     return [args.column, args.pair_column] if args.pair_column else [args.column]
 
 
@@ -36,7 +38,7 @@ def task_choice(args: Namespace) -> tuple[str | None, dict]:
     if args.pair_column:
         return "pairs", {"truncation": args.truncation or TRUNCATIONS[0]}
     if args.candidate_labels is None:
-        return args.task, {"pooling": getattr(args, "pooling", None)}
+        return args.task, {name: getattr(args, name, None) for name in VECTOR_OPTIONS}
     return "zero-shot", zero_shot_options(args.candidate_labels, args.hypothesis_template, args.multi_label)
 
 

@@ -95,7 +95,7 @@ def make_sweep(**given) -> Sweep:
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    return load_dataset("normal", limit=300).texts
+    return load_dataset("normal").limited(300).texts
 
 
 @pytest.fixture(scope="session")

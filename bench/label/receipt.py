@@ -21,9 +21,8 @@ from bench.tables.items import Item, count_characters, items_of, parts_of
 from bench.tables.readers import reading
 from utils import RunError, say
 
-FIRST_ROWS = 64  # rows compared from the first part
-LATER_ROWS = 8  # rows compared from each later part
-MAX_ROWS = 256  # rows compared per job
+LATER_ROWS = 8  # rows compared from each part after the first, see Task.compared_rows
+MAX_LATER_ROWS = 192  # rows compared from all of these
 TOLERATED_BAD_ROWS = 3  # per part, however few other rows it has
 HALF_ROUNDING = 2**-11  # relative error of a float16
 
@@ -41,18 +40,18 @@ class Sample:
 
 
 def pick_sample(part: InputPart, output: OutputSpec, model: Model) -> Sample:
-    """Pick up to FIRST_ROWS rows: the longest and the shortest texts, some with special tokens, and evenly spaced ones.
+    """Pick a part's rows: the longest and the shortest texts, some with special tokens, and evenly spaced ones.
 
     These kinds alternate, so that the first LATER_ROWS have some of each.
     """
-    items = items_of(part.table, output.text_columns)
+    items, count = items_of(part.table, output.text_columns), model.task.compared_rows
     rows = [i for i, item in enumerate(items) if item is not None]
     by_length = sorted(rows, key=lambda i: count_characters(items[i]))
     special = [i for i in rows if any(token in text for text in parts_of(items[i]) for token in model.special_tokens)]
-    kinds = [candidates[: FIRST_ROWS // 8] for candidates in (by_length[::-1], by_length, special)]
-    spaced = evenly_spaced(len(rows), FIRST_ROWS)
+    kinds = [candidates[: count // 8] for candidates in (by_length[::-1], by_length, special)]
+    spaced = evenly_spaced(len(rows), count)
     spaced = [rows[spaced[i]] for i in np.random.default_rng(0).permutation(len(spaced))]
-    chosen = list(dict.fromkeys(alternate(*kinds, spaced[::2], spaced[1::2])))[:FIRST_ROWS]
+    chosen = list(dict.fromkeys(alternate(*kinds, spaced[::2], spaced[1::2])))[:count]
     return Sample(part.name, chosen, [items[i] for i in chosen])
 
 
@@ -64,13 +63,13 @@ def alternate(*lists: Sequence[int]) -> list[int]:
 def add_sample(samples: list[Sample], sample: Sample) -> list[Sample]:
     """Add rows of a later part; if that makes too many rows, drop every other part."""
     samples = [*samples, sample.first(LATER_ROWS)]
-    return samples[::2] if len(samples) * LATER_ROWS > MAX_ROWS - FIRST_ROWS else samples
+    return samples[::2] if len(samples) * LATER_ROWS > MAX_LATER_ROWS else samples
 
 
 def read_samples(job: LabelJob, footers: dict[str, folder.Footer]) -> list[Sample]:
     """Read rows to compare from evenly spaced parts of the whole job's input."""
     names, samples = sorted(footers), []
-    chosen = {names[i] for i in evenly_spaced(len(names), 1 + (MAX_ROWS - FIRST_ROWS) // LATER_ROWS)}
+    chosen = {names[i] for i in evenly_spaced(len(names), 1 + MAX_LATER_ROWS // LATER_ROWS)}
     for split in job.splits:
         wanted = chosen.intersection(folder.find_parts(split, footers)[0])
         for part in islice(split.read(job.output, existing=footers.keys() - wanted), len(wanted)):
@@ -151,7 +150,8 @@ class Checker:
             reference = original.answers(items)[:, output.indices]
         table = pa.concat_tables([read_rows(self.job, sample) for sample in samples])
         self.parity.add(output.to_answers(table, reference), reference, items)
-        if self.parity.task == self.job.model.task and not output.float16:
+        is_exact = not output.float16 and output.min_score is None  # scores are neither rounded nor left out
+        if is_exact and self.parity.task == self.job.model.task:
             self.record(self.parity)
         self.seconds += time.monotonic() - start
 

@@ -28,7 +28,7 @@ def combine_windows(answers: np.ndarray, owners: np.ndarray, items: int, mean: b
     """
     counts = np.bincount(owners, minlength=items)[:, None]
     if counts.max(initial=0) < 2:  # np.add.at takes ten times as long
-        combined = np.full((items, answers.shape[1]), np.nan)
+        combined = np.full((items, answers.shape[1]), np.nan, answers.dtype)
         combined[owners] = answers
         return combined
     combined = np.full((items, answers.shape[1]), 0.0 if mean else -np.inf)

@@ -6,12 +6,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from bench.files import digest
 from bench.model.answers import MIN_NORM, combine_windows, run_rows, unit
 from bench.model.sentence_files import check_limit, read_defaults, save_files, set_up_tokenizer
 from bench.model.task import Task
 from bench.model.tokenizing import overlap
 from bench.model_files import MODULES, sentence_modules
 from bench.naming import code_span, markdown
+from bench.options import VECTOR_OPTIONS
 from bench.tables.datasets import evenly_spaced
 from bench.tables.items import Item, is_unicode, parts_of
 from utils import UserError
@@ -28,8 +30,9 @@ class Embedding(Task):
     output: ClassVar[str] = "sentence_embedding"
     encoder_output: ClassVar[str] = "last_hidden_state"
     class_suffix: ClassVar[str] = "Model"
-    script: ClassVar[tuple[str, ...]] = ("embed_texts.py", "vectors", "pooling")
+    script: ClassVar[tuple[str, ...]] = ("embed_texts.py", "vectors", *VECTOR_OPTIONS)
     optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
+    compared_rows: ClassVar[int] = N_ANCHORS  # which are each other's anchors
     default_max_length: ClassVar[None] = None  # encode() does not truncate then
     pipeline_texts: ClassVar[int] = 4096  # which encode() sorts
     dims: int  # numbers that the network returns for a row
@@ -84,7 +87,7 @@ class Embedding(Task):
         if modules.json tells the pooling.
         """
         pooling, prompt, size = options.get("pooling"), options.get("prompt"), options.get("truncate_dim")
-        if not isinstance(prompt, str | None):
+        if not isinstance(prompt, str | None) or not is_unicode(prompt or ""):
             raise UserError(f"--prompt {prompt!r} is not a text")
         if prompt is None and (name := options.get("prompt_name")) is not None:
             if name not in list(self.prompts):
@@ -93,7 +96,7 @@ class Embedding(Task):
             prompt = self.prompts[name]
         if size is not None and not (type(size) is int and 0 < size <= self.dims):
             raise UserError(f"--truncate-dim {size!r}: the model's vectors have {self.dims} dimensions")
-        if pooling and not self.is_plain:
+        if pooling not in (None, self.pooling) and not self.is_plain:
             raise UserError(f"--pooling {pooling}: the model's own is {self.pooling}, see modules.json; drop --pooling")
         return replace(
             self,
@@ -133,7 +136,12 @@ class Embedding(Task):
 
     @property
     def answer_options(self) -> str:
-        return f"{self.prompt!r}, {len(self.labels)} dimensions, normalize {self.normalize}"
+        chosen = ["normalized"] if self.normalize else []
+        if "truncate_dim" in self.asked:
+            chosen.append(f"{len(self.labels)} dimensions")
+        if not self.asked.keys().isdisjoint(("prompt", "prompt_name")):
+            chosen.append(f"prompt {digest([self.prompt.encode()])}")
+        return " ".join(chosen)
 
     def pipeline(self, model, network, device):
         """Return what people use instead: SentenceTransformer with this network, with optimum's its ONNX backend."""
@@ -152,10 +160,6 @@ class Embedding(Task):
     def encode_options(self) -> dict:
         options = {name: self.asked.get(name) for name in ("prompt", "prompt_name", "truncate_dim")}
         return options | {"normalize_embeddings": self.normalize, "show_progress_bar": False}
-
-    @property
-    def rule_id(self) -> str:
-        return f"{len(self.labels)} dimensions" if len(self.labels) < self.dims else ""
 
     @property
     def summary(self) -> str:
@@ -183,12 +187,8 @@ class Embedding(Task):
 
     def answers(self, outputs: np.ndarray, owners: np.ndarray, items: int, long: str) -> np.ndarray:
         """Return vectors, float32 [items, dimensions]; those of a long text's windows are averaged."""
-        if long == "cut":
-            vectors = np.full((items, self.dims), np.nan, np.float32)
-            vectors[owners] = outputs
-        else:
-            vectors = combine_windows(outputs, owners, items, mean=True)
-            vectors = unit(vectors) if self.has_unit_length else vectors
+        vectors = combine_windows(outputs, owners, items, mean=True)
+        vectors = unit(vectors) if self.has_unit_length and long != "cut" else vectors
         vectors = vectors[:, : len(self.labels)]
         return (unit(vectors) if self.normalize else vectors).astype(np.float32, copy=False)
 

@@ -25,6 +25,7 @@ from bench.model.task import Task
 from bench.model.tasks import choose_task
 from bench.model.tokenizing import check_tokenizer_file, clear_row, load_tokenizer, resolve_max_length
 from bench.model_files import model_files
+from bench.naming import listed
 from bench.tables.items import Item
 from utils import RunError, UserError, say
 
@@ -104,8 +105,8 @@ class Model:
         if original.onnx_precision:
             raise UserError(f"--original {original.id} holds only ONNX; name the model that it was exported from")
         if (self.labels, self.task.summary) != (original.labels, original.task.summary):
-            labels = ", ".join(original.labels)
-            raise UserError(f"--original {original.id} has {original.task.summary} ({labels}), {self.id} has others")
+            words = [f"{model.id} has {model.task.summary} ({listed(model.labels)})" for model in (original, self)]
+            raise UserError(f"--original {', but '.join(words)}; name the model that it was exported from")
         return replace(self, original=original)
 
     @property

@@ -27,7 +27,7 @@ class ParityCounter:
     precision: str = ""  # of the variant's matrix products, empty if unknown
     tolerance: float = TOLERANCE  # share of changed decisions
     stored_rounding: float = 0.0  # how far answers may be off because they are stored in fewer bits
-    basis: np.ndarray | None = None  # see Task.basis; by default that of the reference in each call
+    basis: np.ndarray | None = None  # see Task.basis; by default that of the references of all calls so far
     items: int = 0
     changed: int = 0
     decisions: int = 0
@@ -37,6 +37,7 @@ class ParityCounter:
     largest: list[np.ndarray] = field(default_factory=list)  # the largest difference of each item, call by call
     sum_of_differences: float = 0.0
     n_differences: int = 0  # number of values in sum_of_differences
+    references: list[np.ndarray] = field(default_factory=list)  # of all calls, for the default basis
     changes: dict[int, int] = field(default_factory=dict)  # hash of a text -> its changed decisions, see add()
 
     def add(self, answers: np.ndarray, reference: np.ndarray, texts: Sequence[Item] = ()) -> None:
@@ -48,10 +49,12 @@ class ParityCounter:
         answers, reference = answers[known], reference[known]
         if not len(reference):
             return
-        changed, decisions = self.task.count_flips(answers, reference, self.basis)
+        self.references.append(reference)
+        basis = self.task.basis(np.concatenate(self.references)) if self.basis is None else self.basis
+        changed, decisions = self.task.count_flips(answers, reference, basis)
         if len(texts):
             hashes = [hash_item(texts[i]) for i in np.flatnonzero(known)]
-            self.changes |= dict(zip(hashes, self.changes_of_items(answers, reference), strict=True))
+            self.changes |= dict(zip(hashes, self.changes_of_items(answers, reference, basis), strict=True))
         self.changed += changed
         self.decisions += decisions
         self.items += len(reference)
@@ -71,9 +74,8 @@ class ParityCounter:
         for text in texts:
             self.changes[hash_item(text)] += 1
 
-    def changes_of_items(self, answers: np.ndarray, reference: np.ndarray) -> list[int]:
+    def changes_of_items(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None) -> list[int]:
         """Return the number of changed decisions of each item, by halving groups of items until a half has none."""
-        basis = self.task.basis(reference) if self.basis is None else self.basis
         changes = [0] * len(reference)
         for first in range(0, len(reference), GROUP):
             parts, group = [(first, min(first + GROUP, len(reference)))], reference[first : first + GROUP]

@@ -89,9 +89,9 @@ class Reference:
 def cached_array(compute: Callable, shape: tuple, *inputs: object, is_complete: Callable | None = None) -> np.ndarray:
     """Return compute(), an array of this shape, or what it returned earlier, if is_complete(array).
 
-    `inputs`: all that the result depends on, serializable as JSON. Versions of torch and transformers are added.
+    `inputs`: all that the result depends on, serializable as JSON. Versions of the libraries are added.
     """
-    inputs = [*inputs, versions("torch", "transformers", "tokenizers")]
+    inputs = [*inputs, versions("torch", "transformers", "tokenizers", "sentence-transformers")]
     file = CACHE / "references" / f"{digest([json.dumps(inputs).encode()])}.npy"
     array = read_array(file, shape)
     if array is not None and (not is_complete or is_complete(array)):

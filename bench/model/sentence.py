@@ -96,13 +96,16 @@ def count_prompt_tokens(model) -> int:
 
 
 def load_library(model, device) -> SentenceTransformer:
+    """Load a model in sentence-transformers, in FP32: with transformers 5 it would take the files' precision."""
     options = {"device": str(device), "trust_remote_code": False, "local_files_only": True}
-    if pooling := model.task.asked.get("pooling"):
-        transformer = kinds.Transformer(str(model.folder))
+    weights = {"model_kwargs": {"dtype": torch.float32}}
+    pooling = model.task.asked.get("pooling")
+    if pooling and model.task.is_plain:
+        transformer = kinds.Transformer(str(model.folder), **weights)
         pool = kinds.Pooling(transformer.get_embedding_dimension(), pooling)
         library = SentenceTransformer(modules=[transformer, pool], **options)
     else:
-        library = SentenceTransformer(str(model.folder), **options)
+        library = SentenceTransformer(str(model.folder), **options, **weights)
     if model.model_type in OFFSET_POSITIONS:  # else it would use positions that these types lack
         positions = model.config.max_position_embeddings - model.config.pad_token_id - 1
         library.max_seq_length = min(library.max_seq_length, positions)

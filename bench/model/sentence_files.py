@@ -87,11 +87,10 @@ def set_up_tokenizer(tokenizer, folder: Path) -> None:
 def save_files(model, target: Path) -> None:
     """Save what sentence-transformers needs to load an export with the model's pooling."""
     if model.task.is_plain:
-        from bench.model.sentence import load_head
+        from sentence_transformers.sentence_transformer.modules import Pooling
 
-        head, _ = load_head(model.folder, model.task.dims, model.task.pooling)
         (target / "1_Pooling").mkdir()
-        head[0].save(str(target / "1_Pooling"))
+        Pooling(model.task.dims, model.task.pooling).save(str(target / "1_Pooling"))
         (target / MODULES).write_text(json.dumps(PLAIN_MODULES))
         return
     for name in (MODULES, PROMPTS, *SENTENCE_SETTINGS, *module_names(model.folder)):

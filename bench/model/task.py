@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from bench.model.tokenizing import DEFAULT_MAX_LENGTH, load_tokenizer, tokenize, tokenize_windows
-from bench.options import ITEM_OPTIONS, TRUNCATIONS
+from bench.options import ITEM_OPTIONS, TRUNCATIONS, VECTOR_OPTIONS
 from bench.tables.items import Item
 from utils import UserError
 
@@ -30,6 +30,7 @@ class Task:
     script: ClassVar[tuple[str, ...]] = ("classify_texts.py", "labels", "task", "threshold", *ITEM_OPTIONS)
     default_max_length: ClassVar[int | None] = DEFAULT_MAX_LENGTH  # None: the model or its tokenizer must have a limit
     pipeline_texts: ClassVar[int] = 256  # per call of pipeline_answers(): seconds of work between reports of progress
+    compared_rows: ClassVar[int] = 64  # of the first part of a labelling job, to stop early if they are wrong
     optional_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of weights that may be missing
     labels: tuple[str, ...]  # one name per number in an answer
 
@@ -48,8 +49,8 @@ class Task:
 
         Raises UserError if the model's tokenizer or its `max_length` do not suit them.
         """
-        if options.get("pooling"):
-            raise UserError(f"--pooling is for embedding models, and this model's task is {self.name}; drop --pooling")
+        if given := [name.replace("_", "-") for name in VECTOR_OPTIONS if options.get(name) not in (None, False)]:
+            raise UserError(f"--{given[0]} is for embedding models, and this model's task is {self.name}; drop it")
         return self
 
     def with_thresholds(self, text: str | None) -> "Task":
@@ -107,7 +108,7 @@ class Task:
 
     @property
     def answer_options(self) -> str:
-        """Return which options determine the reference's answers, see CachedReference; empty for the defaults."""
+        """Return which options change the answers; empty for the defaults."""
         return ""
 
     def examples(self, texts: list[str]) -> list[Item]:
@@ -171,8 +172,8 @@ class Task:
 
     @property
     def rule_id(self) -> str:
-        """Return the value of the column `threshold`; empty for the task's default decisions."""
-        return ""
+        """Return the value of the column `threshold`: the answer_options, and how answers become decisions."""
+        return self.answer_options
 
     @property
     def summary(self) -> str:
@@ -182,14 +183,6 @@ class Task:
     @property
     def decision_words(self) -> str:
         """Describe a changed decision, for reports."""
-        raise NotImplementedError
-
-    def top_label(self) -> "Task":
-        """Return the task whose only decision is the most probable label, as --top-label writes it."""
-        raise NotImplementedError
-
-    def of_labels(self, labels: list[str]) -> "Task":
-        """Return the task restricted to `labels`, as --labels writes them."""
         raise NotImplementedError
 
     def count_flips(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None) -> tuple[int, int]:

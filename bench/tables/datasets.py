@@ -49,14 +49,14 @@ class Dataset:
 def load_dataset(
     name_or_path: str,
     columns: Sequence[str] = ("body",),
-    limit: int | None = None,
-    label_column: str | None = None,
     csv: Csv = DEFAULT_CSV,
+    label_column: str | None = None,
+    group_column: str | None = None,
 ) -> Dataset:
-    """Read the texts of `normal`, `filtered` or a file, at most `limit` of them, evenly spaced.
+    """Read the texts of `normal`, `filtered` or a file.
 
-    Two columns make pairs of texts; a third one, of any type, has their groups. Rows without text are dropped and
-    counted in the notes. Raises UserError if the file, the column or all text is missing.
+    Several columns make items of several texts. The `group_column` may have any type. Rows without text or group are
+    dropped and counted in the notes. Raises UserError if the file, the column or all text is missing.
     """
     notes = []
     if name_or_path in DATASETS:
@@ -69,8 +69,8 @@ def load_dataset(
             )
     else:
         path, name = name_or_path, locate(name_or_path).name
-    table = read_columns(path, columns[:2], [*columns[2:], *([label_column] if label_column else [])], csv)
-    items = items_of(table, columns)
+    table = read_columns(path, columns, [name for name in (group_column, label_column) if name], csv)
+    items = items_of(table, [*columns, group_column] if group_column else columns)
     kept = [i for i, item in enumerate(items) if item is not None]
     texts = [items[i] for i in kept]
     if len(texts) < len(items):
@@ -79,9 +79,9 @@ def load_dataset(
         names = " and ".join(map(repr, columns))
         raise UserError(f"{path} has no text in column {names}; choose another one with --column")
     labels = table[label_column].to_pylist() if label_column else []
-    groups = [item[2] for item in texts] if len(columns) > 2 else []
-    texts = [item[:2] for item in texts] if groups else texts
-    return Dataset(name, texts, notes, texts, [labels[i] for i in kept] if labels else [], groups).limited(limit)
+    groups = [item[-1] for item in texts] if group_column else []
+    texts = [item[:-1] for item in texts] if groups else texts
+    return Dataset(name, texts, notes, texts, [labels[i] for i in kept] if labels else [], groups)
 
 
 def read_columns(

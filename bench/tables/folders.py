@@ -110,7 +110,8 @@ def common_schema(tables: list[Table], columns: list[str], text_columns: Sequenc
     Raises UserError if a file lacks a text column or it is not text, if all files lack another column, or if the
     types of a column are incompatible.
     """
-    fields, options = [], dict(zip(text_columns, ("--column", "--pair-column"), strict=False))
+    fields = []
+    options = dict.fromkeys(text_columns, "--column or --pair-column") | dict.fromkeys(text_columns[:1], "--column")
     for name in columns:
         sources = [table for table in tables if table.has(name)]
         if name in text_columns or not sources:

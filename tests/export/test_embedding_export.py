@@ -20,6 +20,8 @@ from bench.export.select import export_model
 from bench.judge import WITHIN
 from bench.model.batches import Batching
 from bench.model.model import Model
+from bench.model.reference import Reference
+from bench.model.resolve import open_model
 from bench.variants import Device, digest_export
 from runtimes.classifier import Classifier, ClassifierSpec
 
@@ -85,6 +87,10 @@ def test_a_fused_export_of_a_plain_encoder_pools_in_fp32(tmp_path, in_this_proce
     assert model.task.differences(answers, expected.answers).max() < 1e-2
     library = SentenceTransformer(str(tmp_path), backend="onnx", device="cpu", model_kwargs={"file_name": "model.onnx"})
     assert np.abs(library.encode(texts[:20]) - answers).max() < 1e-2 * np.abs(answers).max()
+    alone = open_model(str(tmp_path), task="embedding", original=str(encoder), options={"pooling": "cls"})
+    reference = Reference.load(alone.original, threads=1).of_items(texts[:2])
+    assert np.abs(reference - expected.answers[:2]).max() < 1e-5
+    assert "mean" in refused(lambda: open_model(str(tmp_path), task="embedding", original=str(encoder)))
 
 
 def test_a_prompt_that_is_not_pooled_needs_torch(tmp_path, in_this_process, encoder):

@@ -9,9 +9,8 @@ import pytest
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.label.folder import RECEIPT_FILE, check_complete, write_part
 from bench.label.receipt import (
-    FIRST_ROWS,
     LATER_ROWS,
-    MAX_ROWS,
+    MAX_LATER_ROWS,
     Checker,
     Sample,
     add_sample,
@@ -22,9 +21,11 @@ from bench.label.rows import Answers, Counts, OutputSpec, label_table
 from bench.label.splits import InputPart, InputSplit, LabelJob
 from bench.model.model import Model
 from bench.model.reference import Reference
+from bench.model.task import Task
 from bench.tables.storage import locate
 from utils import RunError
 
+RECORDED = []  # counters that went into the evidence
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
@@ -59,7 +60,7 @@ def compare(model, table, answers, folder, precision="bf16", no_check=False, **o
     footers = {part.name: write_part(locate(folder), part, labelled, counts)}
     splits = [InputSplit(part.file, table=None)]
     job = LabelJob(model, locate("in"), locate(folder), splits, spec, {}, no_check=no_check, footers=footers)
-    checker = Checker(job, precision, gpu=None, fields={"variant": "torch-bf16"})
+    checker = Checker(job, precision, gpu=None, fields={"variant": "torch-bf16"}, record=RECORDED.append)
     checker.compare([pick_sample(part, spec, model)])
     return checker
 
@@ -69,7 +70,7 @@ def test_the_sample_has_the_longest_the_shortest_special_tokens_and_others(model
         return pick_sample(InputPart("a.csv-12345678", 0, table, last=True), output(model), model)
 
     sample, bodies = sample_of(table), table["body"].to_pylist()
-    assert len(sample.rows) == len(set(sample.rows)) == FIRST_ROWS
+    assert len(sample.rows) == len(set(sample.rows)) == Task.compared_rows
     assert sample.items == [bodies[i] for i in sample.rows] and not {None, "[deleted]"} & set(sample.items)
     assert {"x" * 9000, min(texts[:100], key=len), "a <mask> </s> b"} <= set(sample.first(LATER_ROWS).items)
     spread = np.histogram(sample.rows, bins=4, range=(0, len(bodies)))[0]
@@ -81,7 +82,7 @@ def test_samples_of_many_parts_stay_few_and_spread():
     samples = []
     for number in range(1, 1000):
         samples = add_sample(samples, Sample(str(number), list(range(64)), ["x"] * 64))
-        assert sum(len(sample.rows) for sample in samples) <= MAX_ROWS - FIRST_ROWS
+        assert sum(len(sample.rows) for sample in samples) <= MAX_LATER_ROWS
     numbers = [int(sample.part) for sample in samples]
     assert len(numbers) > 10 and numbers[0] < 100 and numbers[-1] > 900
 
@@ -89,12 +90,22 @@ def test_samples_of_many_parts_stay_few_and_spread():
 @pytest.mark.parametrize("options", [{}, {"top_label": True}, {"top_label": True, "float16": True}])
 def test_correct_rows_pass(options, model, table, answers, tmp_path):
     checker = compare(model, table, answers, tmp_path, precision="fp32", **options)
-    assert (checker.parity.items, checker.parity.changed, checker.parity.non_finite) == (FIRST_ROWS, 0, 0)
-    assert checker.parity.decisions == FIRST_ROWS * (1 if options else len(model.labels))
+    assert (checker.parity.items, checker.parity.changed, checker.parity.non_finite) == (Task.compared_rows, 0, 0)
+    assert checker.parity.decisions == Task.compared_rows * (1 if options else len(model.labels))
     assert checker.parity.max_diff < (2**-11 if "float16" in options else 1e-6)
     assert checker.verdict()[0] == WITHIN
     checker.precision = checker.parity.precision = "bf16"
     assert checker.verdict()[0] == UNPROVEN, "so few rows prove nothing about a lower precision"
+
+
+@pytest.mark.parametrize(
+    ("options", "is_evidence"), [({}, True), ({"float16": True}, False), ({"min_score": 0.9}, False)]
+)
+def test_only_whole_answers_are_evidence(options, is_evidence, model, table, answers, tmp_path):
+    """Of scores that were not written, it isn't known whether a label crossed its threshold."""
+    RECORDED.clear()
+    compare(model, table, answers, tmp_path, **options)
+    assert bool(RECORDED) == is_evidence
 
 
 WRONG = {
@@ -127,7 +138,7 @@ def test_a_receipt_counts_the_rows_and_has_the_verdict(model, table, answers, tm
     checker.finish([], footers)
     receipt = read_receipt(checker.job)
     assert receipt["rows"] == 104 and receipt["rows_without_text"] == 2 and receipt["variant"] == "torch-bf16"
-    assert (receipt["rows_compared"], receipt["flips"], receipt["verdict"]) == (FIRST_ROWS, 0, UNPROVEN)
+    assert (receipt["rows_compared"], receipt["flips"], receipt["verdict"]) == (Task.compared_rows, 0, UNPROVEN)
     err = capsys.readouterr().err
     assert ["104", "2", "1"] in [re.findall(r"\d+", line) for line in err.splitlines()], "rows, without text, removed"
     assert RECEIPT_FILE in err

@@ -11,6 +11,7 @@ from conftest import refused
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 from tiny import make_sentence_model, make_tiny_encoder
+from transformers import AutoModel
 
 from bench.judge import NOT_WITHIN, WITHIN
 from bench.label.on_ray import read_files
@@ -21,6 +22,7 @@ from bench.model.parity import ParityCounter
 from bench.model.reference import Reference
 from bench.model.resolve import resolve_model
 from bench.model_files import model_files
+from bench.report.evidence import evidence_key
 from bench.variants import Device
 from runtimes.classifier import Classifier, ClassifierSpec
 
@@ -48,7 +50,8 @@ def predict(model: Model, texts: list, batching: Batching = BATCHING) -> np.ndar
 
 
 def encode(folder: Path, texts: list[str], **options) -> np.ndarray:
-    library = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    kwargs = {"model_kwargs": options.pop("model_kwargs", None)}
+    library = SentenceTransformer(str(folder), device="cpu", local_files_only=True, **kwargs)
     return np.stack([library.encode(text, show_progress_bar=False, **options) for text in texts])
 
 
@@ -130,9 +133,10 @@ def test_plain_encoders_are_pooled_as_asked(encoder, some, pooling):
     assert open_folder(encoder, pooling="cls").weights_id != open_folder(encoder, pooling="mean").weights_id
 
 
-def test_windows_are_averaged_and_normalized_again(tmp_path, encoder, texts):
-    folder = make_sentence_model(tmp_path / "model", encoder, [Pooling(32, "mean"), Normalize()])
-    model, long = open_folder(folder), " ".join(texts[:30])
+@pytest.mark.parametrize("name", ["mean", "cls", "lasttoken", "not normalized", "joined"])
+def test_windows_are_averaged_and_normalized_again(tmp_path, encoder, texts, name):
+    folder = make_sentence_model(tmp_path / "model", encoder, HEADS[name])
+    model, long = open_folder(folder, truncate_dim=5, normalize=name == "joined"), " ".join(texts[:30])
     windows = model.tokenizer(long, truncation=True, max_length=128, stride=32, return_overflowing_tokens=True)
     library = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     vectors = [
@@ -140,10 +144,44 @@ def test_windows_are_averaged_and_normalized_again(tmp_path, encoder, texts):
         for ids in windows["input_ids"]
     ]
     mean = np.mean([vector["sentence_embedding"][0].numpy(force=True) for vector in vectors], axis=0)
+    mean = (mean / np.linalg.norm(mean) if name in MODES else mean)[:5]
+    mean = mean / np.linalg.norm(mean) if name == "joined" else mean
     answers = predict(model, [long, texts[0]], Batching("sorted", 8, long="windows"))
-    assert len(vectors) > 2 and np.abs(answers[0] - mean / np.linalg.norm(mean)).max() < 1e-5
+    assert len(vectors) > 2 and np.abs(answers[0] - mean).max() < 1e-5
     reference = Reference.load(model, threads=1, long="windows").of_items([long, texts[0]])
     assert np.abs(reference - answers).max() < 1e-5
+
+
+@pytest.mark.parametrize("saved_as", ["float16", "named float16"])
+def test_the_reference_is_fp32_whatever_the_checkpoint(tmp_path, encoder, some, saved_as):
+    """transformers 5 loads the precision that the files have, or that config.json names."""
+    network = AutoModel.from_pretrained(encoder)
+    folder = shutil.copytree(encoder, tmp_path / "encoder")
+    (network.half() if saved_as == "float16" else network).save_pretrained(folder)
+    change_json(folder / "config.json", dtype="float16", torch_dtype="float16")
+    model = make_sentence_model(tmp_path / "model", folder, [Pooling(32, "mean"), Normalize()])
+    shutil.copy(folder / "model.safetensors", model)
+    change_json(model / "config.json", dtype="float16", torch_dtype="float16")
+    expected = encode(model, some, model_kwargs={"dtype": torch.float32})
+    opened = open_folder(model)
+    assert np.abs(Reference.load(opened, threads=1).of_items(some) - expected).max() < 1e-6
+    assert np.abs(predict(opened, some) - expected).max() < 1e-5
+    plain = open_folder(folder, pooling="mean")
+    expected = encode(folder, some, model_kwargs={"dtype": torch.float32})
+    assert np.abs(Reference.load(plain, threads=1).of_items(some) - expected).max() < 1e-6
+
+
+def test_options_that_change_the_vectors_are_other_evidence_and_other_rows(dense_model):
+    options = [{}, {"prompt": "which "}, {"prompt_name": "query"}, {"truncate_dim": 5}, {"normalize": True}]
+    options += [{"truncate_dim": 5, "normalize": True}, {"prompt": "there ", "truncate_dim": 5}]
+    models = [open_folder(dense_model, **chosen) for chosen in options]
+    vectors = [np.pad(predict(model, ["one text"]), ((0, 0), (0, 8 - len(model.labels)))) for model in models]
+    assert len({array.tobytes() for array in vectors}) == len(options)
+    keys = {tuple(evidence_key(model, "torch-bf16", "", dataset="x", device="d").items()) for model in models}
+    assert len(keys) == len({model.task.rule_id for model in models}) == len(options)
+    assert [model.task.rule_id for model in models].index("") == 0
+    unchanged = open_folder(dense_model, normalize=False, prompt=None, truncate_dim=None)
+    assert unchanged.task.rule_id == "", "as a command line without options gives"
 
 
 def test_several_columns_are_joined_by_a_blank_line(encoder, some):
@@ -179,6 +217,19 @@ def test_changes_are_those_of_each_text_with_the_same_anchors():
     parity.add(answers, reference, [f"text {i}" for i in range(300)])
     alone = [task.count_flips(answers[i : i + 1], reference[i : i + 1], parity.basis)[0] for i in range(300)]
     assert list(parity.changes.values()) == alone and 0 < sum(alone) == parity.changed
+
+
+def test_texts_of_later_calls_have_those_of_earlier_ones_as_anchors():
+    """As a labelling job compares its first part, and the later ones at the end."""
+    task = Embedding(("0", "1"), 2, "mean", is_plain=True, has_unit_length=False, include_prompt=True)
+    reference, noise = np.random.default_rng(0).normal(size=(2, 90, 2))
+    answers, parity = reference + 0.3 * noise, ParityCounter(task)
+    parity.add(answers[:80], reference[:80])
+    parity.add(answers[80:], reference[80:])
+    expected = task.count_flips(answers[:80], reference[:80], reference[:80])[0]
+    expected += task.count_flips(answers[80:], reference[80:], reference)[0]
+    assert parity.changed == expected > 0
+    assert task.count_flips(answers[80:], reference[80:])[0] != expected
 
 
 def test_differences_tell_a_missing_normalization_and_wrong_vectors():

@@ -25,7 +25,12 @@ import run_benchmark
 from bench.judge import WITHIN
 from bench.label import receipt
 from bench.label.folder import write_rows
+from bench.model import resolve
+from bench.model.model import Model
+from bench.model.reference import Reference
 from bench.report.rows import read_results
+
+ASKED = {"prompt_name": "query", "normalize": True}
 
 
 @pytest.fixture(autouse=True)
@@ -113,13 +118,18 @@ def test_several_columns_and_windows(call, tmp_path, model, comments, texts):
     assert json.loads((tmp_path / "out/_receipt.json").read_text())["verdict"] == WITHIN
 
 
-def test_a_dry_run_prints_a_benchmark_that_can_be_run(call, tmp_path, model, comments):
-    options = "--output", tmp_path / "out", "--prompt", "a ", "--dry-run", "--device", "cpu"
-    code, _, err = call(embed_texts, model, comments, *options)
+def test_a_dry_run_prints_the_benchmark_of_these_vectors(call, monkeypatch, model, comments):
+    asked = "--column", "title,body,id", "--prompt", "a ", "--truncate-dim", "5"
+    code, _, err = call(embed_texts, model, comments, "--output", "out", "--dry-run", "--device", "cpu", *asked)
     command = shlex.split(err[err.index("python run_benchmark.py") :].splitlines()[0])[2:]
-    assert code == 0 and not (tmp_path / "out").exists()
+    assert code == 0 and not Path("out").exists() and {*asked} < {*command}
+    opened, open_model = [], resolve.open_model
+    monkeypatch.setattr(run_benchmark, "open_model", lambda *a: opened.append(open_model(*a)) or opened[0])
     code, out, err = call(run_benchmark, *command, "--dry-run")
     assert code == 0 and out, err
+    texts = [f"title 0\n\n{read_bodies(comments)[0]}\n\n0"]
+    vectors = Reference.load(opened[0], threads=1).of_items([tuple(texts[0].split("\n\n"))])
+    assert np.abs(vectors - encode(model, texts, prompt="a ", truncate_dim=5)).max() < 1e-5
 
 
 def test_wrong_vectors_stop_the_run(call, tmp_path, monkeypatch, model, comments):
@@ -137,7 +147,7 @@ def test_wrong_vectors_stop_the_run(call, tmp_path, monkeypatch, model, comments
         (["--pooling", "cls"], "--pooling"),
         (["--long", "windows", "--prompt", "which "], "--long"),
         (["--column", "nothing"], "nothing"),
-        (["--column", "body,nothing"], "nothing"),
+        (["--column", "title,body,nothing"], "nothing"),
     ],
 )
 def test_wrong_usage_is_refused_before_the_start(call, tmp_path, model, comments, options, named):
@@ -246,9 +256,12 @@ def test_parts_take_no_more_space_than_the_numbers(tmp_path):
 def test_the_benchmark_compares_an_embedding_model_with_encode(call, tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
     options = "--device", "cpu", "--limit", 40, "--batches", 8, "--batching", "sorted", "--min-time", 0
+    options += "--prompt-name", "query", "--normalize"
     code, _, err = call(run_benchmark, "--model", "torch,pipeline", "--model-id", model, *options)
     assert code == 0, err
     rows, _, _ = read_results(sorted(tmp_path.glob("results/*/*.tsv")))
     assert {*rows["variant"]} == {"torch", "pipeline"} and {*rows["status"]} == {"ok"}
     assert (rows["flips"] == 0).all() and (rows["max_diff"] < 1e-5).all() and (rows["decisions"] >= 40).all()
-    assert "embed_texts.py" in err, "the next command"
+    assert {*rows["threshold"]} == {Model.from_folder(model, "", None, ASKED).task.rule_id} != {""}
+    command = err[err.index("python embed_texts.py") :]
+    assert "--prompt-name query" in command and "--normalize" in command

@@ -1,6 +1,7 @@
 """Datasets: their texts, and files that are refused."""
 
 import gzip
+import json
 import struct
 from pathlib import Path
 
@@ -41,7 +42,19 @@ def test_texts_are_read_verbatim(tmp_path, suffix):
     assert dataset.texts == texts
     assert dataset.name == f"my_sample{suffix}"
     assert "2 of 7 rows" in dataset.notes[0]
-    assert load_dataset(str(path), limit=2).texts == [texts[0], texts[2]]
+    assert dataset.limited(2).texts == [texts[0], texts[2]]
+
+
+def test_several_columns_make_an_item_and_another_has_its_group(tmp_path):
+    lines = [{"a": f"a{i}", "b": f"b{i}", "c": "" if i == 2 else "c", "n": None if i == 1 else i} for i in range(4)]
+    path = tmp_path / "my.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    dataset = load_dataset(str(path), ["a", "b", "c"])
+    assert dataset.texts == [(f"a{i}", f"b{i}", "c") for i in (0, 1, 3)] and not dataset.groups
+    grouped = load_dataset(str(path), ["a", "b"], group_column="n", label_column="c")
+    assert grouped.texts == [("a0", "b0"), ("a2", "b2"), ("a3", "b3")]
+    assert (grouped.groups, grouped.gold) == (["0", "2", "3"], ["c", "", "c"])
+    assert "'n'" in refused(load_dataset, str(path), ["a", "b", "n"]), "a third column that is not text"
 
 
 PACKED = gzip.compress(b"id,body\n" + b"".join(b"%d,word %d\n" % (i, i * 7919) for i in range(9999)), mtime=0)
