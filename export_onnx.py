@@ -56,8 +56,6 @@ def argument_parser() -> Parser:
     add("--save-dir", type=Path, help="output folder (default: ./<name>-onnx-fp16, -onnx-int8, or -onnx for fp32)")
     add("--overwrite", action="store_true", help="replace an existing export")
     add("--check-only", action="store_true", help="check an existing export, and rewrite its report and card")
-    shape_help = "skip ONNX shape inference, which can fail on very large models"
-    add("--disable-shape-inference", action="store_true", help=shape_help)
 
     checking = parser.add_argument_group("checking")
     add = checking.add_argument
@@ -116,8 +114,7 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
             graph = select.describe_export(model, folder)
         else:
             say(f"exporting {args.model_id} to {args.precision}")
-            shape_inference = not args.disable_shape_inference
-            graph = run_in_subprocess(select.export_model, model, args.precision, folder, shape_inference)
+            graph = run_in_subprocess(select.export_model, model, args.precision, folder)
             for finding in (f"made by {graph['exporter']}", *graph["findings"]):
                 say(f"graph: {finding}")
         say(f"checking on {len(dataset.texts)} texts on {machine}")

@@ -74,7 +74,7 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
         plain = export_folder(model.id, "fp32")
         if stale_reason(plain, model.weights_id):
             plain = None
-        graph = run_in_subprocess(export_model, model, precision, temporary, True, plain)
+        graph = run_in_subprocess(export_model, model, precision, temporary, plain)
     for finding in (f"made by {graph['exporter']}", *graph["findings"]):
         say(f"{folder}: {finding}")
     return folder, f"exported now into ./{folder}"

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.exporters.backends import example_batches, example_items
-from bench.exporters.first_token import first_token_only
+from bench.exporters.backends import FIRST_TOKEN, example_batches, example_items
 from bench.exporters.graph import count_attention, describe_graph, store_weights
 from bench.exporters.head import append_head
 from bench.files import read_json
@@ -40,9 +39,7 @@ class Candidate:
     attention: int = 0  # fused attention nodes
 
 
-def export_model(
-    model: Model, precision: str, target: Path, shape_inference: bool = True, plain: Path | None = None
-) -> dict:
+def export_model(model: Model, precision: str, target: Path, plain: Path | None = None) -> dict:
     """Export a model into `target`: model.onnx, or the files that its kind converts it into, config and tokenizer.
 
     The first backend of the precision's ExportKind that gives a correct and fused file is used, otherwise the correct
@@ -58,7 +55,7 @@ def export_model(
         folder = Path(temporary)
         best, findings = copy_candidate(plain, folder) if kind.convert else None, []
         if not best:
-            best, findings = choose_candidate(model, kind, folder, shape_inference)
+            best, findings = choose_candidate(model, kind, folder)
         files = [*(folder / best.backend).glob("model.onnx*")]
         options = best.made
         if kind.convert:
@@ -111,8 +108,8 @@ def describe_export(model: Model, folder: Path) -> dict:
     manifest = {"precision": "fp32"} | read_manifest(folder)
     graph = {"nodes": "", "opset": "", "findings": []}
     if (folder / "model.onnx").exists():
-        is_fused = EXPORT_KINDS[manifest["precision"]].fused
-        graph = describe_graph(folder / "model.onnx", count_layers(model) if is_fused else None)
+        is_fused, made = EXPORT_KINDS[manifest["precision"]].fused, manifest.get("made") or ""
+        graph = describe_graph(folder / "model.onnx", fusible_layers(model, made) if is_fused else None)
     return {
         "precision": manifest["precision"],
         "exporter": manifest.get("exporter", ""),
@@ -135,13 +132,12 @@ def copy_candidate(plain: Path | None, folder: Path) -> Candidate | None:
     return Candidate(backend, made)
 
 
-def count_layers(model: Model) -> int:
-    return getattr(model.config, "num_hidden_layers", 0)
+def fusible_layers(model: Model, made: str) -> int:
+    """Return the number of layers whose attention should be fused: all but one with a single query."""
+    return getattr(model.config, "num_hidden_layers", 0) - (FIRST_TOKEN in made)
 
 
-def choose_candidate(
-    model: Model, kind: ExportKind, folder: Path, shape_inference: bool
-) -> tuple[Candidate, list[str]]:
+def choose_candidate(model: Model, kind: ExportKind, folder: Path) -> tuple[Candidate, list[str]]:
     """Export a model into subfolders of `folder`, one per backend, until a file is correct and fused.
 
     Returns the best file and the findings: wrong files of other backends, and effects of padding.
@@ -154,11 +150,9 @@ def choose_candidate(
         (folder / backend).mkdir()
         file = folder / backend / "model.onnx"
         try:
-            made = export(model, folder / backend, shape_inference)
+            made = export(model, folder / backend)
             if model.task.encoder_output:
                 append_head(model, file)
-            if first_token_only(file, batches[0]):
-                made += " (the last layer, after its attention, for the first token only)"
             runner = load(model, folder / backend, Device(None, cpu_cores()))
             outputs = [runner.to_host(runner.forward(runner.prepare(batch))) for batch in batches]
             answers = list(map(model.task.activate, outputs))
@@ -168,7 +162,7 @@ def choose_candidate(
                 findings.append(f"{backend}: output differs from PyTorch by up to {deviation:.2g} on {texts}")
                 continue
             correct.append(Candidate(backend, made, count_attention(file)))
-            if not kind.fused or correct[-1].attention >= count_layers(model):
+            if not kind.fused or correct[-1].attention >= fusible_layers(model, made):
                 break
         except UserError as error:
             failed.append(f"{backend}: {error}")
