@@ -213,16 +213,13 @@ class Embedding(Task):
         distances = np.linalg.norm(answers.astype(np.float64) - reference, axis=1)
         return (distances / np.maximum(lengths, MIN_NORM))[:, None]
 
-    def scale(self, reference: np.ndarray) -> float:
-        return 1.0  # differences are relative
-
     def basis(self, reference: np.ndarray) -> np.ndarray:
         """Return the anchors, vectors of the original [anchors, dimensions]."""
         known = reference[np.isfinite(reference).all(axis=1)]
         return known[evenly_spaced(len(known), N_ANCHORS)]
 
-    def count_flips(self, answers, reference, basis=None) -> tuple[int, int]:
-        """Return (texts with another nearest anchor, all texts), see MARGIN. A text is no anchor of itself.
+    def flips(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None) -> np.ndarray:
+        """Return which texts have another nearest anchor [items, 1], see MARGIN. A text is no anchor of itself.
 
         The anchors' vectors are the original's, as in an index that another variant has made.
         """
@@ -233,8 +230,7 @@ class Embedding(Task):
         original, current = (np.where(is_same, -2, unit(vectors) @ unit(anchors).T) for vectors in (reference, answers))
         nearest = current.argmax(axis=1)
         loss = original.max(axis=1) - np.take_along_axis(original, nearest[:, None], axis=1)[:, 0]
-        changed = (loss > MARGIN) | ~np.isfinite(answers).all(axis=1)
-        return int(changed.sum()), len(changed)
+        return ((loss > MARGIN) | ~np.isfinite(answers).all(axis=1))[:, None]
 
     @property
     def card(self) -> dict:

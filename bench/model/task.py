@@ -146,14 +146,14 @@ class Task:
 
     def differences(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """Return how far answers [items, labels] are from the reference, [items, n], to compare with ROUNDING."""
-        return np.abs(answers - reference)
+        raise NotImplementedError
 
     def scale(self, reference: np.ndarray) -> float:
         """Return the number that differences of this reference are in proportion to, at least 1."""
-        return max(1.0, float(np.abs(reference).max()))
+        return 1.0
 
     def basis(self, reference: np.ndarray) -> np.ndarray | None:
-        """Return what count_flips() needs of the reference for a sample of the texts."""
+        """Return what flips() needs of the reference for a sample of the texts."""
         return None
 
     def pipeline(self, model, network, device):
@@ -192,10 +192,10 @@ class Task:
         """Return the task restricted to `labels`, as --labels writes them."""
         raise NotImplementedError
 
-    def count_flips(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None) -> tuple[int, int]:
-        """Return (changed decisions, all decisions) of two [items, labels]. A number that is not finite is a change.
+    def flips(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None) -> np.ndarray:
+        """Return which decisions differ in two [items, labels], bool [items, decisions of an item].
 
-        `basis`: see basis(); by default that of this reference.
+        A number that is not finite is a change. `basis`: see basis(); by default that of this reference.
         """
         raise NotImplementedError
 
