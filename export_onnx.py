@@ -17,7 +17,6 @@ Exit code: 0, 1 if the check or the upload failed, 2 for wrong usage or input, 1
 """
 
 import contextlib
-import math
 import sys
 from argparse import Namespace
 from datetime import UTC, datetime
@@ -26,13 +25,11 @@ from pathlib import Path
 from bench.machine import cpu_cores, process_count
 from bench.options import (
     BATCHINGS,
-    CSV_OPTIONS,
     PRECISIONS,
     TASK_OPTIONS,
     Parser,
     add_task_options,
     add_text_options,
-    command,
     float_from,
     hub_name,
     int_from,
@@ -41,10 +38,6 @@ from bench.task_options import task_choice, text_columns
 from utils import CACHE, UserError, run, say
 
 RESULTS = Path("results")  # folder of the evidence that every check adds to
-# options that a check of the same folder needs again
-CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)
-CHECK_OPTIONS += ("label_column", "group_column", *TASK_OPTIONS)
-CHECK_OPTIONS += ("batching", "batch_size", "batch_tokens", "tolerance")
 
 
 def argument_parser() -> Parser:
@@ -137,26 +130,6 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
     return report
 
 
-def say_larger_check(args: Namespace, report: dict, available: int) -> None:
-    """Print the command that checks as many texts as needed for a verdict, if `available` ones are enough."""
-    from bench.judge import decisions_needed
-
-    found = report["evidence"]
-    needed = decisions_needed(found["changed"], found["decisions"], args.tolerance)
-    if not needed:
-        return
-    limit = math.ceil(found["texts"] * needed / found["decisions"])
-    if limit > available:
-        name = report["dataset"]
-        say(f"a verdict needs about {limit:,} texts, {name} has {available:,}; choose a larger --dataset")
-        return
-    defaults = argument_parser().parse_args([args.model_id])
-    given = {name: value for name, value in vars(args).items() if value != getattr(defaults, name)}
-    options = {name: given[name] for name in CHECK_OPTIONS if name in given}
-    line = command("python", "export_onnx.py", args.model_id, check_only=True, limit=limit, **options)
-    say(f"for a verdict: {line}")
-
-
 def main() -> int:
     args = argument_parser().parse_args()
 
@@ -205,7 +178,7 @@ def main() -> int:
     if report["verdict"] == NOT_WITHIN:
         return 1
     if report["verdict"] == UNPROVEN:
-        say_larger_check(args, report, len(set(dataset.all_texts)))
+        say("for a verdict, check more texts: --check-only with a larger --limit or --dataset")
     if api and (args.upload or publish.wants_upload(repo)):
         report |= {"repo": repo}  # which the example in the card loads
         reports.write_card(target, model.folder, report)
