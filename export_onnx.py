@@ -70,7 +70,7 @@ def argument_parser() -> Parser:
     add("--batch-tokens", type=whole, default=1024, help="tokens per batch for token-budget (default: 1024)")
     add("--excerpts", action="store_true", help="print and publish the texts whose scores differ most")
 
-    upload = parser.add_argument_group("upload")
+    upload = parser.add_argument_group("upload, with the token in HF_TOKEN or of `hf auth login`")
     add = upload.add_argument
     asking = upload.add_mutually_exclusive_group()
     asking.add_argument("--upload", action="store_true", help="upload without asking")
@@ -78,11 +78,6 @@ def argument_parser() -> Parser:
     add("--repo-id", help="Hub repository (default: <user>/<name of the output folder>)")
     add("--private", action="store_true", help="create a private repository")
     add("--create-pr", action="store_true", help="upload as a pull request")
-    add(
-        "--hf-token",
-        metavar="TOKEN",
-        help="Hub token; visible to other users of this machine, so prefer the variable HF_TOKEN or `hf auth login`",
-    )
     return parser
 
 
@@ -160,7 +155,7 @@ def main() -> int:
     api, repo = None, ""
     if args.upload or (not args.no_upload and sys.stdin.isatty()):
         try:
-            api, repo = publish.find_repository(args.hf_token, args.repo_id, target.name, args.create_pr)
+            api, repo = publish.find_repository(args.repo_id, target.name, args.create_pr)
         except UserError as error:
             if args.upload:
                 raise

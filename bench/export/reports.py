@@ -32,13 +32,11 @@ def runtime_versions() -> str:
 
 
 def public_command(arguments: list[str]) -> str:
-    """Return the command line of export_onnx.py, without access tokens and without the folders of this machine."""
+    """Return the command line of export_onnx.py, without the folders of this machine."""
     public = []
-    for i, argument in enumerate(arguments):
+    for argument in arguments:
         option, equals, value = argument.partition("=") if re.match("--[^=]+=", argument) else ("", "", argument)
-        if "--hf-token" in (option, *arguments[i - 1 : i]):
-            value = "..."
-        elif os.path.isabs(value) or os.path.exists(value):
+        if os.path.isabs(value) or os.path.exists(value):
             value = Path(value).resolve().name
         public.append(f"{option}{equals}{value}")
     return command("python", "export_onnx.py", *public)
