@@ -131,8 +131,7 @@ def main() -> int:
     from bench.export import ensure, gold, publish, reports, select
     from bench.files import check_writable
     from bench.judge import NOT_WITHIN, UNPROVEN
-    from bench.model.model import Model
-    from bench.model.resolve import resolve_model
+    from bench.model.resolve import read_model, resolve_model
     from bench.processes import run_in_subprocess
     from bench.tables.datasets import load_dataset
     from bench.tables.format_csv import Csv
@@ -160,8 +159,7 @@ def main() -> int:
             if args.upload:
                 raise
             say(f"upload skipped: {error}")
-    model = run_in_subprocess(Model.from_folder, source, args.model_id, task, task_options)
-    model = model.with_thresholds(args.threshold)
+    model = run_in_subprocess(read_model, source, args.model_id, task, task_options).with_thresholds(args.threshold)
     if dataset.gold:
         gold.check_gold(dataset.gold, model.task)
     if args.check_only and (reason := ensure.stale_reason(target, model.weights_id)):

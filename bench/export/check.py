@@ -11,7 +11,7 @@ from bench.export.select import EXPORT_KINDS
 from bench.files import digest
 from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN, WITHIN, decisions_needed, share_words
 from bench.model.batches import Batching
-from bench.model.classification import MULTI
+from bench.model.classification import MULTI, Classification
 from bench.model.pairs import order_changes
 from bench.model.parity import ParityCounter, worst_texts
 from bench.model.reference import Reference
@@ -93,7 +93,7 @@ def check_export(
         "max_length": model.max_length,
         "export_id": digest(model_files(exported.exported)),  # its weights_id as a model of its own
         "threshold": model.task.rule_id,
-        "labels": [] if "vectors" in model.task.card else model.labels,
+        "labels": model.labels if isinstance(model.task, Classification) else [],
         "thresholds": model.task.thresholds if getattr(model.task, "problem_type", "") == MULTI else [],
         "task": model.task.name,
         "card": model.task.card,

@@ -95,6 +95,7 @@ def set_padding_token(tokenizer, number: int) -> None:
 def read_manifest(folder: Path) -> dict:
     """Return the content of MANIFEST; empty if there is none. Raises UserError if it is damaged."""
     manifest = read_json(folder / MANIFEST, MANIFEST_TYPES) if (folder / MANIFEST).is_file() else {}
+    manifest = {name: value for name, value in manifest.items() if value is not None}
     if manifest.get("precision", "fp32") not in EXPORT_KINDS:
         raise UserError(f"{folder / MANIFEST} has an unknown precision {manifest['precision']!r}")
     return manifest
@@ -105,18 +106,13 @@ def describe_export(model: Model, folder: Path) -> dict:
 
     `precision`, `exporter`, `options` (how it was made, in words), and describe_graph() with all `findings`.
     """
-    manifest = {"precision": "fp32"} | read_manifest(folder)
+    manifest = {"precision": "fp32", "exporter": "", "options": "", "made": "", "findings": []} | read_manifest(folder)
     graph = {"nodes": "", "opset": "", "findings": []}
     if (folder / "model.onnx").exists():
-        is_fused, made = EXPORT_KINDS[manifest["precision"]].fused, manifest.get("made") or ""
-        graph = describe_graph(folder / "model.onnx", fusible_layers(model, made) if is_fused else None)
-    return {
-        "precision": manifest["precision"],
-        "exporter": manifest.get("exporter", ""),
-        "options": manifest.get("options", ""),
-        **graph,
-        "findings": [*manifest.get("findings", []), *graph["findings"]],
-    }
+        is_fused = EXPORT_KINDS[manifest["precision"]].fused
+        graph = describe_graph(folder / "model.onnx", fusible_layers(model, manifest["made"]) if is_fused else None)
+    described = {name: manifest[name] for name in ("precision", "exporter", "options")}
+    return described | graph | {"findings": [*manifest["findings"], *graph["findings"]]}
 
 
 def copy_candidate(plain: Path | None, folder: Path) -> Candidate | None:
