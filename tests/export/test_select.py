@@ -66,7 +66,7 @@ def test_no_file_outside_the_target_is_written_whatever_templates_are_called(tin
 def test_the_last_layer_runs_for_the_first_token_only(precision, tiny_exports):
     file = tiny_exports / f"tiny{EXPORT_KINDS[precision].suffix}" / "model.onnx"
     products = [node.output[0] for node in onnx.load(file).graph.node if node.op_type == "MatMul"]
-    _, values = graph.load_with(file, products)(pad({"input_ids": [[0, 5, 6, 7, 2], [0, 7, 2]]}, PAD_VALUES))
+    values = graph.load_with(file, products)(pad({"input_ids": [[0, 5, 6, 7, 2], [0, 7, 2]]}, PAD_VALUES))
     of_one_token = [name for name, value in values.items() if value.shape[1:-1] == (1,)]
     assert len(of_one_token) == 4, "the query, the attention's output, and two of the feed-forward part"
 
