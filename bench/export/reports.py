@@ -79,22 +79,16 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     options = {"column": "text", "output": output}
     options |= {name: value for name, value in report["task_options"].items() if name in taken}
     files = {"texts.csv": ["text", "a short text", "and one that is a little longer"]}  # the command reads them: lines
-    if column := options.get("pair_column"):
-        options["pair_column"] = "second" if column == options["column"] else column
-        quoted = options["pair_column"].replace('"', '""')
-        files["texts.csv"] = [
-            f'text,"{quoted}"',
-            "a short text,another one",
-            "and one that is a little longer,the second",
-        ]
+    if options.get("pair_column"):
+        options["pair_column"] = "second"
+        rows = "a short text,another one", "and one that is a little longer,the second"
+        files["texts.csv"] = ["text,second", *rows]
     if any(value != 0.5 for value in thresholds.values()):
         options["threshold"] = "thresholds-in-use.json"
         files[options["threshold"]] = [json.dumps(thresholds)]
     if options.get("candidate_labels"):
-        options["candidate_labels"] = labels = report["labels"]
-        if len(labels) == 1 or ",".join(labels).count(",") >= len(labels):
-            options["candidate_labels"] = "candidate-labels.txt"
-            files[options["candidate_labels"]] = labels
+        options["candidate_labels"] = "candidate-labels.txt"
+        files[options["candidate_labels"]] = report["labels"]
     licence = ", ".join(str(inherited[key]) for key in LICENCE if key in inherited)
     text = ModelCard.from_template(
         data,
