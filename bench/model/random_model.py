@@ -30,13 +30,9 @@ def random_roberta_base() -> Path:
 
 def build_random_roberta_base(folder: Path) -> None:
     import torch
-    from tokenizers import ByteLevelBPETokenizer
     from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaTokenizerFast
 
-    texts = [*bundled_texts("normal"), *bundled_texts("filtered")]
-    tokenizer = ByteLevelBPETokenizer(add_prefix_space=True)
-    options = {"vocab_size": 30_000, "min_frequency": 2, "special_tokens": SPECIAL_TOKENS, "show_progress": False}
-    tokenizer.train_from_iterator(texts, **options)
+    tokenizer = train_tokenizer([*bundled_texts("normal"), *bundled_texts("filtered")])
     torch.manual_seed(0)
     config = RobertaConfig(
         vocab_size=tokenizer.get_vocab_size(),
@@ -56,3 +52,14 @@ def build_random_roberta_base(folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_model(str(folder))
     RobertaTokenizerFast.from_pretrained(folder, add_prefix_space=True, model_max_length=512).save_pretrained(folder)
+
+
+def train_tokenizer(texts: list[str]):
+    """Train a byte-level BPE of at most 30,000 tokens: a `tokenizers.ByteLevelBPETokenizer`."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    tokenizer = ByteLevelBPETokenizer(add_prefix_space=True)
+    tokenizer.train_from_iterator(
+        texts, vocab_size=30_000, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False
+    )
+    return tokenizer
