@@ -35,6 +35,8 @@ class Classification(Task):
 
     name: ClassVar[str] = "text-classification"
     class_suffix: ClassVar[str] = "ForSequenceClassification"
+    auto_name: ClassVar[str] = f"AutoModel{class_suffix}"
+    optimum_name: ClassVar[str] = f"ORTModel{class_suffix}"
     sigmoid_score = False
     problem_type: str  # SINGLE, MULTI or REGRESSION
     thresholds: tuple[float, ...]  # above which each label of a MULTI model is predicted
@@ -70,18 +72,6 @@ class Classification(Task):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
                 raise UserError(f"--threshold {text}: {label} is {value!r}; give a number between 0 and 1")
         return replace(self, thresholds=tuple(float(given.get(label, 0.5)) for label in self.labels))
-
-    @staticmethod
-    def auto_class() -> type:
-        from transformers import AutoModelForSequenceClassification
-
-        return AutoModelForSequenceClassification
-
-    @staticmethod
-    def optimum_class() -> type:
-        from optimum.onnxruntime import ORTModelForSequenceClassification
-
-        return ORTModelForSequenceClassification
 
     def answers(self, outputs: np.ndarray, owners: np.ndarray, items: int, long: str) -> np.ndarray:
         return combine_windows(self.activate(outputs), owners, items, mean=long == "windows-mean")

@@ -28,6 +28,8 @@ class Embedding(Task):
     output: ClassVar[str] = "sentence_embedding"
     encoder_output: ClassVar[str] = "last_hidden_state"
     class_suffix: ClassVar[str] = "Model"
+    auto_name: ClassVar[str] = "AutoModel"
+    optimum_name: ClassVar[str] = "ORTModelForFeatureExtraction"
     script: ClassVar[tuple[str, ...]] = ("embed_texts.py", "vectors", "pooling")
     optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
     default_max_length: ClassVar[None] = None  # encode() does not truncate then
@@ -104,24 +106,12 @@ class Embedding(Task):
             asked={name: value for name, value in options.items() if value is not None},
         )
 
-    @staticmethod
-    def auto_class() -> type:
-        from transformers import AutoModel
-
-        return AutoModel
-
     @classmethod
     def class_of(cls, config) -> type:
         if config.is_encoder_decoder:
             raise UserError(f"{config.model_type} is an encoder-decoder model, which is not supported for embeddings")
         found = super().class_of(config)
         return found if isinstance(found, type) else found[0]  # several for some types
-
-    @staticmethod
-    def optimum_class() -> type:
-        from optimum.onnxruntime import ORTModelForFeatureExtraction
-
-        return ORTModelForFeatureExtraction
 
     @property
     def n_outputs(self) -> int:
