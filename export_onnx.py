@@ -17,7 +17,6 @@ Exit code: 0, 1 if the check or the upload failed, 2 for wrong usage or input, 1
 """
 
 import contextlib
-import math
 import sys
 from argparse import Namespace
 from datetime import UTC, datetime
@@ -26,13 +25,11 @@ from pathlib import Path
 from bench.machine import cpu_cores, process_count
 from bench.options import (
     BATCHINGS,
-    CSV_OPTIONS,
     PRECISIONS,
     TASK_OPTIONS,
     Parser,
     add_task_options,
     add_text_options,
-    command,
     float_from,
     hub_name,
     int_from,
@@ -41,10 +38,6 @@ from bench.task_options import task_choice, text_columns
 from utils import CACHE, UserError, run, say
 
 RESULTS = Path("results")  # folder of the evidence that every check adds to
-# options that a check of the same folder needs again
-CHECK_OPTIONS = ("precision", "save_dir", "device", "gpu", "dataset", "column", *CSV_OPTIONS)
-CHECK_OPTIONS += ("label_column", "group_column", *TASK_OPTIONS)
-CHECK_OPTIONS += ("batching", "batch_size", "batch_tokens", "tolerance")
 
 
 def argument_parser() -> Parser:
@@ -56,8 +49,6 @@ def argument_parser() -> Parser:
     add("--save-dir", type=Path, help="output folder (default: ./<name>-onnx-fp16, -onnx-int8, or -onnx for fp32)")
     add("--overwrite", action="store_true", help="replace an existing export")
     add("--check-only", action="store_true", help="check an existing export, and rewrite its report and card")
-    shape_help = "skip ONNX shape inference, which can fail on very large models"
-    add("--disable-shape-inference", action="store_true", help=shape_help)
 
     checking = parser.add_argument_group("checking")
     add = checking.add_argument
@@ -79,7 +70,7 @@ def argument_parser() -> Parser:
     add("--batch-tokens", type=whole, default=1024, help="tokens per batch for token-budget (default: 1024)")
     add("--excerpts", action="store_true", help="print and publish the texts whose scores differ most")
 
-    upload = parser.add_argument_group("upload")
+    upload = parser.add_argument_group("upload, with the token in HF_TOKEN or of `hf auth login`")
     add = upload.add_argument
     asking = upload.add_mutually_exclusive_group()
     asking.add_argument("--upload", action="store_true", help="upload without asking")
@@ -87,11 +78,6 @@ def argument_parser() -> Parser:
     add("--repo-id", help="Hub repository (default: <user>/<name of the output folder>)")
     add("--private", action="store_true", help="create a private repository")
     add("--create-pr", action="store_true", help="upload as a pull request")
-    add(
-        "--hf-token",
-        metavar="TOKEN",
-        help="Hub token; visible to other users of this machine, so prefer the variable HF_TOKEN or `hf auth login`",
-    )
     return parser
 
 
@@ -116,8 +102,7 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
             graph = select.describe_export(model, folder)
         else:
             say(f"exporting {args.model_id} to {args.precision}")
-            shape_inference = not args.disable_shape_inference
-            graph = run_in_subprocess(select.export_model, model, args.precision, folder, shape_inference)
+            graph = run_in_subprocess(select.export_model, model, args.precision, folder)
             for finding in (f"made by {graph['exporter']}", *graph["findings"]):
                 say(f"graph: {finding}")
         say(f"checking on {len(dataset.texts)} texts on {machine}")
@@ -140,34 +125,13 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
     return report
 
 
-def say_larger_check(args: Namespace, report: dict, available: int) -> None:
-    """Print the command that checks as many texts as needed for a verdict, if `available` ones are enough."""
-    from bench.judge import decisions_needed
-
-    found = report["evidence"]
-    needed = decisions_needed(found["changed"], found["decisions"], args.tolerance)
-    if not needed:
-        return
-    limit = math.ceil(found["texts"] * needed / found["decisions"])
-    if limit > available:
-        name = report["dataset"]
-        say(f"a verdict needs about {limit:,} texts, {name} has {available:,}; choose a larger --dataset")
-        return
-    defaults = argument_parser().parse_args([args.model_id])
-    given = {name: value for name, value in vars(args).items() if value != getattr(defaults, name)}
-    options = {name: given[name] for name in CHECK_OPTIONS if name in given}
-    line = command("python", "export_onnx.py", args.model_id, check_only=True, limit=limit, **options)
-    say(f"for a verdict: {line}")
-
-
 def main() -> int:
     args = argument_parser().parse_args()
 
     from bench.export import ensure, gold, publish, reports, select
     from bench.files import check_writable
     from bench.judge import NOT_WITHIN, UNPROVEN
-    from bench.model.model import Model
-    from bench.model.resolve import resolve_model
+    from bench.model.resolve import read_model, resolve_model
     from bench.processes import run_in_subprocess
     from bench.tables.datasets import load_dataset
     from bench.tables.format_csv import Csv
@@ -189,13 +153,12 @@ def main() -> int:
     api, repo = None, ""
     if args.upload or (not args.no_upload and sys.stdin.isatty()):
         try:
-            api, repo = publish.find_repository(args.hf_token, args.repo_id, target.name, args.create_pr)
+            api, repo = publish.find_repository(args.repo_id, target.name, args.create_pr)
         except UserError as error:
             if args.upload:
                 raise
             say(f"upload skipped: {error}")
-    model = run_in_subprocess(Model.from_folder, source, args.model_id, task, task_options)
-    model = model.with_thresholds(args.threshold)
+    model = run_in_subprocess(read_model, source, args.model_id, task, task_options).with_thresholds(args.threshold)
     if dataset.gold:
         gold.check_gold(dataset.gold, model.task)
     if args.check_only and (reason := ensure.stale_reason(target, model.weights_id)):
@@ -207,7 +170,7 @@ def main() -> int:
     if report["verdict"] == NOT_WITHIN:
         return 1
     if report["verdict"] == UNPROVEN:
-        say_larger_check(args, report, len(set(dataset.all_texts)))
+        say("for a verdict, check more texts: --check-only with a larger --limit or --dataset")
     if api and (args.upload or publish.wants_upload(repo)):
         report |= {"repo": repo}  # which the example in the card loads
         reports.write_card(target, model.folder, report)

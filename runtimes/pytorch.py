@@ -24,7 +24,7 @@ def load(model: Model, _, device: Device, precision: str = "fp32", compiled: boo
     """
     import torch
 
-    from runtimes.first_token import first_token_only
+    from bench.model.first_token import first_token_only
 
     torch.set_flush_denormal(True)  # denormals are very slow on some CPUs; must precede torch's threads
     torch.set_num_threads(device.threads)
@@ -67,7 +67,7 @@ def keep_freed_memory() -> None:
 
 def run_first_and_last_layer(network, forward, inputs) -> None:
     """Warm up a shape with two layers: oneDNN caches what it prepares, and the inner layers repeat the first."""
-    from runtimes.first_token import stack_of_layers
+    from bench.model.first_token import stack_of_layers
 
     layers = stack_of_layers(network)
     if not layers:

@@ -20,6 +20,7 @@ import pandas as pd  # noqa: E402
 from tiny import make_tiny, tiny_config, word_level_tokenizer  # noqa: E402
 
 from bench.export.select import EXPORT_KINDS, export_model  # noqa: E402
+from bench.exporters.backends import FIRST_TOKEN  # noqa: E402
 from bench.model.model import Model  # noqa: E402
 from bench.variants import Device  # noqa: E402
 from runtimes import VARIANTS  # noqa: E402
@@ -79,6 +80,8 @@ def cover(kind: str, precision: str, folder: Path) -> dict:
         logits = [runner.to_host(runner.forward(runner.prepare(batch))) for runner in runners]
         off = max(off, np.abs(logits[1] - logits[0]).max())
     attention = sum(int(count) for count in re.findall(r"(\d+) (?:MultiHead)?Attention\b", made["nodes"]))
+    if attention and FIRST_TOKEN in made["options"]:
+        attention = LAYERS  # the last layer has a single query
     found |= {name: made[name] for name in ("exporter", "findings", "options")}
     return found | {"attention": attention, "max_diff": float(f"{off:.1e}")}
 

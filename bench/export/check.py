@@ -1,6 +1,7 @@
 """Check an export: run it and the original model over the same texts, and judge the differences."""
 
 import sys
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,7 @@ from bench.export.select import EXPORT_KINDS
 from bench.files import digest
 from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN, WITHIN, decisions_needed, share_words
 from bench.model.batches import Batching
-from bench.model.classification import MULTI
+from bench.model.classification import MULTI, Classification
 from bench.model.pairs import order_changes
 from bench.model.parity import ParityCounter, worst_texts
 from bench.model.reference import Reference
@@ -56,13 +57,14 @@ def check_export(
     """
     model, device, texts = exported.model, exported.device, dataset.texts
     arguments = (exported,)
-    _, predictions = run_over(texts, exported.variant, Classifier, arguments, Classifier.predict_share, batching)
+    step = Classifier.predict_share
+    (_, predictions), export_seconds = run_over(texts, exported.variant, Classifier, arguments, step, batching)
     valid = np.flatnonzero(predictions.lengths)
     if not len(valid):
         raise UserError(f"the tokenizer returns no tokens for any text of {dataset.name}; choose another --dataset")
     valid_texts = [texts[i] for i in valid]
     arguments = model, device.gpu, device.threads
-    reference, seconds = run_over(valid_texts, "original", Reference.load, arguments, Reference.timed)
+    reference, seconds = run_over(valid_texts, "original", Reference.load, arguments, Reference.of_items)
     answers = predictions.answers[valid]
     parity = ParityCounter(model.task, VARIANTS[exported.variant].computes_in(device.gpu), tolerance)
     parity.add(answers, reference, valid_texts)
@@ -93,7 +95,7 @@ def check_export(
         "max_length": model.max_length,
         "export_id": digest(model_files(exported.exported)),  # its weights_id as a model of its own
         "threshold": model.task.rule_id,
-        "labels": [] if "vectors" in model.task.card else model.labels,
+        "labels": model.labels if isinstance(model.task, Classification) else [],
         "thresholds": model.task.thresholds if getattr(model.task, "problem_type", "") == MULTI else [],
         "task": model.task.name,
         "card": model.task.card,
@@ -102,7 +104,7 @@ def check_export(
         "weak_test": "" if dataset.gold else model.task.weak_test(reference, tolerance),
         **parity.statistics(),
         "gold": score(gold, reference, answers, model.task) if gold else {},
-        "speed": {"original": len(valid) / seconds, "export": len(texts) / (predictions.end - predictions.start)},
+        "speed": {"original": len(valid) / seconds, "export": len(texts) / export_seconds},
         "worst": worst_texts(answers, reference, valid_texts, model.labels),
         "tolerance": tolerance,
         "verdict": verdict,
@@ -131,11 +133,12 @@ def explain(verdict: str, found: Evidence, parity: ParityCounter) -> str:
 
 
 def run_over(texts: list[str], name: str, make: Callable, arguments: tuple, step: Callable, *options):
-    """Return step(make(*arguments), texts, *options), run in another process with a progress bar."""
+    """Return step(make(*arguments), texts, *options), run in another process with a progress bar, and its seconds."""
     with (
         ProcessPool(make, [arguments], forked=True) as pool,
         tqdm(desc=name, total=len(texts), unit="text", file=sys.stderr) as progress,
     ):
+        start = time.monotonic()
         [result] = pool.call(step, texts, *options, on_heartbeat=lambda done: progress.update(done[0] - progress.n))
         progress.update(progress.total - progress.n)
-    return result
+    return result, time.monotonic() - start

@@ -8,9 +8,7 @@ from pathlib import Path
 from bench.export.select import EXPORT_KINDS, export_model, read_manifest
 from bench.files import LONGEST_NAME, TEMPORARY, check_writable, new_folder, read_json, remove_leftovers
 from bench.judge import NOT_WITHIN
-from bench.model.hub import download
 from bench.model.model import Model
-from bench.model.resolve import DEFAULT_MODEL
 from bench.model_files import MANIFEST, export_files, inside, weight_files
 from bench.naming import slug
 from bench.processes import run_in_subprocess
@@ -20,11 +18,6 @@ from bench.variants import CARD, REPORT, REPORTS, THRESHOLDS
 from runtimes import VARIANTS
 from utils import UserError, say
 
-# (model, precision) -> the Hub's repository of an export, and the folder in it
-PUBLISHED = {
-    (DEFAULT_MODEL, "fp32"): ("SamLowe/roberta-base-go_emotions-onnx", "onnx"),
-    (DEFAULT_MODEL, "fp16"): ("joaopn/roberta-base-go_emotions-onnx-fp16", "."),
-}
 REPORT_TYPES = dict.fromkeys(("verdict", "reason", "dataset", "export_id", "threshold"), str | None)
 NEEDED_SPACE = 3  # times the model's weights: the files of several exporters exist at the same time
 
@@ -40,9 +33,9 @@ def export_folder(model_id: str, precision: str) -> Path:
 def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
     """Return the folder of a model's export, and its origin in a few words.
 
-    That of a model that holds only ONNX is its own. A local export in the working directory is preferred to a published
-    one. If there is neither, or the local one is out of date, the model is exported. Raises UserError if that fails, or
-    would replace a checked export or files that no export created.
+    That of a model that holds only ONNX is its own. If there is no local one in the working directory, or it is out of
+    date, the model is exported. Raises UserError if that fails, or would replace a checked export or files that no
+    export created.
     """
     model.task.check_export()
     if model.onnx_precision:
@@ -59,22 +52,12 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
         if foreign := foreign_files(folder):
             raise UserError(f"./{folder} {reason}, and contains {foreign[0]}, which no export created; move it away")
         say(f"./{folder} {reason}: exporting again")
-    elif (model.id, precision) in PUBLISHED:
-        repo, subfolder = PUBLISHED[model.id, precision]
-        file = f"{subfolder}/model.onnx".removeprefix("./")
-        try:
-            downloaded = download(repo, [file, f"{file}_data"])
-            if (downloaded / file).is_file():
-                return downloaded / subfolder, f"published export {repo}, {file}"
-            say(f"no published export: {repo} has no file {file}")
-        except UserError as error:
-            say(f"no published export: {error}")
     check_writable(folder.absolute().parent)
     with step(f"export     {model.id} into ./{folder}"), new_folder(folder, replace=True) as temporary:
         plain = export_folder(model.id, "fp32")
         if stale_reason(plain, model.weights_id):
             plain = None
-        graph = run_in_subprocess(export_model, model, precision, temporary, True, plain)
+        graph = run_in_subprocess(export_model, model, precision, temporary, plain)
     for finding in (f"made by {graph['exporter']}", *graph["findings"]):
         say(f"{folder}: {finding}")
     return folder, f"exported now into ./{folder}"

@@ -11,8 +11,8 @@ from bench.variants import CARD, REPORTS, THRESHOLDS
 from utils import RunError, UserError, clean, first_line, say
 
 
-def find_repository(token: str | None, repo_id: str | None, name: str, create_pr: bool) -> tuple:
-    """Return the Hub's API with its token, and the repository: `repo_id`, or the one called `name` of the user.
+def find_repository(repo_id: str | None, name: str, create_pr: bool) -> tuple:
+    """Return the Hub's API with the user's token, and the repository: `repo_id`, or the one called `name` of the user.
 
     Raises UserError if the token is missing or invalid, or, except for a pull request, can't write to the owner's
     repositories.
@@ -21,14 +21,14 @@ def find_repository(token: str | None, repo_id: str | None, name: str, create_pr
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    token = token or get_token()
+    token = get_token()
     if not token:
         raise UserError("no access token for the upload; set HF_TOKEN or run `hf auth login`")
     api = HfApi(token=token)
     try:
         user = with_timeout(api.whoami)
     except Exception as error:  # of requests, the Hub or with_timeout
-        raise UserError(f"can't check the token: {first_line(error)}; see --hf-token") from error
+        raise UserError(f"can't check the token: {first_line(error)}; set another HF_TOKEN") from error
     access = user.get("auth", {}).get("accessToken", {})
     if access.get("role") == "read":
         raise UserError("the token is read-only; create one with write access: https://huggingface.co/settings/tokens")

@@ -32,13 +32,11 @@ def runtime_versions() -> str:
 
 
 def public_command(arguments: list[str]) -> str:
-    """Return the command line of export_onnx.py, without access tokens and without the folders of this machine."""
+    """Return the command line of export_onnx.py, without the folders of this machine."""
     public = []
-    for i, argument in enumerate(arguments):
+    for argument in arguments:
         option, equals, value = argument.partition("=") if re.match("--[^=]+=", argument) else ("", "", argument)
-        if "--hf-token" in (option, *arguments[i - 1 : i]):
-            value = "..."
-        elif os.path.isabs(value) or os.path.exists(value):
+        if os.path.isabs(value) or os.path.exists(value):
             value = Path(value).resolve().name
         public.append(f"{option}{equals}{value}")
     return command("python", "export_onnx.py", *public)
@@ -81,22 +79,16 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     options = {"column": "text", "output": output}
     options |= {name: value for name, value in report["task_options"].items() if name in taken}
     files = {"texts.csv": ["text", "a short text", "and one that is a little longer"]}  # the command reads them: lines
-    if column := options.get("pair_column"):
-        options["pair_column"] = "second" if column == options["column"] else column
-        quoted = options["pair_column"].replace('"', '""')
-        files["texts.csv"] = [
-            f'text,"{quoted}"',
-            "a short text,another one",
-            "and one that is a little longer,the second",
-        ]
+    if options.get("pair_column"):
+        options["pair_column"] = "second"
+        rows = "a short text,another one", "and one that is a little longer,the second"
+        files["texts.csv"] = ["text,second", *rows]
     if any(value != 0.5 for value in thresholds.values()):
         options["threshold"] = "thresholds-in-use.json"
         files[options["threshold"]] = [json.dumps(thresholds)]
     if options.get("candidate_labels"):
-        options["candidate_labels"] = labels = report["labels"]
-        if len(labels) == 1 or ",".join(labels).count(",") >= len(labels):
-            options["candidate_labels"] = "candidate-labels.txt"
-            files[options["candidate_labels"]] = labels
+        options["candidate_labels"] = "candidate-labels.txt"
+        files[options["candidate_labels"]] = report["labels"]
     licence = ", ".join(str(inherited[key]) for key in LICENCE if key in inherited)
     text = ModelCard.from_template(
         data,

@@ -3,18 +3,17 @@
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bench.exporters.backends import example_batches, example_items
-from bench.exporters.first_token import first_token_only
-from bench.exporters.graph import count_attention, describe_graph, store_weights
+from bench.exporters.backends import FIRST_TOKEN, example_batches, example_items
+from bench.exporters.graph import ATTENTION, describe_graph, store_weights
 from bench.exporters.head import append_head
 from bench.files import read_json
 from bench.machine import cpu_cores
 from bench.model.model import Model
+from bench.model.onnx_file import load_graph
 from bench.model.reference import N_PADDED_TEXTS, Reference, padding_note
 from bench.model.tokenizing import load_tokenizer
 from bench.model_files import MANIFEST, export_files
@@ -31,18 +30,7 @@ LONGEST_REASON = 120  # characters of an exporter's error message
 EXPORT_KINDS = {variant.export.precision: variant.export for variant in VARIANTS.values() if variant.export}
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A correct ONNX file."""
-
-    backend: str  # its exporter, a key of ExportKind.backends
-    made: str  # how it was made, in words
-    attention: int = 0  # fused attention nodes
-
-
-def export_model(
-    model: Model, precision: str, target: Path, shape_inference: bool = True, plain: Path | None = None
-) -> dict:
+def export_model(model: Model, precision: str, target: Path, plain: Path | None = None) -> dict:
     """Export a model into `target`: model.onnx, or the files that its kind converts it into, config and tokenizer.
 
     The first backend of the precision's ExportKind that gives a correct and fused file is used, otherwise the correct
@@ -56,15 +44,16 @@ def export_model(
     manifest = {"precision": precision}
     with tempfile.TemporaryDirectory(dir=target) as temporary:
         folder = Path(temporary)
-        best, findings = copy_candidate(plain, folder) if kind.convert else None, []
-        if not best:
-            best, findings = choose_candidate(model, kind, folder, shape_inference)
-        files = [*(folder / best.backend).glob("model.onnx*")]
-        options = best.made
+        backend, made = copy_plain(plain, folder) if kind.convert and plain else ("", "")
+        findings = []
+        if not backend:
+            backend, made, findings = choose_file(model, kind, folder)
+        files = [*(folder / backend).glob("model.onnx*")]
+        options = made
         if kind.convert:
             converted = folder / "converted"
             converted.mkdir()
-            options, details = kind.convert(model, folder / best.backend / "model.onnx", converted, best.made)
+            options, details = kind.convert(model, folder / backend / "model.onnx", converted, made)
             manifest |= details
             files = [*converted.iterdir()]
         for file in files:
@@ -79,7 +68,7 @@ def export_model(
     set_padding_token(tokenizer, model.pad_values["input_ids"])
     tokenizer.chat_template = None  # encoders have no use for one, and its name may be a path out of the folder
     tokenizer.save_pretrained(target)
-    manifest |= {"exporter": best.backend, "made": best.made, "options": options, "findings": findings}
+    manifest |= {"exporter": backend, "made": made, "options": options, "findings": findings}
     manifest |= {"weights_id": model.weights_id} | versions("transformers")
     manifest["files"] = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
@@ -98,6 +87,7 @@ def set_padding_token(tokenizer, number: int) -> None:
 def read_manifest(folder: Path) -> dict:
     """Return the content of MANIFEST; empty if there is none. Raises UserError if it is damaged."""
     manifest = read_json(folder / MANIFEST, MANIFEST_TYPES) if (folder / MANIFEST).is_file() else {}
+    manifest = {name: value for name, value in manifest.items() if value is not None}
     if manifest.get("precision", "fp32") not in EXPORT_KINDS:
         raise UserError(f"{folder / MANIFEST} has an unknown precision {manifest['precision']!r}")
     return manifest
@@ -108,57 +98,53 @@ def describe_export(model: Model, folder: Path) -> dict:
 
     `precision`, `exporter`, `options` (how it was made, in words), and describe_graph() with all `findings`.
     """
-    manifest = {"precision": "fp32"} | read_manifest(folder)
+    manifest = {"precision": "fp32", "exporter": "", "options": "", "made": "", "findings": []} | read_manifest(folder)
     graph = {"nodes": "", "opset": "", "findings": []}
     if (folder / "model.onnx").exists():
         is_fused = EXPORT_KINDS[manifest["precision"]].fused
-        graph = describe_graph(folder / "model.onnx", count_layers(model) if is_fused else None)
-    return {
-        "precision": manifest["precision"],
-        "exporter": manifest.get("exporter", ""),
-        "options": manifest.get("options", ""),
-        **graph,
-        "findings": [*manifest.get("findings", []), *graph["findings"]],
-    }
+        graph = describe_graph(folder / "model.onnx", fusible_layers(model, manifest["made"]) if is_fused else None)
+    described = {name: manifest[name] for name in ("precision", "exporter", "options")}
+    return described | graph | {"findings": [*manifest["findings"], *graph["findings"]]}
 
 
-def copy_candidate(plain: Path | None, folder: Path) -> Candidate | None:
-    """Copy an existing export into a subfolder of `folder`; None if its manifest does not tell how it was made."""
-    manifest = read_manifest(plain) if plain else {}
+def copy_plain(plain: Path, folder: Path) -> tuple[str, str]:
+    """Copy an FP32 export into the subfolder `folder`/backend. Return the backend and how the file was made.
+
+    Both are empty, and nothing is copied, if its manifest does not tell.
+    """
+    manifest = read_manifest(plain)
     backend, made = manifest.get("exporter"), manifest.get("made")
     if backend not in list(EXPORT_KINDS["fp32"].backends) or made is None:
-        return None
+        return "", ""
     (folder / backend).mkdir()
     for file in export_files(plain):
         if file.name.startswith("model.onnx"):
             shutil.copy(file, folder / backend)
-    return Candidate(backend, made)
+    return backend, made
 
 
-def count_layers(model: Model) -> int:
-    return getattr(model.config, "num_hidden_layers", 0)
+def fusible_layers(model: Model, made: str) -> int:
+    """Return the number of layers whose attention should be fused: all but one with a single query."""
+    return getattr(model.config, "num_hidden_layers", 0) - (FIRST_TOKEN in made)
 
 
-def choose_candidate(
-    model: Model, kind: ExportKind, folder: Path, shape_inference: bool
-) -> tuple[Candidate, list[str]]:
+def choose_file(model: Model, kind: ExportKind, folder: Path) -> tuple[str, str, list[str]]:
     """Export a model into subfolders of `folder`, one per backend, until a file is correct and fused.
 
-    Returns the best file and the findings: wrong files of other backends, and effects of padding.
+    Returns the backend of the best file, how it was made, and the findings: wrong files of other backends, and effects
+    of padding.
     """
     reference, batches = Reference.load(model), example_batches(model)
     expected = [reference.of_batch(batch) for batch in batches]
     scale = model.task.scale(np.concatenate(expected))
-    correct, failed, findings = [], [], []
+    correct, failed, findings = {}, [], []
     for backend, export in kind.backends.items():
         (folder / backend).mkdir()
         file = folder / backend / "model.onnx"
         try:
-            made = export(model, folder / backend, shape_inference)
+            made = export(model, folder / backend)
             if model.task.encoder_output:
                 append_head(model, file)
-            if first_token_only(file, batches[0]):
-                made += " (the last layer, after its attention, for the first token only)"
             runner = load(model, folder / backend, Device(None, cpu_cores()))
             outputs = [runner.to_host(runner.forward(runner.prepare(batch))) for batch in batches]
             answers = list(map(model.task.activate, outputs))
@@ -167,8 +153,9 @@ def choose_candidate(
                 texts = f"{N_PADDED_TEXTS + 1} test texts"
                 findings.append(f"{backend}: output differs from PyTorch by up to {deviation:.2g} on {texts}")
                 continue
-            correct.append(Candidate(backend, made, count_attention(file)))
-            if not kind.fused or correct[-1].attention >= count_layers(model):
+            fused = sum(node.op_type in ATTENTION for node in load_graph(file).graph.node)
+            correct[backend] = fused, made
+            if not kind.fused or fused >= fusible_layers(model, made):
                 break
         except UserError as error:
             failed.append(f"{backend}: {error}")
@@ -179,4 +166,5 @@ def choose_candidate(
         raise UserError(f"a {model.model_type} model can't be exported to ONNX {kind.precision}: {reasons}")
     if padding := padding_note(model, reference.padding_effect(example_items(model))):
         findings.append(padding)
-    return max(correct, key=lambda candidate: candidate.attention), findings
+    best = max(correct, key=lambda backend: correct[backend][0])
+    return best, correct[best][1], findings

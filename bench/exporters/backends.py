@@ -12,7 +12,6 @@ import numpy as np
 from bench.exporters.graph import cpu_session
 from bench.model.model import Model
 from bench.model.reference import N_PADDED_TEXTS
-from bench.model_files import weight_files
 from bench.tables.datasets import bundled_texts, evenly_spaced
 from bench.tables.items import Item
 from utils import UserError
@@ -26,6 +25,7 @@ O4_DESCRIPTION = (
     "optimum's AutoOptimizationConfig.O4: fusion of attention, layer norm, GELU (tanh approximation) and bias nodes, "
     "then FP16 with FP32 inputs and outputs"
 )
+FIRST_TOKEN = " (the last layer for the first token only)"
 
 
 def example_items(model: Model, count: int = N_PADDED_TEXTS) -> list[Item]:
@@ -43,15 +43,30 @@ def example_batches(model: Model) -> list[dict[str, np.ndarray]]:
     return [model.pad(model.first_rows(items, n)) for items, n in ((example_items(model), SHORT), (long, LONG))]
 
 
-def with_optimum(model: Model, target: Path, shape_inference: bool, optimized: bool = False) -> str:
+def load_network(model: Model) -> tuple:
+    """Load the network to export: an encoder without the modules that append_head() adds, or one with its head.
+
+    If the head reads only the first token, the rest of the last layer is computed for that token only. Returns the
+    network, and FIRST_TOKEN or an empty string.
+    """
+    from bench.model.first_token import first_token_only
+
+    network = model.load_torch()
+    if model.task.encoder_output:
+        return network.base_model, ""
+    if model.padding_side == "right" and first_token_only(network):
+        return network, FIRST_TOKEN
+    return network, ""
+
+
+def with_optimum(model: Model, target: Path, optimized: bool = False) -> str:
     """Export to `target`/model.onnx with optimum, plain or with its O4 optimization. Return how it was made."""
     try:
         import optimum.exporters.onnx.model_configs  # noqa: F401  registers the model types
+        from optimum.exporters.onnx import onnx_export_from_model
         from optimum.exporters.tasks import TasksManager
         from optimum.onnxruntime import AutoOptimizationConfig, ORTOptimizer
         from optimum.onnxruntime.utils import ORTConfigManager
-
-        optimum_class = model.task.optimum_class()
     except ImportError as error:
         raise UserError("optimum-onnx is not installed") from error
     kind = model.model_type
@@ -63,44 +78,36 @@ def with_optimum(model: Model, target: Path, shape_inference: bool, optimized: b
         tasks = ()
     if TasksManager.map_from_synonym(model.task.name) not in tasks:
         raise UserError(f"{kind} models for {model.task.name} are not supported")
-    options = {"export": True, "trust_remote_code": False, "local_files_only": True}
-    with tempfile.TemporaryDirectory(dir=target) as temporary:
-        tempfile.tempdir = temporary  # optimum exports to it; an interrupted export leaves nothing elsewhere
-        try:
-            folder = Path(temporary) / "model"  # without the tokenizer, whose templates would be written anywhere
-            for file in (model.folder / "config.json", *weight_files(model.folder)):
-                link = folder / file.relative_to(model.folder)
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(file.resolve())
-            exported = optimum_class.from_pretrained(folder, **options)
-            if not optimized:
-                exported.save_pretrained(target)
-                return "optimum's plain export"
-            config = AutoOptimizationConfig.O4(disable_shape_inference=not shape_inference)
-            config.optimize_for_gpu = False  # True requires CUDA and gives the same file
-            optimizer = ORTOptimizer.from_pretrained(exported)
-            optimizer.optimize(save_dir=target, optimization_config=config, file_suffix="")
-        finally:
-            tempfile.tempdir = None
-    return O4_DESCRIPTION
+    network, remark = load_network(model)
+    network.config._name_or_path = str(target)  # without a tokenizer, whose templates would be written anywhere
+    onnx_export_from_model(network, target, task=model.task.name, do_validation=False, no_post_process=True)
+    if not optimized:
+        return f"optimum's plain export{remark}"
+    config = AutoOptimizationConfig.O4(disable_shape_inference=True)  # as optimum's own command line does
+    config.optimize_for_gpu = False  # True requires CUDA and gives the same file
+    tempfile.tempdir = str(target)  # for onnxruntime's optimizer; an interrupted export leaves nothing elsewhere
+    try:
+        optimizer = ORTOptimizer([target / "model.onnx"], network.config)
+        optimizer.optimize(save_dir=target, optimization_config=config, file_suffix="")
+    finally:
+        tempfile.tempdir = None
+    return O4_DESCRIPTION + remark
 
 
-def with_torch(model: Model, target: Path, _: bool, fused: bool = False, half: bool = False) -> str:
+def with_torch(model: Model, target: Path, fused: bool = False, half: bool = False) -> str:
     """Export to `target`/model.onnx with torch, optionally `fused` by onnxscript or in FP16. Return how it was made."""
     import onnx_ir
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
-    network, file = model.load_torch(), target / "model.onnx"
-    output = model.task.output
-    if model.task.encoder_output:
-        network, output = network.base_model, model.task.encoder_output
+    file, output = target / "model.onnx", model.task.encoder_output or model.task.output
+    network, remark = load_network(model)
     inputs = {name: array[1:, :16].copy() for name, array in example_batches(model)[0].items()}
     if network.config.eos_token_id is not None and network.config.is_encoder_decoder:
         inputs["input_ids"][:, -1] = network.config.eos_token_id  # BART's head reads the last of these tokens
     if "attention_mask" in inputs:
         inputs["attention_mask"][1:, -3:] = 0  # the example must contain padding
     program = export_program(network, lambda given: getattr(network(**given, return_dict=True), output), inputs, output)
-    onnx_model, made = program.model, "torch's ONNX exporter"
+    onnx_model, made = program.model, f"torch's ONNX exporter{remark}"
     if fused:
         onnx_model, _ = optimize_for_ort(onnx_model)
         made += ", fused by onnxscript for onnxruntime"

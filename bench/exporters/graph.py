@@ -43,10 +43,6 @@ def store_weights(file: Path) -> None:
     onnx.save_model(model, file, save_as_external_data=large, location=location, size_threshold=1024)
 
 
-def count_attention(file: Path) -> int:
-    return sum(node.op_type in ATTENTION for node in load_graph(file).graph.node)
-
-
 def cpu_session(graph: str | bytes):
     """Start a session on a file, or on its content, with a thread for each core of this process."""
     import onnxruntime
@@ -57,7 +53,7 @@ def cpu_session(graph: str | bytes):
 
 
 def load_with(file: Path, names: list[str]) -> Callable:
-    """Return a function that runs a file: batch -> (its first output, the tensors `names` of its graph)."""
+    """Return a function that runs a file: batch -> the tensors `names` of its graph."""
     import onnx
 
     model = load_graph(file)
@@ -68,18 +64,7 @@ def load_with(file: Path, names: list[str]) -> Callable:
     probe.unlink()
     inputs = [node.name for node in session.get_inputs()]
 
-    def run(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        outputs, *tensors = session.run([session.get_outputs()[0].name, *names], select_inputs(inputs, batch))
-        return outputs, dict(zip(names, tensors, strict=True))
-
-    return run
-
-
-def replace_nodes(graph, nodes: list) -> None:
-    """Replace all nodes of a graph. Some of the new ones may be its own."""
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    return lambda batch: dict(zip(names, session.run(names, select_inputs(inputs, batch)), strict=True))
 
 
 def select_inputs(names: list[str], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

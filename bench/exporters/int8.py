@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.exporters.backends import example_items
-from bench.exporters.graph import INSIDE_BYTES, load_with, replace_nodes
+from bench.exporters.graph import INSIDE_BYTES, load_with
 from bench.machine import cpu_features
 from bench.model.model import Model
 
@@ -68,7 +68,7 @@ def find_outliers(model: Model, plain: Path, tensors: set[str]) -> dict[str, np.
     largest = dict.fromkeys(names, 0.0)
     for i in [i for i, ids in enumerate(rows["input_ids"]) if ids]:
         batch = model.pad({name: values[i : i + 1] for name, values in rows.items()})
-        for name, values in run(batch)[1].items():
+        for name, values in run(batch).items():
             largest[name] = np.maximum(largest[name], np.abs(values).reshape(-1, values.shape[-1]).max(axis=0))
     return {name: np.sort(np.argsort(-values)[:N_OUTLIERS]) for name, values in largest.items()}
 
@@ -107,5 +107,8 @@ def split_outliers(onnx_model, products: list, outliers: dict[str, np.ndarray]) 
         nodes.append(node)
         nodes.append(helper.make_node("Add", [f"{small}_rest", f"{small}_part"], [output], f"{small}_sum"))
         replaced[node.name] = nodes
-    replace_nodes(onnx_model.graph, [new for node in onnx_model.graph.node for new in replaced.get(node.name, [node])])
+    nodes = [new for node in onnx_model.graph.node for new in replaced.get(node.name, [node])]
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]  # the graph owns some of them
+    del onnx_model.graph.node[:]
+    onnx_model.graph.node.extend(copies)
     return [f"{node.name}_outliers" for node in products]

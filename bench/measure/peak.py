@@ -100,12 +100,12 @@ def flops_per_token(model: Model, lengths: list[int], example: list[int]) -> np.
     """Count the FLOPs per token of texts of these lengths [lengths]; nan if torch cannot count them.
 
     A multiplication and an addition are 2 FLOPs; elementwise operations are left out. Of the last layer only what the
-    head reads counts, see runtimes/first_token.py. The texts are beginnings of the `example` with its last token.
+    head reads counts, see bench/model/first_token.py. The texts are beginnings of the `example` with its last token.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from runtimes.first_token import first_token_only
+    from bench.model.first_token import first_token_only
 
     per_token = []
     try:

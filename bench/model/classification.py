@@ -35,6 +35,8 @@ class Classification(Task):
 
     name: ClassVar[str] = "text-classification"
     class_suffix: ClassVar[str] = "ForSequenceClassification"
+    auto_name: ClassVar[str] = f"AutoModel{class_suffix}"
+    optimum_name: ClassVar[str] = f"ORTModel{class_suffix}"
     sigmoid_score = False
     problem_type: str  # SINGLE, MULTI or REGRESSION
     thresholds: tuple[float, ...]  # above which each label of a MULTI model is predicted
@@ -70,18 +72,6 @@ class Classification(Task):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
                 raise UserError(f"--threshold {text}: {label} is {value!r}; give a number between 0 and 1")
         return replace(self, thresholds=tuple(float(given.get(label, 0.5)) for label in self.labels))
-
-    @staticmethod
-    def auto_class() -> type:
-        from transformers import AutoModelForSequenceClassification
-
-        return AutoModelForSequenceClassification
-
-    @staticmethod
-    def optimum_class() -> type:
-        from optimum.onnxruntime import ORTModelForSequenceClassification
-
-        return ORTModelForSequenceClassification
 
     def answers(self, outputs: np.ndarray, owners: np.ndarray, items: int, long: str) -> np.ndarray:
         return combine_windows(self.activate(outputs), owners, items, mean=long == "windows-mean")
@@ -175,27 +165,32 @@ class Classification(Task):
             return answers > np.array(self.thresholds)
         return np.arange(answers.shape[1]) == answers.argmax(axis=1)[:, None]
 
+    def comparable(self, answers: np.ndarray) -> np.ndarray:
+        """Return what is compared of answers [items, labels]."""
+        return answers
+
+    def differences(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        return np.abs(self.comparable(answers) - self.comparable(reference))
+
+    def scale(self, reference: np.ndarray) -> float:
+        return max(1.0, float(np.abs(self.comparable(reference)).max()))
+
     def basis(self, reference: np.ndarray) -> np.ndarray:
         """Return the standard deviation of each label [labels]."""
-        return reference.std(axis=0)
+        return self.comparable(reference).std(axis=0)
 
-    def count_flips(
-        self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None
-    ) -> tuple[int, int]:
-        """Return (changed decisions, all decisions), see DECISIONS.
+    def flips(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None) -> np.ndarray:
+        """Return which decisions change, see DECISIONS.
 
-        A value of a regression counts as changed if it moves by more than a tenth of the standard deviation. A number
-        that is not finite is a change.
+        A value of a regression counts as changed if it moves by more than a tenth of the standard deviation.
         """
-        not_finite = ~np.isfinite(answers)
         if self.problem_type == REGRESSION:
             spread = self.basis(reference) if basis is None else basis
-            changed = np.abs(answers - reference) > np.maximum(spread / 10, MIN_CHANGE)
+            changed = self.differences(answers, reference) > np.maximum(spread / 10, MIN_CHANGE)
         else:
             changed = self.decide(answers) != self.decide(reference)
-        if self.problem_type == SINGLE:
-            changed, not_finite = changed.any(axis=1), not_finite.any(axis=1)
-        return int((changed | not_finite).sum()), changed.size
+        changed |= ~np.isfinite(answers)
+        return changed.any(axis=1, keepdims=True) if self.problem_type == SINGLE else changed
 
     def weak_test(self, reference: np.ndarray, tolerance: float) -> str:
         reference = reference[np.isfinite(reference).all(axis=1)]

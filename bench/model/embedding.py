@@ -30,6 +30,8 @@ class Embedding(Task):
     output: ClassVar[str] = "sentence_embedding"
     encoder_output: ClassVar[str] = "last_hidden_state"
     class_suffix: ClassVar[str] = "Model"
+    auto_name: ClassVar[str] = "AutoModel"
+    optimum_name: ClassVar[str] = "ORTModelForFeatureExtraction"
     script: ClassVar[tuple[str, ...]] = ("embed_texts.py", "vectors", *VECTOR_OPTIONS)
     optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
     compared_rows: ClassVar[int] = N_ANCHORS  # which are each other's anchors
@@ -107,24 +109,12 @@ class Embedding(Task):
             asked={name: value for name, value in options.items() if value is not None},
         )
 
-    @staticmethod
-    def auto_class() -> type:
-        from transformers import AutoModel
-
-        return AutoModel
-
     @classmethod
     def class_of(cls, config) -> type:
         if config.is_encoder_decoder:
             raise UserError(f"{config.model_type} is an encoder-decoder model, which is not supported for embeddings")
         found = super().class_of(config)
         return found if isinstance(found, type) else found[0]  # several for some types
-
-    @staticmethod
-    def optimum_class() -> type:
-        from optimum.onnxruntime import ORTModelForFeatureExtraction
-
-        return ORTModelForFeatureExtraction
 
     @property
     def n_outputs(self) -> int:
@@ -213,16 +203,13 @@ class Embedding(Task):
         distances = np.linalg.norm(answers.astype(np.float64) - reference, axis=1)
         return (distances / np.maximum(lengths, MIN_NORM))[:, None]
 
-    def scale(self, reference: np.ndarray) -> float:
-        return 1.0  # differences are relative
-
     def basis(self, reference: np.ndarray) -> np.ndarray:
         """Return the anchors, vectors of the original [anchors, dimensions]."""
         known = reference[np.isfinite(reference).all(axis=1)]
         return known[evenly_spaced(len(known), N_ANCHORS)]
 
-    def count_flips(self, answers, reference, basis=None) -> tuple[int, int]:
-        """Return (texts with another nearest anchor, all texts), see MARGIN. A text is no anchor of itself.
+    def flips(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None) -> np.ndarray:
+        """Return which texts have another nearest anchor [items, 1], see MARGIN. A text is no anchor of itself.
 
         The anchors' vectors are the original's, as in an index that another variant has made.
         """
@@ -233,8 +220,7 @@ class Embedding(Task):
         original, current = (np.where(is_same, -2, unit(vectors) @ unit(anchors).T) for vectors in (reference, answers))
         nearest = current.argmax(axis=1)
         loss = original.max(axis=1) - np.take_along_axis(original, nearest[:, None], axis=1)[:, 0]
-        changed = (loss > MARGIN) | ~np.isfinite(answers).all(axis=1)
-        return int(changed.sum()), len(changed)
+        return ((loss > MARGIN) | ~np.isfinite(answers).all(axis=1))[:, None]
 
     @property
     def card(self) -> dict:

@@ -78,21 +78,6 @@ class Pairs(Classification):
         answers = np.maximum(answers.astype(np.float64), np.finfo(np.float32).tiny)
         return np.log(answers / (1 + NEAR_ONE - answers))
 
-    def differences(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        return super().differences(self.comparable(answers), self.comparable(reference))
-
-    def scale(self, reference: np.ndarray) -> float:
-        return super().scale(self.comparable(reference))
-
-    def basis(self, reference: np.ndarray) -> np.ndarray:
-        return self.comparable(reference).std(axis=0)
-
-    def count_flips(
-        self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None
-    ) -> tuple[int, int]:
-        spread = self.basis(reference) if basis is None else basis
-        return super().count_flips(self.comparable(answers), self.comparable(reference), spread)
-
     @property
     def card(self) -> dict:
         card = super().card

@@ -16,7 +16,6 @@ from bench.tables.items import Item, hash_item, parts_of
 PERCENTILES = {"p25": 25, "median": 50, "p75": 75, "p90": 90, "p95": 95, "p99": 99}
 N_WORST_TEXTS = 3  # texts shown in a report
 EXCERPT_CHARACTERS = 200  # per text
-GROUP = 256  # items in which changed ones are searched together
 
 
 @dataclass
@@ -51,12 +50,12 @@ class ParityCounter:
             return
         self.references.append(reference)
         basis = self.task.basis(np.concatenate(self.references)) if self.basis is None else self.basis
-        changed, decisions = self.task.count_flips(answers, reference, basis)
+        flips = self.task.flips(answers, reference, basis)
         if len(texts):
             hashes = [hash_item(texts[i]) for i in np.flatnonzero(known)]
-            self.changes |= dict(zip(hashes, self.changes_of_items(answers, reference, basis), strict=True))
-        self.changed += changed
-        self.decisions += decisions
+            self.changes |= dict(zip(hashes, flips.sum(axis=1).tolist(), strict=True))
+        self.changed += int(flips.sum())
+        self.decisions += flips.size
         self.items += len(reference)
         differences = self.task.differences(answers, reference)
         finite = np.isfinite(differences).all(axis=1)
@@ -73,23 +72,6 @@ class ParityCounter:
         self.decisions += decisions
         for text in texts:
             self.changes[hash_item(text)] += 1
-
-    def changes_of_items(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None) -> list[int]:
-        """Return the number of changed decisions of each item, by halving groups of items until a half has none."""
-        changes = [0] * len(reference)
-        for first in range(0, len(reference), GROUP):
-            parts, group = [(first, min(first + GROUP, len(reference)))], reference[first : first + GROUP]
-            while parts:
-                start, end = parts.pop()
-                mixed = group.copy()
-                mixed[start - first : end - first] = answers[start:end]
-                changed, _ = self.task.count_flips(mixed, group, basis)
-                if changed and end - start > 1:
-                    middle = (start + end) // 2
-                    parts += [(start, middle), (middle, end)]
-                else:
-                    changes[start] = changed
-        return changes
 
     @property
     def is_rounding(self) -> bool:

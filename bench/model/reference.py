@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,11 +52,6 @@ class Reference:
             answers[i] = self.model.task.reference(self.model, self, item, self.long)
             heartbeat(i + 1)
         return answers
-
-    def timed(self, items: list[Item]) -> tuple[np.ndarray, float]:
-        """Return of_items() and the seconds that it took."""
-        start = time.monotonic()
-        return self.of_items(items), time.monotonic() - start
 
     def of_batch(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Return the answers [rows, n] of a padded batch, each row for itself."""

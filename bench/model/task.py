@@ -24,6 +24,8 @@ class Task:
     output: ClassVar[str] = "logits"  # name of the output to read, in torch and in ONNX
     encoder_output: ClassVar[str] = ""  # name of the output from which the task computes its own in FP32, if it does
     class_suffix: ClassVar[str]  # of transformers' classes for this task, such as ForSequenceClassification
+    auto_name: ClassVar[str]  # of transformers' class that loads a model of any type
+    optimum_name: ClassVar[str]  # of the class of optimum.onnxruntime that loads an export
     takes_pairs = False  # the model gets two texts in a row
     truncation = TRUNCATIONS[0]  # of pairs; without an annotation, so that a task may have it as a field
     # the script that answers files of texts, a name for its output, and options of run_benchmark.py that it takes, too
@@ -60,10 +62,11 @@ class Task:
             raise UserError(f"{reason}; drop --threshold")
         return self
 
-    @staticmethod
-    def auto_class() -> type:
-        """Return the class of transformers that loads a model of any type."""
-        raise NotImplementedError
+    @classmethod
+    def auto_class(cls) -> type:
+        import transformers
+
+        return getattr(transformers, cls.auto_name)
 
     @classmethod
     def class_of(cls, config) -> type:
@@ -91,10 +94,11 @@ class Task:
     def set_up_tokenizer(self, tokenizer, folder: Path) -> None:
         """Apply the task's own settings to a tokenizer that was just loaded."""
 
-    @staticmethod
-    def optimum_class() -> type:
-        """Return the class of optimum.onnxruntime that exports and loads a model. Raises ImportError."""
-        raise NotImplementedError
+    @classmethod
+    def optimum_class(cls) -> type:
+        from optimum import onnxruntime
+
+        return getattr(onnxruntime, cls.optimum_name)
 
     @property
     def n_outputs(self) -> int:
@@ -147,14 +151,14 @@ class Task:
 
     def differences(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """Return how far answers [items, labels] are from the reference, [items, n], to compare with ROUNDING."""
-        return np.abs(answers - reference)
+        raise NotImplementedError
 
     def scale(self, reference: np.ndarray) -> float:
         """Return the number that differences of this reference are in proportion to, at least 1."""
-        return max(1.0, float(np.abs(reference).max()))
+        return 1.0
 
     def basis(self, reference: np.ndarray) -> np.ndarray | None:
-        """Return what count_flips() needs of the reference for a sample of the texts."""
+        """Return what flips() needs of the reference for a sample of the texts."""
         return None
 
     def pipeline(self, model, network, device):
@@ -185,10 +189,10 @@ class Task:
         """Describe a changed decision, for reports."""
         raise NotImplementedError
 
-    def count_flips(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None) -> tuple[int, int]:
-        """Return (changed decisions, all decisions) of two [items, labels]. A number that is not finite is a change.
+    def flips(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None) -> np.ndarray:
+        """Return which decisions differ in two [items, labels], bool [items, decisions of an item].
 
-        `basis`: see basis(); by default that of this reference.
+        A number that is not finite is a change. `basis`: see basis(); by default that of this reference.
         """
         raise NotImplementedError
 

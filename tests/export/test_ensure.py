@@ -1,4 +1,4 @@
-"""Which export a variant loads: a local one, a published one, or one that is made now."""
+"""Which export a variant loads: a local one, or one that is made now."""
 
 import json
 import shutil
@@ -12,7 +12,6 @@ from bench.export.ensure import check_target, ensure_export
 from bench.export.reports import write_report
 from bench.judge import NOT_WITHIN, WITHIN
 from bench.model.model import Model
-from bench.model.resolve import DEFAULT_MODEL
 from bench.variants import digest_export
 
 
@@ -40,25 +39,6 @@ def test_an_export_of_other_weights_is_made_again_and_foreign_files_are_refused(
     assert "export.json" in message and "config.json" in message and "--overwrite" not in message
     Path("tiny-onnx/parity.json").write_text("{}")
     assert "export_onnx.py --overwrite" in refused(ensure)
-
-
-def test_the_published_export_of_the_default_model_is_preferred(
-    hub, tiny_model, tmp_path, capsys, monkeypatch, in_this_process
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "published" / "onnx").mkdir(parents=True)
-    for name in ("onnx/model.onnx", "onnx/model_quantized.onnx", "config.json"):
-        (tmp_path / "published" / name).write_bytes(name.encode())
-    hub.models["SamLowe/roberta-base-go_emotions-onnx"] = tmp_path / "published"
-    model = Model.from_folder(tiny_model, DEFAULT_MODEL)
-    folder, origin = ensure_export(model, "fp32")
-    assert (folder / "model.onnx").read_bytes() == b"onnx/model.onnx"
-    assert "SamLowe/roberta-base-go_emotions-onnx" in origin and "onnx/model.onnx" in origin
-    assert hub.sent == ["model.onnx"]
-    folder, origin = ensure_export(model, "fp16")
-    assert folder == Path("roberta-base-go_emotions-onnx-fp16") and folder.name in origin
-    assert "joaopn/roberta-base-go_emotions-onnx-fp16" in capsys.readouterr().err
-    assert (folder / "model.onnx").stat().st_size > 10_000
 
 
 def test_a_check_at_other_thresholds_leaves_no_mark(tiny_model, tiny_exports, tmp_path, monkeypatch, capsys):

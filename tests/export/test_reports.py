@@ -90,4 +90,4 @@ def test_the_card_names_thresholds_only_if_they_are_not_the_default(thresholds, 
     pairs = {"threshold": "pairs longest_first", "thresholds": thresholds, "task_options": {"pair_column": "other"}}
     write_card(tmp_path, tmp_path, make_report() | pairs)
     card = (tmp_path / "README.md").read_text()
-    assert "--pair-column other" in card and ("--threshold" in card) == named == ("thresholds-in-use.json" in card)
+    assert "--pair-column second" in card and ("--threshold" in card) == named == ("thresholds-in-use.json" in card)

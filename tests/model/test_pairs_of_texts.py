@@ -242,7 +242,7 @@ def test_a_score_is_judged_by_its_spread_not_by_a_threshold(texts, tmp_path):
     expected = np.array([logit.sigmoid().item() for logit in logits])[:, None]
     assert answer(model, pairs) == pytest.approx(expected, abs=1e-5)
     moved = expected + expected.std() * np.array([0, 0.05, 0.2] * 3)[:, None]
-    assert model.task.count_flips(moved, expected) == (3, 9)
+    assert model.task.flips(moved, expected).sum() == 3
 
 
 @pytest.mark.parametrize("logits", [np.linspace(-14, -9.5, 21), np.linspace(9, 13, 21), np.linspace(-90, 10, 21)])

@@ -7,7 +7,7 @@ from tiny import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
-from runtimes.first_token import first_token_only
+from bench.model.first_token import first_token_only
 
 SUPPORTED = "bert", "camembert", "data2vec-text", "deberta-v2", "distilbert", "electra", "ernie", "megatron-bert"
 SUPPORTED += "modernbert", "mpnet", "rembert", "roberta", "xlm-roberta"
