@@ -5,9 +5,11 @@ import time
 from dataclasses import replace
 
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
-from bench.measure.cells import Cell, batching_of, cell_of
+from bench.machine import free_memory
+from bench.measure.cells import Cell, batching_of, cell_of, cells_to_run
 from bench.measure.check import FurtherCheck, check_more, undecided
 from bench.measure.recorder import Recorder
+from bench.measure.splits import fastest_split, worker_bytes
 from bench.measure.sweep import Sweep, run_cells, run_in_turn, start_workers
 from bench.processes import ProcessPool
 from utils import UserError, say
@@ -19,9 +21,9 @@ MAX_LEADERS = 4  # variants loaded at once
 
 def estimate_total(sweep: Sweep, seconds: dict[Cell, float], repeats: int) -> float:
     """Estimate the seconds of measure_all without compiling and checks. `seconds`: of each cell, see sweep.estimate."""
-    slowest = {}  # pass of each variant and worker count
+    slowest = {}  # pass of each variant and split
     for cell, cost in seconds.items():
-        slowest[cell.variant, cell.workers] = max(cost, slowest.get((cell.variant, cell.workers), 0))
+        slowest[cell.loaded] = max(cost, slowest.get(cell.loaded, 0))
     total = repeats * (sum(seconds.values()) + sum(sweep.loading + cost for cost in slowest.values()))
     if len(slowest) > 1 and repeats == 1:
         total += sum(sweep.loading + (1 + ROUNDS) * cost for cost in sorted(slowest.values())[:MAX_LEADERS])
@@ -29,7 +31,11 @@ def estimate_total(sweep: Sweep, seconds: dict[Cell, float], repeats: int) -> fl
 
 
 def measure_all(sweep: Sweep, cells: list[Cell], recorder: Recorder, repeats: int) -> None:
-    """Measure cells, time the leaders again in turn, and check unproven variants that are faster than proven ones."""
+    """Measure cells, time the leaders again in turn, and check unproven variants that are faster than proven ones.
+
+    Cells with a reused row are left out. If the sweep searches, only the cells of the fastest split are measured.
+    """
+    cells = cells_to_run(fastest_split(sweep, cells, recorder) if sweep.search else cells, recorder.speeds())
     for cell, figures in run_cells(sweep, cells, recorder.speeds(), repeats):
         recorder.add(cell, figures)
     leading = leading_cells(sweep, recorder)
@@ -40,9 +46,12 @@ def measure_all(sweep: Sweep, cells: list[Cell], recorder: Recorder, repeats: in
     can_check = sweep.check_time and sweep.more_texts
     checked = [cell for cell, is_undecided in leading.items() if is_undecided and can_check]
     with contextlib.ExitStack() as stack:
-        workers = {}
+        workers, kind = {}, sweep.device.kind
+        free = free_memory(sweep.uuid if kind == "gpu" else None)
         for cell in dict.fromkeys([*leaders, *checked]):
-            if time.monotonic() > sweep.deadline:
+            free -= cell.workers * worker_bytes(sweep.model, kind)
+            if time.monotonic() > sweep.deadline or (workers and free < 0):
+                say(f"note       no time or memory left to time {cell.variant} again")
                 break
             try:
                 workers[cell] = stack.enter_context(start_workers(sweep, cell))

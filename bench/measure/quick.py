@@ -18,6 +18,7 @@ from bench.measure.leaders import measure_all
 from bench.measure.peak import count_flops
 from bench.measure.prepare import find_peaks, plan_sweep, prepare_sweep
 from bench.measure.recorder import Recorder, columns_of_run
+from bench.measure.splits import splits_to_try
 from bench.measure.sweep import ASSUMED_MFU
 from bench.model.model import Model
 from bench.model.reference import Reference
@@ -39,8 +40,10 @@ QUICK_OPTIONS = {
 }
 QUICK_SECONDS = 60.0  # longest `run_benchmark.py --quick`, without creating exports
 PASS_SECONDS = 1.5  # target duration of an FP32 pass in a quick benchmark
+TEXTS_PER_WORKER = 8  # at least, so that they share the work evenly
 MIN_TEXTS = 32  # smallest quick benchmark, even on slow devices
 CALIBRATION_TEXTS = 64  # that the original model runs, at most
+CALIBRATION_BATCH = 8  # texts
 CALIBRATION_SECONDS = 1.5  # for these
 COUNTED_TEXTS = 64  # texts whose FLOPs are counted to choose the size
 SMALL_JOB = 10_000  # rows; for smaller jobs a benchmark does not pay off
@@ -88,8 +91,11 @@ def flops_per_text(model: Model, texts: list[Item], call: Callable) -> float:
     return count_flops(model, np.array(list(map(len, ids))), max(ids, key=len), call) / len(ids) * model.task.parts
 
 
-def calibrate(model: Model, texts: list[Item]) -> tuple[float, float]:
-    """Return the messages/s of the original model on this CPU, as busy as it is now, and the seconds of loading it."""
+def calibrate(model: Model, texts: list[Item]) -> tuple[float, float, float]:
+    """Measure the original model on this CPU, as busy as it is now.
+
+    Return its messages/s text by text, its tokens/s in batches, and the seconds of loading it.
+    """
     start = time.monotonic()
     reference = Reference.load(model)
     reference.of_items(texts[:1])  # the first call is slower
@@ -99,16 +105,33 @@ def calibrate(model: Model, texts: list[Item]) -> tuple[float, float]:
     while done < len(chosen) and time.monotonic() < loaded + CALIBRATION_SECONDS:
         reference.of_items([chosen[done]])
         done += 1
-    return done / (time.monotonic() - loaded), loaded - start
+    speed = done / (time.monotonic() - loaded)
+    ids = sorted(model.first_rows(chosen)["input_ids"], key=len)[len(chosen) // 2]
+    if not ids:
+        return speed, np.nan, loaded - start
+    batch = model.pad({"input_ids": [ids] * CALIBRATION_BATCH})
+    batch_start = time.monotonic()
+    reference.run(batch)
+    return speed, batch["input_ids"].size / (time.monotonic() - batch_start), loaded - start
 
 
-def quick_size(speed: float, earlier: Sequence[int] = ()) -> int:
+def measure_speed(model: Model, texts: list[Item], peaks: dict[str, float], call: Callable, gpu: int | None) -> dict:
+    """Return the fields of Sweep with which times are estimated: measured on a CPU, assumed otherwise."""
+    flops = flops_per_text(model, texts, call)
+    if gpu is not None or model.onnx_precision:  # torch can't load the latter
+        return {"reference_speed": ASSUMED_MFU * peaks["fp32"] / flops if flops > 0 else math.inf}
+    speed, tokens_speed, loading = call(calibrate, model, texts)
+    mfu = tokens_speed * flops / call(mean_tokens, model, texts) / peaks["fp32"]
+    return {"reference_speed": speed, "mfu": mfu if mfu < 1 else ASSUMED_MFU, "loading": loading}
+
+
+def quick_size(speed: float, splits: list[tuple[int, int]], earlier: Sequence[int] = ()) -> int:
     """Return how many texts a device processes in about PASS_SECONDS, given its FP32 messages/s.
 
-    It is the size of an earlier quick benchmark if that is similar, otherwise a power of two, so that several of them
-    measure the same texts.
+    They are enough for the workers of all splits. It is the size of an earlier quick benchmark if that is similar,
+    otherwise a power of two, so that several of them measure the same texts.
     """
-    texts = max(PASS_SECONDS * speed, MIN_TEXTS) if np.isfinite(speed) else MIN_TEXTS
+    texts = max(MIN_TEXTS, TEXTS_PER_WORKER * max(splits)[0], PASS_SECONDS * speed if np.isfinite(speed) else 0)
     similar = [size for size in earlier if texts / 4 <= size <= 2 * texts]
     return max(similar) if similar else 2 ** int(math.log2(texts))
 
@@ -121,6 +144,7 @@ class Job:
     model: Model
     texts: list[Item]  # from its beginning
     rows: int  # about
+    splits: list[tuple[int, int]] | None = None  # (workers, threads of each); None: the fastest
 
 
 def head_texts(tables: list[Table], columns: list[str]) -> list[Item]:
@@ -156,14 +180,15 @@ def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Pat
         return None
     say(f"quick      no result fits this job of about {fp32_seconds / 3600:.1f} h: measuring for {budget:.0f} s")
     dataset = Dataset(job.name, job.texts, [], job.texts)
-    dataset = dataset.limited(quick_size(ASSUMED_MFU * peaks["fp32"] / flops * budget / MAX_SECONDS))
+    splits = job.splits or splits_to_try(job.model, device.kind, info.uuid)
+    dataset = dataset.limited(quick_size(ASSUMED_MFU * peaks["fp32"] / flops * budget / MAX_SECONDS, splits))
     evidence = EvidenceFile(results_dir)
-    limits = {"min_time": 0.0, "stall_timeout": STALL_TIMEOUT, "check_time": budget / 3}
-    sweep = plan_sweep(job.model, dataset, device, call, peaks=peaks, evidence=evidence, **limits)
+    limits = {"min_time": 0.0, "stall_timeout": STALL_TIMEOUT, "check_time": budget / 3, "search": True}
+    sweep = plan_sweep(job.model, dataset, device, call, peaks=peaks, evidence=evidence, uuid=info.uuid, **limits)
     sweep = prepare_sweep(sweep, variants, dataset.name, slug(info.name))
-    cells = plan_cells(variants, [1], ["token-budget"], [], QUICK_OPTIONS[device.kind]["batch_tokens"])
+    cells = plan_cells(variants, splits, ["token-budget"], [], QUICK_OPTIONS[device.kind]["batch_tokens"])
     say(HEADER)
-    run_columns = columns_of_run(job.model, dataset, info, device.threads)
+    run_columns = columns_of_run(job.model, dataset, info)
     recorder = Recorder(run_columns, results_dir, lambda _, row: [*map(say, table_line(row).splitlines())], evidence)
     start = time.monotonic()
     measure_all(sweep, cells, recorder, repeats=1)
