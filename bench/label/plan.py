@@ -169,8 +169,8 @@ def choose_plan(device: str, measured: dict | None, options: PlanOptions, parts:
         if options.ray:
             say("           to find a faster variant, run run_benchmark.py on a machine of the cluster")
     asked = {name: getattr(options, name) for name in ("variant", "workers", "threads") if getattr(options, name)}
-    if options.workers not in (None, plan.workers):
-        asked |= dict(zip(("workers", "threads"), *share_cores([options.workers], options.threads), strict=True))
+    if options.workers not in (None, plan.workers) and not options.ray:
+        [(_, asked["threads"])] = share_cores([options.workers], options.threads)
     if options.batch_tokens or replace(plan, **asked) != plan:
         plan = replace(plan, **asked, speed=0.0)
     variant = VARIANTS[plan.variant]

@@ -7,6 +7,8 @@ from bench.model.batches import Batching
 from bench.report.verdict import ONE_PASS_ERROR
 from runtimes import VARIANTS
 
+Split = tuple[int, int]  # workers, threads of each
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -23,9 +25,13 @@ class Cell:
     stage: str = "forward"
 
     @property
-    def loaded(self) -> tuple[str, int, int]:
+    def split(self) -> Split:
+        return self.workers, self.threads
+
+    @property
+    def loaded(self) -> tuple[str, Split]:
         """What its workers load: cells with the same value run in the same processes."""
-        return self.variant, self.workers, self.threads
+        return self.variant, self.split
 
     def columns(self) -> dict:
         """Return the columns of a row that identify the cell."""
@@ -49,15 +55,11 @@ def batching_of(row: dict) -> Batching:
 
 
 def plan_cells(
-    variants: list[str],
-    splits: list[tuple[int, int]],
-    names: list[str],
-    batch_sizes: list[int],
-    batch_tokens: list[int],
+    variants: list[str], splits: list[Split], names: list[str], batch_sizes: list[int], batch_tokens: list[int]
 ) -> list[Cell]:
     """Return the cells to measure, without duplicates: batches of one text are the same in-order and sorted.
 
-    `splits`: (workers, threads of each); `names`: of BATCHINGS. A variant that takes texts is measured end to end only,
+    `names`: of BATCHINGS. A variant that takes texts is measured end to end only,
     in-order at each batch size.
     """
     in_order = [Batching("in-order", size) for size in batch_sizes]

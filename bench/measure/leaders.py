@@ -1,6 +1,7 @@
 """Measures all cells, times the leaders again in turn, and checks the fast variants that are not proven yet."""
 
 import contextlib
+import itertools
 import time
 from dataclasses import replace
 
@@ -21,12 +22,11 @@ MAX_LEADERS = 4  # variants loaded at once
 
 def estimate_total(sweep: Sweep, seconds: dict[Cell, float], repeats: int) -> float:
     """Estimate the seconds of measure_all without compiling and checks. `seconds`: of each cell, see sweep.estimate."""
-    slowest = {}  # pass of each variant and split
-    for cell, cost in seconds.items():
-        slowest[cell.loaded] = max(cost, slowest.get(cell.loaded, 0))
-    total = repeats * (sum(seconds.values()) + sum(sweep.loading + cost for cost in slowest.values()))
-    if len(slowest) > 1 and repeats == 1:
-        total += sum(sweep.loading + (1 + ROUNDS) * cost for cost in sorted(slowest.values())[:MAX_LEADERS])
+    slowest = [max(map(seconds.get, group)) for _, group in itertools.groupby(seconds, key=lambda cell: cell.loaded)]
+    total = repeats * (sum(seconds.values()) + sum(sweep.loading + cost for cost in slowest))
+    fastest = {cell.variant: cost for cell, cost in sorted(seconds.items(), key=lambda item: -item[1])}
+    if len(fastest) > 1 and repeats == 1:
+        total += sum(sweep.loading + (1 + ROUNDS) * cost for cost in sorted(fastest.values())[:MAX_LEADERS])
     return total
 
 
@@ -39,39 +39,36 @@ def measure_all(sweep: Sweep, cells: list[Cell], recorder: Recorder, repeats: in
     for cell, figures in run_cells(sweep, cells, recorder.speeds(), repeats):
         recorder.add(cell, figures)
     leading = leading_cells(sweep, recorder)
-    leaders = [cell for cell in leading if cell in recorder.cells]
-    leaders = leaders[: affordable(sweep, recorder, leaders)]
-    if len(leaders) < 2 or repeats > 1:  # repeated cells took turns already
-        leaders = []
+    leaders = [cell for cell in leading if cell in recorder.cells] if repeats == 1 else []  # others took turns already
     can_check = sweep.check_time and sweep.more_texts
     checked = [cell for cell, is_undecided in leading.items() if is_undecided and can_check]
     with contextlib.ExitStack() as stack:
-        workers, kind = {}, sweep.device.kind
-        free = free_memory(sweep.uuid if kind == "gpu" else None)
-        for cell in dict.fromkeys([*leaders, *checked]):
-            free -= cell.workers * worker_bytes(sweep.model, kind)
-            if time.monotonic() > sweep.deadline or (workers and free < 0):
-                say(f"note       no time or memory left to time {cell.variant} again")
-                break
+        workers = {}
+        for cell in affordable(sweep, recorder, list(dict.fromkeys([*leaders, *checked]))):
             try:
                 workers[cell] = stack.enter_context(start_workers(sweep, cell))
             except UserError as error:
                 say(f"note       {cell.variant} was not timed again: {error}")
-        for cell, figures in run_in_turn(sweep, {cell: workers[cell] for cell in leaders if cell in workers}, ROUNDS):
+        in_turn = {cell: workers[cell] for cell in leaders if cell in workers}
+        for cell, figures in run_in_turn(sweep, in_turn, ROUNDS) if len(in_turn) > 1 else ():
             recorder.add(cell, figures)
         if can_check:  # the new times may have changed which cells are undecided
             check_undecided(sweep, recorder, workers)
 
 
-def affordable(sweep: Sweep, recorder: Recorder, leaders: list[Cell]) -> int:
-    """Return how many of the leaders can be loaded and timed again before the deadline."""
-    left = sweep.deadline - time.monotonic()
+def affordable(sweep: Sweep, recorder: Recorder, cells: list[Cell]) -> list[Cell]:
+    """Return the first of the cells that fit into memory together, and can be timed again before the deadline."""
+    left, kind = sweep.deadline - time.monotonic(), sweep.device.kind
+    free = free_memory(sweep.uuid if kind == "gpu" else None)
     speeds = {cell_of(row): row["messages/s"] for row in recorder.completed().to_dict("records")}
-    for count, cell in enumerate(leaders):
+    for count, cell in enumerate(cells):
         left -= sweep.loading + (1 + ROUNDS) * len(sweep.tokens.texts) / speeds[cell]
-        if left < 0:
-            return count
-    return len(leaders)
+        free -= cell.workers * worker_bytes(sweep.model, kind)
+        if count and free < 0:
+            say(f"note       not enough memory to load {cell.variant}, too: it was not timed again")
+        if left < 0 or (count and free < 0):
+            return cells[:count]
+    return cells
 
 
 def check_undecided(sweep: Sweep, recorder: Recorder, workers: dict[Cell, ProcessPool]) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from bench.judge import WITHIN
 from bench.machine import DeviceInfo
-from bench.measure.cells import plan_cells
+from bench.measure.cells import Split, plan_cells
 from bench.measure.check import in_random_order
 from bench.measure.leaders import measure_all
 from bench.measure.peak import count_flops
@@ -43,7 +43,6 @@ PASS_SECONDS = 1.5  # target duration of an FP32 pass in a quick benchmark
 TEXTS_PER_WORKER = 8  # at least, so that they share the work evenly
 MIN_TEXTS = 32  # smallest quick benchmark, even on slow devices
 CALIBRATION_TEXTS = 64  # that the original model runs, at most
-CALIBRATION_BATCH = 8  # texts
 CALIBRATION_SECONDS = 1.5  # for these
 COUNTED_TEXTS = 64  # texts whose FLOPs are counted to choose the size
 SMALL_JOB = 10_000  # rows; for smaller jobs a benchmark does not pay off
@@ -91,11 +90,8 @@ def flops_per_text(model: Model, texts: list[Item], call: Callable) -> float:
     return count_flops(model, np.array(list(map(len, ids))), max(ids, key=len), call) / len(ids) * model.task.parts
 
 
-def calibrate(model: Model, texts: list[Item]) -> tuple[float, float, float]:
-    """Measure the original model on this CPU, as busy as it is now.
-
-    Return its messages/s text by text, its tokens/s in batches, and the seconds of loading it.
-    """
+def calibrate(model: Model, texts: list[Item]) -> tuple[float, float]:
+    """Return the messages/s of the original model on this CPU, as busy as it is now, and the seconds of loading it."""
     start = time.monotonic()
     reference = Reference.load(model)
     reference.of_items(texts[:1])  # the first call is slower
@@ -105,14 +101,7 @@ def calibrate(model: Model, texts: list[Item]) -> tuple[float, float, float]:
     while done < len(chosen) and time.monotonic() < loaded + CALIBRATION_SECONDS:
         reference.of_items([chosen[done]])
         done += 1
-    speed = done / (time.monotonic() - loaded)
-    ids = sorted(model.first_rows(chosen)["input_ids"], key=len)[len(chosen) // 2]
-    if not ids:
-        return speed, np.nan, loaded - start
-    batch = model.pad({"input_ids": [ids] * CALIBRATION_BATCH})
-    batch_start = time.monotonic()
-    reference.run(batch)
-    return speed, batch["input_ids"].size / (time.monotonic() - batch_start), loaded - start
+    return done / (time.monotonic() - loaded), loaded - start
 
 
 def measure_speed(model: Model, texts: list[Item], peaks: dict[str, float], call: Callable, gpu: int | None) -> dict:
@@ -120,12 +109,12 @@ def measure_speed(model: Model, texts: list[Item], peaks: dict[str, float], call
     flops = flops_per_text(model, texts, call)
     if gpu is not None or model.onnx_precision:  # torch can't load the latter
         return {"reference_speed": ASSUMED_MFU * peaks["fp32"] / flops if flops > 0 else math.inf}
-    speed, tokens_speed, loading = call(calibrate, model, texts)
-    mfu = tokens_speed * flops / call(mean_tokens, model, texts) / peaks["fp32"]
-    return {"reference_speed": speed, "mfu": mfu if mfu < 1 else ASSUMED_MFU, "loading": loading}
+    speed, loading = call(calibrate, model, texts)
+    mfu = max(ASSUMED_MFU, speed * flops / peaks["fp32"])  # text by text, a small model is mostly overhead
+    return {"reference_speed": speed, "mfu": min(1, mfu), "loading": loading}
 
 
-def quick_size(speed: float, splits: list[tuple[int, int]], earlier: Sequence[int] = ()) -> int:
+def quick_size(speed: float, splits: list[Split], earlier: Sequence[int] = ()) -> int:
     """Return how many texts a device processes in about PASS_SECONDS, given its FP32 messages/s.
 
     They are enough for the workers of all splits. It is the size of an earlier quick benchmark if that is similar,
@@ -144,7 +133,7 @@ class Job:
     model: Model
     texts: list[Item]  # from its beginning
     rows: int  # about
-    splits: list[tuple[int, int]] | None = None  # (workers, threads of each); None: the fastest
+    splits: list[Split] | None = None  # to try; None: those that suit the machine
 
 
 def head_texts(tables: list[Table], columns: list[str]) -> list[Item]:

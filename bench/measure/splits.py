@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 from bench.machine import cpu_cores, free_memory
-from bench.measure.cells import Cell
+from bench.measure.cells import Cell, Split
 from bench.measure.recorder import Recorder
 from bench.measure.sweep import Sweep, run_cells
 from bench.measure.warnings import note
@@ -20,19 +20,18 @@ SEARCH_SECONDS = 1.0  # of passes for each split
 SEARCH_SHARE = 1 / 3  # of the time until the deadline
 
 
-def share_cores(counts: list[int], threads: int | None = None) -> list[tuple[int, int]]:
-    """Return (workers, threads of each) for each number of workers; without `threads`, all cores are shared out."""
+def share_cores(counts: list[int], threads: int | None = None) -> list[Split]:
+    """Return the split for each number of workers; without `threads`, all cores are shared out."""
     return [(count, threads or max(1, cpu_cores() // count)) for count in counts]
 
 
-def splits_to_try(model: Model, device: str, uuid: str) -> list[tuple[int, int]]:
+def splits_to_try(model: Model, device: str, uuid: str) -> list[Split]:
     """Return at most four splits of a `gpu` or `cpu` that fit into its memory, one worker first; note the others."""
     cores = cpu_cores()
-    if device == "cpu":
-        counts = sorted({1, max(1, cores // 4), max(1, cores // 2), cores})
-    else:
-        weights = sum(file.stat().st_size for file in weight_files(model.folder))
-        counts = [count for count in (1, 2, 4) if count <= min(cores, 4 if weights <= SMALL_WEIGHTS else 2)]
+    counts = [1, cores // 4, cores // 2, cores]
+    if device == "gpu":
+        counts = [1, 2, 4] if weight_bytes(model) <= SMALL_WEIGHTS else [1, 2]
+    counts = sorted({count for count in counts if 1 <= count <= cores})
     free, needed = free_memory(uuid if device == "gpu" else None), worker_bytes(model, device)
     large = [count for count in counts[1:] if count * needed > free]
     if large:
@@ -44,12 +43,15 @@ def splits_to_try(model: Model, device: str, uuid: str) -> list[tuple[int, int]]
 
 def worker_bytes(model: Model, device: str) -> int:
     """Estimate the memory of a worker on a `gpu` or `cpu`."""
-    return WEIGHT_COPIES * sum(file.stat().st_size for file in weight_files(model.folder)) + WORKER_BYTES[device]
+    return WEIGHT_COPIES * weight_bytes(model) + WORKER_BYTES[device]
 
 
-def on_split(cells: list[Cell], split: Cell) -> list[Cell]:
-    """Return the cells with the workers and threads of one."""
-    return [cell for cell in cells if cell.loaded[1:] == split.loaded[1:]]
+def weight_bytes(model: Model) -> int:
+    return sum(file.stat().st_size for file in weight_files(model.folder))
+
+
+def on_split(cells: list[Cell], split: Split) -> list[Cell]:
+    return [cell for cell in cells if cell.split == split]
 
 
 def search_cells(cells: list[Cell]) -> list[Cell]:
@@ -63,13 +65,16 @@ def search_cells(cells: list[Cell]) -> list[Cell]:
         return not variant.takes_texts, not variant.compiles, variant.precision != "int8", list(VARIANTS).index(name)
 
     name = max({cell.variant for cell in cells}, key=likelihood)
-    by_split = {cell.loaded: replace(cell, stage="end-to-end") for cell in reversed(cells) if cell.variant == name}
-    return [*by_split.values()][::-1] if len(by_split) > 1 else []
+    firsts = {}
+    for cell in cells:
+        if cell.variant == name:
+            firsts.setdefault(cell.split, replace(cell, stage="end-to-end"))
+    return [*firsts.values()] if len(firsts) > 1 else []
 
 
 def expected_cells(sweep: Sweep, cells: list[Cell]) -> list[Cell]:
     """Return the cells that will probably run: all, or with a search those that rank the splits and those of one."""
-    return [*search_cells(cells), *on_split(cells, cells[0])] if sweep.search else cells
+    return [*search_cells(cells), *on_split(cells, cells[0].split)] if sweep.search else cells
 
 
 def fastest_split(sweep: Sweep, cells: list[Cell], recorder: Recorder) -> list[Cell]:
@@ -77,7 +82,7 @@ def fastest_split(sweep: Sweep, cells: list[Cell], recorder: Recorder) -> list[C
     usable = [cell for cell in cells if not isinstance(sweep.exports[cell.variant], UserError)]
     ranking = search_cells(usable) if usable else []
     if not ranking:
-        return on_split(cells, cells[0]) if cells else []
+        return on_split(cells, cells[0].split)
     now = time.monotonic()
     deadline = now + SEARCH_SHARE * (sweep.deadline - now)
     speeds = {cell: speed for cell, speed in recorder.speeds().items() if cell in ranking}
@@ -89,4 +94,4 @@ def fastest_split(sweep: Sweep, cells: list[Cell], recorder: Recorder) -> list[C
     best = max(speeds, key=speeds.get, default=ranking[0])
     if len(speeds) > 1:
         say(f"split      {best.workers} x {best.threads} (workers x threads): the fastest with {best.variant}")
-    return on_split(cells, best)
+    return on_split(cells, best.split)

@@ -74,8 +74,9 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeat
     for left, group in zip(range(repeats * len(groups), 0, -1), groups * repeats, strict=True):
         now = time.monotonic()
         if now > sweep.deadline:
-            variant, workers, threads = group[0].loaded
-            say(f"note       no time left for {variant}, {workers} x {threads}; measure it without --quick")
+            cell = group[0]
+            split = f"{cell.workers} x {cell.threads}"
+            say(f"note       no time left for {cell.variant}, {split}; measure it without --quick")
             continue
         end = now + (sweep.deadline - now) / (left + 1)  # the rest is for the leaders and the check
         with contextlib.ExitStack() as stack:

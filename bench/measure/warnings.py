@@ -3,6 +3,7 @@
 import math
 
 from bench.machine import BUSY, DeviceInfo, cpu_busy, cpu_cores, gpu_busy
+from bench.measure.cells import Split
 from bench.provenance import versions
 from bench.variants import Device
 from runtimes import VARIANTS
@@ -33,8 +34,8 @@ def measure_busy(info: DeviceInfo, device: Device) -> float | None:
     return busy
 
 
-def note_slowdowns(variants: list[str], device: Device, splits: list[tuple[int, int]], busy: float | None) -> None:
-    """Print a note for everything that makes results worse. `splits`: (workers, threads of each)."""
+def note_slowdowns(variants: list[str], device: Device, splits: list[Split], busy: float | None) -> None:
+    """Print a note for everything that makes results worse."""
     if len(versions("onnxruntime", "onnxruntime-gpu")) > 1:
         note("onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall one")
     for name in variants:
