@@ -39,7 +39,9 @@ def measure_all(sweep: Sweep, cells: list[Cell], recorder: Recorder, repeats: in
     for cell, figures in run_cells(sweep, cells, recorder.speeds(), repeats):
         recorder.add(cell, figures)
     leading = leading_cells(sweep, recorder)
-    leaders = [cell for cell in leading if cell in recorder.cells] if repeats == 1 else []  # others took turns already
+    leaders = [cell for cell in leading if cell in recorder.cells]
+    if len(leaders) < 2 or repeats > 1:  # repeated cells took turns already
+        leaders = []
     can_check = sweep.check_time and sweep.more_texts
     checked = [cell for cell, is_undecided in leading.items() if is_undecided and can_check]
     with contextlib.ExitStack() as stack:

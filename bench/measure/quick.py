@@ -106,12 +106,10 @@ def calibrate(model: Model, texts: list[Item]) -> tuple[float, float]:
 
 def measure_speed(model: Model, texts: list[Item], peaks: dict[str, float], call: Callable, gpu: int | None) -> dict:
     """Return the fields of Sweep with which times are estimated: measured on a CPU, assumed otherwise."""
+    if gpu is None and not model.onnx_precision:  # torch can't load the latter
+        return dict(zip(("reference_speed", "loading"), call(calibrate, model, texts), strict=True))
     flops = flops_per_text(model, texts, call)
-    if gpu is not None or model.onnx_precision:  # torch can't load the latter
-        return {"reference_speed": ASSUMED_MFU * peaks["fp32"] / flops if flops > 0 else math.inf}
-    speed, loading = call(calibrate, model, texts)
-    mfu = max(ASSUMED_MFU, speed * flops / peaks["fp32"])  # text by text, a small model is mostly overhead
-    return {"reference_speed": speed, "mfu": min(1, mfu), "loading": loading}
+    return {"reference_speed": ASSUMED_MFU * peaks["fp32"] / flops if flops > 0 else math.inf}
 
 
 def quick_size(speed: float, splits: list[Split], earlier: Sequence[int] = ()) -> int:

@@ -78,7 +78,7 @@ def expected_cells(sweep: Sweep, cells: list[Cell]) -> list[Cell]:
 
 
 def fastest_split(sweep: Sweep, cells: list[Cell], recorder: Recorder) -> list[Cell]:
-    """Return the cells of the split that is the fastest in a single pass of one variant."""
+    """Time one variant end to end with each split. Return the cells of the fastest split."""
     usable = [cell for cell in cells if not isinstance(sweep.exports[cell.variant], UserError)]
     ranking = search_cells(usable) if usable else []
     if not ranking:

@@ -44,8 +44,7 @@ class Sweep:
     uuid: str = ""  # NVML's id of the GPU; empty on a CPU, or if unknown
     more_texts: Sequence[Item] = ()  # for variants that are not proven after the sweep
     check_time: float = 0.0  # seconds for these, at most
-    mfu: float = ASSUMED_MFU  # of batches, in estimates of time
-    reference_speed: float = math.inf  # messages/s of the original model, text by text, in estimates of time
+    reference_speed: float = math.nan  # messages/s of the original model, text by text, in estimates of time
     loading: float = LOADING_SECONDS  # in estimates of time, until a variant's workers are ready
     deadline: float = math.inf  # of time.monotonic(), after which only what is necessary is measured
     tolerance: float = TOLERANCE  # share of changed decisions
@@ -120,14 +119,16 @@ def run_in_turn(sweep: Sweep, workers: dict[Cell, ProcessPool], rounds: int) -> 
 
 def estimate(sweep: Sweep, cells: list[Cell]) -> dict[Cell, float]:
     """Estimate the seconds of each cell's passes, without compiling and warm-up."""
-    lengths, seconds = sweep.tokens.lengths, {}
+    lengths, flops, seconds = sweep.tokens.lengths, np.nan_to_num(sweep.tokens.flops), {}
+    reference_mfu = sweep.reference_speed * flops / len(sweep.tokens.texts) / sweep.peaks["fp32"]
+    mfu = min(1, max(ASSUMED_MFU, reference_mfu))  # text by text, a small model is mostly overhead; or nan
     for cell in cells:
         batches = make_batches(lengths, cell.batching, sweep.tokens.groups)
         padding = padded_tokens(lengths, batches).sum() / lengths.sum()
         peak = sweep.peak_of(cell.variant) or sweep.peaks["fp32"]
         if sweep.device.gpu is None:
             peak *= min(1, cell.workers * cell.threads / cpu_cores())
-        seconds_per_pass = padding * np.nan_to_num(sweep.tokens.flops) / (sweep.mfu * peak)
+        seconds_per_pass = padding * flops / (mfu * peak)
         seconds[cell] = max(seconds_per_pass, sweep.min_time)
     return seconds
 

@@ -161,6 +161,8 @@ def test_the_estimate_counts_padding_warm_up_and_the_cores_in_use(plan, monkeypa
     assert estimate(padded, [one, two]) == {one: 4, two: 2 * 1.5}, "1 GFLOP at half of the peak"
     bf16 = Cell("torch-bf16", 2, 1, Batching("sorted", 2))
     assert estimate(replace(padded, min_time=3), [bf16]) == {bf16: 3}
+    fast = replace(padded, reference_speed=9.0)  # 9 of the 12 GFLOP/s that the peak allows
+    assert estimate(fast, [one]) == {one: pytest.approx(2 / 0.75)}
 
 
 def test_the_fastest_cell_of_each_variant_and_worker_count_is_timed_end_to_end(plan):
