@@ -45,7 +45,7 @@ def note_slowdowns(variants: list[str], device: Device, splits: list[Split], bus
         if not variant.is_native_on(device.kind):
             note(f"{name}: this CPU has no {variant.required_cpu_feature.upper()} units, so it is slow or fails")
     if device.gpu is not None:
-        if max(splits) > (1, 1):
+        if max(splits)[0] > 1:
             note(f"several workers take turns on one GPU unless MPS is running: {MPS}")
         return
     idle = cpu_cores() * (1 - (busy or 0))

@@ -373,6 +373,7 @@ def test_other_processes_on_the_gpu_are_noted(run_fake, monkeypatch, busy, note,
     code, _, errors = run_fake("--device", "gpu", "--dataset", tmp_path / "one.csv")
     assert code == 0 and re.search(r"NVIDIA H200\b.*\b580\.95\b", errors)
     assert re.search(note, errors) if note else "MiB" not in errors
+    assert "MPS" not in errors, "for a single worker"
     [row, *_] = results.read_rows(next(tmp_path.glob("*/NVIDIA-H200_onnx_one.csv.tsv")))[0]
     assert (row["driver"], row["busy"]) == ("580.95", f"{busy[0]:.2f}")
 
