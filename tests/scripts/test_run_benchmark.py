@@ -21,7 +21,7 @@ from conftest import ROOT, make_sweep, workers_of
 import classify_texts
 import run_benchmark
 from bench.machine import DeviceInfo, cpu_cores, cpu_name
-from bench.measure import leaders, recorder, warnings
+from bench.measure import leaders, recorder, splits, warnings
 from bench.model.classification import REGRESSION, Classification
 from bench.model.model import Model
 from bench.report import readmes
@@ -424,6 +424,14 @@ def test_batches_of_one_text_are_measured_once(list_cells):
     code, out, _ = list_cells(*options)
     cells = [f"torch\t{ALL_CORES}\t{how}\tforward" for how in ("1 in-order", "2 sorted", "2 in-order")]
     assert (code, out.splitlines()) == (0, cells)
+
+
+def test_each_number_of_workers_shares_out_the_cores(list_cells, monkeypatch):
+    monkeypatch.setattr(splits, "cpu_cores", lambda: 8)
+    options = ["--workers", "1,2,4", "--batches", "1", "--batching", "sorted"]
+    for threads, expected in (("auto", ["1x8", "2x4", "4x2"]), ("3", ["1x3", "2x3", "4x3"])):
+        out = list_cells(*options, "--threads", threads)[1]
+        assert [line.split("\t")[1] for line in out.splitlines()] == expected
 
 
 NO_NUMBERS = ("-1", "abc", "1e9", "", " ", "1,,2", "1.5", "nan", "inf", "0x10", "1_000")
