@@ -3,11 +3,14 @@
     python run_benchmark.py --variant all --quick --device cpu --model-id random-roberta-base
     python run_benchmark.py --variant onnx-fp16,torch-bf16 --device gpu --dataset my.csv --column text
 
-Every combination of variant, workers and batching is a cell. Each cell gives a row, which is printed on standard output
-and saved under results/. Notes, progress and the verdict go to standard error.
+Every combination of variant, workers, threads and batching is a cell. Each cell gives a row, which is printed on
+standard output and saved under results/. Notes, progress and the verdict go to standard error.
 
-What is timed: the forward passes over all batches of a cell. Then the fastest cell of each variant and worker count is
-timed end to end, from texts to answers on the host. The fastest of these are timed again, in turn.
+What is timed: the forward passes over all batches of a cell. Then the fastest cell of each variant, workers and
+threads is timed end to end, from texts to answers on the host. The fastest of these are timed again, in turn.
+
+--quick without --workers and --threads tries a few splits of the cores, such as 1 x 32, 8 x 4, 16 x 2 and 32 x 1
+(workers x threads), with one variant, and measures all others with the fastest split.
 
 256 texts are compared with the original model in eager FP32 PyTorch: `max_diff` is the largest difference of any
 label's probability, `flips` the share of changed decisions. Fast variants that are not proven yet are checked on more
@@ -25,7 +28,6 @@ import textwrap
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from bench.machine import cpu_cores, process_count
@@ -90,12 +92,16 @@ def parse_arguments() -> Namespace:
     defaults = {
         "model_id": DEFAULT_MODEL,
         "batch_tokens": BATCH_TOKENS[args.device],
-        "threads": max(1, cpu_cores() // max(args.workers)),
+        "search": args.quick and not (args.workers or args.threads),
     }
     if args.quick:
         defaults |= {"min_time": 0.0, "check_time": QUICK_CHECK} | QUICK_OPTIONS[args.device]
     parser.set_defaults(**defaults)
     return parser.parse_args()
+
+
+def thread_count(text: str) -> int | None:
+    return None if text == "auto" else process_count(text)
 
 
 def add_measuring_options(add: Callable) -> None:
@@ -107,9 +113,10 @@ def add_measuring_options(add: Callable) -> None:
     add("--batches", **counts, default=[1, 2, 4, 8, 16, 32], help="texts per batch (default: 1,2,4,8,16,32)")
     tokens = "tokens per batch, with padding, for token-budget (default: 1024,4096,16384; GPU: 16384,32768,65536)"
     add("--batch-tokens", **counts, help=tokens)
-    workers = "comma-separated numbers of worker processes (default: 1)"
-    add("--workers", type=list_of(process_count), default=[1], metavar="LIST", help=workers)
-    add("--threads", type=process_count, metavar="N", help="CPU threads per worker (default: all cores / workers)")
+    workers = "comma-separated numbers of worker processes (default: 1; --quick: finds the fastest)"
+    add("--workers", type=list_of(process_count), metavar="LIST", help=workers)
+    threads = "CPU threads of each worker, or auto: all cores / workers (default: auto)"
+    add("--threads", type=thread_count, metavar="N", help=threads)
     add("--min-time", **seconds, default=3.0, help="repeat each cell for at least this long (default: 3)")
     repeats = "number of rounds over all cells; with several, a slow period affects all cells equally (default: 1)"
     add("--repeats", **count, default=1, help=repeats)
@@ -129,12 +136,13 @@ from tqdm import tqdm
 from bench.export.ensure import runnable_variants
 from bench.files import check_writable
 from bench.judge import TOLERANCE, within_tolerance
-from bench.measure.cells import Cell, cell_of, cells_to_run, plan_cells
+from bench.measure.cells import Cell, cells_to_run, plan_cells
 from bench.measure.leaders import estimate_total, measure_all
 from bench.measure.prepare import LEAST_SECONDS, describe_sweep, find_peaks, missing_exports, plan_sweep, prepare_sweep
-from bench.measure.quick import QUICK_OPTIONS, QUICK_SECONDS, calibrate, default_variants, flops_per_text, quick_size
+from bench.measure.quick import QUICK_OPTIONS, QUICK_SECONDS, default_variants, measure_speed, quick_size
 from bench.measure.recorder import Recorder, columns_of_run, rows_for_advice, rows_to_reuse
-from bench.measure.sweep import ASSUMED_MFU, LOADING_SECONDS, Sweep, estimate
+from bench.measure.splits import expected_cells, share_cores, splits_to_try
+from bench.measure.sweep import Sweep, estimate
 from bench.measure.warnings import measure_busy, note, note_slowdowns
 from bench.model.resolve import DEFAULT_MODEL, open_model
 from bench.model.task import Task
@@ -166,21 +174,20 @@ def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
     return names
 
 
-def choose_cells(args: Namespace, variants: list[str], n_texts: int) -> list[Cell]:
-    """Return the cells asked for, without batches of more texts than there are. Raises UserError if none is left."""
+def usable_sizes(args: Namespace, variants: list[str], n_texts: int) -> list[int]:
+    """Return --batches without those of more texts than there are. Raises UserError if that leaves no cell."""
     too_large = ",".join(str(size) for size in args.batches if size > n_texts)
     sizes = [size for size in args.batches if size <= n_texts]
-    cells = plan_cells(variants, args.workers, args.batching, sizes, args.batch_tokens)
-    if not cells:
+    if not plan_cells(variants, [(1, 1)], args.batching, sizes, args.batch_tokens):
         raise UserError(f"--batches {too_large}: there are only {n_texts} texts; choose smaller batches")
     if too_large:
         note(f"skipping --batches {too_large}: there are only {n_texts} texts")
-    return cells
+    return sizes
 
 
 def say_plan(args: Namespace, sweep: Sweep, cells: list[Cell], variants: list[str]) -> None:
     """Print how long the run takes from its start to its end."""
-    prepared = time.monotonic() - START + len(sweep.tokens.sample) / reference_speed(sweep)
+    prepared = time.monotonic() - START + len(sweep.tokens.sample) / sweep.reference_speed
     total = prepared + estimate_total(sweep, estimate(sweep, cells), args.repeats)
     approximate = any(VARIANTS[name].computes_in(sweep.device.gpu) != "fp32" for name in variants)
     can_check = bool(approximate and sweep.more_texts and args.check_time)
@@ -196,18 +203,13 @@ def say_plan(args: Namespace, sweep: Sweep, cells: list[Cell], variants: list[st
     say(f"plan       {plan}")
 
 
-def reference_speed(sweep: Sweep) -> float:
-    """Return the messages/s of the original model, text by text; infinite if unknown."""
-    flops = sweep.tokens.flops / len(sweep.tokens.texts)
-    return sweep.mfu * sweep.peaks["fp32"] / flops if flops > 0 else math.inf
-
-
 def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Recorder) -> None:
     """Measure the cells and check the leaders, printing each row."""
-    seconds = estimate(sweep, cells)
+    planned = cells_to_run(expected_cells(sweep, cells), recorder.speeds())
+    seconds = estimate(sweep, [*planned, *cells])
     print(HEADER, flush=True)
     layout = "{percentage:3.0f}% {bar} {elapsed}, {remaining} left"
-    total = args.repeats * sum(seconds.values())
+    total = args.repeats * sum(seconds.get(cell, 0) for cell in planned)
     with tqdm(total=total, bar_format=layout, file=sys.stderr, disable=None) as progress:
 
         def show(cell: Cell, row: dict) -> None:
@@ -249,7 +251,7 @@ def follow_ups(
         known = sweep.evidence.of_row(row)
         left = sum(not known or hash_item(text) not in known.changes for text in sweep.more_texts)
         if texts and texts <= left:
-            seconds = texts / row["messages/s"] + texts / reference_speed(sweep)
+            seconds = texts / row["messages/s"] + texts / sweep.reference_speed
             options = {"variant": row["variant"], "quick": True, "check_time": 60 * math.ceil(seconds / 30)}
             options |= {"model_id": args.model_id, "dataset": args.dataset if args.dataset != "normal" else None}
             line = command("python", "run_benchmark.py", **options, **given, tolerance=tolerance)
@@ -271,17 +273,17 @@ def follow_ups(
 def list_cells(cells: list[Cell], repeats: int) -> int:
     say(f"{len(cells)} cells to run, {repeats} time(s) each")
     for cell in cells:
-        print(cell.variant, cell.workers, cell.batching, cell.stage, sep="\t")
+        print(cell.variant, f"{cell.workers}x{cell.threads}", cell.batching, cell.stage, sep="\t")
     return 0
 
 
-def measure_speed(model, texts: list, peaks: dict[str, float], call: Callable, gpu: int | None) -> dict[str, float]:
-    """Return the fields of Sweep with which times are estimated: measured on a CPU, assumed otherwise."""
-    if gpu is not None or model.onnx_precision:  # torch can't load the latter
-        return {"mfu": ASSUMED_MFU, "loading": LOADING_SECONDS}
-    speed, loading = call(calibrate, model, texts)
-    mfu = speed * flops_per_text(model, texts, call) / peaks["fp32"]
-    return {"mfu": mfu if mfu < 1 else ASSUMED_MFU, "loading": loading}
+def open_evidence(args: Namespace, dataset_name: str, device_name: str, variants: list[str]) -> EvidenceFile:
+    """Return the file of the evidence. Raises UserError if rows are to be saved and can't be."""
+    is_saved = not (args.no_save or args.dry_run)
+    if is_saved:
+        file = {"model": args.model_id, "dataset": dataset_name, "device": device_name}
+        check_writable(rows.results_path(args.results_dir, file | {"variant": max(variants, key=len)}).parent)
+    return EvidenceFile(args.results_dir, save=is_saved)
 
 
 def main() -> int:
@@ -289,51 +291,47 @@ def main() -> int:
     variants = choose_variants(args.variant, args.device, args.quick)
     task, task_options = task_choice(args)
     dataset = load_dataset(args.dataset, text_columns(args), Csv.from_options(args)).limited(args.limit)
-    device = Device(args.gpu if args.device == "gpu" else None, args.threads)
+    device = Device(args.gpu if args.device == "gpu" else None, cpu_cores())
     info = device_info(device.gpu)
-    cells = choose_cells(args, variants, len(dataset.texts))
-    is_saved = not (args.no_save or args.dry_run)
-    if is_saved:
-        file = {"model": args.model_id, "dataset": dataset.name, "device": slug(info.name)}
-        check_writable(rows.results_path(args.results_dir, file | {"variant": max(variants, key=len)}).parent)
+    args.batches = usable_sizes(args, variants, len(dataset.texts))
+    evidence = open_evidence(args, dataset.name, slug(info.name), variants)
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
         model = open_model(args.model_id, call, task, args.original, task_options).with_thresholds(args.threshold)
-        usable = runnable_variants(model, variants, is_strict=args.variant != ["all"])
-        if usable != variants:
-            variants, cells = usable, choose_cells(args, usable, len(dataset.texts))
+        variants = runnable_variants(model, variants, is_strict=args.variant != ["all"])
         say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")
         busy = measure_busy(info, device)
-        note_slowdowns(variants, device, max(args.workers), busy)
+        splits = share_cores(args.workers or [1], args.threads)
+        if args.search:
+            splits = splits_to_try(model, device.kind, info.uuid)
+        cells = plan_cells(variants, splits, args.batching, args.batches, args.batch_tokens)
+        note_slowdowns(variants, device, splits, busy)
         for line in dataset.notes:
             note(line)
-        fields = {name: getattr(args, name) for name in ("min_time", "stall_timeout", "check_time", "tolerance")}
-        fields |= {
-            "peaks": find_peaks(variants, device, call),
-            "evidence": EvidenceFile(args.results_dir, save=is_saved),
-        }
+        names = "min_time", "stall_timeout", "check_time", "tolerance", "search"
+        fields = {name: getattr(args, name) for name in names}
+        fields |= {"evidence": evidence, "peaks": find_peaks(variants, device, call)}
         fields |= measure_speed(model, dataset.texts, fields["peaks"], call, device.gpu)
-        earlier = rows_for_advice(args.results_dir, columns_of_run(model, dataset, info, args.threads))
+        earlier = rows_for_advice(args.results_dir, columns_of_run(model, dataset, info))
         if args.quick:
-            speed = fields["mfu"] * fields["peaks"]["fp32"] / flops_per_text(model, dataset.texts, call)
-            dataset = dataset.limited(max(quick_size(speed, earlier["texts"]), *args.batches))
+            size = quick_size(fields["reference_speed"], splits, earlier["texts"])
+            dataset = dataset.limited(max([size, *args.batches]))
             fields["deadline"] = START + QUICK_SECONDS + max(args.check_time - QUICK_CHECK, 0)
-        run_columns, reused = columns_of_run(model, dataset, info, args.threads), None
-        if args.resume:
-            reused = rows_to_reuse(earlier, run_columns, cells)
-            say(f"resume     reusing {len(reused)} rows of earlier runs")
-            cells = cells_to_run(cells, {cell_of(row): row["messages/s"] for row in reused.to_dict("records")})
+        run_columns = columns_of_run(model, dataset, info)
+        if busy is not None:
+            run_columns["busy"], fields["uuid"] = f"{busy:.2f}", info.uuid
+        reused = rows_to_reuse(earlier, run_columns, cells) if args.resume else None
         sweep = plan_sweep(model, dataset, device, call, **fields)
-        say_plan(args, sweep, cells, variants)
+        results_dir = None if args.no_save else args.results_dir
+        recorder = Recorder(run_columns, results_dir, print, sweep.evidence, args.tolerance, earlier, reused)
+        planned = cells_to_run(expected_cells(sweep, cells), recorder.speeds())
+        if args.resume:
+            say(f"resume     reusing {len(reused)} rows of earlier runs")
+        say_plan(args, sweep, planned, variants)
         if args.dry_run:
-            return list_cells(cells, args.repeats)
+            return list_cells(planned, args.repeats)
     sweep = prepare_sweep(sweep, variants, dataset.name, slug(info.name))
     describe_sweep(sweep, dataset.name)
-    if busy is not None:
-        sweep = replace(sweep, uuid=info.uuid)
-        run_columns["busy"] = f"{busy:.2f}"
-    results_dir = None if args.no_save else args.results_dir
-    recorder = Recorder(run_columns, results_dir, print, sweep.evidence, args.tolerance, earlier, reused)
     measure_cells(args, sweep, cells, recorder)
     if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in recorder.rows):
         note("MFU above 100% omitted: the peak measurement was disturbed, or its kernels are slow on this machine")

@@ -24,6 +24,7 @@ CPU_FEATURES = {
 }
 # instruction sets, the widest first -> their flag in /proc/cpuinfo
 WIDTHS = {"amx": "amx_tile", "avx512": "avx512f", "avx2": "avx2"}
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 POLL_SECONDS = 0.2  # between two readings of a GPU's clock: shorter than a pass, and hardly any work
 BUSY = 0.1  # share of a device used by other processes above which measurements on it can't be compared
 BUSY_SECONDS = 0.25  # of CPU load to average: 25 ticks of /proc/stat
@@ -44,24 +45,58 @@ def cpu_cores() -> int:
     return max(1, math.ceil(min([cores, *cpu_quotas()])))
 
 
-def cpu_quotas(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
-    """Yield the quotas, in cores, of this process's control group and its ancestors; none outside Linux.
+def control_groups(controller: str, root: Path = CGROUPS, groups: Path = OWN_CGROUPS) -> Iterator[tuple[Path, bool]]:
+    """Yield the folders of this process's control group and its ancestors; none outside Linux.
 
-    Source: cpu.max (version 2) and cpu.cfs_quota_us (version 1) in the kernel's documentation. A container sees its
-    own group as the root.
+    The second value is true for version 1. A container sees its own group as the root.
     """
     for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, path = line.split(":", 2)
-        base = root / "cpu" if "cpu" in controllers.split(",") else root
+        base = root / controller if controller in controllers.split(",") else root
         group = base / path.strip("/")
         for folder in [group, *(parent for parent in group.parents if parent.is_relative_to(base))]:
-            with contextlib.suppress(OSError, ValueError):  # no such file, or "max" for no limit
-                if controllers:
-                    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-                else:
-                    quota, period = (folder / "cpu.max").read_text().split()
-                if float(quota) > 0:  # -1: no limit
-                    yield float(quota) / float(period)
+            yield folder, bool(controllers)
+
+
+def cpu_quotas(*places: Path) -> Iterator[float]:
+    """Yield the quotas, in cores, of this process's control groups.
+
+    Source: cpu.max (version 2) and cpu.cfs_quota_us (version 1) in the kernel's documentation.
+    """
+    for folder, is_version_1 in control_groups("cpu", *places):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max" for no limit
+            if is_version_1:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            else:
+                quota, period = (folder / "cpu.max").read_text().split()
+            if float(quota) > 0:  # -1: no limit
+                yield float(quota) / float(period)
+
+
+def free_memory(uuid: str | None = None) -> float:
+    """Return the free bytes of a GPU, or with None those of this machine within the limits of its control groups.
+
+    Infinite if unknown.
+    """
+    if uuid is None:
+        meminfo = Path("/proc/meminfo")
+        found = re.search(r"MemAvailable:\s*(\d+)", meminfo.read_text()) if meminfo.exists() else None
+        return min([int(found[1]) * 2**10 if found else math.inf, *memory_limits()])
+    import pynvml
+
+    with contextlib.suppress(pynvml.NVMLError):
+        return pynvml.nvmlDeviceGetMemoryInfo(nvml_handle(uuid), version=pynvml.nvmlMemory_v2).free
+    return math.inf
+
+
+def memory_limits(*places: Path) -> Iterator[int]:
+    """Yield the bytes left in this process's control groups, whose page cache counts as free."""
+    for folder, is_version_1 in control_groups("memory", *places):
+        names = ("limit_in_bytes", "usage_in_bytes") if is_version_1 else ("max", "current")
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max" for no limit
+            limit, used = (int((folder / f"memory.{name}").read_text()) for name in names)
+            cached = re.search(r"^(?:total_)?inactive_file (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
+            yield limit - used + (int(cached[1]) if cached else 0)
 
 
 def process_count(text: str) -> int:

@@ -1,5 +1,6 @@
 """The machine's name, features and load, and the origin of a figure."""
 
+import math
 import os
 import re
 import subprocess
@@ -13,7 +14,18 @@ import pytest
 from conftest import refused
 
 from bench import machine, provenance
-from bench.machine import DeviceInfo, cpu_busy, cpu_cores, cpu_features, cpu_name, cpu_quotas, describe_device, gpu_busy
+from bench.machine import (
+    DeviceInfo,
+    cpu_busy,
+    cpu_cores,
+    cpu_features,
+    cpu_name,
+    cpu_quotas,
+    describe_device,
+    free_memory,
+    gpu_busy,
+    memory_limits,
+)
 from bench.provenance import project_commit, versions
 
 
@@ -143,6 +155,37 @@ def test_the_quotas_of_a_container_and_its_ancestors_count(tmp_path):
         (root / "cpu" / place / "cpu.cfs_period_us").write_text("100000")
     assert list(cpu_quotas(root, own)) == [0.5, 8.0]
     assert list(cpu_quotas(root, tmp_path / "none")) == [], "not Linux"
+
+
+def test_the_memory_that_a_container_has_left_counts(tmp_path, monkeypatch):
+    own, root = tmp_path / "cgroup", tmp_path / "root"
+    (root / "job").mkdir(parents=True)
+    own.write_text("0::/job\n")
+    for folder, limit in ((root, "max"), (root / "job", "5000")):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text("3000\n")
+        (folder / "memory.stat").write_text("anon 1900\ninactive_file 1000\nactive_file 100\n")
+    assert list(memory_limits(root, own)) == [5000 - 3000 + 1000]
+    own.write_text("2:memory:/job\n")
+    (root / "memory" / "job").mkdir(parents=True)
+    for name, value in (("limit_in_bytes", "700"), ("usage_in_bytes", "400"), ("stat", "total_inactive_file 90\n")):
+        (root / "memory" / "job" / f"memory.{name}").write_text(value)
+    assert list(memory_limits(root, own)) == [700 - 400 + 90]
+    monkeypatch.setattr(machine, "memory_limits", lambda: [])
+    assert free_memory() == pytest.approx(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), rel=9)
+    monkeypatch.setattr(machine, "memory_limits", lambda: [7])
+    assert free_memory() == 7
+
+
+def test_the_free_memory_of_a_gpu(monkeypatch):
+    def info(handle, version):
+        if handle == "GPU-1":
+            return SimpleNamespace(free=5)
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(machine, "nvml_handle", str)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", info)
+    assert (free_memory("GPU-1"), free_memory("GPU-2")) == (5, math.inf)
 
 
 def test_there_is_at_least_one_core(monkeypatch):

@@ -13,6 +13,7 @@ from bench.label.splits import LabelJob
 from bench.machine import BUSY, DeviceInfo, cpu_cores, describe_device
 from bench.measure.cells import batching_of
 from bench.measure.quick import Job, head_texts, mean_tokens, quick_benchmark
+from bench.measure.splits import share_cores
 from bench.model.batches import Batching
 from bench.model.model import Model
 from bench.naming import slug
@@ -91,8 +92,10 @@ def plan_for(
     tokens = call(mean_tokens, model, texts)
     measured = fastest_valid_row(options.results_dir, slug(info.name), model, tokens, options)
     if not measured and job and not options.variant and not options.ray:
-        quick_job = Job(job.source.name, model, texts, job.estimate_rows())
-        device = Device((options.gpu or [0])[0] if kind == "gpu" else None, options.threads or cpu_cores())
+        asked = options.workers or options.threads
+        splits = share_cores([options.workers or 1], options.threads) if asked else None
+        quick_job = Job(job.source.name, model, texts, job.estimate_rows(), splits)
+        device = Device((options.gpu or [0])[0] if kind == "gpu" else None, cpu_cores())
         measured = quick_benchmark(quick_job, info, device, options.results_dir, call)
     return choose_plan(kind, measured, options, model.task.parts)
 
@@ -166,6 +169,8 @@ def choose_plan(device: str, measured: dict | None, options: PlanOptions, parts:
         if options.ray:
             say("           to find a faster variant, run run_benchmark.py on a machine of the cluster")
     asked = {name: getattr(options, name) for name in ("variant", "workers", "threads") if getattr(options, name)}
+    if options.workers not in (None, plan.workers) and not options.ray:
+        [(_, asked["threads"])] = share_cores([options.workers], options.threads)
     if options.batch_tokens or replace(plan, **asked) != plan:
         plan = replace(plan, **asked, speed=0.0)
     variant = VARIANTS[plan.variant]

@@ -7,6 +7,8 @@ from bench.model.batches import Batching
 from bench.report.verdict import ONE_PASS_ERROR
 from runtimes import VARIANTS
 
+Split = tuple[int, int]  # workers, threads of each
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -18,14 +20,25 @@ class Cell:
 
     variant: str
     workers: int
+    threads: int  # of each worker
     batching: Batching
     stage: str = "forward"
+
+    @property
+    def split(self) -> Split:
+        return self.workers, self.threads
+
+    @property
+    def loaded(self) -> tuple[str, Split]:
+        """What its workers load: cells with the same value run in the same processes."""
+        return self.variant, self.split
 
     def columns(self) -> dict:
         """Return the columns of a row that identify the cell."""
         return {
             "variant": self.variant,
             "workers": self.workers,
+            "threads": self.threads,
             "stage": self.stage,
             "batching": self.batching.name,
             "batch_size": self.batching.batch_size or "",
@@ -34,7 +47,7 @@ class Cell:
 
 
 def cell_of(row: dict) -> Cell:
-    return Cell(row["variant"], row["workers"], batching_of(row), row["stage"])
+    return Cell(row["variant"], row["workers"], row["threads"], batching_of(row), row["stage"])
 
 
 def batching_of(row: dict) -> Batching:
@@ -42,11 +55,12 @@ def batching_of(row: dict) -> Batching:
 
 
 def plan_cells(
-    variants: list[str], workers: list[int], names: list[str], batch_sizes: list[int], batch_tokens: list[int]
+    variants: list[str], splits: list[Split], names: list[str], batch_sizes: list[int], batch_tokens: list[int]
 ) -> list[Cell]:
     """Return the cells to measure, without duplicates: batches of one text are the same in-order and sorted.
 
-    `names`: of BATCHINGS. A variant that takes texts is measured end to end only, in-order at each batch size.
+    `names`: of BATCHINGS. A variant that takes texts is measured end to end only,
+    in-order at each batch size.
     """
     in_order = [Batching("in-order", size) for size in batch_sizes]
     sizes = itertools.product(batch_sizes, [name for name in names if name != "token-budget"])
@@ -54,21 +68,21 @@ def plan_cells(
     batchings = [Batching("token-budget", batch_tokens=tokens) for tokens in budgets]  # first: the likeliest to win
     batchings += [Batching("in-order" if size == 1 else name, size) for size, name in sizes]
     cells = []
-    for variant, count in itertools.product(variants, workers):
+    for variant, split in itertools.product(variants, splits):
         if VARIANTS[variant].takes_texts:
-            cells += [Cell(variant, count, batching, "end-to-end") for batching in in_order]
+            cells += [Cell(variant, *split, batching, "end-to-end") for batching in in_order]
         else:
-            cells += [Cell(variant, count, batching) for batching in batchings]
+            cells += [Cell(variant, *split, batching) for batching in batchings]
     return list(dict.fromkeys(cells))
 
 
 def cells_to_run(cells: list[Cell], speeds: dict[Cell, float]) -> list[Cell]:
     """Return the cells that still have to be measured. `speeds`: messages/s of the cells measured before.
 
-    If all cells of a variant and worker count have a speed, only the end-to-end row of the fastest can be missing.
+    If all cells of a variant and split have a speed, only the end-to-end row of the fastest can be missing.
     """
     chosen = []
-    for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers)):
+    for _, group in itertools.groupby(cells, key=lambda cell: cell.loaded):
         group_cells = list(group)
         missing = [cell for cell in group_cells if cell not in speeds]
         end_to_end = fastest_end_to_end(group_cells[0], speeds)
@@ -79,7 +93,7 @@ def cells_to_run(cells: list[Cell], speeds: dict[Cell, float]) -> list[Cell]:
 
 
 def fastest_end_to_end(cell: Cell, speeds: dict[Cell, float]) -> Cell | None:
-    """Return the end-to-end cell for the fastest with this one's variant and workers; None if all failed.
+    """Return the end-to-end cell for the fastest with this one's variant and split; None if all failed.
 
     Among cells that a single pass cannot tell apart, this is one with a token budget, which is safe for texts of any
     length, while a fixed number of texts may suit only these.

@@ -1,13 +1,16 @@
 """Measures all cells, times the leaders again in turn, and checks the fast variants that are not proven yet."""
 
 import contextlib
+import itertools
 import time
 from dataclasses import replace
 
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
-from bench.measure.cells import Cell, batching_of, cell_of
+from bench.machine import free_memory
+from bench.measure.cells import Cell, batching_of, cell_of, cells_to_run
 from bench.measure.check import FurtherCheck, check_more, undecided
 from bench.measure.recorder import Recorder
+from bench.measure.splits import fastest_split, worker_bytes
 from bench.measure.sweep import Sweep, run_cells, run_in_turn, start_workers
 from bench.processes import ProcessPool
 from utils import UserError, say
@@ -19,50 +22,55 @@ MAX_LEADERS = 4  # variants loaded at once
 
 def estimate_total(sweep: Sweep, seconds: dict[Cell, float], repeats: int) -> float:
     """Estimate the seconds of measure_all without compiling and checks. `seconds`: of each cell, see sweep.estimate."""
-    slowest = {}  # pass of each variant and worker count
-    for cell, cost in seconds.items():
-        slowest[cell.variant, cell.workers] = max(cost, slowest.get((cell.variant, cell.workers), 0))
-    total = repeats * (sum(seconds.values()) + sum(sweep.loading + cost for cost in slowest.values()))
-    if len(slowest) > 1 and repeats == 1:
-        total += sum(sweep.loading + (1 + ROUNDS) * cost for cost in sorted(slowest.values())[:MAX_LEADERS])
+    slowest = [max(map(seconds.get, group)) for _, group in itertools.groupby(seconds, key=lambda cell: cell.loaded)]
+    total = repeats * (sum(seconds.values()) + sum(sweep.loading + cost for cost in slowest))
+    fastest = {cell.variant: cost for cell, cost in sorted(seconds.items(), key=lambda item: -item[1])}
+    if len(fastest) > 1 and repeats == 1:
+        total += sum(sweep.loading + (1 + ROUNDS) * cost for cost in sorted(fastest.values())[:MAX_LEADERS])
     return total
 
 
 def measure_all(sweep: Sweep, cells: list[Cell], recorder: Recorder, repeats: int) -> None:
-    """Measure cells, time the leaders again in turn, and check unproven variants that are faster than proven ones."""
+    """Measure cells, time the leaders again in turn, and check unproven variants that are faster than proven ones.
+
+    Cells with a reused row are left out. If the sweep searches, only the cells of the fastest split are measured.
+    """
+    cells = cells_to_run(fastest_split(sweep, cells, recorder) if sweep.search else cells, recorder.speeds())
     for cell, figures in run_cells(sweep, cells, recorder.speeds(), repeats):
         recorder.add(cell, figures)
     leading = leading_cells(sweep, recorder)
     leaders = [cell for cell in leading if cell in recorder.cells]
-    leaders = leaders[: affordable(sweep, recorder, leaders)]
     if len(leaders) < 2 or repeats > 1:  # repeated cells took turns already
         leaders = []
     can_check = sweep.check_time and sweep.more_texts
     checked = [cell for cell, is_undecided in leading.items() if is_undecided and can_check]
     with contextlib.ExitStack() as stack:
         workers = {}
-        for cell in dict.fromkeys([*leaders, *checked]):
-            if time.monotonic() > sweep.deadline:
-                break
+        for cell in affordable(sweep, recorder, list(dict.fromkeys([*leaders, *checked]))):
             try:
                 workers[cell] = stack.enter_context(start_workers(sweep, cell))
             except UserError as error:
                 say(f"note       {cell.variant} was not timed again: {error}")
-        for cell, figures in run_in_turn(sweep, {cell: workers[cell] for cell in leaders if cell in workers}, ROUNDS):
+        in_turn = {cell: workers[cell] for cell in leaders if cell in workers}
+        for cell, figures in run_in_turn(sweep, in_turn, ROUNDS) if len(in_turn) > 1 else ():
             recorder.add(cell, figures)
         if can_check:  # the new times may have changed which cells are undecided
             check_undecided(sweep, recorder, workers)
 
 
-def affordable(sweep: Sweep, recorder: Recorder, leaders: list[Cell]) -> int:
-    """Return how many of the leaders can be loaded and timed again before the deadline."""
-    left = sweep.deadline - time.monotonic()
+def affordable(sweep: Sweep, recorder: Recorder, cells: list[Cell]) -> list[Cell]:
+    """Return the first of the cells that fit into memory together, and can be timed again before the deadline."""
+    left, kind = sweep.deadline - time.monotonic(), sweep.device.kind
+    free = free_memory(sweep.uuid if kind == "gpu" else None)
     speeds = {cell_of(row): row["messages/s"] for row in recorder.completed().to_dict("records")}
-    for count, cell in enumerate(leaders):
+    for count, cell in enumerate(cells):
         left -= sweep.loading + (1 + ROUNDS) * len(sweep.tokens.texts) / speeds[cell]
-        if left < 0:
-            return count
-    return len(leaders)
+        free -= cell.workers * worker_bytes(sweep.model, kind)
+        if count and free < 0:
+            say(f"note       not enough memory to load {cell.variant}, too: it was not timed again")
+        if left < 0 or (count and free < 0):
+            return cells[:count]
+    return cells
 
 
 def check_undecided(sweep: Sweep, recorder: Recorder, workers: dict[Cell, ProcessPool]) -> None:

@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from bench.judge import WITHIN
 from bench.machine import DeviceInfo
-from bench.measure.cells import plan_cells
+from bench.measure.cells import Split, plan_cells
 from bench.measure.check import in_random_order
 from bench.measure.leaders import measure_all
 from bench.measure.peak import count_flops
 from bench.measure.prepare import find_peaks, plan_sweep, prepare_sweep
 from bench.measure.recorder import Recorder, columns_of_run
+from bench.measure.splits import splits_to_try
 from bench.measure.sweep import ASSUMED_MFU
 from bench.model.model import Model
 from bench.model.reference import Reference
@@ -39,6 +40,7 @@ QUICK_OPTIONS = {
 }
 QUICK_SECONDS = 60.0  # longest `run_benchmark.py --quick`, without creating exports
 PASS_SECONDS = 1.5  # target duration of an FP32 pass in a quick benchmark
+TEXTS_PER_WORKER = 8  # at least, so that they share the work evenly
 MIN_TEXTS = 32  # smallest quick benchmark, even on slow devices
 CALIBRATION_TEXTS = 64  # that the original model runs, at most
 CALIBRATION_SECONDS = 1.5  # for these
@@ -102,13 +104,21 @@ def calibrate(model: Model, texts: list[Item]) -> tuple[float, float]:
     return done / (time.monotonic() - loaded), loaded - start
 
 
-def quick_size(speed: float, earlier: Sequence[int] = ()) -> int:
+def measure_speed(model: Model, texts: list[Item], peaks: dict[str, float], call: Callable, gpu: int | None) -> dict:
+    """Return the fields of Sweep with which times are estimated: measured on a CPU, assumed otherwise."""
+    if gpu is None and not model.onnx_precision:  # torch can't load the latter
+        return dict(zip(("reference_speed", "loading"), call(calibrate, model, texts), strict=True))
+    flops = flops_per_text(model, texts, call)
+    return {"reference_speed": ASSUMED_MFU * peaks["fp32"] / flops if flops > 0 else math.inf}
+
+
+def quick_size(speed: float, splits: list[Split], earlier: Sequence[int] = ()) -> int:
     """Return how many texts a device processes in about PASS_SECONDS, given its FP32 messages/s.
 
-    It is the size of an earlier quick benchmark if that is similar, otherwise a power of two, so that several of them
-    measure the same texts.
+    They are enough for the workers of all splits. It is the size of an earlier quick benchmark if that is similar,
+    otherwise a power of two, so that several of them measure the same texts.
     """
-    texts = max(PASS_SECONDS * speed, MIN_TEXTS) if np.isfinite(speed) else MIN_TEXTS
+    texts = max(MIN_TEXTS, TEXTS_PER_WORKER * max(splits)[0], PASS_SECONDS * speed if np.isfinite(speed) else 0)
     similar = [size for size in earlier if texts / 4 <= size <= 2 * texts]
     return max(similar) if similar else 2 ** int(math.log2(texts))
 
@@ -121,6 +131,7 @@ class Job:
     model: Model
     texts: list[Item]  # from its beginning
     rows: int  # about
+    splits: list[Split] | None = None  # to try; None: those that suit the machine
 
 
 def head_texts(tables: list[Table], columns: list[str]) -> list[Item]:
@@ -156,14 +167,15 @@ def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Pat
         return None
     say(f"quick      no result fits this job of about {fp32_seconds / 3600:.1f} h: measuring for {budget:.0f} s")
     dataset = Dataset(job.name, job.texts, [], job.texts)
-    dataset = dataset.limited(quick_size(ASSUMED_MFU * peaks["fp32"] / flops * budget / MAX_SECONDS))
+    splits = job.splits or splits_to_try(job.model, device.kind, info.uuid)
+    dataset = dataset.limited(quick_size(ASSUMED_MFU * peaks["fp32"] / flops * budget / MAX_SECONDS, splits))
     evidence = EvidenceFile(results_dir)
-    limits = {"min_time": 0.0, "stall_timeout": STALL_TIMEOUT, "check_time": budget / 3}
-    sweep = plan_sweep(job.model, dataset, device, call, peaks=peaks, evidence=evidence, **limits)
+    limits = {"min_time": 0.0, "stall_timeout": STALL_TIMEOUT, "check_time": budget / 3, "search": True}
+    sweep = plan_sweep(job.model, dataset, device, call, peaks=peaks, evidence=evidence, uuid=info.uuid, **limits)
     sweep = prepare_sweep(sweep, variants, dataset.name, slug(info.name))
-    cells = plan_cells(variants, [1], ["token-budget"], [], QUICK_OPTIONS[device.kind]["batch_tokens"])
+    cells = plan_cells(variants, splits, ["token-budget"], [], QUICK_OPTIONS[device.kind]["batch_tokens"])
     say(HEADER)
-    run_columns = columns_of_run(job.model, dataset, info, device.threads)
+    run_columns = columns_of_run(job.model, dataset, info)
     recorder = Recorder(run_columns, results_dir, lambda _, row: [*map(say, table_line(row).splitlines())], evidence)
     start = time.monotonic()
     measure_all(sweep, cells, recorder, repeats=1)

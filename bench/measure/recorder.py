@@ -26,13 +26,12 @@ def columns_of_variant(variant: str) -> dict[str, str]:
     return {"variant": variant, "versions": package_versions(VARIANTS[variant])}
 
 
-def columns_of_run(model: Model, dataset: Dataset, info: DeviceInfo, threads: int) -> dict:
+def columns_of_run(model: Model, dataset: Dataset, info: DeviceInfo) -> dict:
     """Return the columns that all rows of a run share, except `busy` and `date`."""
     return {
         "model": model.id,
         "dataset": dataset.name,
         "device": slug(info.name),
-        "threads": threads,
         "texts": len(dataset.texts),
         "texts_id": digest_items(dataset.texts),
         "weights_id": model.weights_id,
@@ -63,7 +62,7 @@ def rows_to_reuse(earlier, run_columns: dict, cells: list[Cell]):
     included.
     """
     usable = [
-        all(str(row[name]) == str(run_columns[name]) for name in ("threads", "texts", "texts_id", "commit", "driver"))
+        all(str(row[name]) == str(run_columns[name]) for name in ("texts", "texts_id", "commit", "driver"))
         and not {cell_of(row), replace(cell_of(row), stage="forward")}.isdisjoint(cells)
         for row in earlier.to_dict("records")
     ]

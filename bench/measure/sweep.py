@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +44,11 @@ class Sweep:
     uuid: str = ""  # NVML's id of the GPU; empty on a CPU, or if unknown
     more_texts: Sequence[Item] = ()  # for variants that are not proven after the sweep
     check_time: float = 0.0  # seconds for these, at most
-    mfu: float = ASSUMED_MFU  # in estimates of time
+    reference_speed: float = math.nan  # messages/s of the original model, text by text, in estimates of time
     loading: float = LOADING_SECONDS  # in estimates of time, until a variant's workers are ready
     deadline: float = math.inf  # of time.monotonic(), after which only what is necessary is measured
     tolerance: float = TOLERANCE  # share of changed decisions
+    search: bool = False  # measure only the fastest of the cells' splits, see splits.py
     evidence: EvidenceFile = field(default_factory=EvidenceFile)
     keys: dict[str, dict] = field(default_factory=dict)  # variant -> the key of its evidence
 
@@ -62,17 +63,19 @@ class Sweep:
 def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeats: int) -> Iterator[tuple[Cell, dict]]:
     """Measure the cells, `repeats` times in turn. Yield each with its measured columns, or a status if it failed.
 
-    The fastest cell of each variant and worker count is then timed end to end. `speeds`: messages/s of cells that
+    The fastest cell of each variant and split is then timed end to end. `speeds`: messages/s of cells that
     already have a row. They are compared when the fastest cell is chosen, but not measured again. Workers start again
-    after a failed cell. If they cannot start, the remaining cells of this variant and worker count fail, too. With a
+    after a failed cell. If they cannot start, the remaining cells of this variant and split fail, too. With a
     deadline, each variant has the same share of the time, and cells that do not fit in are left out.
     """
     known = dict(speeds)
-    groups = [list(group) for _, group in itertools.groupby(cells, key=lambda cell: (cell.variant, cell.workers))]
+    groups = [list(group) for _, group in itertools.groupby(cells, key=lambda cell: cell.loaded)]
     for left, group in zip(range(repeats * len(groups), 0, -1), groups * repeats, strict=True):
         now = time.monotonic()
         if now > sweep.deadline:
-            say(f"note       no time left for {group[0].variant}; measure it without --quick")
+            cell = group[0]
+            split = f"{cell.workers} x {cell.threads}"
+            say(f"note       no time left for {cell.variant}, {split}; measure it without --quick")
             continue
         end = now + (sweep.deadline - now) / (left + 1)  # the rest is for the leaders and the check
         with contextlib.ExitStack() as stack:
@@ -116,14 +119,16 @@ def run_in_turn(sweep: Sweep, workers: dict[Cell, ProcessPool], rounds: int) -> 
 
 def estimate(sweep: Sweep, cells: list[Cell]) -> dict[Cell, float]:
     """Estimate the seconds of each cell's passes, without compiling and warm-up."""
-    lengths, seconds = sweep.tokens.lengths, {}
+    lengths, flops, seconds = sweep.tokens.lengths, np.nan_to_num(sweep.tokens.flops), {}
+    reference_mfu = sweep.reference_speed * flops / len(sweep.tokens.texts) / sweep.peaks["fp32"]
+    mfu = min(1, max(ASSUMED_MFU, reference_mfu))  # text by text, a small model is mostly overhead; or nan
     for cell in cells:
         batches = make_batches(lengths, cell.batching, sweep.tokens.groups)
         padding = padded_tokens(lengths, batches).sum() / lengths.sum()
         peak = sweep.peak_of(cell.variant) or sweep.peaks["fp32"]
         if sweep.device.gpu is None:
-            peak *= min(1, cell.workers * sweep.device.threads / cpu_cores())
-        seconds_per_pass = padding * np.nan_to_num(sweep.tokens.flops) / (sweep.mfu * peak)
+            peak *= min(1, cell.workers * cell.threads / cpu_cores())
+        seconds_per_pass = padding * flops / (mfu * peak)
         seconds[cell] = max(seconds_per_pass, sweep.min_time)
     return seconds
 
@@ -133,7 +138,8 @@ def start_workers(sweep: Sweep, cell: Cell) -> ProcessPool:
     exported = sweep.exports[cell.variant]
     if isinstance(exported, UserError):
         raise exported
-    spec = ClassifierSpec(sweep.model, cell.variant, exported, replace(sweep.device, exclusive=cell.workers == 1))
+    device = Device(sweep.device.gpu, cell.threads, exclusive=cell.workers == 1)
+    spec = ClassifierSpec(sweep.model, cell.variant, exported, device)
     arguments = [(number, spec, sweep.tokens, cell.workers) for number in range(cell.workers)]
     forked = not VARIANTS[cell.variant].environment  # else the memory would include modules it does not need
     return ProcessPool(Worker, arguments, sweep.stall_timeout, forked)

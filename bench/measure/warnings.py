@@ -3,6 +3,7 @@
 import math
 
 from bench.machine import BUSY, DeviceInfo, cpu_busy, cpu_cores, gpu_busy
+from bench.measure.cells import Split
 from bench.provenance import versions
 from bench.variants import Device
 from runtimes import VARIANTS
@@ -33,8 +34,8 @@ def measure_busy(info: DeviceInfo, device: Device) -> float | None:
     return busy
 
 
-def note_slowdowns(variants: list[str], device: Device, workers: int, busy: float | None) -> None:
-    """Print a note for everything that makes results worse. `workers`: the largest number that run at once."""
+def note_slowdowns(variants: list[str], device: Device, splits: list[Split], busy: float | None) -> None:
+    """Print a note for everything that makes results worse."""
     if len(versions("onnxruntime", "onnxruntime-gpu")) > 1:
         note("onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall one")
     for name in variants:
@@ -44,9 +45,9 @@ def note_slowdowns(variants: list[str], device: Device, workers: int, busy: floa
         if not variant.is_native_on(device.kind):
             note(f"{name}: this CPU has no {variant.required_cpu_feature.upper()} units, so it is slow or fails")
     if device.gpu is not None:
-        if workers > 1:
+        if max(splits)[0] > 1:
             note(f"several workers take turns on one GPU unless MPS is running: {MPS}")
         return
     idle = cpu_cores() * (1 - (busy or 0))
-    if workers * device.threads > math.ceil(idle):
+    if max(workers * threads for workers, threads in splits) > math.ceil(idle):
         note(f"more workers x threads than the {idle:.1f} idle cores: they compete for the cores")

@@ -136,8 +136,9 @@ def completed_rows(rows: list[dict]):
 def add_slowdowns(rows):
     """Add the column `slowdown` to rows of one device and dataset: how much slower a busy run was than an idle one.
 
-    It is estimated from the cells that runs have in common, and 1 for idle runs. Speeds of several runs can be
-    compared when multiplied by it, so a busy run does not change the ranking of what it leaves out.
+    It is estimated from the cells that runs have in common, and 1 for idle runs and for busy ones that were faster.
+    Speeds of several runs can be compared when multiplied by it, so a busy run does not change the ranking of what it
+    leaves out.
     """
     log_speeds, run = np.log(rows["messages/s"]), rows["date"]
     cell = rows.groupby([*ADVICE_CELL], dropna=False).ngroup()
@@ -146,13 +147,12 @@ def add_slowdowns(rows):
     for _ in range(20):
         idle_speeds = (log_speeds + slowdowns).groupby(cell).transform("median")
         found = (idle_speeds - log_speeds).groupby(run).median()
-        slowdowns = run.map(found.where(is_busy, 0) if not is_busy.all() else found - found.min())
+        slowdowns = run.map(found.where(is_busy, 0).clip(lower=0) if not is_busy.all() else found - found.min())
     return rows.assign(slowdown=np.exp(slowdowns))
 
 
 def latest_per_cell(rows, any_texts: bool = False):
     """Return one row per cell of a DataFrame of completed rows, from its latest run on an idle device, else its latest.
-
     The repeats of a run are combined: median speed, `min` and `max` of all passes, highest load and worst parity. With
     `any_texts`, cells on different texts of a dataset are the same.
     """

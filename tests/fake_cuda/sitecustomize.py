@@ -53,7 +53,7 @@ def patch_pynvml(pynvml) -> None:
     pynvml.nvmlDeviceGetHandleByUUID = {"GPU-1": "gpu"}.get
     pynvml.nvmlDeviceGetUtilizationRates = lambda gpu: SimpleNamespace(gpu=0)
     pynvml.nvmlDeviceGetComputeRunningProcesses = lambda gpu: []
-    pynvml.nvmlDeviceGetMemoryInfo = lambda gpu, version: SimpleNamespace(used=0)
+    pynvml.nvmlDeviceGetMemoryInfo = lambda gpu, version: SimpleNamespace(used=0, free=2**40)
     pynvml.nvmlDeviceGetCurrentClocksEventReasons = lambda gpu: 0x04
 
 

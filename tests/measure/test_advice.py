@@ -25,7 +25,7 @@ SLOWER = 1.0, 0.8, 0.5  # each of CELLS
 
 def run_once(folder, number: int, variants: list[str], busy: float, texts: range, shares: dict, random) -> str | None:
     """Measure variants as a benchmark does, and return the one that it recommends."""
-    columns = {"model": "m", "dataset": "x.csv", "device": "d-2-cores", "threads": 2, "texts": len(texts)}
+    columns = {"model": "m", "dataset": "x.csv", "device": "d-2-cores", "texts": len(texts)}
     columns |= {"texts_id": str(len(texts)), "weights_id": "w", "threshold": "", "commit": str(number), "driver": ""}
     evidence, earlier = EvidenceFile(folder), rows_for_advice(folder, columns)
     recorder = Recorder(columns | {"busy": f"{busy:.2f}"}, folder, lambda *_: None, evidence, earlier=earlier)
@@ -41,7 +41,7 @@ def run_once(folder, number: int, variants: list[str], busy: float, texts: range
             speed = SPEEDS[variant] * factor * (1 - busy * 0.9) * random.uniform(0.97, 1.03)
             figures = dict.fromkeys(("messages/s", "min", "max"), speed) | {"passes": 2, "tokens/s": 40 * speed}
             figures = format_figures(figures | {"padding": 1.0} | parity.columns()) | {"status": "ok"}
-            recorder.add(Cell(variant, 1, batching, "end-to-end"), figures)
+            recorder.add(Cell(variant, 1, 1, batching, "end-to-end"), figures)
     assert set(recorder.completed()["variant"]) >= set(variants)
     ranked = recorder.ranked()
     within = ranked[ranked["verdict"] == WITHIN]

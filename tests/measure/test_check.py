@@ -61,7 +61,7 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(check, "CachedReference", FakeReference)
 
     def run(n_texts: int = 20_000, check_time: float = 60.0, **variants: FakeWorkers) -> dict:
-        cells = {name: Cell(name.replace("_", "-"), 1, Batching("sorted", 8), "check") for name in variants}
+        cells = {name: Cell(name.replace("_", "-"), 1, 1, Batching("sorted", 8), "check") for name in variants}
         sweep = make_sweep(
             model=SimpleNamespace(task=TASK, labels=["x"] * LABELS),
             tokens=SimpleNamespace(reference=np.zeros((256, LABELS))),

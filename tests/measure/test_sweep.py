@@ -29,7 +29,7 @@ from utils import UserError
 
 
 def cells(*sizes: int, workers: int = 2, variant: str = "onnx") -> list[Cell]:
-    return [Cell(variant, workers, Batching("sorted", size)) for size in sizes]
+    return [Cell(variant, workers, 1, Batching("sorted", size)) for size in sizes]
 
 
 class FakePool:
@@ -157,10 +157,12 @@ def test_the_estimate_counts_padding_warm_up_and_the_cores_in_use(plan, monkeypa
     monkeypatch.setattr(sweep, "cpu_cores", lambda: 2)
     lengths = np.array([1, 3] * 6)
     padded = replace(plan, tokens=replace(plan.tokens, lengths=lengths), peaks={"fp32": 1e9, "bf16": 4e9})
-    one, two = Cell("torch", 1, Batching("sorted", 2)), Cell("torch", 2, Batching("in-order", 2))
+    one, two = Cell("torch", 1, 1, Batching("sorted", 2)), Cell("torch", 2, 1, Batching("in-order", 2))
     assert estimate(padded, [one, two]) == {one: 4, two: 2 * 1.5}, "1 GFLOP at half of the peak"
-    bf16 = Cell("torch-bf16", 2, Batching("sorted", 2))
+    bf16 = Cell("torch-bf16", 2, 1, Batching("sorted", 2))
     assert estimate(replace(padded, min_time=3), [bf16]) == {bf16: 3}
+    fast = replace(padded, reference_speed=9.0)  # 9 of the 12 GFLOP/s that the peak allows
+    assert estimate(fast, [one]) == {one: pytest.approx(2 / 0.75)}
 
 
 def test_the_fastest_cell_of_each_variant_and_worker_count_is_timed_end_to_end(plan):

@@ -67,7 +67,7 @@ def test_every_cpu_variant_agrees_with_fp32_torch(name, start, model, tokens):
     worker = start(name)
     for batching in EVERY:
         for stage in STAGES:
-            worker.prepare(Cell(name, 1, batching, stage))
+            worker.prepare(Cell(name, 1, 1, batching, stage))
             begin, end = worker.run()
             report = worker.report()
             assert begin < end and report.padded_tokens >= tokens.lengths.sum()
@@ -85,7 +85,7 @@ def test_the_shares_of_all_workers_cover_all_texts(stage, start, model, tokens):
     reports = []
     for number in range(3):
         worker = start("onnx", number)
-        worker.prepare(Cell("onnx", 3, Batching("sorted", 4), stage))
+        worker.prepare(Cell("onnx", 3, 1, Batching("sorted", 4), stage))
         worker.run()
         reports.append(worker.report())
     assert sorted(i for report in reports for i in report.items) == list(range(60))
@@ -126,7 +126,7 @@ def test_each_new_shape_is_warmed_up_once_and_the_largest_first(warmed, tokens):
         batches = make_batches(tokens.lengths, batching)
         every = {(len(batch), int(tokens.lengths[batch].max())) for batch in batches}
         before = len(shapes)
-        worker.prepare(Cell("stand-in", 1, batching))
+        worker.prepare(Cell("stand-in", 1, 1, batching))
         worker.run()
         worker.report()
         new = shapes[before:]
@@ -137,7 +137,7 @@ def test_each_new_shape_is_warmed_up_once_and_the_largest_first(warmed, tokens):
 
 def test_a_report_releases_the_cell(warmed):
     worker, _ = warmed
-    worker.prepare(Cell("stand-in", 1, Batching("sorted", 8)))
+    worker.prepare(Cell("stand-in", 1, 1, Batching("sorted", 8)))
     worker.run()
     assert worker.prepared and worker.outputs
     assert len(worker.report().items)
@@ -157,7 +157,7 @@ def test_a_worker_on_a_fake_gpu(start, model, tokens, tiny_exports, monkeypatch)
     worker = start("stand-in", device=Device(gpu=0, threads=1))
     for batching in EVERY:
         for stage in STAGES:
-            worker.prepare(Cell("stand-in", 1, batching, stage))
+            worker.prepare(Cell("stand-in", 1, 1, batching, stage))
             assert worker.warm and all(width < 32 or width % 2 == 0 for _, width in worker.warm)
             worker.run()
             report = worker.report()
@@ -183,7 +183,7 @@ def test_a_pipeline_is_timed_end_to_end_and_agrees(name, start, model, tokens):
     reports = []
     for number in range(2):
         worker = start(name, number)
-        worker.prepare(Cell(name, 2, Batching("in-order", 8), "end-to-end"))
+        worker.prepare(Cell(name, 2, 1, Batching("in-order", 8), "end-to-end"))
         begin, end = worker.run()
         reports.append(worker.report())
         assert end > begin and reports[-1].padded_tokens > tokens.lengths.sum() / 2 and not reports[-1].latencies

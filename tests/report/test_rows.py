@@ -13,7 +13,9 @@ from bench.report import rows as rows_module
 from bench.report.rows import (
     COLUMNS,
     HEADER,
+    add_slowdowns,
     append_row,
+    completed_rows,
     latest_per_cell,
     line_of,
     read_results,
@@ -241,3 +243,12 @@ def test_an_edit_or_a_cut_within_a_line_loses_no_other_row(tmp_path, count, data
 
     path.write_bytes(HEADER.encode() + b"".join(lines[:edited]) + line[:at])
     assert sizes(path)[:edited] == list(range(1, edited + 1))
+
+
+def test_a_busy_run_that_was_faster_than_an_idle_one_counts_with_its_speed():
+    idle = [make_row(8, 100.0, busy="0.0"), make_row(4, 50.0, busy="0.0")]
+    busy = {"busy": "0.9", "date": "2026-11-23T10:00:00Z"}
+    for factor, expected in ((2.0, 1.0), (0.5, 2.0)):
+        rows = [*idle, make_row(8, 100.0 * factor, **busy), make_row(2, 9.0, **busy)]
+        found = add_slowdowns(completed_rows(rows)[0])
+        assert found["slowdown"].round(1).tolist() == [1.0, 1.0, expected, expected]

@@ -54,8 +54,10 @@ def asked(**options) -> Namespace:
 
 def commands(texts: int = 0, **options) -> tuple:
     """Return follow_ups() for a dataset with this many texts, of which a second of FP32 compares 100."""
-    tokens = SimpleNamespace(texts=["x"] * 10, flops=10 * 1e10)
-    sweep = make_sweep(model=None, tokens=tokens, exports={}, mfu=1, more_texts=[f"text {i}" for i in range(texts)])
+    tokens = SimpleNamespace(texts=["x"] * 10)
+    sweep = make_sweep(
+        model=None, tokens=tokens, exports={}, reference_speed=100, more_texts=[f"text {i}" for i in range(texts)]
+    )
     return follow_ups(asked(**options), sweep, "x")
 
 

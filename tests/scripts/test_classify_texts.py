@@ -400,6 +400,7 @@ def test_the_plan_follows_the_fastest_proven_row(tiny_model, monkeypatch, tmp_pa
 
     measured = Batching("token-budget", batch_tokens=8 * 50)  # of 8 texts with 40 tokens and a quarter of padding
     assert choose() == LabelPlan("cpu", "torch", 1, 1, measured)
+    assert choose(workers=2).threads == max(1, cpu_cores() // 2)
     assert choose(workers=2, threads=3) == LabelPlan("cpu", "torch", 2, 3, measured)
     int8 = choose(variant="onnx-int8", batch_tokens=256)
     assert (int8.variant, int8.batching) == ("onnx-int8", Batching("token-budget", batch_tokens=256))

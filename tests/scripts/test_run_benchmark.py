@@ -21,7 +21,7 @@ from conftest import ROOT, make_sweep, workers_of
 import classify_texts
 import run_benchmark
 from bench.machine import DeviceInfo, cpu_cores, cpu_name
-from bench.measure import leaders, recorder, warnings
+from bench.measure import leaders, recorder, splits, warnings
 from bench.model.classification import REGRESSION, Classification
 from bench.model.model import Model
 from bench.report import readmes
@@ -31,6 +31,7 @@ from bench.report.rows import read_results
 SCRIPT = ROOT / "run_benchmark.py"
 RUN_VARIANTS = ["torch", "onnx-fp16"]
 CELLS = [("token-budget", 0, 256), ("in-order", 8, 0), ("sorted", 8, 0)]
+ALL_CORES = f"1x{cpu_cores()}"
 BF16 = {"torch-bf16", "torch-compile-bf16"}
 
 
@@ -144,7 +145,7 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model, tmp_path, call,
     results.append_row(path, rows["sorted", "forward"] | same | {"messages/s": "1e9", "max": "1e9"})
     results.append_row(path, rows["sorted", "forward"] | same | {"status": "out of memory"})
     listed = call(run_benchmark, *options, "--dry-run")[1]
-    assert listed.splitlines() == ["onnx-fp16\t2\t256 tokens\tforward", "onnx-fp16\t2\t8 in-order\tforward"]
+    assert listed.splitlines() == ["onnx-fp16\t2x1\t256 tokens\tforward", "onnx-fp16\t2x1\t8 in-order\tforward"]
 
 
 def test_resume_measures_again_for_other_texts_or_weights(run_fake, tiny_model, tmp_path):
@@ -287,9 +288,9 @@ def run_fake(call, monkeypatch, tmp_path):
         monkeypatch.setattr(run_benchmark, name, lambda *_, **__: sweep)
     for name in ("describe_sweep", "say_plan"):
         monkeypatch.setattr(run_benchmark, name, lambda *_: None)
+    monkeypatch.setattr(run_benchmark, "splits_to_try", lambda *_: [(1, cpu_cores())])
     monkeypatch.setattr(run_benchmark, "find_peaks", lambda *_: {"fp32": 1.0})
-    monkeypatch.setattr(run_benchmark, "measure_speed", lambda *_: {"mfu": 1.0})
-    monkeypatch.setattr(run_benchmark, "flops_per_text", lambda *_: 1.0)
+    monkeypatch.setattr(run_benchmark, "measure_speed", lambda *_: {"reference_speed": 1.0})
     monkeypatch.setattr(leaders, "run_cells", lambda _, cells, *__: ((cell, dict(figures)) for cell in cells))
 
     def run(*arguments) -> tuple[int, str, str]:
@@ -372,6 +373,7 @@ def test_other_processes_on_the_gpu_are_noted(run_fake, monkeypatch, busy, note,
     code, _, errors = run_fake("--device", "gpu", "--dataset", tmp_path / "one.csv")
     assert code == 0 and re.search(r"NVIDIA H200\b.*\b580\.95\b", errors)
     assert re.search(note, errors) if note else "MiB" not in errors
+    assert "MPS" not in errors, "for a single worker"
     [row, *_] = results.read_rows(next(tmp_path.glob("*/NVIDIA-H200_onnx_one.csv.tsv")))[0]
     assert (row["driver"], row["busy"]) == ("580.95", f"{busy[0]:.2f}")
 
@@ -411,17 +413,25 @@ def list_cells(call, run_fake):
 def test_a_quick_benchmark_has_few_cells_unless_options_say_otherwise(list_cells):
     code, out, _ = list_cells("--quick")
     expected = ["512 tokens", "1 in-order", "8 sorted"]
-    assert (code, out.splitlines()) == (0, [f"torch\t1\t{how}\tforward" for how in expected])
+    assert (code, out.splitlines()) == (0, [f"torch\t{ALL_CORES}\t{how}\tforward" for how in expected])
     code, _, err = list_cells("--quick", "--limit", "4", "--batching", "sorted")
     assert code == 0 and re.search(r"\b8\b.*\b4\b", err), "batches of 8 need more than the 4 texts"
-    assert list_cells("--quick", "--batches", "3")[1].splitlines()[1] == "torch\t1\t3 sorted\tforward"
+    assert list_cells("--quick", "--batches", "3")[1].splitlines()[1] == f"torch\t{ALL_CORES}\t3 sorted\tforward"
 
 
 def test_batches_of_one_text_are_measured_once(list_cells):
     options = ["--batches", "1,2", "--batching", "sorted,in-order", "--model", "torch"]
     code, out, _ = list_cells(*options)
-    cells = [f"torch\t1\t{how}\tforward" for how in ("1 in-order", "2 sorted", "2 in-order")]
+    cells = [f"torch\t{ALL_CORES}\t{how}\tforward" for how in ("1 in-order", "2 sorted", "2 in-order")]
     assert (code, out.splitlines()) == (0, cells)
+
+
+def test_each_number_of_workers_shares_out_the_cores(list_cells, monkeypatch):
+    monkeypatch.setattr(splits, "cpu_cores", lambda: 8)
+    options = ["--workers", "1,2,4", "--batches", "1", "--batching", "sorted"]
+    for threads, expected in (("auto", ["1x8", "2x4", "4x2"]), ("3", ["1x3", "2x3", "4x3"])):
+        out = list_cells(*options, "--threads", threads)[1]
+        assert [line.split("\t")[1] for line in out.splitlines()] == expected
 
 
 NO_NUMBERS = ("-1", "abc", "1e9", "", " ", "1,,2", "1.5", "nan", "inf", "0x10", "1_000")
@@ -483,7 +493,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, names, call, monkeyp
 def test_batches_larger_than_the_dataset_are_skipped_and_repeated_values_count_once(list_cells):
     lists = ["--batches", "8,11,10,8", "--batching", "sorted,sorted", "--workers", "2,2", "--model", "onnx,torch,onnx"]
     code, out, err = list_cells(*lists)
-    cells = [f"{name}\t2\t{size} sorted\tforward" for name in ("onnx", "torch") for size in (8, 10)]
+    cells = [f"{name}\t2x1\t{size} sorted\tforward" for name in ("onnx", "torch") for size in (8, 10)]
     assert (code, out.splitlines()) == (0, cells)
     assert re.search(r"\b11\b.*\b10\b", err), "batches of 11 need more than the 10 texts"
 
