@@ -24,7 +24,6 @@ from utils import RunError, UserError, first_line
 HEARTBEAT_SECONDS = 1.0  # between two heartbeats, and between two checks for stalled workers
 START_SECONDS = 300  # for a fork; the first one waits until torch is imported, perhaps from a slow disk
 EXIT_SECONDS = 10  # for the end of a killed worker; it may have much memory to give back
-PIPE_BYTES = 2**16  # a pipe holds this much even if nobody reads
 OUT_OF_MEMORY = "out of memory"  # the message for all of MEMORY_SIGNS
 MEMORY_SIGNS = "OutOfMemory", "out of memory", "can't allocate memory", "Failed to allocate memory", "ALLOC_FAILED"
 parent = SimpleNamespace(connection=None, pause=0.0, last_heartbeat=0.0)  # of a worker
@@ -54,26 +53,22 @@ class ProcessPool:
             for connection, worker_arguments in zip(self.connections, arguments, strict=True):
                 self.send(connection, pickle.dumps((make, worker_arguments, HEARTBEAT_SECONDS)))
             self.collect("load")
-        except OSError as error:
+        except BaseException as error:
             number = len(self.processes) + 1
             self.kill()
-            raise WorkerFailed(f"can't start worker {number} of {len(arguments)}: {first_line(error)}") from error
-        except BaseException:
-            self.kill()
+            if isinstance(error, OSError):
+                raise WorkerFailed(f"can't start worker {number} of {len(arguments)}: {first_line(error)}") from error
             raise
 
     def send(self, connection: Connection, request: bytes) -> None:
-        """Send a pickled request. A large one is sent by a thread, because a worker that hangs may never read it."""
+        """Send a pickled request in a thread, because a worker that hangs may never read a large one."""
 
         def write() -> None:
             with contextlib.suppress(OSError):  # the worker died; collect() reports it
                 connection.send_bytes(request)
 
-        if len(request) < PIPE_BYTES:
-            write()
-        else:
-            self.senders.append(threading.Thread(target=write, daemon=True))
-            self.senders[-1].start()
+        self.senders.append(threading.Thread(target=write, daemon=True))
+        self.senders[-1].start()
 
     def call(self, step: Callable, *arguments, on_heartbeat: Callable[[list], object] | None = None) -> list:
         """Call `step(object, *arguments)` in every worker and return the values in the order of the workers.
