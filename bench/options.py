@@ -64,7 +64,7 @@ def number_from(kind: type, least: float, most: float = math.inf) -> Callable[[s
 
     def parse(text: str) -> float:
         try:
-            value = kind(text)
+            value = math.nan if "_" in text else kind(text)  # Python would read 1_0
         except ValueError:
             value = math.nan
         if not least <= value <= most or value == math.inf:
