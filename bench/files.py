@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -18,7 +19,6 @@ from xxhash import xxh3_64
 from utils import CACHE, RunError, UserError, first_line, say
 
 LONGEST_NAME = 255  # bytes, on most file systems
-BLOCK_BYTES = 2**20  # hashed at a time
 TEMPORARY = re.compile(r"\.swiftsure-[0-9a-f]{16}\.tmp")  # names that no user gives
 
 
@@ -147,11 +147,8 @@ def digest(content: Iterable[bytes | Path]) -> str:
     for part in content:
         total.update(xxh3_64(part if isinstance(part, bytes) else os.fsencode(part.name)).digest())
         if isinstance(part, Path):
-            single = xxh3_64()
             with part.open("rb") as file:
-                while block := file.read(BLOCK_BYTES):
-                    single.update(block)
-            total.update(single.digest())
+                total.update(hashlib.file_digest(file, xxh3_64).digest())
     return total.hexdigest()
 
 

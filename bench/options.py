@@ -10,6 +10,7 @@ import re
 import shlex
 from argparse import Action, ArgumentError, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from bench.naming import nearest
@@ -57,16 +58,24 @@ class Parser(ArgumentParser):
         self.exit(2, f"{self.prog}: {clean(message)}\n")
 
 
-def int_from(least: int, most: float = math.inf) -> Callable[[str], int]:
-    """Return a parser of whole numbers from `least` to `most`."""
+def number_from(kind: type, least: float, most: float = math.inf) -> Callable[[str], float]:
+    """Return a parser of finite numbers of a `kind`, int or float, from `least` to `most`."""
 
-    def parse(text: str) -> int:
-        if not text.strip().isdecimal() or not least <= int(text) <= most:
-            end = "on" if most == math.inf else f"to {most}"
-            raise ArgumentTypeError(f"{text!r} is not a whole number from {least} {end}")
-        return int(text)
+    def parse(text: str) -> float:
+        try:
+            value = math.nan if "_" in text else kind(text)  # Python would read 1_0
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most or value == math.inf:
+            noun = "whole number" if kind is int else "number"
+            limits = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+            raise ArgumentTypeError(f"{text!r} is not a {noun} {limits}")
+        return value
 
     return parse
+
+
+int_from, float_from = partial(number_from, int), partial(number_from, float)
 
 
 def list_of(parse: Callable) -> Callable[[str], list]:
@@ -155,22 +164,6 @@ def add_vector_options(group) -> None:
     prompt.add_argument("--prompt-name", metavar="NAME", help="the same, by its name in the model")
     add("--truncate-dim", type=int_from(1), metavar="N", help="keep only the first N dimensions")
     add("--normalize", action="store_true", help="scale vectors to length 1, after truncating")
-
-
-def float_from(least: float, most: float = float("inf")) -> Callable[[str], float]:
-    """Make an argparse type for finite numbers from `least` to `most`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not least <= value <= most or value == float("inf"):
-            limits = f"of at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
-            raise ArgumentTypeError(f"{text!r} is not a number {limits}")
-        return value
-
-    return parse
 
 
 def command(*words: object, **options: object) -> str:

@@ -13,17 +13,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from types import SimpleNamespace
 
 from bench.machine import DeviceInfo, describe_device
-from bench.start_process import become_worker, can_fork, fork_python, start_python, wait_for_end
+from bench.start_process import become_worker, can_fork, start_process, wait_for_end
 from utils import RunError, UserError, first_line
 
-PIPE_BYTES = 2**16  # a pipe holds this much even if nobody reads
+HEARTBEAT_SECONDS = 1.0  # between two heartbeats, and between two checks for stalled workers
+START_SECONDS = 300  # for a fork; the first one waits until torch is imported, perhaps from a slow disk
+EXIT_SECONDS = 10  # for the end of a killed worker; it may have much memory to give back
 OUT_OF_MEMORY = "out of memory"  # the message for all of MEMORY_SIGNS
 MEMORY_SIGNS = "OutOfMemory", "out of memory", "can't allocate memory", "Failed to allocate memory", "ALLOC_FAILED"
 parent = SimpleNamespace(connection=None, pause=0.0, last_heartbeat=0.0)  # of a worker
@@ -31,15 +31,6 @@ parent = SimpleNamespace(connection=None, pause=0.0, last_heartbeat=0.0)  # of a
 
 class WorkerFailed(RunError):
     """A worker died, hung or raised; the message names the worker and the step."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Seconds that a ProcessPool waits."""
-
-    heartbeat: float = 1.0  # between two heartbeats, and between two checks for stalled workers
-    start: float = 300  # for a fork; the first one waits until torch is imported, perhaps from a slow disk
-    exit: float = 10  # for the end of a killed worker; it may have much memory to give back
 
 
 class ProcessPool:
@@ -50,46 +41,34 @@ class ProcessPool:
     forked: whether workers start with torch and transformers already imported (see preload.py), or with nothing.
     """
 
-    def __init__(
-        self,
-        make: Callable,
-        arguments: list[tuple],
-        stall_timeout: float = 0,
-        forked: bool = False,
-        limits: Limits = Limits(),
-    ):
-        self.stall_timeout, self.limits = stall_timeout, limits
+    def __init__(self, make: Callable, arguments: list[tuple], stall_timeout: float = 0, forked: bool = False):
+        self.stall_timeout = stall_timeout
         self.connections, self.processes, self.senders = [], [], []
-        start = partial(fork_python, seconds=limits.start) if forked and can_fork() else start_python
         try:
             for _ in arguments:
                 connection, theirs = Pipe()
                 self.connections.append(connection)
                 with theirs:
-                    self.processes.append(start(serve, theirs))
+                    self.processes.append(start_process(serve, theirs, forked and can_fork(), START_SECONDS))
             for connection, worker_arguments in zip(self.connections, arguments, strict=True):
-                self.send(connection, pickle.dumps((make, worker_arguments, limits.heartbeat)))
+                self.send(connection, pickle.dumps((make, worker_arguments, HEARTBEAT_SECONDS)))
             self.collect("load")
-        except OSError as error:
+        except BaseException as error:
             number = len(self.processes) + 1
             self.kill()
-            raise WorkerFailed(f"can't start worker {number} of {len(arguments)}: {first_line(error)}") from error
-        except BaseException:
-            self.kill()
+            if isinstance(error, OSError):
+                raise WorkerFailed(f"can't start worker {number} of {len(arguments)}: {first_line(error)}") from error
             raise
 
     def send(self, connection: Connection, request: bytes) -> None:
-        """Send a pickled request. A large one is sent by a thread, because a worker that hangs may never read it."""
+        """Send a pickled request in a thread, because a worker that hangs may never read a large one."""
 
         def write() -> None:
             with contextlib.suppress(OSError):  # the worker died; collect() reports it
                 connection.send_bytes(request)
 
-        if len(request) < PIPE_BYTES:
-            write()
-        else:
-            self.senders.append(threading.Thread(target=write, daemon=True))
-            self.senders[-1].start()
+        self.senders.append(threading.Thread(target=write, daemon=True))
+        self.senders[-1].start()
 
     def call(self, step: Callable, *arguments, on_heartbeat: Callable[[list], object] | None = None) -> list:
         """Call `step(object, *arguments)` in every worker and return the values in the order of the workers.
@@ -108,7 +87,7 @@ class ProcessPool:
         waiting, heard = dict(enumerate(self.connections)), [time.monotonic()] * len(self.connections)
         values, beats, errors = [None] * len(waiting), [None] * len(waiting), []
         while waiting:
-            ready = wait(waiting.values(), self.limits.heartbeat)
+            ready = wait(waiting.values(), HEARTBEAT_SECONDS)
             now = time.monotonic()
             for i, connection in list(waiting.items()):
                 if connection in ready:
@@ -133,7 +112,7 @@ class ProcessPool:
         try:
             return self.connections[i].recv()
         except (EOFError, OSError):
-            how = wait_for_end(self.processes[i], self.limits.exit)
+            how = wait_for_end(self.processes[i], EXIT_SECONDS)
             raise WorkerFailed(f"worker {i + 1} of {len(self.processes)} died ({how}) in step {step}") from None
 
     def kill(self) -> None:
@@ -142,7 +121,7 @@ class ProcessPool:
                 os.killpg(process.pid, signal.SIGKILL)  # includes the compilers that it may have started
             process.kill()  # a fork that has just started may not lead its group yet
         for process in self.processes:
-            wait_for_end(process, self.limits.exit)
+            wait_for_end(process, EXIT_SECONDS)
         self.processes.clear()  # closes their descriptors
         for sender in self.senders:
             sender.join()

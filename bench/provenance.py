@@ -1,7 +1,6 @@
 """The origin of a figure: versions of packages, and the commit of this project."""
 
 import contextlib
-import hashlib
 import re
 import subprocess
 from pathlib import Path
@@ -31,13 +30,12 @@ def package_versions(variant: Variant) -> str:
 def project_commit() -> str:
     """Return this project's commit; if the code was changed since, append "+" and a digest of the code."""
     code = sorted([*ROOT.glob("*.py"), *ROOT.glob("bench/**/*.py"), *ROOT.glob("runtimes/*.py")])
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()[:8]
     try:
         commit = git("rev-parse", "--short=10", "HEAD")
         changed = git("status", "--porcelain", "--", *(str(path.relative_to(ROOT)) for path in code))
     except (OSError, subprocess.CalledProcessError):
         commit, changed = "", "no git"
-    return f"{commit}+{digest}" if changed else commit
+    return f"{commit}+{digest(code)[:8]}" if changed else commit
 
 
 def answering_code(root: Path = ROOT) -> str:

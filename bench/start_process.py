@@ -9,7 +9,6 @@ import ctypes
 import logging
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -30,16 +29,6 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 STANDARD_ERROR = 2
 
 
-def start_python(serve: Callable, connection: Connection) -> subprocess.Popen:
-    """Start a fresh Python that calls `serve(connection)`. Raises OSError."""
-    descriptor, name = connection.fileno(), serve.__name__
-    code = f"import sys; sys.path[:] = {[*filter(None, sys.path)]}; from {serve.__module__} import {name}; "
-    code += f"from multiprocessing.connection import Connection; {name}(Connection({descriptor}))"
-    streams = {"stdin": subprocess.DEVNULL, "stdout": STANDARD_ERROR}
-    command = [sys.executable, "-P", "-c", code]
-    return subprocess.Popen(command, env=environment(), pass_fds=[descriptor], process_group=0, **streams)
-
-
 def environment() -> dict[str, str]:
     """Return this process's variables, with the number of cores for libraries that ignore a container's quota."""
     return dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(cpu_cores())) | os.environ
@@ -51,17 +40,24 @@ def can_fork() -> bool:
     return sys.platform == "linux" and importable and len(tempfile.gettempdir()) <= MAX_TEMP_PATH
 
 
-def fork_python(serve: Callable, connection: Connection, seconds: float) -> BaseProcess:
-    """Fork a process that calls `serve(connection)`. Raises OSError, also if that takes longer than `seconds`."""
-    start_fork_server()
+def start_process(serve: Callable, connection: Connection, forked: bool, seconds: float) -> BaseProcess:
+    """Start a process that calls `serve(connection)`. Raises OSError, also if a fork takes longer than `seconds`."""
     main, limit = sys.modules["__main__"], threading.Timer(seconds, stop_fork_server)
     limit.daemon = True  # never delays the exit of the script
     with Connection(os.dup(STANDARD_ERROR)) as errors:  # plain descriptors can't be sent
-        process = get_context("forkserver").Process(target=run_fork, args=(serve, connection, errors, environment()))
+        context = get_context("forkserver" if forked else "spawn")
+        process = context.Process(target=run_process, args=(serve, connection, errors, environment()))
         try:
             limit.start()
-            sys.modules["__main__"] = ModuleType("__main__")  # else the fork would run the script's imports again
-            process.start()
+            sys.modules["__main__"] = ModuleType("__main__")  # else it would run the script's imports again
+            with python_starts():
+                if forked:
+                    forkserver.set_forkserver_preload(["bench.preload"])
+                    forkserver.ensure_running()
+                else:
+                    process.start()
+            if forked:  # not in the block above: Ctrl-C may interrupt it
+                process.start()
         except EOFError:
             stop_fork_server()
             raise OSError("the process that forks workers died or did not answer") from None
@@ -74,16 +70,16 @@ def fork_python(serve: Callable, connection: Connection, seconds: float) -> Base
     return process
 
 
-def start_fork_server() -> None:
-    """Start the fork server, unless it runs."""
+@contextlib.contextmanager
+def python_starts() -> Iterator[None]:
+    """Let a Python that starts in the block import this project, nothing from its folder, and get no signals."""
     variables = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONSAFEPATH"] = "1"  # as -P
-    forkserver.set_forkserver_preload(["bench.preload"])
     resource_tracker.ensure_running()  # before the next line: it unblocks the signals at its end
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by the server, which Ctrl-C would end
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by that process, which Ctrl-C would end
     try:
-        forkserver.ensure_running()
+        yield
     finally:
         os.environ.clear()
         os.environ.update(variables)
@@ -112,7 +108,7 @@ def stopped_afterwards() -> Iterator[None]:
             tracker._stop()
 
 
-def run_fork(serve: Callable, connection: Connection, errors: Connection, variables: dict[str, str]) -> None:
+def run_process(serve: Callable, connection: Connection, errors: Connection, variables: dict[str, str]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.dup2(errors.fileno(), STANDARD_ERROR)
     errors.close()
@@ -132,17 +128,13 @@ def become_worker() -> None:
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, whose leak Python reports when the worker is killed
 
 
-def wait_for_end(process: subprocess.Popen | BaseProcess, seconds: float) -> str:
+def wait_for_end(process: BaseProcess, seconds: float) -> str:
     """Wait for the end of a process that was killed or has died; return its signal or its exit code in words.
 
     Those of a fork come from the fork server, which is killed if it doesn't answer within `seconds`.
     """
-    if isinstance(process, subprocess.Popen):
-        code = process.wait()
-    else:
-        process.join(seconds)
-        code = process.exitcode
-        if code is None:
-            stop_fork_server()
-            return "exit code unknown"
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    process.join(seconds)
+    if process.exitcode is None:
+        stop_fork_server()
+        return "exit code unknown"
+    return signal.Signals(-process.exitcode).name if process.exitcode < 0 else f"exit code {process.exitcode}"

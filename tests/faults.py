@@ -5,7 +5,8 @@ import signal
 import sys
 import time
 
-from bench.processes import Limits, ProcessPool, heartbeat
+from bench import processes
+from bench.processes import ProcessPool, heartbeat
 from utils import UserError, run
 
 
@@ -62,7 +63,8 @@ def parent(forked: bool) -> None:
     """Run a script with two workers, of which the second loops for ever; print their pids."""
 
     def main() -> int:
-        with ProcessPool(Echo, [("a",), ("b",)], forked=forked, limits=Limits(exit=0.2)) as pool:
+        processes.EXIT_SECONDS = 0.2
+        with ProcessPool(Echo, [("a",), ("b",)], forked=forked) as pool:
             print(*pool.call(Echo.own_pid), flush=True)
             pool.call(Echo.fail_in, "b", "loop")
         return 0

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import multiprocessing.spawn
 import operator
 import os
 import resource
@@ -17,15 +18,8 @@ import pytest
 from conftest import InProcessPool, children_of
 from faults import Echo, fail
 
-from bench.processes import (
-    Limits,
-    ProcessPool,
-    WorkerFailed,
-    error_summary,
-    heartbeat,
-    helper_process,
-    run_in_subprocess,
-)
+from bench import processes
+from bench.processes import ProcessPool, WorkerFailed, error_summary, heartbeat, helper_process, run_in_subprocess
 from utils import ROOT, RunError, UserError
 
 STALL_SECONDS = 0.15
@@ -100,8 +94,9 @@ def nothing_is_left(empty_torch):
 
 
 @pytest.fixture(params=[False, True], ids=["fresh", "forked"])
-def pool(request):
-    return functools.partial(ProcessPool, forked=request.param, limits=Limits(heartbeat=0.05))
+def pool(request, monkeypatch):
+    monkeypatch.setattr(processes, "HEARTBEAT_SECONDS", 0.05)
+    return functools.partial(ProcessPool, forked=request.param)
 
 
 def test_values_come_in_the_order_of_the_workers(pool):
@@ -118,9 +113,10 @@ def test_a_pool_in_this_process_has_the_same_interface():
             two.call(Echo.fail_in, "b", "value")
 
 
-def test_heartbeats_report_progress_and_keep_a_long_step_from_stalling():
+def test_heartbeats_report_progress_and_keep_a_long_step_from_stalling(monkeypatch):
     heard = []
-    with ProcessPool(Echo, [("a",)], forked=True, limits=Limits(heartbeat=0.1)) as one:
+    monkeypatch.setattr(processes, "HEARTBEAT_SECONDS", 0.1)
+    with ProcessPool(Echo, [("a",)], forked=True) as one:
         one.stall_timeout = 0.5
         [done] = one.call(Echo.count, 0.7, 0.02, on_heartbeat=lambda beats: heard.append(beats[0]))
     assert 2 <= len(heard) <= 8, "at most one in 0.1 s"
@@ -192,7 +188,7 @@ def test_the_calls_of_a_helper_share_a_process_until_one_fails():
 
 
 def test_a_worker_that_dies_before_it_reads_does_not_hang_the_run(monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", b"/bin/false")
     with time_limit(10), pytest.raises(WorkerFailed, match=r"1 of 1 .*exit code 1.* load"):
         ProcessPool(Echo, [("x" * 10**6,)])
 
@@ -271,12 +267,14 @@ def test_when_the_process_that_forks_dies_so_do_workers_and_the_next_ones_have_a
     assert run_in_subprocess(operator.add, 2, 3) == 5
 
 
-def test_when_the_process_that_forks_does_not_answer_a_start_fails():
+def test_when_the_process_that_forks_does_not_answer_a_start_fails(monkeypatch):
+    monkeypatch.setattr(processes, "START_SECONDS", 0.3)
     pid = run_in_subprocess(os.getppid)
     os.kill(pid, signal.SIGSTOP)
     with time_limit(20), pytest.raises(WorkerFailed, match="worker 1"):
-        ProcessPool(Echo, [("a",)], forked=True, limits=Limits(start=0.3))
+        ProcessPool(Echo, [("a",)], forked=True)
     wait_for_end(pid)
+    monkeypatch.undo()
     assert run_in_subprocess(operator.add, 2, 3) == 5
 
 

@@ -19,10 +19,9 @@ CHUNK_ROWS = 10_000  # rows read at a time: a few MB of text
 CHUNK_BYTES = 2**24  # text read at a time, if rows are long
 HEAD_BYTES = 2**20  # text at the start of a file, from which its number of rows is estimated
 ZSTD_BLOCK_BYTES = 2**13  # read at a time from a .zst file; decompressed, it still fits the CPU's cache
-ZSTD_BOMB_BYTES = 2**10  # read if the text is over 100 times as long: it has at most 32 MiB
+ZSTD_BOMB_BYTES = 2**10  # at a time if the text is over 100 times as long: it has at most 32 MiB
 BLOCK_BYTES = 2**15  # read at a time from other files
 MAX_WINDOW = 2**31  # bytes; zstandard's largest window (--long=31), which Pushshift's dumps use
-PIECE_BYTES = 2**20  # of decompressed text handled at a time
 MAX_LINE = 2**26  # bytes; the longest comments take about 100 KB of JSON
 MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # the former begins like that of UTF-32
@@ -59,7 +58,7 @@ def read_blocks(file: Location, encoding: str = "utf-8") -> Iterator[tuple[bytes
     A byte order mark overrides the encoding. An undecodable byte stays invalid UTF-8. Raises OSError, EOFError,
     zlib.error or ValueError if the file is truncated or corrupt, or has a line above MAX_LINE.
     """
-    blocks, length, before = unpack(file), 0, 0
+    blocks, length = unpack(file), 0
     first, position = next(((block, position) for block, position in blocks if block), (b"", 0))
     if mark := next(filter(first.startswith, MARKS), b""):
         encoding = MARKS[mark]
@@ -70,14 +69,12 @@ def read_blocks(file: Location, encoding: str = "utf-8") -> Iterator[tuple[bytes
     first = re.sub(rb"^(\xef\xbb\xbf)+", b"", first)  # several, if a program adds one to text that has one
     blocks = chain([(first, position)], blocks)
     for block, position in blocks:
-        for start in range(0, len(block), PIECE_BYTES):
-            piece = block[start : start + PIECE_BYTES]
-            end = piece.rfind(b"\n")
-            length = length + len(piece) if end < 0 else len(piece) - end
-            if length > MAX_LINE:
-                raise ValueError(f"a line of more than {MAX_LINE >> 20} MiB")
-            yield piece, before + (position - before) * (start + len(piece)) // len(block)
-        before = position
+        start, end = block.find(b"\n"), block.rfind(b"\n")
+        if length + (start if start >= 0 else len(block)) > MAX_LINE:
+            raise ValueError(f"a line of more than {MAX_LINE >> 20} MiB")
+        length = len(block) - end if end >= 0 else length + len(block)
+        if block:  # to readers, an empty one is the end
+            yield block, position
 
 
 def to_utf_8(blocks: Iterator[tuple[bytes, int]], encoding: str) -> Iterator[tuple[bytes, int]]:
@@ -112,28 +109,15 @@ def unpack(file: Location) -> Iterator[tuple[bytes, int]]:
     """Yield (a block of the decompressed file, bytes of the file read so far)."""
     name = file.name.lower()
     with file.open() as opened:
-        counting = CountingReader(opened)
         if name.endswith(".zst"):
-            yield from decompress_zstandard(counting)
+            yield from decompress_zstandard(opened)
             return
-        content = gzip.GzipFile(fileobj=counting) if name.endswith(".gz") else counting
+        content = gzip.GzipFile(fileobj=opened) if name.endswith(".gz") else opened
         while block := content.read(BLOCK_BYTES):
-            yield block, counting.count
+            yield block, opened.tell()
 
 
-class CountingReader:
-    """Counts the bytes read from a file: streams from a bucket have no position."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.count = file, 0
-
-    def read(self, size: int) -> bytes:
-        block = self.file.read(size)
-        self.count += len(block)
-        return block
-
-
-def decompress_zstandard(file: CountingReader) -> Iterator[tuple[bytes, int]]:
+def decompress_zstandard(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """Decompress a zstandard file of one or more frames; zstandard's own reader accepts truncated files."""
     import zstandard
 
@@ -144,14 +128,14 @@ def decompress_zstandard(file: CountingReader) -> Iterator[tuple[bytes, int]]:
                 frame = frame or decompressor.decompressobj()
                 block, compressed = frame.decompress(compressed[:step]), compressed[step:]
                 compressed = frame.unused_data + compressed
-                yield block, file.count - len(compressed)
-                step = ZSTD_BLOCK_BYTES if len(block) < PIECE_BYTES else ZSTD_BOMB_BYTES
+                yield block, file.tell() - len(compressed)
+                step = ZSTD_BLOCK_BYTES if len(block) < 100 * step else ZSTD_BOMB_BYTES
                 frame = None if frame.eof else frame
     except zstandard.ZstdError as error:
         if "llocation error" in str(error):
             raise MemoryError(f"its window of up to {MAX_WINDOW >> 30} GiB") from error
         raise ValueError(f"corrupt: {error}") from error
-    if frame or not file.count:
+    if frame or not file.tell():
         raise ValueError("truncated" if frame else "empty")
 
 

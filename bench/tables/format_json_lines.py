@@ -67,14 +67,12 @@ def read_records(file: Location) -> Iterator[tuple[bytes, int]]:
 
 def is_json_lines(block: bytes) -> bool:
     """False if the text that this block begins is an array, or has objects that are not one per line."""
-    values = [parse_json(line) for line in islice(filter(bytes.strip, block.split(b"\n")), 2)]
-    if isinstance(values[0], dict):
+    text = block.lstrip()
+    if isinstance(parse_json(text.partition(b"\n")[0]), dict):
         return True
-    text = block.decode(errors="surrogateescape").lstrip()
-    if text[:1] not in ("[", "{"):
-        return True
+    text = text.decode(errors="surrogateescape")
     if text[0] == "[":
-        return list(map(type, values)) == [list, dict]  # the first line is a bad one
+        return False
     try:
         end = BETWEEN.match(text, LENIENT.raw_decode(text)[1]).end()
     except (ValueError, RecursionError):

@@ -2,7 +2,7 @@
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate, groupby
 
 import pyarrow as pa
@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 from bench.tables.blocks import BLOCK_BYTES, CHUNK_BYTES, CHUNK_ROWS, MAX_LINE, Rows, undecoded
 from bench.tables.storage import Location
 
-FIRST_ROWS = 16  # decoded at first
-THIN_ROW = 64  # bytes; shorter rows may refer to a long text that is stored once
-LONG_ROW, LONG_GROUP = 2**18, 2**29  # bytes; with both, a page, which is decompressed whole, takes much memory
+FIRST_ROWS, MOST_ROWS = 16, 5000  # decoded at once: a long text may be stored once and appear in many rows
+LONG_GROUP = 2**29  # bytes; a page of it, which is decompressed whole, may take much memory
 MAX_RATIO = 1000  # of such a row group's size to its compressed size; that of text is about 10
 
 
@@ -58,48 +57,33 @@ def read_rows(file: Location, schema: pa.Schema, skip: int) -> Iterator[Rows]:
     """
     with open_parquet(file) as parquet:
         groups = list(map(parquet.metadata.row_group, range(parquet.num_row_groups)))
-        ends = list(accumulate(group.num_rows for group in groups))
-        sizes = list(accumulate(group.total_byte_size for group in groups))
         for group in filter(is_bomb, groups):
             raise ValueError(f"a row group takes {group.total_byte_size >> 20} MiB for {group.num_rows} rows")
+        ends = list(accumulate(group.num_rows for group in groups))
+        sizes = list(accumulate(group.total_byte_size for group in groups))
         first = bisect_right(ends, skip)
         position = skipped = ends[first - 1] if first else 0
-        chunks = groupby(range(first, len(ends)), lambda i: (ends[i] // CHUNK_ROWS, sizes[i] // CHUNK_BYTES))
-        most = CHUNK_ROWS if sizes and sizes[-1] > THIN_ROW * ends[-1] else CHUNK_ROWS // 10
-        for batch in read_batches(parquet, chunks, schema.names, most):
-            valid, reasons = without_bad_text(batch)
-            bad = {i: (position + i + 1, reason) for i, reason in reasons.items()}
-            yield Rows(pa.Table.from_batches([valid]).select(schema.names), bad, skipped=skipped)
-            position, skipped = position + len(batch), 0
+        step = FIRST_ROWS
+        # each of small row groups would take a while
+        for _, chunk in groupby(range(first, len(ends)), lambda i: (ends[i] // CHUNK_ROWS, sizes[i] // CHUNK_BYTES)):
+            for batch in parquet.iter_batches(step, row_groups=list(chunk), columns=schema.names):
+                if batch.nbytes > MAX_LINE and max(map(longest_text, batch.columns)) > MAX_LINE:
+                    raise ValueError(f"a text of more than {MAX_LINE >> 20} MiB")
+                valid, reasons = without_bad_text(batch)
+                bad = {i: (position + i + 1, reason) for i, reason in reasons.items()}
+                yield Rows(pa.Table.from_batches([valid]).select(schema.names), bad, skipped=skipped)
+                position, skipped = position + len(batch), 0
+                step = max(min(8 * step, MOST_ROWS, CHUNK_BYTES * len(batch) // max(batch.nbytes, 1)), 1)
+                parquet.reader.set_batch_size(step)
     yield Rows(schema.empty_table(), skipped=skipped)
 
 
 def is_bomb(group: pq.RowGroupMetaData) -> bool:
-    size, mean = group.total_byte_size, group.total_byte_size / max(group.num_rows, 1)
-    if mean > MAX_LINE or mean < LONG_ROW or size < LONG_GROUP:
-        return mean > MAX_LINE
-    return size > MAX_RATIO * sum(group.column(i).total_compressed_size for i in range(group.num_columns))
-
-
-def read_batches(parquet: pq.ParquetFile, chunks: Iterable, names: list[str], most: int) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of chunks of row groups, up to about CHUNK_ROWS or CHUNK_BYTES at a time. Raises ValueError.
-
-    At most `most` are decoded at once, fewer where texts are long: one that is stored once may appear many times.
-    """
-    batches, rows, size, step = [], 0, 0, FIRST_ROWS
-    for _, groups in chunks:  # each of small row groups takes a while
-        for batch in parquet.iter_batches(step, row_groups=list(groups), columns=names):
-            if batch.nbytes > MAX_LINE and max(map(longest_text, batch.columns)) > MAX_LINE:
-                raise ValueError(f"a text of more than {MAX_LINE >> 20} MiB")
-            batches.append(batch)
-            rows, size = rows + len(batch), size + batch.nbytes
-            step = max(min(8 * step, most, CHUNK_BYTES * len(batch) // max(batch.nbytes, 1)), 1)
-            parquet.reader.set_batch_size(step)
-            if rows >= CHUNK_ROWS // 2 or size >= CHUNK_BYTES:
-                yield pa.concat_batches(batches) if len(batches) > 1 else batch
-                batches, rows, size = [], 0, 0
-    if batches:
-        yield pa.concat_batches(batches)
+    size = group.total_byte_size
+    if size < LONG_GROUP:
+        return size > MAX_LINE * max(group.num_rows, 1)
+    compressed = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+    return size > min(MAX_LINE * group.num_rows, MAX_RATIO * compressed)
 
 
 def longest_text(column: pa.Array) -> int:

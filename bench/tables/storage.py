@@ -54,18 +54,16 @@ class Location:
         """True for a regular file (not a directory, FIFO or device). Raises OSError."""
         return self.info().type == FileType.File
 
-    def identity(self) -> tuple | str:
+    def identity(self) -> tuple:
         """Return what a file has in common with links to it. Raises OSError."""
         status = self.local.stat() if self.local else None
-        if status and status.st_nlink > 1:
-            return status.st_dev, status.st_ino
-        return os.path.realpath(self.path) if self.local else self.path
+        return (status.st_dev, status.st_ino) if status else (self.path,)
 
     def open(self) -> BinaryIO:
         """Open a file for reading from start to end. Raises OSError."""
         if self.local:
             return self.local.open("rb")  # about 5% faster than pyarrow
-        return self.filesystem.open_input_stream(self.path, compression=None, buffer_size=READ_AHEAD)
+        return io.BufferedReader(self.open_seekable(), READ_AHEAD)
 
     def open_seekable(self) -> pa.NativeFile:
         """Open a file for reading at any position. Raises OSError."""

@@ -165,7 +165,7 @@ def test_many_small_row_groups_are_read_in_chunks(tmp_path):
     table = open_table(tmp_path / "a.parquet")
     for skip in (0, 9, 10, 12_345):
         chunks = list(read_all([table], table.schema, skip))
-        assert len(chunks) < 10
+        assert len(chunks) < 20
         assert pa.concat_tables(chunks)["id"].to_pylist() == list(range(skip, 30_000))
 
 
