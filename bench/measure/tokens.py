@@ -33,9 +33,9 @@ class TokenizedTexts:
     padding_effect: float = 0.0  # see Reference.padding_effect
     flops: float = np.nan  # of one pass over the tokens without padding; nan if torch cannot count them
 
-    def rows(self, batch: Iterable[int]) -> dict[str, list[np.ndarray]]:
+    def rows(self, batch: Iterable[int]) -> dict[str, list[list[int]]]:
         spans = [slice(self.offsets[i], self.offsets[i + 1]) for i in batch]
-        return {name: [values[span] for span in spans] for name, values in self.ids.items()}
+        return {name: [values[span].tolist() for span in spans] for name, values in self.ids.items()}
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -46,7 +46,7 @@ def prepare_tokens(model: Model, texts: list[Item], call: Callable) -> Tokenized
     """Tokenize the texts and count their FLOPs. `call` runs a function in a helper process."""
     tokens = call(tokenize, model, texts)
     longest = tokens.rows([tokens.lengths.argmax()])["input_ids"][0]
-    return replace(tokens, flops=count_flops(model, tokens.lengths, longest.tolist(), call))
+    return replace(tokens, flops=count_flops(model, tokens.lengths, longest, call))
 
 
 def with_reference(tokens: TokenizedTexts, model: Model, gpu: int | None) -> TokenizedTexts:

@@ -127,7 +127,7 @@ def tokenize(
         read = {
             "input_ids": lambda: [encoding.ids for encoding in encodings],
             "token_type_ids": lambda: [encoding.type_ids for encoding in encodings],
-            "lost": lambda: count_lost(fast, items, encodings),
+            "lost": lambda: count_lost(fast, items, encodings, max_length),
         }
         return {name: read[name]() for name in names}
 
@@ -142,9 +142,9 @@ def tokenize(
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def shortened(item: Item) -> Item:
-        parts = parts_of(item)
-        if max(map(len, parts)) <= longest:
+        if count_characters(item) <= longest:
             return item
+        parts = parts_of(item)
         cut = [part[kept] if len(part) > longest and fills_twice(part) else part for part in parts]
         if len(parts) > 1 and all(map(fills_twice, parts)):  # the text with more tokens may keep one more
             first_is_longer = count(parts[0]) > count(parts[1])
@@ -159,7 +159,7 @@ def tokenize(
     for i in invalid:
         clear_row(rows, i)
     for i, item in enumerate(items if "lost" in rows else ()):
-        if 0 < count_characters(given[i]) < count_characters(item):
+        if given[i] is not item and i not in invalid:
             tokens = len(rows["input_ids"][i])
             ratio = count_characters(item) / count_characters(given[i])
             rows["lost"][i] = round((tokens + rows["lost"][i]) * ratio) - tokens
@@ -171,10 +171,13 @@ def call_tokenizer(tokenizer, items: list[Item], **options):
     return tokenizer(*map(list, zip(*map(parts_of, items), strict=True)), **options)
 
 
-def count_lost(fast, items: list[Item], encodings: list) -> list[int]:
+def count_lost(fast, items: list[Item], encodings: list, max_length: int) -> list[int]:
     """Return the number of tokens that truncation removed from each item. `fast`: a tokenizer of tokenizers."""
     special = fast.num_special_tokens_to_add(is_pair=False)
-    lost = [sum(len(rest.ids) - special for rest in encoding.overflowing) for encoding in encodings]
+    lost = [0] * len(encodings)
+    for i, encoding in enumerate(encodings):
+        if len(encoding) == max_length:  # only then it can have been truncated
+            lost[i] = sum(len(rest) - special for rest in encoding.overflowing)
     pairs = [i for i, count in enumerate(lost) if count and not isinstance(items[i], str)]
     if pairs:  # each piece of one text is combined with each of the other
         fast.no_truncation()
