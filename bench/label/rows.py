@@ -11,7 +11,7 @@ from bench.model.task import Task
 from bench.naming import listed
 from bench.tables.blocks import NOTE
 from bench.tables.folders import nested_columns
-from bench.tables.items import Item, items_of, removal
+from bench.tables.items import Item, removal
 from bench.tables.readers import BAD, Table
 from utils import UserError, say
 
@@ -124,16 +124,14 @@ def choose_columns(tables: list[Table], text_columns: list[str], keep: list[str]
     return [name for name in dict.fromkeys(keep) if name]
 
 
-def texts_of(table: pa.Table, output: OutputSpec) -> list[Item]:
-    return [item for item in items_of(table, output.text_columns) if item is not None]
-
-
-def label_table(table: pa.Table, answers: Answers, output: OutputSpec) -> tuple[pa.Table, Counts]:
-    """Return (a part's output rows, their counts), from the `answers` for texts_of(table).
+def label_table(
+    table: pa.Table, items: list[Item | None], answers: Answers, output: OutputSpec
+) -> tuple[pa.Table, Counts]:
+    """Return (a part's output rows, their counts), from the `answers` for those of its items that are not None.
 
     Rows without an item or a finite answer have nulls. Bad rows are listed in the schema's metadata, under BAD_ROWS.
     """
-    has_item = np.array([item is not None for item in items_of(table, output.text_columns)], bool)
+    has_item = np.array([item is not None for item in items], bool)
     rows = np.flatnonzero(has_item)
     values = np.full((len(table), len(output.model_labels)), np.nan, dtype=np.float32)
     lengths = np.zeros(len(table), np.int32)
@@ -152,7 +150,7 @@ def label_table(table: pa.Table, answers: Answers, output: OutputSpec) -> tuple[
         texts=len(rows),
         texts_without_answer=int(missing[rows].sum()),
         bad_rows=sum(not fault["reason"].startswith(NOTE) for fault in bad.values()),
-        rows_removed=count_removed(table, output.text_columns),
+        rows_removed=count_removed(table.filter(pa.array(~has_item)), output.text_columns),
         **answers.token_counts,
     )
     labelled = table.select(output.keep_columns)
