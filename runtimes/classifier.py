@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -98,24 +98,26 @@ class Classifier:
 
         def fetch() -> None:
             self.runner.synchronize()
-            fetched.extend((batch.owners, self.to_host(outputs)) for batch, _, outputs in waiting)
+            fetched.extend((owners, self.to_host(outputs)) for (owners, *_), outputs in waiting)
             waiting.clear()
 
         prepared = ((batch, self.runner.prepare(batch.inputs)) for batch in self.batches(texts, batching))
         for batch, inputs in timed(prefetch(prepared), counts):
-            parts = [(batch, inputs)]
+            parts = [(batch.owners, batch.inputs, inputs)]
             while parts:
-                part, part_inputs = parts.pop()
+                owners, arrays, inputs = part = parts.pop()  # noqa: PLW2901
                 try:
-                    waiting.append((part, part_inputs, self.runner.forward(part_inputs)))
+                    waiting.append((part, self.runner.forward(inputs)))
                     continue
                 except Exception as error:
-                    if not halve_on_oom or len(part.indices) < 2 or error_summary(error) != OUT_OF_MEMORY:
+                    if not halve_on_oom or len(owners) < 2 or error_summary(error) != OUT_OF_MEMORY:
                         raise
                 # the error, which refers to the batch's memory, is gone from here on
-                say(f"out of memory for a batch of {len(part.indices)} texts; halving it")
+                say(f"out of memory for a batch of {len(owners)} texts; halving it")
                 fetch()
-                parts += [(half, self.runner.prepare(half.inputs)) for half in halves(part)]
+                for half in np.array_split(np.arange(len(owners)), 2):
+                    half_arrays = {name: values[half] for name, values in arrays.items()}
+                    parts.append((owners[half], half_arrays, self.runner.prepare(half_arrays)))
             if len(waiting) >= FETCH_EVERY:
                 fetch()
             counts["padded_tokens"] += batch.inputs["input_ids"].size
@@ -156,19 +158,3 @@ def timed(items: Iterator, counts: Counter) -> Iterator:
         counts["waited"] += time.monotonic() - wait_start
         yield item
         wait_start = time.monotonic()
-
-
-def halves(batch: Batch) -> list[Batch]:
-    """Return the two halves of a batch of several rows, with the same padding."""
-    middle = len(batch.indices) // 2
-    return [
-        replace(
-            batch,
-            indices=batch.indices[rows],
-            inputs={name: values[rows] for name, values in batch.inputs.items()},
-            lengths=batch.lengths[rows],
-            lost=batch.lost[rows],
-            owners=batch.owners[rows],
-        )
-        for rows in (slice(middle), slice(middle, None))
-    ]

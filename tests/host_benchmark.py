@@ -9,7 +9,6 @@ workers. Before that, it times the stages one by one, on one thread.
 """
 
 import argparse
-import resource
 import sys
 import tempfile
 import time

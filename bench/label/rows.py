@@ -57,10 +57,35 @@ class OutputSpec:
         return self.top_label
 
     def to_columns(self, values: np.ndarray, missing: np.ndarray) -> list[pa.Array]:
-        return answers_to_columns(values, missing, self)
+        """Return the columns for answers [rows, labels], null where they are `missing`."""
+        dtype = np.float16 if self.float16 else np.float32
+        if self.top_label:
+            best = np.where(missing, 0, values.argmax(axis=1))
+            names = pa.array([self.model_labels[i] for i in best], pa.string(), mask=missing)
+            return [names, pa.array(values[np.arange(len(values)), best].astype(dtype), mask=missing)]
+        least = -np.inf if self.min_score is None else self.min_score
+        columns = [values[:, i] for i in self.indices]
+        return [pa.array(column.astype(dtype), mask=missing | (column < least)) for column in columns]
 
     def to_answers(self, table: pa.Table, reference: np.ndarray) -> np.ndarray:
-        return columns_to_answers(table, reference, self)
+        """Return the answers that a part's columns hold, float64 [rows, labels]; nan if a row has none.
+
+        Values that were not written are taken from the `reference`, within what the columns allow: below the score of
+        the top label, or not above the minimum score.
+        """
+        columns = [table[name].to_pylist() for name in self.answer_columns]
+        if not self.top_label:
+            answers = np.array(columns, dtype=float).T
+            if self.min_score is None:
+                return answers
+            return np.where(np.isnan(answers), np.minimum(reference, self.min_score), answers)
+        names, scores = columns
+        scores = np.array(scores, dtype=float)
+        answers = np.minimum(reference, np.nextafter(scores, -np.inf)[:, None])  # nan without a score
+        for i, name in enumerate(names):
+            if name is not None:
+                answers[i, self.model_labels.index(name)] = scores[i]
+        return answers
 
     def decisions(self, task: Task) -> Task:
         """Return the task whose decisions follow from the written columns."""
@@ -166,36 +191,3 @@ def label_table(
 def count_removed(table: pa.Table, text_columns: list[str]) -> int:
     rows = zip(*(table[name].to_pylist() for name in text_columns), strict=True)
     return sum(any(text and removal(text) for text in row) for row in rows)
-
-
-def answers_to_columns(values: np.ndarray, missing: np.ndarray, output: OutputSpec) -> list[pa.Array]:
-    """Return the columns for answers [rows, labels], null where they are `missing`."""
-    dtype = np.float16 if output.float16 else np.float32
-    if output.top_label:
-        best = np.where(missing, 0, values.argmax(axis=1))
-        names = pa.array([output.model_labels[i] for i in best], pa.string(), mask=missing)
-        return [names, pa.array(values[np.arange(len(values)), best].astype(dtype), mask=missing)]
-    least = -np.inf if output.min_score is None else output.min_score
-    columns = [values[:, i] for i in output.indices]
-    return [pa.array(column.astype(dtype), mask=missing | (column < least)) for column in columns]
-
-
-def columns_to_answers(table: pa.Table, reference: np.ndarray, output: OutputSpec) -> np.ndarray:
-    """Return the answers that a part's columns hold, float64 [rows, labels]; nan if a row has none.
-
-    Values that were not written are taken from the `reference`, within what the columns allow: below the score of the
-    top label, or not above the minimum score.
-    """
-    columns = [table[name].to_pylist() for name in output.answer_columns]
-    if not output.top_label:
-        answers = np.array(columns, dtype=float).T
-        if output.min_score is None:
-            return answers
-        return np.where(np.isnan(answers), np.minimum(reference, output.min_score), answers)
-    names, scores = columns
-    scores = np.array(scores, dtype=float)
-    answers = np.minimum(reference, np.nextafter(scores, -np.inf)[:, None])  # nan without a score
-    for i, name in enumerate(names):
-        if name is not None:
-            answers[i, output.model_labels.index(name)] = scores[i]
-    return answers

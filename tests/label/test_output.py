@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.label.rows import Answers, Counts, OutputSpec, columns_to_answers, label_table
+from bench.label.rows import Answers, Counts, OutputSpec, label_table
 from bench.label.run import advance, progress_bar
 from bench.label.splits import cut_splits, file_key
 from bench.tables.items import items_of
@@ -112,11 +112,11 @@ def test_columns_become_answers_again_as_far_as_they_allow():
     """What was not written is taken from the reference: below the top label's score, or not above the minimum."""
     reference = np.array([[0.2, 0.7], [0.6, 0.4], [0.3, 0.1]])
     top = pa.table({"label": ["b", "b", None], "score": [0.75, 0.5, None]})
-    answers = columns_to_answers(top, reference, output(top_label=True))
+    answers = output(top_label=True).to_answers(top, reference)
     assert answers[0].tolist() == [0.2, 0.75] and list(answers[:2].argmax(axis=1)) == [1, 1]
     assert answers[1, 1] == 0.5 and answers[1, 0] == pytest.approx(0.5) and np.isnan(answers[2]).all()
     high = pa.table({"a": [None, 0.6, None], "b": [0.7, None, None]})
-    answers = columns_to_answers(high, reference, output(min_score=0.25))
+    answers = output(min_score=0.25).to_answers(high, reference)
     assert answers.tolist() == [[0.2, 0.7], [0.6, 0.25], [0.25, 0.1]]
 
 
