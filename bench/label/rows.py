@@ -170,12 +170,13 @@ def label_table(
     for i in rows[missing[rows]]:
         reason = "the text has no tokens or contains one that the model does not know, or its answer is not finite"
         bad.setdefault(int(i), {"reason": reason})
+    without_item = table.select(output.text_columns).filter(pa.array(~has_item)).to_pydict().values()
     counts = Counts(
         rows=len(table),
         texts=len(rows),
         texts_without_answer=int(missing[rows].sum()),
         bad_rows=sum(not fault["reason"].startswith(NOTE) for fault in bad.values()),
-        rows_removed=count_removed(table.filter(pa.array(~has_item)), output.text_columns),
+        rows_removed=sum(any(text and removal(text) for text in texts) for texts in zip(*without_item, strict=True)),
         **answers.token_counts,
     )
     labelled = table.select(output.keep_columns)
@@ -186,8 +187,3 @@ def label_table(
         labelled = labelled.append_column(name, column)
     listed = json.dumps([{"row": i} | bad[i] for i in sorted(bad)])
     return labelled.replace_schema_metadata({BAD_ROWS: listed} if bad else None), counts
-
-
-def count_removed(table: pa.Table, text_columns: list[str]) -> int:
-    rows = zip(*(table[name].to_pylist() for name in text_columns), strict=True)
-    return sum(any(text and removal(text) for text in row) for row in rows)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tiny import make_tiny, make_tiny_distilbert, tiny_config, word_level_tokeni
 from tokenizers import normalizers
 
 from bench.measure.peak import count_flops
-from bench.measure.tokens import TokenizedTexts, prepare_tokens, with_reference
+from bench.measure.tokens import TokenizedTexts, prepare_tokens, tokenize, with_reference
 from bench.measure.warnings import note_slow_tokenizer
 from bench.model import reference
 from bench.model.model import Model
