@@ -36,7 +36,7 @@ def measure_busy(info: DeviceInfo, device: Device) -> float | None:
 
 def note_slow_tokenizer(tokens: TokenizedTexts, rows: list[dict]) -> None:
     """Print a note if the tokenizer runs in Python, or is slower than the fastest of the result rows."""
-    fastest = max((row["messages/s"] for row in rows if row["status"] == "ok"), default=0)
+    fastest = max((float(row["messages/s"]) for row in rows if row["status"] == "ok"), default=0.0)
     if not tokens.is_fast or tokens.tokens_speed < fastest:
         speeds = f"{tokens.tokens_speed:,.0f} messages/s, and the fastest variant does {fastest:,.0f}"
         note(f"the tokenizer {tokens.tokenizer} is slow: {speeds}")
