@@ -143,7 +143,7 @@ from bench.measure.quick import QUICK_OPTIONS, QUICK_SECONDS, default_variants, 
 from bench.measure.recorder import Recorder, columns_of_run, rows_for_advice, rows_to_reuse
 from bench.measure.splits import expected_cells, share_cores, splits_to_try
 from bench.measure.sweep import Sweep, estimate
-from bench.measure.warnings import measure_busy, note, note_slowdowns
+from bench.measure.warnings import measure_busy, note, note_slow_tokenizer, note_slowdowns
 from bench.model.resolve import DEFAULT_MODEL, open_model
 from bench.model.task import Task
 from bench.naming import slug
@@ -225,6 +225,7 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Re
                 say(f"could not save these rows in {args.results_dir}; copy them from here:")
                 lines = rows.HEADER + "".join(map(rows.line_of, recorder.unsaved))  # cleaned, with tabs
                 print(lines.rstrip(), file=sys.stderr)
+    note_slow_tokenizer(sweep.tokens, recorder.rows)
 
 
 def follow_ups(

@@ -8,16 +8,16 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bench.model.batches import Batching, round_lengths_up
 from bench.model.model import Model
-from bench.model.stream import Batch, prefetch, share_of, text_batches
+from bench.model.stream import Batch, pick, prefetch, share_of, text_batches
 from bench.processes import OUT_OF_MEMORY, error_summary, heartbeat
-from bench.tables.items import Item, count_characters
+from bench.tables.items import Item
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from utils import RunError, UserError, say
@@ -89,43 +89,45 @@ class Classifier:
         does not fit into memory runs in halves. Raises UserError for another model's export, and the runtime's errors.
         """
         start, counts = time.monotonic(), Counter()
-        lengths, characters_done = np.zeros(len(texts), int), 0
+        lengths = np.zeros(len(texts), int)
         if self.takes_texts:
             answers = self.runner.answer(texts, batching.batch_size, on_progress)
             return Predictions(answers, lengths, start, time.monotonic())
-        characters = np.array([count_characters(text) for text in texts])
-        fetched, waiting = [], []  # `waiting` keeps the inputs alive, because a GPU may still read them
+        rows, fetched = [], []
+        waiting = []  # keeps the inputs alive, because a GPU may still read them
 
         def fetch() -> None:
             self.runner.synchronize()
-            fetched.extend((batch.owners, self.to_host(outputs)) for batch, _, outputs in waiting)
+            fetched.extend((owners, self.to_host(outputs)) for (owners, *_), outputs in waiting)
             waiting.clear()
 
         prepared = ((batch, self.runner.prepare(batch.inputs)) for batch in self.batches(texts, batching))
         for batch, inputs in timed(prefetch(prepared), counts):
-            parts = [(batch, inputs)]
+            parts = [(batch.owners, batch.inputs, inputs)]
             while parts:
-                part, part_inputs = parts.pop()
+                owners, arrays, inputs = part = parts.pop()  # noqa: PLW2901
                 try:
-                    waiting.append((part, part_inputs, self.runner.forward(part_inputs)))
+                    waiting.append((part, self.runner.forward(inputs)))
                     continue
                 except Exception as error:
-                    if not halve_on_oom or len(part.indices) < 2 or error_summary(error) != OUT_OF_MEMORY:
+                    if not halve_on_oom or len(owners) < 2 or error_summary(error) != OUT_OF_MEMORY:
                         raise
                 # the error, which refers to the batch's memory, is gone from here on
-                say(f"out of memory for a batch of {len(part.indices)} texts; halving it")
+                say(f"out of memory for a batch of {len(owners)} texts; halving it")
                 fetch()
-                parts += [(half, self.runner.prepare(half.inputs)) for half in halves(part)]
+                for half in np.array_split(np.arange(len(owners)), 2):
+                    half_arrays = {name: values[half] for name, values in arrays.items()}
+                    parts.append((owners[half], half_arrays, self.runner.prepare(half_arrays)))
             if len(waiting) >= FETCH_EVERY:
                 fetch()
-            counts["tokens"] += int(batch.lengths.sum())
             counts["padded_tokens"] += batch.inputs["input_ids"].size
-            counts["truncated"] += int((batch.lost > 0).sum())
-            counts["lost"] += 0 if batching.long != "cut" else int(batch.lost.sum())
-            characters_done += characters[np.unique(batch.indices[lengths[batch.indices] == 0])].sum()
-            np.maximum.at(lengths, batch.indices, batch.lengths + batch.lost)
-            on_progress(round(characters_done / max(characters.sum(), 1) * len(texts)))
+            rows.append([batch.indices, batch.lengths, batch.lost])
+            on_progress(round(batch.done * len(texts)))
         fetch()
+        indices, tokens, lost = np.concatenate([np.empty((3, 0), int), *rows], axis=1)
+        np.maximum.at(lengths, indices, tokens + lost)
+        lost_tokens = int(lost.sum()) if batching.long == "cut" else 0
+        counts.update(tokens=int(tokens.sum()), truncated=int((lost > 0).sum()), lost=lost_tokens)
         owners = np.concatenate([np.empty(0, int), *(batch_owners for batch_owners, _ in fetched)])
         no_outputs = np.empty((0, self.model.task.n_outputs), np.float32)
         outputs = np.concatenate([no_outputs, *(batch_outputs for _, batch_outputs in fetched)])
@@ -136,7 +138,7 @@ class Classifier:
     def predict_share(self, texts: list[Item], batching: Batching) -> tuple[np.ndarray, Predictions]:
         """Run the model over this worker's share of the texts; return (their indices, its Predictions)."""
         share = share_of(texts, self.number, self.workers)
-        return share, self.predict([texts[i] for i in share], batching, halve_on_oom=True)
+        return share, self.predict(pick(texts, share), batching, halve_on_oom=True)
 
     def to_host(self, outputs) -> np.ndarray:
         """Fetch a batch's outputs, float32 [rows, n]. Raises UserError if n is not what the task expects."""
@@ -156,19 +158,3 @@ def timed(items: Iterator, counts: Counter) -> Iterator:
         counts["waited"] += time.monotonic() - wait_start
         yield item
         wait_start = time.monotonic()
-
-
-def halves(batch: Batch) -> list[Batch]:
-    """Return the two halves of a batch of several rows, with the same padding."""
-    middle = len(batch.indices) // 2
-    return [
-        replace(
-            batch,
-            indices=batch.indices[rows],
-            inputs={name: values[rows] for name, values in batch.inputs.items()},
-            lengths=batch.lengths[rows],
-            lost=batch.lost[rows],
-            owners=batch.owners[rows],
-        )
-        for rows in (slice(middle), slice(middle, None))
-    ]

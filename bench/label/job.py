@@ -16,7 +16,7 @@ from bench.label.folder import locked, refuse_foreign_files
 from bench.label.plan import LabelPlan, PlanOptions, find_plan, measuring_command, worker_specs
 from bench.label.pool import LabelPool
 from bench.label.record import read_record
-from bench.label.rows import BAD_ROWS, Answers, OutputSpec, choose_columns, label_table, texts_of
+from bench.label.rows import BAD_ROWS, Answers, OutputSpec, choose_columns, label_table
 from bench.label.run import check_folder, label, prepare
 from bench.label.splits import LabelJob, cut_splits, tables_of
 from bench.model.model import Model
@@ -26,7 +26,7 @@ from bench.processes import helper_process
 from bench.start_process import stopped_afterwards
 from bench.tables.folders import common_schema, find_files, noting_others, open_tables
 from bench.tables.format_csv import Csv
-from bench.tables.items import Item, count_characters
+from bench.tables.items import Item, count_characters, items_of
 from bench.tables.readers import format_of
 from bench.tables.storage import locate
 from bench.timing import time_words
@@ -100,9 +100,10 @@ def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
     table = next((part.table for part in parts if len(part.table)), None)
     if table is None:
         raise UserError(f"the input has no rows: {job.source}")
-    items = texts_of(table, output)
-    scores = np.random.default_rng(0).random((len(items), len(output.model_labels)), np.float32)
-    labelled, counts = label_table(table, Answers(scores, np.array(list(map(count_characters, items)), int)), output)
+    items = items_of(table, output.text_columns)
+    lengths = np.array([count_characters(item) for item in items if item is not None], int)
+    scores = np.random.default_rng(0).random((len(lengths), len(output.model_labels)), np.float32)
+    labelled, counts = label_table(table, items, Answers(scores, lengths), output)
     file = io.BytesIO()
     folder.write_rows(labelled, file)
     rows = job.estimate_rows()

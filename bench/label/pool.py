@@ -10,12 +10,12 @@ import numpy as np
 
 from bench.label.folder import write_part
 from bench.label.receipt import Sample, pick_sample
-from bench.label.rows import WORKER_FAILED, Answers, OutputSpec, label_table, texts_of
+from bench.label.rows import WORKER_FAILED, Answers, OutputSpec, label_table
 from bench.label.splits import Footer, InputPart
 from bench.model.batches import Batching
 from bench.model.stream import prefetch
 from bench.processes import ProcessPool, WorkerFailed
-from bench.tables.items import Item
+from bench.tables.items import Item, items_of
 from bench.tables.storage import Location
 from runtimes.classifier import Classifier, ClassifierSpec
 from utils import RunError, say
@@ -45,24 +45,27 @@ class LabelPool(contextlib.AbstractContextManager):
         Reading ahead and writing overlap with the model.
         `on_progress` gets the number of texts of the part that each worker has done.
         """
-        with_texts = ((part, texts_of(part.table, output)) for part in parts)
+        with_items = ((part, items_of(part.table, output.text_columns)) for part in parts)
         with ThreadPoolExecutor(1) as writer:
             writing = deque()
-            for number, (part, texts) in enumerate(prefetch(with_texts, queued=1)):
+            for number, (part, items) in enumerate(prefetch(with_items, queued=1)):
+                texts = [item for item in items if item is not None]
                 answers = self.classify(texts, str(part), on_progress)
                 self.answered += len(part.table)
-                writing.append(writer.submit(self.write, part, answers, output))
+                writing.append(writer.submit(self.write, part, items, answers, output))
                 max_pending = min(number, 1)  # the first part is checked before the second is labelled
                 while len(writing) > max_pending:
                     yield writing.popleft().result()
             for written in writing:
                 yield written.result()
 
-    def write(self, part: InputPart, answers: Answers, output: OutputSpec) -> tuple[Footer, Sample]:
-        labelled, counts = label_table(part.table, answers, output)
+    def write(
+        self, part: InputPart, items: list[Item | None], answers: Answers, output: OutputSpec
+    ) -> tuple[Footer, Sample]:
+        labelled, counts = label_table(part.table, items, answers, output)
         footer = write_part(self.folder, part, labelled, counts)
         self.written += footer.rows
-        return footer, pick_sample(part, output, self.specs[0].model)
+        return footer, pick_sample(part, items, self.specs[0].model)
 
     def classify(self, texts: list[Item], rows: str, on_progress: Callable | None) -> Answers:
         """Return the answers for texts. If workers fail on them repeatedly, halve them until the text is found.

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from bench.judge import NOT_WITHIN, ROUNDING, UNPROVEN
 from bench.label import folder, record
-from bench.label.rows import WORKER_FAILED, Counts, OutputSpec
+from bench.label.rows import WORKER_FAILED, Counts
 from bench.label.splits import InputPart, LabelJob
 from bench.model.model import Model
 from bench.model.parity import ParityCounter
@@ -39,12 +39,12 @@ class Sample:
         return Sample(self.part, self.rows[:count], self.items[:count])
 
 
-def pick_sample(part: InputPart, output: OutputSpec, model: Model) -> Sample:
+def pick_sample(part: InputPart, items: list[Item | None], model: Model) -> Sample:
     """Pick a part's rows: the longest and the shortest texts, some with special tokens, and evenly spaced ones.
 
     These kinds alternate, so that the first LATER_ROWS have some of each.
     """
-    items, count = items_of(part.table, output.text_columns), model.task.compared_rows
+    count = model.task.compared_rows
     rows = [i for i, item in enumerate(items) if item is not None]
     by_length = sorted(rows, key=lambda i: count_characters(items[i]))
     special = [i for i in rows if any(token in text for text in parts_of(items[i]) for token in model.special_tokens)]
@@ -73,7 +73,7 @@ def read_samples(job: LabelJob, footers: dict[str, folder.Footer]) -> list[Sampl
     for split in job.splits:
         wanted = chosen.intersection(folder.find_parts(split, footers)[0])
         for part in islice(split.read(job.output, existing=footers.keys() - wanted), len(wanted)):
-            sample = pick_sample(part, job.output, job.model)
+            sample = pick_sample(part, items_of(part.table, job.output.text_columns), job.model)
             samples.append(sample.first(LATER_ROWS) if samples else sample)
     return samples
 

@@ -11,7 +11,7 @@ from bench.model.task import Task
 from bench.naming import listed
 from bench.tables.blocks import NOTE
 from bench.tables.folders import nested_columns
-from bench.tables.items import Item, items_of, removal
+from bench.tables.items import Item, removal
 from bench.tables.readers import BAD, Table
 from utils import UserError, say
 
@@ -57,10 +57,35 @@ class OutputSpec:
         return self.top_label
 
     def to_columns(self, values: np.ndarray, missing: np.ndarray) -> list[pa.Array]:
-        return answers_to_columns(values, missing, self)
+        """Return the columns for answers [rows, labels], null where they are `missing`."""
+        dtype = np.float16 if self.float16 else np.float32
+        if self.top_label:
+            best = np.where(missing, 0, values.argmax(axis=1))
+            names = pa.array([self.model_labels[i] for i in best], pa.string(), mask=missing)
+            return [names, pa.array(values[np.arange(len(values)), best].astype(dtype), mask=missing)]
+        least = -np.inf if self.min_score is None else self.min_score
+        columns = [values[:, i] for i in self.indices]
+        return [pa.array(column.astype(dtype), mask=missing | (column < least)) for column in columns]
 
     def to_answers(self, table: pa.Table, reference: np.ndarray) -> np.ndarray:
-        return columns_to_answers(table, reference, self)
+        """Return the answers that a part's columns hold, float64 [rows, labels]; nan if a row has none.
+
+        Values that were not written are taken from the `reference`, within what the columns allow: below the score of
+        the top label, or not above the minimum score.
+        """
+        columns = [table[name].to_pylist() for name in self.answer_columns]
+        if not self.top_label:
+            answers = np.array(columns, dtype=float).T
+            if self.min_score is None:
+                return answers
+            return np.where(np.isnan(answers), np.minimum(reference, self.min_score), answers)
+        names, scores = columns
+        scores = np.array(scores, dtype=float)
+        answers = np.minimum(reference, np.nextafter(scores, -np.inf)[:, None])  # nan without a score
+        for i, name in enumerate(names):
+            if name is not None:
+                answers[i, self.model_labels.index(name)] = scores[i]
+        return answers
 
     def decisions(self, task: Task) -> Task:
         """Return the task whose decisions follow from the written columns."""
@@ -124,16 +149,14 @@ def choose_columns(tables: list[Table], text_columns: list[str], keep: list[str]
     return [name for name in dict.fromkeys(keep) if name]
 
 
-def texts_of(table: pa.Table, output: OutputSpec) -> list[Item]:
-    return [item for item in items_of(table, output.text_columns) if item is not None]
-
-
-def label_table(table: pa.Table, answers: Answers, output: OutputSpec) -> tuple[pa.Table, Counts]:
-    """Return (a part's output rows, their counts), from the `answers` for texts_of(table).
+def label_table(
+    table: pa.Table, items: list[Item | None], answers: Answers, output: OutputSpec
+) -> tuple[pa.Table, Counts]:
+    """Return (a part's output rows, their counts), from the `answers` for those of its items that are not None.
 
     Rows without an item or a finite answer have nulls. Bad rows are listed in the schema's metadata, under BAD_ROWS.
     """
-    has_item = np.array([item is not None for item in items_of(table, output.text_columns)], bool)
+    has_item = np.array([item is not None for item in items], bool)
     rows = np.flatnonzero(has_item)
     values = np.full((len(table), len(output.model_labels)), np.nan, dtype=np.float32)
     lengths = np.zeros(len(table), np.int32)
@@ -147,12 +170,13 @@ def label_table(table: pa.Table, answers: Answers, output: OutputSpec) -> tuple[
     for i in rows[missing[rows]]:
         reason = "the text has no tokens or contains one that the model does not know, or its answer is not finite"
         bad.setdefault(int(i), {"reason": reason})
+    without_item = table.select(output.text_columns).filter(pa.array(~has_item)).to_pydict().values()
     counts = Counts(
         rows=len(table),
         texts=len(rows),
         texts_without_answer=int(missing[rows].sum()),
         bad_rows=sum(not fault["reason"].startswith(NOTE) for fault in bad.values()),
-        rows_removed=count_removed(table, output.text_columns),
+        rows_removed=sum(any(text and removal(text) for text in texts) for texts in zip(*without_item, strict=True)),
         **answers.token_counts,
     )
     labelled = table.select(output.keep_columns)
@@ -163,41 +187,3 @@ def label_table(table: pa.Table, answers: Answers, output: OutputSpec) -> tuple[
         labelled = labelled.append_column(name, column)
     listed = json.dumps([{"row": i} | bad[i] for i in sorted(bad)])
     return labelled.replace_schema_metadata({BAD_ROWS: listed} if bad else None), counts
-
-
-def count_removed(table: pa.Table, text_columns: list[str]) -> int:
-    rows = zip(*(table[name].to_pylist() for name in text_columns), strict=True)
-    return sum(any(text and removal(text) for text in row) for row in rows)
-
-
-def answers_to_columns(values: np.ndarray, missing: np.ndarray, output: OutputSpec) -> list[pa.Array]:
-    """Return the columns for answers [rows, labels], null where they are `missing`."""
-    dtype = np.float16 if output.float16 else np.float32
-    if output.top_label:
-        best = np.where(missing, 0, values.argmax(axis=1))
-        names = pa.array([output.model_labels[i] for i in best], pa.string(), mask=missing)
-        return [names, pa.array(values[np.arange(len(values)), best].astype(dtype), mask=missing)]
-    least = -np.inf if output.min_score is None else output.min_score
-    columns = [values[:, i] for i in output.indices]
-    return [pa.array(column.astype(dtype), mask=missing | (column < least)) for column in columns]
-
-
-def columns_to_answers(table: pa.Table, reference: np.ndarray, output: OutputSpec) -> np.ndarray:
-    """Return the answers that a part's columns hold, float64 [rows, labels]; nan if a row has none.
-
-    Values that were not written are taken from the `reference`, within what the columns allow: below the score of the
-    top label, or not above the minimum score.
-    """
-    columns = [table[name].to_pylist() for name in output.answer_columns]
-    if not output.top_label:
-        answers = np.array(columns, dtype=float).T
-        if output.min_score is None:
-            return answers
-        return np.where(np.isnan(answers), np.minimum(reference, output.min_score), answers)
-    names, scores = columns
-    scores = np.array(scores, dtype=float)
-    answers = np.minimum(reference, np.nextafter(scores, -np.inf)[:, None])  # nan without a score
-    for i, name in enumerate(names):
-        if name is not None:
-            answers[i, output.model_labels.index(name)] = scores[i]
-    return answers

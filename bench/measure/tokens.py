@@ -31,11 +31,13 @@ class TokenizedTexts:
     sample: np.ndarray  # indices of the texts that are compared
     reference: np.ndarray | None = None  # answers of the original model [sample, labels]; None without one
     padding_effect: float = 0.0  # see Reference.padding_effect
+    tokenizer: str = ""  # its class
+    is_fast: bool = True  # in transformers' sense: it is written in Rust and uses all cores
     flops: float = np.nan  # of one pass over the tokens without padding; nan if torch cannot count them
 
-    def rows(self, batch: Iterable[int]) -> dict[str, list[np.ndarray]]:
+    def rows(self, batch: Iterable[int]) -> dict[str, list[list[int]]]:
         spans = [slice(self.offsets[i], self.offsets[i + 1]) for i in batch]
-        return {name: [values[span] for span in spans] for name, values in self.ids.items()}
+        return {name: [values[span].tolist() for span in spans] for name, values in self.ids.items()}
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -46,7 +48,7 @@ def prepare_tokens(model: Model, texts: list[Item], call: Callable) -> Tokenized
     """Tokenize the texts and count their FLOPs. `call` runs a function in a helper process."""
     tokens = call(tokenize, model, texts)
     longest = tokens.rows([tokens.lengths.argmax()])["input_ids"][0]
-    return replace(tokens, flops=count_flops(model, tokens.lengths, longest.tolist(), call))
+    return replace(tokens, flops=count_flops(model, tokens.lengths, longest, call))
 
 
 def with_reference(tokens: TokenizedTexts, model: Model, gpu: int | None) -> TokenizedTexts:
@@ -74,8 +76,6 @@ def tokenize(model: Model, texts: list[Item]) -> TokenizedTexts:
     rows = {name: [values[i] for i in full] for name, values in rows.items()}
     answered, items = np.unique(rows.pop("item"), return_inverse=True)
     owners = items * model.task.parts + np.array(rows.pop("part"), int)
-    if "token_type_ids" in rows and not any(any(types) for types in rows["token_type_ids"]):
-        del rows["token_type_ids"]  # pad() fills in zeros
     return TokenizedTexts(
         texts=[texts[i] for i in answered],
         ids={name: np.concatenate(values).astype(np.int32) for name, values in rows.items()},
@@ -83,6 +83,8 @@ def tokenize(model: Model, texts: list[Item]) -> TokenizedTexts:
         owners=owners,
         lengths=np.array([len(ids) for ids in rows["input_ids"]]),
         groups=model.groups(rows["input_ids"]),
+        tokenizer=type(model.tokenizer).__name__,
+        is_fast=model.tokenizer.is_fast,
         tokens_speed=len(texts) / seconds,
         n_empty=len(texts) - len(answered),
         sample=evenly_spaced(len(answered), max(MIN_SAMPLE, N_SAMPLE // model.task.parts)),

@@ -4,6 +4,7 @@ import math
 
 from bench.machine import BUSY, DeviceInfo, cpu_busy, cpu_cores, gpu_busy
 from bench.measure.cells import Split
+from bench.measure.tokens import TokenizedTexts
 from bench.provenance import versions
 from bench.variants import Device
 from runtimes import VARIANTS
@@ -32,6 +33,14 @@ def measure_busy(info: DeviceInfo, device: Device) -> float | None:
     if processes or busy > BUSY or used > BUSY_MIB:
         note(f"the GPU is in use: {processes} other processes, {used:.0f} MiB, busy {busy:.0%} of the time")
     return busy
+
+
+def note_slow_tokenizer(tokens: TokenizedTexts, rows: list[dict]) -> None:
+    """Print a note if the tokenizer runs in Python, or is slower than the fastest of the result rows."""
+    fastest = max((float(row["messages/s"]) for row in rows if row["status"] == "ok"), default=0.0)
+    if not tokens.is_fast or tokens.tokens_speed < fastest:
+        speeds = f"{tokens.tokens_speed:,.0f} messages/s, and the fastest variant does {fastest:,.0f}"
+        note(f"the tokenizer {tokens.tokenizer} is slow: {speeds}")
 
 
 def note_slowdowns(variants: list[str], device: Device, splits: list[Split], busy: float | None) -> None:

@@ -1,6 +1,7 @@
 """Token counts -> batches -> shards: order, sizes, padding and each worker's share."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -35,11 +36,13 @@ def make_batches(lengths: np.ndarray, batching: Batching, groups: np.ndarray | N
     indices = np.arange(len(lengths)) if batching.name == "in-order" else np.argsort(lengths, kind="stable")
     if batching.name != "token-budget":
         return np.split(indices, range(batching.batch_size, len(indices), batching.batch_size))
-    starts = [0]
-    for end, length in enumerate(lengths[indices]):  # ascending, so the last row is the longest
-        if end > starts[-1] and (end + 1 - starts[-1]) * length > batching.batch_tokens:
-            starts.append(end)
-    return np.split(indices, starts[1:])
+    starts, ascending = [0], lengths[indices]
+    while starts[-1] < len(indices):
+        start = starts[-1]
+        following = ascending[start : start + batching.batch_tokens // ascending[start]]
+        padded = np.arange(1, len(following) + 1) * following  # the last row of a batch is the longest
+        starts.append(start + max(1, np.searchsorted(padded, batching.batch_tokens, side="right")))
+    return np.split(indices, starts[1:-1])
 
 
 def round_lengths_up(lengths: np.ndarray, max_length: int) -> np.ndarray:
@@ -82,7 +85,9 @@ def pad(
     lengths = np.array([len(row) for row in rows["input_ids"]])
     mask = np.arange(max(lengths.max(), to_length)) < lengths[:, None]
     mask = mask if padding_side == "right" else mask[:, ::-1]
-    inputs = {name: np.full(mask.shape, value, dtype=np.int64) for name, value in pad_values.items()}
-    for name, array in inputs.items():
-        array[mask] = np.concatenate(rows[name]) if name in rows else name == "attention_mask"
+    inputs = {}
+    for name, value in pad_values.items():
+        inputs[name] = np.where(mask, int(name == "attention_mask"), value)
+        if name in rows:
+            inputs[name][mask] = np.fromiter(chain.from_iterable(rows[name]), np.int64, lengths.sum())
     return inputs

@@ -133,22 +133,30 @@ class Model:
         return list(inspect.signature(self.task.class_of(self.config).forward).parameters)
 
     def tokenize(self, items: list[Item], max_length: int | None = None, windows: bool = False) -> dict[str, list]:
-        """Return rows: `input_ids`, `token_type_ids` if the model takes them, `lost`, the row's `item` and its `part`.
+        """Return rows: the `token_inputs`, `lost`, the row's `item` and its `part`.
 
         See Task.tokenize. An item that the model can't answer has no tokens. With `windows` a long text has several
         rows.
         """
-        names = [*(name for name in self.pad_values if name != "attention_mask"), "lost"]
         longest = min(max_length or self.max_length, self.max_length)
-        rows = self.task.tokenize(self.tokenizer, items, longest, names, windows)
+        rows = self.task.tokenize(self.tokenizer, items, longest, [*self.token_inputs, "lost"], windows)
         rows.setdefault("part", [0] * len(rows["item"]))
-        check = self.unknown_token_ids or self.eos_ids
-        numbered = zip(rows["item"], rows["input_ids"], strict=True)
-        refused = {i for i, ids in numbered if check and not self.is_valid_input(ids)}
-        for row, i in enumerate(rows["item"] if refused else ()):
-            if i in refused:
-                clear_row(rows, row)
+        if self.unknown_token_ids or self.eos_ids:
+            numbered = zip(rows["item"], rows["input_ids"], strict=True)
+            refused = {i for i, ids in numbered if not self.is_valid_input(ids)}
+            for row, i in enumerate(rows["item"]):
+                if i in refused:
+                    clear_row(rows, row)
         return rows
+
+    @cached_property
+    def token_inputs(self) -> list[str]:
+        """Return the inputs that tokenize() makes. pad() makes token types that are 0 in every text."""
+        names = [name for name in self.pad_values if name != "attention_mask"]
+        if "token_type_ids" in names and not self.task.takes_pairs:
+            types = self.tokenizer("A text.", return_token_type_ids=True)["token_type_ids"]
+            return names if any(types) else ["input_ids"]
+        return names
 
     def first_rows(self, items: list[Item], max_length: int | None = None) -> dict[str, list]:
         """Return the rows of tokenize() for the first part of each item."""

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ class Batch:
     lengths: np.ndarray  # tokens of each row without padding
     lost: np.ndarray  # tokens of each row that truncation removed
     owners: np.ndarray  # of each row, see Task.answers
+    done: float  # about which share of all items, weighted by length, is done after this batch
 
 
 def text_batches(model: Model, texts: list[Item], batching: Batching, padded_lengths: Callable) -> Iterator[Batch]:
@@ -38,43 +39,46 @@ def text_batches(model: Model, texts: list[Item], batching: Batching, padded_len
     indices = np.arange(len(texts))
     if batching.name != "in-order":
         indices = np.argsort(characters, kind="stable")
-    rest, rows = np.empty(0, int), {}
+    rest, rows = np.empty((3, 0), int), {}
     parts = model.task.parts
+    read = 0  # characters of the chunks
     for chunk in split_chunks(indices, characters, parts):
-        tokens = model.tokenize([texts[i] for i in chunk], windows=batching.long != "cut")
-        owners = np.array(tokens.pop("item"), int)
-        full = [i for i, ids in enumerate(tokens["input_ids"]) if len(ids)]
+        tokens = model.tokenize(pick(texts, chunk), windows=batching.long != "cut")
+        numbers = np.array([tokens.pop(name) for name in ("item", "part", "lost")], int)
+        numbers[0] = chunk[numbers[0]]
+        full = np.flatnonzero([len(ids) for ids in tokens["input_ids"]])
         rows = {name: rows.get(name, []) + pick(values, full) for name, values in tokens.items()}
-        rest = np.concatenate([rest, chunk[owners[full]]])
-        if not len(rest):
+        rest = np.concatenate([rest, numbers[:, full]], axis=1)
+        before, read = read, read + characters[chunk].sum()
+        if not rest.size:
             continue
         lengths = np.array([len(ids) for ids in rows["input_ids"]])
         widths = padded_lengths(lengths)
         batches = make_batches(widths, batching, model.groups(rows["input_ids"]))
         carried = batches.pop() if chunk[-1] != indices[-1] else np.empty(0, int)
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
             of_batch = {name: pick(values, batch) for name, values in rows.items()}
             inputs = model.pad(of_batch, to_length=int(widths[batch].max()))
-            lost, part = np.array(of_batch["lost"]), np.array(of_batch["part"], int)
-            yield Batch(rest[batch], inputs, lengths[batch], lost, owners=rest[batch] * parts + part)
-        rest, rows = rest[carried], {name: pick(values, carried) for name, values in rows.items()}
+            items, part, lost = rest[:, batch]
+            done = (before + (read - before) * number / len(batches)) / max(characters.sum(), 1)
+            yield Batch(items, inputs, lengths[batch], lost, items * parts + part, done)
+        rest, rows = rest[:, carried], {name: pick(values, carried) for name, values in rows.items()}
 
 
 def split_chunks(indices: np.ndarray, characters: np.ndarray, parts: int = 1) -> Iterator[np.ndarray]:
     """Yield the indices, in order, of as many items as are tokenized at once; each is tokenized in `parts`."""
     largest = max(1, CHUNK_TEXTS // parts)
-    start, total, most = 0, 0, min(max(1, FIRST_TEXTS // parts), largest)
-    for end, i in enumerate(indices):
-        if end - start == most or (end > start and (total + characters[i]) * parts > CHUNK_CHARACTERS):
-            yield indices[start:end]
-            start, total, most = end, 0, min(2 * most, largest)
-        total += characters[i]
-    if start < len(indices):
-        yield indices[start:]
+    start, most = 0, min(max(1, FIRST_TEXTS // parts), largest)
+    totals = np.cumsum([0, *characters[indices]])
+    while start < len(indices):
+        fitting = np.searchsorted(totals, totals[start] + CHUNK_CHARACTERS // parts, side="right") - 1
+        end = min(max(fitting, start + 1), start + most)
+        yield indices[start:end]
+        start, most = end, min(2 * most, largest)
 
 
-def pick(values: list, indices: Iterable[int]) -> list:
-    return [values[i] for i in indices]
+def pick(values: list, indices: np.ndarray) -> list:
+    return [values[i] for i in indices.tolist()]
 
 
 def share_of(texts: list[Item], number: int, workers: int) -> np.ndarray:

@@ -28,7 +28,7 @@ def item_of(parts: Iterable[str]) -> Item:
 
 
 def count_characters(item: Item) -> int:
-    return sum(map(len, parts_of(item)))
+    return len(item) if isinstance(item, str) else sum(map(len, item))
 
 
 def is_unicode(item: Item) -> bool:

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.label.rows import Answers, Counts, OutputSpec, columns_to_answers, label_table, texts_of
+from bench.label.rows import Answers, Counts, OutputSpec, label_table
 from bench.label.run import advance, progress_bar
 from bench.label.splits import cut_splits, file_key
+from bench.tables.items import items_of
 from bench.tables.readers import open_table
 from bench.tables.storage import locate
 
@@ -95,15 +96,15 @@ def test_more_rows_than_estimated_are_shown(monkeypatch, capfd):
 def test_a_row_without_text_or_answer_has_nulls():
     table = pa.table({"id": [1, 2, 3, 4], "body": ["x", None, " ", "y"]})
     answers = np.array([[0.25, 0.75], [np.nan, 0.5]], dtype=np.float32)
-    found, counts = label_table(
-        table, Answers(answers, np.array([4, 5]), {"tokens": 9, "texts_truncated": 1, "tokens_lost": 4}), output()
-    )
+    items = ["x", None, None, "y"]
+    given = Answers(answers, np.array([4, 5]), {"tokens": 9, "texts_truncated": 1, "tokens_lost": 4})
+    found, counts = label_table(table, items, given, output())
     assert counts == Counts(4, 2, texts_without_answer=1, tokens=9, texts_truncated=1, tokens_lost=4, bad_rows=1)
     assert counts + counts == Counts(8, 4, 0, 2, 18, 2, 8, 2)
     assert found.schema.names == ["id", "a", "b"] and found.schema.types[1:] == [pa.float32()] * 2
     assert found.to_pylist()[0] == {"id": 1, "a": 0.25, "b": 0.75}
     assert found["a"].to_pylist()[1:] == found["b"].to_pylist()[1:] == [None] * 3
-    top, _ = label_table(table, Answers(answers, np.array([4, 5])), output(top_label=True, keep_columns=[]))
+    top, _ = label_table(table, items, Answers(answers, np.array([4, 5])), output(top_label=True, keep_columns=[]))
     assert top.to_pylist() == [{"label": "b", "score": 0.75}] + [{"label": None, "score": None}] * 3
 
 
@@ -111,18 +112,19 @@ def test_columns_become_answers_again_as_far_as_they_allow():
     """What was not written is taken from the reference: below the top label's score, or not above the minimum."""
     reference = np.array([[0.2, 0.7], [0.6, 0.4], [0.3, 0.1]])
     top = pa.table({"label": ["b", "b", None], "score": [0.75, 0.5, None]})
-    answers = columns_to_answers(top, reference, output(top_label=True))
+    answers = output(top_label=True).to_answers(top, reference)
     assert answers[0].tolist() == [0.2, 0.75] and list(answers[:2].argmax(axis=1)) == [1, 1]
     assert answers[1, 1] == 0.5 and answers[1, 0] == pytest.approx(0.5) and np.isnan(answers[2]).all()
     high = pa.table({"a": [None, 0.6, None], "b": [0.7, None, None]})
-    answers = columns_to_answers(high, reference, output(min_score=0.25))
+    answers = output(min_score=0.25).to_answers(high, reference)
     assert answers.tolist() == [[0.2, 0.7], [0.6, 0.25], [0.25, 0.1]]
 
 
 def test_an_item_may_be_the_texts_of_several_columns():
     table = pa.table({"id": [1, 2, 3], "body": ["x", "y", "z"], "title": ["a", None, "[deleted]"]})
     spec = output(text_columns=["title", "body"])
-    assert texts_of(table, spec) == [("a", "x")]
-    labelled, counts = label_table(table, Answers(np.array([[0.25, 0.75]]), np.array([2])), spec)
+    items = items_of(table, spec.text_columns)
+    assert items == [("a", "x"), None, None]
+    labelled, counts = label_table(table, items, Answers(np.array([[0.25, 0.75]]), np.array([2])), spec)
     assert labelled["b"].to_pylist() == [0.75, None, None]
     assert counts == Counts(rows=3, texts=1, rows_removed=1)

@@ -22,6 +22,7 @@ from bench.label.splits import InputPart, InputSplit, LabelJob
 from bench.model.model import Model
 from bench.model.reference import Reference
 from bench.model.task import Task
+from bench.tables.items import items_of
 from bench.tables.storage import locate
 from utils import RunError
 
@@ -56,18 +57,18 @@ def output(model: Model, **options) -> OutputSpec:
 def compare(model, table, answers, folder, precision="bf16", no_check=False, **options) -> Checker:
     """Write a part with these answers, and compare some of its rows."""
     spec, part = output(model, **options), InputPart("a.csv-12345678", 0, table, last=True)
-    labelled, counts = label_table(table, Answers(answers, np.ones(len(answers), int)), spec)
+    labelled, counts = label_table(table, items_of(table, ["body"]), Answers(answers, np.ones(len(answers), int)), spec)
     footers = {part.name: write_part(locate(folder), part, labelled, counts)}
     splits = [InputSplit(part.file, table=None)]
     job = LabelJob(model, locate("in"), locate(folder), splits, spec, {}, no_check=no_check, footers=footers)
     checker = Checker(job, precision, gpu=None, fields={"variant": "torch-bf16"}, record=RECORDED.append)
-    checker.compare([pick_sample(part, spec, model)])
+    checker.compare([pick_sample(part, items_of(table, ["body"]), model)])
     return checker
 
 
 def test_the_sample_has_the_longest_the_shortest_special_tokens_and_others(model, table, texts):
     def sample_of(table) -> Sample:
-        return pick_sample(InputPart("a.csv-12345678", 0, table, last=True), output(model), model)
+        return pick_sample(InputPart("a.csv-12345678", 0, table, last=True), items_of(table, ["body"]), model)
 
     sample, bodies = sample_of(table), table["body"].to_pylist()
     assert len(sample.rows) == len(set(sample.rows)) == Task.compared_rows
@@ -147,7 +148,7 @@ def test_a_receipt_counts_the_rows_and_has_the_verdict(model, table, answers, tm
 def test_the_first_wrong_part_stops_the_run_and_leaves_a_receipt(model, table, answers, tmp_path):
     wrong = np.ascontiguousarray(1 - answers)
     checker = compare(model, table, wrong, tmp_path)
-    sample = pick_sample(InputPart("a.csv-12345678", 0, table, last=True), output(model), model)
+    sample = pick_sample(InputPart("a.csv-12345678", 0, table, last=True), items_of(table, ["body"]), model)
     with pytest.raises(RunError) as stopped:
         checker.add(Counts(rows=104), sample)
     assert NOT_WITHIN in str(stopped.value) and "--no-check" in str(stopped.value)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from tiny import make_tiny, make_tiny_distilbert, tiny_config, word_level_tokeni
 from tokenizers import normalizers
 
 from bench.measure.peak import count_flops
-from bench.measure.tokens import TokenizedTexts, prepare_tokens, with_reference
+from bench.measure.tokens import TokenizedTexts, prepare_tokens, tokenize, with_reference
+from bench.measure.warnings import note_slow_tokenizer
 from bench.model import reference
 from bench.model.model import Model
 from bench.model.reference import CachedReference, Reference, cached_array
@@ -32,7 +34,7 @@ def opened(tiny_model) -> Model:
 def test_tokens_and_reference_are_those_of_the_tokenizer_and_the_model(opened, texts):
     tokens = prepare(opened, texts)
     ids = opened.tokenize(texts)["input_ids"]
-    assert [row.tolist() for row in tokens.rows(range(len(texts)))["input_ids"]] == ids
+    assert tokens.rows(range(len(texts)))["input_ids"] == ids
     assert tokens.texts == texts
     assert (opened.task.problem_type, opened.max_length, len(opened.labels)) == ("multi_label_classification", 128, 5)
     assert len(tokens.sample) == 256 and tokens.reference.shape == (256, 5)
@@ -161,3 +163,11 @@ def test_a_cached_answer_that_is_not_finite_counts_only_for_a_text_without_token
     os.mkfifo(file)
     with CachedReference(model, None) as cached:
         assert np.array_equal(cached.answers(items), expected)
+
+
+@pytest.mark.parametrize(("speed", "is_fast", "is_named"), [(50, True, False), (200, True, True), (50, False, True)])
+def test_a_tokenizer_that_is_slower_than_the_model_is_named(speed, is_fast, is_named, opened, texts, capsys):
+    tokens = replace(tokenize(opened, texts[:9]), tokens_speed=100.0, is_fast=is_fast)
+    failed = {"status": "failed", "messages/s": ""}
+    note_slow_tokenizer(tokens, [{"status": "ok", "messages/s": speed}, failed])
+    assert (type(opened.tokenizer).__name__ in capsys.readouterr().err) == is_named

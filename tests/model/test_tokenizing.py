@@ -1,13 +1,16 @@
 """Token ids as transformers gives them, and invalid limits."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import refused
 from tiny import STRANGE, make_tiny_bert, make_tiny_xlm_roberta
+from transformers import PreTrainedTokenizerFast
 
 from bench.model import tokenizing
+from bench.model.model import Model
 from bench.model.tokenizing import load_tokenizer, resolve_max_length, tokenize
 
 
@@ -37,6 +40,10 @@ def test_an_invalid_max_length_is_one_line(wrong):
         assert "max_position_embeddings" in message and str(wrong) in message
 
 
+# every character of ASCII between letters, where accents and Chinese characters are not looked for
+ASCII = [f"A{chr(code)}b [SEP]{chr(code)}" for code in range(128)]
+
+
 class Watched:
     """A fast tokenizer that records the length of the longest text it gets."""
 
@@ -49,7 +56,7 @@ class Watched:
         return getattr(self.tokenizer, name)
 
     def encode_batch_fast(self, texts: list[str]):
-        self.longest = max(self.longest, *map(len, texts))
+        self.longest = max([self.longest, *map(len, texts)])
         return self.tokenizer.encode_batch_fast(texts)
 
 
@@ -124,10 +131,24 @@ def test_tokens_are_those_of_transformers(name, side, tokenizers, texts, monkeyp
     tokenizer = tokenizers[name]
     monkeypatch.setattr(tokenizer, "truncation_side", side)
     tokenizer.backend_tokenizer.enable_padding(length=99)  # as in the files of some tokenizers
-    given = [*STRANGE[:-1], *texts]  # the last one has 10 MB
+    given = [*STRANGE[:-1], *texts, *ASCII]  # the last one of STRANGE has 10 MB
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
     expected = tokenizer(given, truncation=True, max_length=24)
     found = tokenize(tokenizer, given, 24, names)
     assert found.pop("item") == list(range(len(given)))
     assert found == {name: expected[name] for name in names} and len(found) == 1 + (name == "bert")
     assert {len(row) for row in found["input_ids"]} > {23, 24}
+
+
+@pytest.mark.parametrize("token_type", [0, 1])
+def test_padded_inputs_are_those_of_transformers(token_type, tmp_path, texts):
+    file = make_tiny_bert(tmp_path / "bert", texts) / "tokenizer.json"
+    content = json.loads(file.read_text())
+    for piece in content["post_processor"]["single"]:
+        next(iter(piece.values()))["type_id"] = token_type
+    file.write_text(json.dumps(content))
+    model, tokenizer = Model.from_folder(file.parent, "bert"), PreTrainedTokenizerFast.from_pretrained(file.parent)
+    expected = tokenizer(texts, padding=True, truncation=True, max_length=model.max_length, return_tensors="np")
+    inputs = model.pad(model.tokenize(texts))
+    assert all((inputs[name] == expected[name]).all() for name in ("input_ids", "attention_mask", "token_type_ids"))
+    assert inputs["token_type_ids"].max() == token_type

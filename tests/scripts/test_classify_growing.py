@@ -274,16 +274,17 @@ def test_parts_are_bounded_by_bytes(label, tmp_path, monkeypatch):
 MEMORY = """
 import resource, sys
 import pyarrow as pa
-from bench.label.rows import OutputSpec, texts_of
+from bench.label.rows import OutputSpec
 from bench.label.splits import cut_splits
 from bench.model.stream import prefetch
+from bench.tables.items import items_of
 from bench.tables.readers import open_table
 from bench.tables.storage import locate
 table = open_table(sys.argv[1])
 output = OutputSpec(table.schema, ["body"], [], ["a"], ["a"])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 [split] = cut_splits([table], output, locate(sys.argv[1]))
-parts = [len(texts) for texts in prefetch((texts_of(part.table, output) for part in split.read(output)), queued=1)]
+parts = [len(items) for items in prefetch((items_of(part.table, ["body"]) for part in split.read(output)), queued=1)]
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(sum(parts), len(parts), (after - before) // 1024)
 """
