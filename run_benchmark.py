@@ -58,7 +58,8 @@ def parse_arguments() -> Namespace:
     parser.usage = "%(prog)s --variant VARIANTS --device {gpu,cpu} [options]"
 
     add = parser.add_argument_group("what to measure").add_argument
-    names = "comma-separated variants (torch, onnx, ...), or 'all' for this device's default set (see README.md)"
+    names = "comma-separated variants (torch, onnx, ...); all: those that are fast on this device; baselines: the"
+    names += " libraries that people use instead (see README.md)"
     alias = add("--variant", "--model", required=True, type=list_of(str.strip), metavar="VARIANTS", help=names)
     alias.option_strings.remove("--model")  # accepted, but not in the help: it is the model in other scripts
     add("--device", required=True, choices=("gpu", "cpu"), help="where the variants run")
@@ -153,17 +154,29 @@ from runtimes import VARIANTS
 
 
 def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
-    """Return the variants asked for. `all` are the default variants, with --quick without those that compile first."""
-    if names == ["all"]:
-        found = default_variants(device, compiled=not quick)
-        # in case that time runs out: first what needs no proof, then the likeliest winners
-        return sorted(found[::-1], key=lambda name: name != "onnx") if quick else found
+    """Return the variants asked for. `all` are the default variants, with --quick without those that compile first.
+
+    `baselines` are those that can run here; the others are named. Raises UserError for a variant that can't.
+    """
+    found = []
     for name in names:
-        if name not in VARIANTS:
-            raise UserError(f"--variant {name}: no such variant. Choose from {', '.join(VARIANTS)}, or all")
-        if device in VARIANTS[name].unsupported:
+        chosen = [name]
+        if name == "all":
+            chosen = default_variants(device, compiled=not quick)
+            if quick:  # in case that time runs out: first what needs no proof, then the likeliest winners
+                chosen = sorted(chosen[::-1], key=lambda name: name != "onnx")
+        elif name == "baselines":
+            chosen = default_variants(device, baselines=True)
+            others = [name for name, variant in VARIANTS.items() if variant.library and device in variant.default_on]
+            if left_out := [name for name in others if name not in chosen]:
+                note(f"left out {', '.join(left_out)}: they need requirements-baselines.txt, or another CPU")
+        elif name not in VARIANTS:
+            known = ", ".join(VARIANTS)
+            raise UserError(f"--variant {name}: no such variant. Choose from {known}, all, or baselines")
+        elif device in VARIANTS[name].unsupported:
             raise UserError(f"--variant {name}: not on a {device}: {VARIANTS[name].unsupported[device]}")
-    return names
+        found += chosen
+    return list(dict.fromkeys(found))
 
 
 def choose_cells(args: Namespace, variants: list[str], n_texts: int) -> list[Cell]:
@@ -299,7 +312,7 @@ def main() -> int:
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
         model = open_model(args.model_id, call, task, args.original, task_options).with_thresholds(args.threshold)
-        usable = runnable_variants(model, variants, is_strict=args.variant != ["all"])
+        usable = runnable_variants(model, variants, args.variant)
         if usable != variants:
             variants, cells = usable, choose_cells(args, usable, len(dataset.texts))
         say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")

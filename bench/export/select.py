@@ -157,7 +157,7 @@ def choose_candidate(
             made = export(model, folder / backend, shape_inference)
             if model.task.encoder_output:
                 append_head(model, file)
-            if first_token_only(file, batches[0]):
+            if kind.trimmed and first_token_only(file, batches[0]):
                 made += " (the last layer, after its attention, for the first token only)"
             runner = load(model, folder / backend, Device(None, cpu_cores()))
             outputs = [runner.to_host(runner.forward(runner.prepare(batch))) for batch in batches]

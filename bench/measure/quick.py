@@ -22,7 +22,7 @@ from bench.measure.sweep import ASSUMED_MFU
 from bench.model.model import Model
 from bench.model.reference import Reference
 from bench.naming import slug
-from bench.provenance import versions
+from bench.provenance import missing_packages
 from bench.report.evidence import EvidenceFile
 from bench.report.table import HEADER, table_line
 from bench.tables.datasets import Dataset, evenly_spaced
@@ -53,8 +53,8 @@ HEAD_FILES = 20  # files they are read from, at most
 STALL_TIMEOUT = 600.0  # seconds
 
 
-def default_variants(device: str, compiled: bool = False) -> list[str]:
-    """Return the variants that are fast on a `gpu` or `cpu` and whose runtime is installed.
+def default_variants(device: str, compiled: bool = False, baselines: bool = False) -> list[str]:
+    """Return the variants that are fast on a `gpu` or `cpu` and whose packages are installed, or the `baselines`.
 
     Variants that compile first are included only if `compiled`.
     """
@@ -62,7 +62,8 @@ def default_variants(device: str, compiled: bool = False) -> list[str]:
         name
         for name, variant in VARIANTS.items()
         if device in variant.default_on
-        and versions(*variant.packages)
+        and variant.takes_texts == baselines
+        and not missing_packages(variant)
         and variant.is_native_on(device)
         and (compiled or not variant.compiles)
     ]

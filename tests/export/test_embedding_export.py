@@ -52,7 +52,7 @@ def test_the_graph_pools_as_the_model_and_sentence_transformers_loads_it(tmp_pat
     kwargs = {"file_name": "model.onnx", "provider": "CPUExecutionProvider"}
     library = SentenceTransformer(str(folder), backend="onnx", device="cpu", model_kwargs=kwargs)
     assert np.abs(library.encode(some) - expected).max() < 1e-5
-    for variant in ("onnx", "optimum-pipeline"):
+    for variant in ("onnx", "sentence-transformers-onnx"):
         spec = ClassifierSpec(Model.from_folder(model, "many"), variant, folder, Device(None, 1))
         assert np.abs(Classifier(spec).predict(some, Batching("in-order", 5)).answers - expected).max() < 1e-5
     _, metadata, card = (folder / "README.md").read_text().split("---\n", 2)

@@ -246,9 +246,9 @@ def test_parts_take_no_more_space_than_the_numbers(tmp_path):
 def test_the_benchmark_compares_an_embedding_model_with_encode(call, tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
     options = "--device", "cpu", "--limit", 40, "--batches", 8, "--batching", "sorted", "--min-time", 0
-    code, _, err = call(run_benchmark, "--model", "torch,pipeline", "--model-id", model, *options)
+    code, _, err = call(run_benchmark, "--model", "torch,sentence-transformers", "--model-id", model, *options)
     assert code == 0, err
     rows, _, _ = read_results(sorted(tmp_path.glob("results/*/*.tsv")))
-    assert {*rows["variant"]} == {"torch", "pipeline"} and {*rows["status"]} == {"ok"}
+    assert {*rows["variant"]} == {"torch", "sentence-transformers"} and {*rows["status"]} == {"ok"}
     assert (rows["flips"] == 0).all() and (rows["max_diff"] < 1e-5).all() and (rows["decisions"] >= 40).all()
     assert "embed_texts.py" in err, "the next command"
