@@ -70,10 +70,6 @@ def digest_export(folder: Path) -> str:
     return digest(file for file in export_files(folder) if file.is_file())
 
 
-def no_check(gpu: int | None) -> None:
-    """Accept every device that torch finds."""
-
-
 @dataclass(frozen=True)
 class Variant:
     """A way to run a model: a runtime with a precision, compiled or not."""
@@ -88,9 +84,8 @@ class Variant:
     default_on: tuple[str, ...] = ("gpu", "cpu")  # devices whose `--variant all`, or `baselines`, includes it
     required_cpu_feature: str | None = None  # to be fast on a CPU, see machine.CPU_FEATURES
     unsupported: dict[str, str] = field(default_factory=dict)  # device -> reason
-    caveats: dict[str, str] = field(default_factory=dict)  # device -> reason
     # (gpu): raises UserError if the runtime can't use this GPU, or with None this CPU; a GPU needs a separate process
-    check_device: Callable = no_check
+    check_device: Callable = lambda gpu: None
     library: str = ""  # of a baseline: what it measures, see Task.libraries
     compiles: bool = False  # starting it takes as long as a quick benchmark
     new_shapes_are_costly: Callable = lambda gpu: False  # (gpu): each new shape costs set-up, by cuDNN or oneDNN
