@@ -5,7 +5,6 @@ transformers' pipeline, and sentence-transformers' CrossEncoder and SentenceTran
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,47 +24,70 @@ AS_EXPORTED = replace(
     FP32,
     precision="fp32-plain",
     suffix="-onnx-plain",
-    description="FP32, as optimum exports it",
     backends={"optimum": with_optimum},
     trimmed=False,
 )
 
 
-def load(model: Model, exported: Path | None, device: Device, load_library: Callable, sorts: bool) -> TextRunner:
-    """Load a library with the model, or with its plain export. `sorts`: see TextRunner."""
-    import torch
+def loader(load_library: Callable, backend: str, precision: str) -> Callable:
+    """Return Variant.load for a library with one of sentence-transformers' backends."""
+    sorts = load_library is not load_pipeline
 
-    torch.set_num_threads(device.threads)
-    answer_chunk = load_library(model, exported, device)
+    def load(model: Model, exported: Path | None, device: Device) -> TextRunner:
+        import torch
 
-    def answer(items: list[Item], batch_size: int, on_progress: Callable) -> np.ndarray:
-        answers = np.empty((len(items), len(model.labels)))
-        batch_size = batch_size if model.can_pad else 1
-        step = -(-CHUNK_TEXTS[sorts] // batch_size) * batch_size
-        for start in range(0, len(items), step):
-            chunk = slice(start, start + step)
-            answers[chunk] = answer_chunk(items[chunk], batch_size)
-            on_progress(min(start + step, len(items)))
-        return answers
+        torch.set_num_threads(device.threads)
+        folder, options = model.folder, {"dtype": TORCH_DTYPES[precision]}
+        if exported:
+            folder = exported if not model.onnx_precision else model.folder
+            options = {"export": False, "file_name": str(graph_of(exported).relative_to(folder))}
+            options |= backend_options(device, backend, precision)
+        answer_chunk = load_library(model, device, backend, folder, options)
 
-    return TextRunner(answer, sorts)
+        def answer(items: list[Item], batch_size: int, on_progress: Callable) -> np.ndarray:
+            answers = np.empty((len(items), len(model.labels)))
+            batch_size = batch_size if model.can_pad else 1
+            step = -(-CHUNK_TEXTS[sorts] // batch_size) * batch_size
+            for start in range(0, len(items), step):
+                chunk = slice(start, start + step)
+                answers[chunk] = answer_chunk(items[chunk], batch_size)
+                on_progress(min(start + step, len(items)))
+            return answers
+
+        return TextRunner(answer, sorts)
+
+    return load
 
 
-def load_pipeline(model: Model, exported: Path | None, device: Device, backend: str, precision: str) -> Callable:
+def backend_options(device: Device, backend: str, precision: str) -> dict:
+    """Return the options of a backend that loads an export; OpenVINO would use BF16 if the CPU has it."""
+    if backend == "openvino":
+        settings = {"INFERENCE_PRECISION_HINT": OPENVINO_TYPES[precision], "INFERENCE_NUM_THREADS": device.threads}
+        return {"from_onnx": True, "ov_config": settings | {"ENABLE_CPU_PINNING": False}}
+    from onnxruntime import SessionOptions
+
+    session = {"session_options": SessionOptions()}
+    session["session_options"].intra_op_num_threads = device.threads
+    if device.gpu is None:
+        return session | {"provider": "CPUExecutionProvider"}
+    settings = {"device_id": device.gpu, "use_tf32": 0}
+    return session | {"provider": "CUDAExecutionProvider", "provider_options": settings}
+
+
+def load_pipeline(model: Model, device: Device, backend: str, folder: Path, options: dict) -> Callable:
     if backend == "torch":
-        network = model.load_torch(precision)
+        network = model.load_torch()
     else:
-        network = model.task.optimum_class().from_pretrained(exported, **onnx_options(device), **LOCAL)
+        network = model.task.optimum_class().from_pretrained(folder, **options, **LOCAL)
     pipe = model.task.pipeline(model, network, device_name(device))
-    return partial(model.task.pipeline_answers, pipe)
+    return lambda items, batch_size: model.task.pipeline_answers(pipe, items, batch_size)
 
 
-def load_cross_encoder(model: Model, exported: Path | None, device: Device, backend: str, precision: str) -> Callable:
+def load_cross_encoder(model: Model, device: Device, backend: str, folder: Path, options: dict) -> Callable:
     from sentence_transformers import CrossEncoder
     from sentence_transformers.base.modules import Transformer
     from torch.nn import Identity
 
-    folder, options = backend_options(model, exported, device, backend, precision)
     transformer = Transformer(
         str(folder),
         transformer_task="sequence-classification",
@@ -85,47 +107,23 @@ def load_cross_encoder(model: Model, exported: Path | None, device: Device, back
     return answer_chunk
 
 
-def load_sentence_transformer(
-    model: Model, exported: Path | None, device: Device, backend: str, precision: str
-) -> Callable:
+def load_sentence_transformer(model: Model, device: Device, backend: str, folder: Path, options: dict) -> Callable:
     from bench.model.sentence import load_library
 
-    folder, options = backend_options(model, exported, device, backend, precision)
     encoder = load_library(model, device_name(device), folder, backend=backend, model_kwargs=options)
-    options = model.task.encode_options
-    return lambda items, batch_size: encoder.encode([*map(text_of, items)], batch_size=batch_size, **options)
-
-
-def backend_options(
-    model: Model, exported: Path | None, device: Device, backend: str, precision: str
-) -> tuple[Path, dict]:
-    """Return the folder that a backend loads, and its `model_kwargs`, with which it exports nothing.
-
-    The precision is set, because OpenVINO computes in BF16 by default if the CPU has it.
-    """
-    if backend == "torch":
-        return model.folder, {"dtype": TORCH_DTYPES[precision]}
-    folder = model.folder if model.onnx_precision else exported
-    options = {"export": False, "file_name": str(graph_of(exported).relative_to(folder))}
-    if backend == "onnx":
-        return folder, options | onnx_options(device)
-    settings = {"INFERENCE_PRECISION_HINT": OPENVINO_TYPES[precision], "INFERENCE_NUM_THREADS": device.threads}
-    return folder, options | {"from_onnx": True, "ov_config": settings | {"ENABLE_CPU_PINNING": False}}
-
-
-def onnx_options(device: Device) -> dict:
-    from onnxruntime import SessionOptions
-
-    options = SessionOptions()
-    options.intra_op_num_threads = device.threads
-    if device.gpu is None:
-        return {"provider": "CPUExecutionProvider", "session_options": options}
-    settings = {"device_id": device.gpu, "use_tf32": 0}
-    return {"provider": "CUDAExecutionProvider", "provider_options": settings, "session_options": options}
+    chosen = model.task.encode_options
+    return lambda items, batch_size: encoder.encode([*map(text_of, items)], batch_size=batch_size, **chosen)
 
 
 def device_name(device: Device) -> str:
     return "cpu" if device.gpu is None else f"cuda:{device.gpu}"
+
+
+LIBRARIES = {
+    "pipeline": load_pipeline,
+    "crossencoder": load_cross_encoder,
+    "sentence-transformers": load_sentence_transformer,
+}
 
 
 def variant(library: str, backend: str, precision: str = "fp32", **options) -> Variant:
@@ -136,17 +134,11 @@ def variant(library: str, backend: str, precision: str = "fp32", **options) -> V
     elif backend == "openvino":
         packages, further = ("openvino",), (package, "optimum-intel")
         options |= {"default_on": ("cpu",), "unsupported": {"gpu": "OpenVINO does not support NVIDIA's GPUs"}}
-    load_library = partial(LIBRARIES[library], backend=backend, precision=precision)
-    loader = partial(load, load_library=load_library, sorts=library != "pipeline")
     export = None if backend == "torch" else AS_EXPORTED
-    return Variant(loader, precision, packages, further, export=export, library=library, **options)
+    load = loader(LIBRARIES[library], backend, precision)
+    return Variant(load, precision, packages, further, export=export, library=library, **options)
 
 
-LIBRARIES = {
-    "pipeline": load_pipeline,
-    "crossencoder": load_cross_encoder,
-    "sentence-transformers": load_sentence_transformer,
-}
 VARIANTS = {"pipeline": variant("pipeline", "torch"), "optimum-pipeline": variant("pipeline", "onnx")}
 for name in ("crossencoder", "sentence-transformers"):
     VARIANTS |= {

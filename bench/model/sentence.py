@@ -97,7 +97,8 @@ def count_prompt_tokens(model) -> int:
 
 def load_library(model, device, folder: Path | None = None, **backend) -> SentenceTransformer:
     options = {"device": str(device), "trust_remote_code": False, "local_files_only": True}
-    if not folder and (pooling := model.task.asked.get("pooling")):
+    pooling = model.task.asked.get("pooling")
+    if pooling and folder in (None, model.folder):  # an export names its pooling
         transformer = kinds.Transformer(str(model.folder), **backend)
         pool = kinds.Pooling(transformer.get_embedding_dimension(), pooling)
         library = SentenceTransformer(modules=[transformer, pool], **options)
