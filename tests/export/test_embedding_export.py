@@ -20,7 +20,9 @@ from bench.export.select import export_model
 from bench.judge import WITHIN
 from bench.model.batches import Batching
 from bench.model.model import Model
+from bench.provenance import missing_packages
 from bench.variants import Device, digest_export
+from runtimes import VARIANTS
 from runtimes.classifier import Classifier, ClassifierSpec
 
 MODES = "cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"
@@ -52,7 +54,8 @@ def test_the_graph_pools_as_the_model_and_sentence_transformers_loads_it(tmp_pat
     kwargs = {"file_name": "model.onnx", "provider": "CPUExecutionProvider"}
     library = SentenceTransformer(str(folder), backend="onnx", device="cpu", model_kwargs=kwargs)
     assert np.abs(library.encode(some) - expected).max() < 1e-5
-    for variant in ("onnx", "sentence-transformers-onnx"):
+    names = "onnx", "sentence-transformers-onnx", "sentence-transformers-openvino"
+    for variant in [name for name in names if not missing_packages(VARIANTS[name])]:
         spec = ClassifierSpec(Model.from_folder(model, "many"), variant, folder, Device(None, 1))
         assert np.abs(Classifier(spec).predict(some, Batching("in-order", 5)).answers - expected).max() < 1e-5
     _, metadata, card = (folder / "README.md").read_text().split("---\n", 2)
