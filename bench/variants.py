@@ -58,7 +58,7 @@ class ExportKind:
     backends: dict[str, Callable]
     max_deviation: float  # of a probability on a few texts; of a regression's value, relative to the largest
     fused: bool = False
-    trimmed: bool = True  # the last layer computes only what the head reads, which no exporter does by itself
+    trimmed: bool = True  # the last layer computes only what the head reads; False: as the exporter makes the file
     # (model, file, folder, description) -> (description, manifest fields): makes the final files from model.onnx
     convert: Callable | None = None
     batches_matter: bool = False  # answers depend on the other texts of a batch
