@@ -60,7 +60,8 @@ def parse_arguments() -> Namespace:
     parser.usage = "%(prog)s --variant VARIANTS --device {gpu,cpu} [options]"
 
     add = parser.add_argument_group("what to measure").add_argument
-    names = "comma-separated variants (torch, onnx, ...), or 'all' for this device's default set (see README.md)"
+    names = "comma-separated variants (torch, onnx, ...); all: those that are fast on this device; baselines: the"
+    names += " libraries that people use instead (see README.md)"
     alias = add("--variant", "--model", required=True, type=list_of(str.strip), metavar="VARIANTS", help=names)
     alias.option_strings.remove("--model")  # accepted, but not in the help: it is the model in other scripts
     add("--device", required=True, choices=("gpu", "cpu"), help="where the variants run")
@@ -139,7 +140,7 @@ from bench.judge import TOLERANCE, within_tolerance
 from bench.measure.cells import Cell, cells_to_run, plan_cells
 from bench.measure.leaders import estimate_total, measure_all
 from bench.measure.prepare import LEAST_SECONDS, describe_sweep, find_peaks, missing_exports, plan_sweep, prepare_sweep
-from bench.measure.quick import QUICK_OPTIONS, QUICK_SECONDS, default_variants, measure_speed, quick_size
+from bench.measure.quick import QUICK_OPTIONS, QUICK_SECONDS, choose_variants, measure_speed, quick_size
 from bench.measure.recorder import Recorder, columns_of_run, rows_for_advice, rows_to_reuse
 from bench.measure.splits import expected_cells, share_cores, splits_to_try
 from bench.measure.sweep import Sweep, estimate
@@ -158,20 +159,6 @@ from bench.tables.items import hash_item
 from bench.timing import time_words
 from bench.variants import Device
 from runtimes import VARIANTS
-
-
-def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
-    """Return the variants asked for. `all` are the default variants, with --quick without those that compile first."""
-    if names == ["all"]:
-        found = default_variants(device, compiled=not quick)
-        # in case that time runs out: first what needs no proof, then the likeliest winners
-        return sorted(found[::-1], key=lambda name: name != "onnx") if quick else found
-    for name in names:
-        if name not in VARIANTS:
-            raise UserError(f"--variant {name}: no such variant. Choose from {', '.join(VARIANTS)}, or all")
-        if device in VARIANTS[name].unsupported:
-            raise UserError(f"--variant {name}: not on a {device}: {VARIANTS[name].unsupported[device]}")
-    return names
 
 
 def usable_sizes(args: Namespace, variants: list[str], n_texts: int) -> list[int]:
@@ -299,7 +286,7 @@ def main() -> int:
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
         model = open_model(args.model_id, call, task, args.original, task_options).with_thresholds(args.threshold)
-        variants = runnable_variants(model, variants, is_strict=args.variant != ["all"])
+        variants = runnable_variants(model, variants, args.variant)
         say(f"machine    {info.name}{', driver ' + info.driver if info.driver else ''}")
         busy = measure_busy(info, device)
         splits = share_cores(args.workers or [1], args.threads)

@@ -23,8 +23,14 @@ def versions(*packages: str) -> dict[str, str]:
 
 def package_versions(variant: Variant) -> str:
     """Return the versions of a variant's packages, as a result row shows them."""
-    installed = versions("torch", "transformers", *variant.packages)
+    installed = versions("torch", "transformers", *variant.packages, *variant.further_packages)
     return ", ".join(f"{name} {version}" for name, version in installed.items())
+
+
+def missing_packages(variant: Variant) -> list[str]:
+    """Return the packages that a variant needs and that are not installed."""
+    missing = [package for package in variant.further_packages if not versions(package)]
+    return missing if versions(*variant.packages) else [variant.packages[0], *missing]
 
 
 def project_commit() -> str:

@@ -42,6 +42,7 @@ class TextRunner:
 
     # (items, batch_size, on_progress) -> answers, float64 [items, labels]; calls on_progress(items done)
     answer: Callable
+    sorts: bool  # the items by length, before it makes batches
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class ExportKind:
     backends: dict[str, Callable]
     max_deviation: float  # of a probability on a few texts; of a regression's value, relative to the largest
     fused: bool = False
+    trimmed: bool = True  # the last layer computes only what the head reads; False: as the exporter makes the file
     # (model, file, folder, description) -> (description, manifest fields): makes the final files from model.onnx
     convert: Callable | None = None
     batches_matter: bool = False  # answers depend on the other texts of a batch
@@ -68,29 +70,30 @@ def digest_export(folder: Path) -> str:
     return digest(file for file in export_files(folder) if file.is_file())
 
 
-def no_check(gpu: int | None) -> None:
-    """Accept every device that torch finds."""
-
-
 @dataclass(frozen=True)
 class Variant:
     """A way to run a model: a runtime with a precision, compiled or not."""
 
-    load: Callable  # (model, folder of the `export`, device) -> TokenRunner, or TextRunner if it `takes_texts`
+    load: Callable  # (model, folder of the `export`, device) -> TokenRunner, or TextRunner of a baseline
     precision: str  # of large matrix products
     packages: tuple[str, ...]  # alternatives; the installed one is the runtime, and result rows have its version
+    further_packages: tuple[str, ...] = ()  # also needed, and in result rows
     export: ExportKind | None = None  # the export that it loads
     cpu_precision: str | None = None  # of large matrix products on a CPU, if different
     environment: dict[str, str] = field(default_factory=dict)  # set before imports, so its process starts fresh
-    default_on: tuple[str, ...] = ("gpu", "cpu")  # devices whose `--model all` includes it
+    default_on: tuple[str, ...] = ("gpu", "cpu")  # devices whose `--variant all`, or `baselines`, includes it
     required_cpu_feature: str | None = None  # to be fast on a CPU, see machine.CPU_FEATURES
     unsupported: dict[str, str] = field(default_factory=dict)  # device -> reason
-    caveats: dict[str, str] = field(default_factory=dict)  # device -> reason
     # (gpu): raises UserError if the runtime can't use this GPU, or with None this CPU; a GPU needs a separate process
-    check_device: Callable = no_check
-    takes_texts: bool = False
+    check_device: Callable = lambda gpu: None
+    library: str = ""  # of a baseline: what it measures, see Task.libraries
     compiles: bool = False  # starting it takes as long as a quick benchmark
     new_shapes_are_costly: Callable = lambda gpu: False  # (gpu): each new shape costs set-up, by cuDNN or oneDNN
+
+    @property
+    def takes_texts(self) -> bool:
+        """True for a baseline."""
+        return bool(self.library)
 
     def computes_in(self, gpu: int | None) -> str:
         """Return the precision of its large matrix products on this GPU, or on the CPU."""

@@ -201,9 +201,8 @@ VARIANTS = {
     "onnx": variant(FP32),
     "onnx-fp16": variant(
         FP16,
-        cpu_precision="fp32",
+        cpu_precision="fp32",  # between casts: onnxruntime has no FP16 kernels for CPUs
         default_on=("gpu",),
-        caveats={"cpu": "onnxruntime has no FP16 kernels for CPUs, so it computes in FP32 between casts"},
         new_shapes_are_costly=has_cudnn_attention,
     ),
     "onnx-int8": variant(

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.model.model import Model
-from bench.variants import Device, TokenRunner, Variant, no_check
+from bench.variants import Device, TokenRunner, Variant
 from utils import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
@@ -97,8 +97,9 @@ def check_compiler(gpu: int | None) -> None:
 
 def variant(precision: str, compiled: bool = False, **options) -> Variant:
     load_it = partial(load, precision=precision, compiled=compiled)
-    check_device = check_compiler if compiled else no_check
-    return Variant(load_it, precision, ("torch",), check_device=check_device, compiles=compiled, **options)
+    if compiled:
+        options |= {"check_device": check_compiler, "compiles": True}
+    return Variant(load_it, precision, ("torch",), **options)
 
 
 BF16 = {"required_cpu_feature": "bf16", "new_shapes_are_costly": lambda gpu: gpu is None}  # by oneDNN

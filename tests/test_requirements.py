@@ -27,6 +27,11 @@ def test_users_install_no_test_tools():
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
 
 
+def test_baselines_need_the_versions_of_requirements_txt():
+    assert "-r requirements.txt" in (ROOT / "requirements-baselines.txt").read_text().splitlines()
+    assert not read_pins("requirements-baselines.txt").keys() & read_pins("requirements.txt").keys()
+
+
 def test_pyproject_citation_and_changelog_name_the_same_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())

@@ -12,7 +12,7 @@ from bench.model.model import Model
 from bench.model_files import MANIFEST, export_files, inside, weight_files
 from bench.naming import slug
 from bench.processes import run_in_subprocess
-from bench.provenance import versions
+from bench.provenance import missing_packages, versions
 from bench.timing import step
 from bench.variants import CARD, REPORT, REPORTS, THRESHOLDS
 from runtimes import VARIANTS
@@ -63,15 +63,24 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
     return folder, f"exported now into ./{folder}"
 
 
-def runnable_variants(model: Model, names: list[str], is_strict: bool = True) -> list[str]:
-    """Return which of these variants can run a model: all, or if it holds only ONNX, those that load this precision.
+def runnable_variants(model: Model, names: list[str], asked: list[str] | None = None) -> list[str]:
+    """Return which of these variants can run a model, by its task and, if it holds only ONNX, its precision.
 
-    If that leaves none, it is the ONNX file's own. Raises UserError if one can't, and `is_strict`.
+    If that leaves none, it is the ONNX file's own. Raises UserError if one of `asked` can't (default: all).
     """
+    usable = [name for name, variant in VARIANTS.items() if variant.library in ("", *model.task.libraries)]
+    asked = [name for name in names if name in (asked or names)]
+    if wrong := [name for name in asked if name not in usable]:
+        fitting = ", ".join(name for name in usable if VARIANTS[name].library)
+        raise UserError(f"--variant {wrong[0]} is not for {model.task.name}; its baselines: {fitting}")
+    for name in asked:
+        if VARIANTS[name].library and (missing := missing_packages(VARIANTS[name])):
+            raise UserError(f"--variant {name} needs {missing[0]}: install requirements-baselines.txt")
     if not model.onnx_precision:
-        return names
-    usable = [name for name, variant in VARIANTS.items() if variant.export is EXPORT_KINDS[model.onnx_precision]]
-    if is_strict and (wrong := [name for name in names if name not in usable]):
+        return [name for name in names if name in usable]
+    loader = EXPORT_KINDS[model.onnx_precision].variant
+    usable = [name for name in usable if (kind := VARIANTS[name].export) and kind.variant == loader]
+    if wrong := [name for name in asked if name not in usable]:
         kind = f"it holds only ONNX, in {model.onnx_precision.upper()}"
         raise UserError(f"{model.id} can't run as {wrong[0]}: {kind}. Use the original, or one of: {', '.join(usable)}")
     return [name for name in names if name in usable] or usable[:1]

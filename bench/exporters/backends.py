@@ -43,23 +43,23 @@ def example_batches(model: Model) -> list[dict[str, np.ndarray]]:
     return [model.pad(model.first_rows(items, n)) for items, n in ((example_items(model), SHORT), (long, LONG))]
 
 
-def load_network(model: Model) -> tuple:
+def load_network(model: Model, trimmed: bool = True) -> tuple:
     """Load the network to export: an encoder without the modules that append_head() adds, or one with its head.
 
-    If the head reads only the first token, the rest of the last layer is computed for that token only. Returns the
-    network, and FIRST_TOKEN or an empty string.
+    If it is `trimmed` and its head reads only the first token, the rest of the last layer is computed for that token
+    only. Returns the network, and FIRST_TOKEN or an empty string.
     """
     from bench.model.first_token import first_token_only
 
     network = model.load_torch()
     if model.task.encoder_output:
         return network.base_model, ""
-    if model.padding_side == "right" and first_token_only(network):
+    if trimmed and model.padding_side == "right" and first_token_only(network):
         return network, FIRST_TOKEN
     return network, ""
 
 
-def with_optimum(model: Model, target: Path, optimized: bool = False) -> str:
+def with_optimum(model: Model, target: Path, optimized: bool = False, trimmed: bool = True) -> str:
     """Export to `target`/model.onnx with optimum, plain or with its O4 optimization. Return how it was made."""
     try:
         import optimum.exporters.onnx.model_configs  # noqa: F401  registers the model types
@@ -78,7 +78,7 @@ def with_optimum(model: Model, target: Path, optimized: bool = False) -> str:
         tasks = ()
     if TasksManager.map_from_synonym(model.task.name) not in tasks:
         raise UserError(f"{kind} models for {model.task.name} are not supported")
-    network, remark = load_network(model)
+    network, remark = load_network(model, trimmed)
     network.config._name_or_path = str(target)  # without a tokenizer, whose templates would be written anywhere
     onnx_export_from_model(network, target, task=model.task.name, do_validation=False, no_post_process=True)
     if not optimized:

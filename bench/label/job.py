@@ -150,7 +150,7 @@ def run_job(args: Namespace, kind: JobKind) -> int:
             stack.enter_context(on_ray.cluster(args.ray))
         call = helper.enter_context(helper_process())
         job = open_job(args, kind, call)
-        if job.model.onnx_precision:
+        if job.model.onnx_precision or options.variant:
             asked = [options.variant] if options.variant else []
             options = replace(options, variant=runnable_variants(job.model, asked)[0])
         if args.dry_run:

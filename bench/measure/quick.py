@@ -20,10 +20,11 @@ from bench.measure.prepare import find_peaks, plan_sweep, prepare_sweep
 from bench.measure.recorder import Recorder, columns_of_run
 from bench.measure.splits import splits_to_try
 from bench.measure.sweep import ASSUMED_MFU
+from bench.measure.warnings import note
 from bench.model.model import Model
 from bench.model.reference import Reference
 from bench.naming import slug
-from bench.provenance import versions
+from bench.provenance import missing_packages
 from bench.report.evidence import EvidenceFile
 from bench.report.table import HEADER, table_line
 from bench.tables.datasets import Dataset, evenly_spaced
@@ -31,7 +32,7 @@ from bench.tables.items import Item, count_characters, items_of
 from bench.tables.readers import Table, UnreadableFile
 from bench.variants import Device
 from runtimes import VARIANTS
-from utils import say
+from utils import UserError, say
 
 # what `run_benchmark.py --quick` sets
 QUICK_OPTIONS = {
@@ -55,8 +56,8 @@ HEAD_FILES = 20  # files they are read from, at most
 STALL_TIMEOUT = 600.0  # seconds
 
 
-def default_variants(device: str, compiled: bool = False) -> list[str]:
-    """Return the variants that are fast on a `gpu` or `cpu` and whose runtime is installed.
+def default_variants(device: str, compiled: bool = False, baselines: bool = False) -> list[str]:
+    """Return the variants that are fast on a `gpu` or `cpu` and whose packages are installed, or the `baselines`.
 
     Variants that compile first are included only if `compiled`.
     """
@@ -64,10 +65,37 @@ def default_variants(device: str, compiled: bool = False) -> list[str]:
         name
         for name, variant in VARIANTS.items()
         if device in variant.default_on
-        and versions(*variant.packages)
+        and variant.takes_texts == baselines
+        and not missing_packages(variant)
         and variant.is_native_on(device)
         and (compiled or not variant.compiles)
     ]
+
+
+def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
+    """Return the variants asked for. `all` are the default variants, with --quick without those that compile first.
+
+    `baselines` are those that can run here; the others are named. Raises UserError for a variant that can't.
+    """
+    found = []
+    for name in names:
+        chosen = [name]
+        if name == "all":
+            chosen = default_variants(device, compiled=not quick)
+            if quick:  # in case that time runs out: first what needs no proof, then the likeliest winners
+                chosen = sorted(chosen[::-1], key=lambda name: name != "onnx")
+        elif name == "baselines":
+            chosen = default_variants(device, baselines=True)
+            others = [name for name, variant in VARIANTS.items() if variant.library and device in variant.default_on]
+            if left_out := [name for name in others if name not in chosen]:
+                note(f"left out {', '.join(left_out)}: they need requirements-baselines.txt, or another CPU")
+        elif name not in VARIANTS:
+            known = ", ".join(VARIANTS)
+            raise UserError(f"--variant {name}: no such variant. Choose from {known}, all, or baselines")
+        elif device in VARIANTS[name].unsupported:
+            raise UserError(f"--variant {name}: not on a {device}: {VARIANTS[name].unsupported[device]}")
+        found += chosen
+    return list(dict.fromkeys(found))
 
 
 def token_ids(model: Model, texts: list[Item], count: int) -> list[list[int]]:

@@ -49,8 +49,8 @@ def note_slowdowns(variants: list[str], device: Device, splits: list[Split], bus
         note("onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall one")
     for name in variants:
         variant = VARIANTS[name]
-        if device.kind in variant.caveats:
-            note(f"{name}: {variant.caveats[device.kind]}")
+        if (precision := variant.computes_in(device.gpu)) != variant.precision:
+            note(f"{name}: on this device it computes in {precision.upper()}, which is slower")
         if not variant.is_native_on(device.kind):
             note(f"{name}: this CPU has no {variant.required_cpu_feature.upper()} units, so it is slow or fails")
     if device.gpu is not None:

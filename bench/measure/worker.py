@@ -122,8 +122,9 @@ class Worker(Classifier):
             items = owners = self.indices
             values = self.outputs.answers
             padded = self.outputs.padded_tokens
-            if self.takes_texts:  # estimated: transformers pads each batch to its longest text
+            if self.takes_texts:  # estimated: all libraries pad each batch to its longest text
                 lengths = self.tokens.lengths[np.isin(self.tokens.items, self.indices)]
+                lengths = np.sort(lengths) if self.runner.sorts else lengths
                 padded = int(padded_tokens(lengths, make_batches(lengths, self.cell.batching)).sum())
         else:
             rows = np.concatenate([np.empty(0, int), *self.shard])

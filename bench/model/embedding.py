@@ -36,7 +36,7 @@ class Embedding(Task):
     optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
     compared_rows: ClassVar[int] = N_ANCHORS  # which are each other's anchors
     default_max_length: ClassVar[None] = None  # encode() does not truncate then
-    pipeline_texts: ClassVar[int] = 4096  # which encode() sorts
+    libraries: ClassVar[tuple[str, ...]] = ("sentence-transformers",)
     dims: int  # numbers that the network returns for a row
     pooling: str  # modes, joined by a plus
     is_plain: bool  # not a sentence-transformers model
@@ -132,19 +132,6 @@ class Embedding(Task):
         if not self.asked.keys().isdisjoint(("prompt", "prompt_name")):
             chosen.append(f"prompt {digest([self.prompt.encode()])}")
         return " ".join(chosen)
-
-    def pipeline(self, model, network, device):
-        """Return what people use instead: SentenceTransformer with this network, with optimum's its ONNX backend."""
-        from bench.model.sentence import load_library
-
-        library = load_library(model, "cpu" if device == -1 else f"cuda:{device}")
-        del library[0].model  # torch replaces a module only by another one, and optimum's is none
-        library[0].model = getattr(network, "base_model", network)
-        return library
-
-    def pipeline_answers(self, pipe, items: list[Item], batch_size: int) -> np.ndarray:
-        """Return the vectors of SentenceTransformer.encode(), which sorts the texts by their length."""
-        return pipe.encode(list(map(text_of, items)), batch_size=batch_size, **self.encode_options)
 
     @property
     def encode_options(self) -> dict:

@@ -95,17 +95,17 @@ def count_prompt_tokens(model) -> int:
     return len(ids) - sum(id in model.tokenizer.all_special_ids for id in ids[-1:])
 
 
-def load_library(model, device) -> SentenceTransformer:
+def load_library(model, device, folder: Path | None = None, **backend) -> SentenceTransformer:
     """Load a model in sentence-transformers, in FP32: with transformers 5 it would take the files' precision."""
     options = {"device": str(device), "trust_remote_code": False, "local_files_only": True}
-    weights = {"model_kwargs": {"dtype": torch.float32}}
+    backend = {"model_kwargs": {"dtype": torch.float32}} | backend
     pooling = model.task.asked.get("pooling")
-    if pooling and model.task.is_plain:
-        transformer = kinds.Transformer(str(model.folder), **weights)
+    if pooling and model.task.is_plain and folder in (None, model.folder):  # an export names its pooling
+        transformer = kinds.Transformer(str(model.folder), **backend)
         pool = kinds.Pooling(transformer.get_embedding_dimension(), pooling)
         library = SentenceTransformer(modules=[transformer, pool], **options)
     else:
-        library = SentenceTransformer(str(model.folder), **options, **weights)
+        library = SentenceTransformer(str(folder or model.folder), **options, **backend)
     if model.model_type in OFFSET_POSITIONS:  # else it would use positions that these types lack
         positions = model.config.max_position_embeddings - model.config.pad_token_id - 1
         library.max_seq_length = min(library.max_seq_length, positions)

@@ -31,7 +31,7 @@ class Task:
     # the script that answers files of texts, a name for its output, and options of run_benchmark.py that it takes, too
     script: ClassVar[tuple[str, ...]] = ("classify_texts.py", "labels", "task", "threshold", *ITEM_OPTIONS)
     default_max_length: ClassVar[int | None] = DEFAULT_MAX_LENGTH  # None: the model or its tokenizer must have a limit
-    pipeline_texts: ClassVar[int] = 256  # per call of pipeline_answers(): seconds of work between reports of progress
+    libraries: ClassVar[tuple[str, ...]] = ("pipeline", "crossencoder")  # baselines that fit, see Variant.library
     compared_rows: ClassVar[int] = 64  # of the first part of a labelling job, to stop early if they are wrong
     optional_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of weights that may be missing
     labels: tuple[str, ...]  # one name per number in an answer

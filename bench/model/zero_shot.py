@@ -23,6 +23,7 @@ class ZeroShot(Classification):
     """An NLI model with candidate labels. Its labels are these candidates; each is a part of an item."""
 
     name: ClassVar[str] = "zero-shot-classification"
+    libraries: ClassVar[tuple[str, ...]] = ("pipeline",)
     takes_pairs = True
     truncation = TRUNCATIONS[1]
     nli_labels: tuple[str, ...]  # of the model's outputs

@@ -22,7 +22,9 @@ from bench.model.batches import Batching
 from bench.model.model import Model
 from bench.model.reference import Reference
 from bench.model.resolve import open_model
+from bench.provenance import missing_packages
 from bench.variants import Device, digest_export
+from runtimes import VARIANTS
 from runtimes.classifier import Classifier, ClassifierSpec
 
 MODES = "cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"
@@ -54,7 +56,7 @@ def test_the_graph_pools_as_the_model_and_sentence_transformers_loads_it(tmp_pat
     kwargs = {"file_name": "model.onnx", "provider": "CPUExecutionProvider"}
     library = SentenceTransformer(str(folder), backend="onnx", device="cpu", model_kwargs=kwargs)
     assert np.abs(library.encode(some) - expected).max() < 1e-5
-    for variant in ("onnx", "optimum-pipeline"):
+    for variant in ("onnx", "sentence-transformers-onnx"):
         spec = ClassifierSpec(Model.from_folder(model, "many"), variant, folder, Device(None, 1))
         assert np.abs(Classifier(spec).predict(some, Batching("in-order", 5)).answers - expected).max() < 1e-5
     _, metadata, card = (folder / "README.md").read_text().split("---\n", 2)
@@ -70,6 +72,16 @@ def test_the_graph_pools_as_the_model_and_sentence_transformers_loads_it(tmp_pat
     before = digest_export(folder)
     (folder / "2_Dense/config.json").write_text("{}")
     assert digest_export(folder) != before
+
+
+@pytest.mark.needs("optimum")
+@pytest.mark.skipif(bool(missing_packages(VARIANTS["sentence-transformers-openvino"])), reason="needs optimum-intel")
+def test_the_openvino_backend_loads_the_export_as_optimum_makes_it(tmp_path, in_this_process, model, texts):
+    opened = Model.from_folder(model, "many")
+    export_model(opened, "fp32-plain", tmp_path)
+    spec = ClassifierSpec(opened, "sentence-transformers-openvino", tmp_path, Device(None, 1))
+    expected = SentenceTransformer(str(model), device="cpu").encode(texts[:12])
+    assert np.abs(Classifier(spec).predict(texts[:12], Batching("in-order", 5)).answers - expected).max() < 1e-5
 
 
 @pytest.mark.needs("optimum")

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from conftest import call_here
 
+from bench.machine import cpu_features
 from bench.measure.cells import Cell
 from bench.measure.tokens import prepare_tokens, with_reference
 from bench.measure.worker import Report, Worker
 from bench.model import stream
 from bench.model.batches import Batching, make_batches
 from bench.model.model import Model
+from bench.provenance import missing_packages
 from bench.variants import Device, TokenRunner, Variant
 from runtimes import VARIANTS
 from runtimes.classifier import ClassifierSpec
@@ -19,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("in_this_process")
 
 CPU = Device(gpu=None, threads=1)
 CPU_VARIANTS = [name for name, variant in VARIANTS.items() if "cpu" not in variant.unsupported]
-BASELINES = [name for name in CPU_VARIANTS if VARIANTS[name].takes_texts]
-CPU_VARIANTS = [name for name in CPU_VARIANTS if name not in BASELINES]
+BASELINES = [name for name in CPU_VARIANTS if VARIANTS[name].library in ("pipeline", "crossencoder")]
+CPU_VARIANTS = [name for name in CPU_VARIANTS if not VARIANTS[name].takes_texts]
 CPU_VARIANTS.remove("torch-compile-fp16")  # takes seconds to compile, and is of no use on a CPU
 # without BF16 in the CPU, compiling for it is just as slow and useless, and OpenVINO computes in another precision
 for name, package in (("torch-compile-bf16", "torch"), ("openvino-bf16", "openvino")):
@@ -179,7 +181,11 @@ def test_a_cpu_gets_fewer_lengths_only_in_bf16(name, fewer, start, model, tokens
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_a_pipeline_is_timed_end_to_end_and_agrees(name, start, model, tokens):
+def test_a_baseline_is_timed_end_to_end_and_agrees(name, start, model, tokens):
+    if missing := missing_packages(VARIANTS[name]):
+        pytest.skip(f"needs {missing[0]}")
+    if name.endswith("openvino-bf16") and "bf16" not in cpu_features():
+        pytest.skip("needs a CPU with BF16")
     reports = []
     for number in range(2):
         worker = start(name, number)
@@ -188,4 +194,7 @@ def test_a_pipeline_is_timed_end_to_end_and_agrees(name, start, model, tokens):
         reports.append(worker.report())
         assert end > begin and reports[-1].padded_tokens > tokens.lengths.sum() / 2 and not reports[-1].latencies
     max_diff, flips = compare(model, tokens, reports)
-    assert max_diff < 1e-5 and flips == 0
+    if VARIANTS[name].precision == "fp32":
+        assert max_diff < 1e-5 and flips == 0
+    else:
+        assert 1e-5 < max_diff < 5e-2 and flips < 0.02

@@ -45,8 +45,8 @@ def open_folder(folder: Path, **options) -> Model:
     return Model.from_folder(folder, "tiny", "embedding", options)
 
 
-def predict(model: Model, texts: list, batching: Batching = BATCHING) -> np.ndarray:
-    return Classifier(ClassifierSpec(model, "torch", None, Device(None, 1))).predict(texts, batching).answers
+def predict(model: Model, texts: list, batching: Batching = BATCHING, variant: str = "torch") -> np.ndarray:
+    return Classifier(ClassifierSpec(model, variant, None, Device(None, 1))).predict(texts, batching).answers
 
 
 def encode(folder: Path, texts: list[str], **options) -> np.ndarray:
@@ -128,6 +128,8 @@ def test_plain_encoders_are_pooled_as_asked(encoder, some, pooling):
         hidden = [network(**model.tokenizer(text, return_tensors="pt", truncation=True))[0][0] for text in some]
     expected = np.stack([states.mean(dim=0) if pooling == "mean" else states[0] for states in hidden])
     assert np.abs(predict(model, some) - expected).max() < 1e-5
+    baseline = predict(model, some, Batching("in-order", 4), "sentence-transformers")
+    assert np.abs(baseline - expected).max() < 1e-5
     if pooling == "mean":  # as sentence-transformers does for a folder without modules.json
         assert np.abs(encode(encoder, some) - expected).max() < 1e-5
     assert open_folder(encoder, pooling="cls").weights_id != open_folder(encoder, pooling="mean").weights_id

@@ -167,12 +167,13 @@ def test_tokens_of_pairs_are_those_of_transformers(truncation, side, folder, mon
                 assert found["lost"][i] == len(truth([item[0]], [item[1]])["input_ids"][0]) - len(expected["input_ids"])
 
 
-def test_pairs_in_the_pipeline_of_transformers(folder, given):
+def test_pairs_in_the_baselines(folder, given):
     pairs = list(itertools.pairwise(given))
     model = Model.from_folder(folder, "nli", "pairs")
     expected = Reference.load(model).of_items(pairs)
-    variant = Classifier(ClassifierSpec(model, "pipeline", None, Device(None, 1)))
-    assert variant.predict(pairs, Batching("in-order", 3)).answers == pytest.approx(expected, abs=1e-5)
+    for name in ("pipeline", "crossencoder"):
+        variant = Classifier(ClassifierSpec(model, name, None, Device(None, 1)))
+        assert variant.predict(pairs, Batching("in-order", 3)).answers == pytest.approx(expected, abs=1e-5)
     labels = zero_shot(folder, ["if", "a"], multi_label=True)
     variant = Classifier(ClassifierSpec(labels, "pipeline", None, Device(None, 1)))
     found = variant.predict(given, Batching("in-order", 3)).answers

@@ -257,10 +257,10 @@ def test_the_benchmark_compares_an_embedding_model_with_encode(call, tmp_path, m
     monkeypatch.chdir(tmp_path)
     options = "--device", "cpu", "--limit", 40, "--batches", 8, "--batching", "sorted", "--min-time", 0
     options += "--prompt-name", "query", "--normalize"
-    code, _, err = call(run_benchmark, "--model", "torch,pipeline", "--model-id", model, *options)
+    code, _, err = call(run_benchmark, "--variant", "torch,sentence-transformers", "--model-id", model, *options)
     assert code == 0, err
     rows, _, _ = read_results(sorted(tmp_path.glob("results/*/*.tsv")))
-    assert {*rows["variant"]} == {"torch", "pipeline"} and {*rows["status"]} == {"ok"}
+    assert {*rows["variant"]} == {"torch", "sentence-transformers"} and {*rows["status"]} == {"ok"}
     assert (rows["flips"] == 0).all() and (rows["max_diff"] < 1e-5).all() and (rows["decisions"] >= 40).all()
     assert {*rows["threshold"]} == {Model.from_folder(model, "", None, ASKED).task.rule_id} != {""}
     command = err[err.index("python embed_texts.py") :]
