@@ -5,15 +5,13 @@
 
 The figures:
 
-    overview                             for each model and device, the fastest variant within tolerance,
-                                         compared with the usual baselines
-    comparison_<model>_<dataset>         each variant at its best on each device, the fastest first
-    scaling_<model>_<device>_<dataset>   messages/s by batch size
-    parity_<model>_<dataset>             messages/s against the share of changed decisions
+    overview                             all models and machines: baselines, and variants by verdict
+    comparison_<model>_<kind>_<dataset>  each variant at its best on each GPU or CPU (the kind), end to end
+    scaling_<model>_<device>_<dataset>   forward passes by batch size, if a variant has three sizes or more
 
-README.md gets the overview, results/README.md the tables and the origin of all rows, unless options select a part of
-the results. If a model, device and dataset has results for several sets of texts or weights, the set with the most
-cells is used. Skipped rows are reported on standard error.
+README.md gets the first screen and the overview, results/README.md all tables, unless options select a part of the
+results. If a model, device and dataset has results for several sets of texts or weights, the set with the most cells
+is used. Skipped rows are reported on standard error.
 
 Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or input.
 """
@@ -77,14 +75,14 @@ if __name__ == "__main__":
 from bench.files import new_file
 from bench.report import figures, readmes
 from bench.report.evidence import EvidenceFile
-from bench.report.rows import fastest_per, latest_per_cell, read_results
-from bench.report.verdict import judge_variants
+from bench.report.rows import latest_per_cell, read_results
+from bench.report.summary import COMPARED, SET, headlines, keep_fullest, summarize
+from bench.report.table import device_names, is_cpu, model_names
 
-COMPARED = ["model", "device", "dataset"]  # rows that agree in these are compared with each other
-SET = ["texts", "texts_id", "weights_id", "threshold"]  # one set per combination of these is shown
 # the columns that a figure's digest covers
 SHOWN = [*COMPARED, *SET, "variant", "workers", "threads", "batching", "batch_size", "batch_tokens", "stage"]
-SHOWN += ["messages/s", "min", "max", "tokens/s", "max_diff", "flips", "verdict", "factor"]
+SHOWN += ["messages/s", "min", "max", "passes", "tokens/s", "flips", "decisions", "state", "idle", "base", "base_name"]
+SHOWN += ["machine", "name"]
 
 
 @dataclass(frozen=True)
@@ -98,14 +96,15 @@ class Chart:
 
     def digest(self) -> str:
         """Return the hash of the drawn data, which is stored in the metadata of the figure's files."""
-        data = self.draw.__name__ + self.rows[SHOWN].to_csv(index=False, float_format="%.6g")
+        data = self.draw.__name__ + self.rows.reindex(columns=SHOWN).to_csv(index=False, float_format="%.6g")
         return "data sha256 " + hashlib.sha256(data.encode()).hexdigest()
 
 
-def load_rows(results_dirs: list[Path]):
-    """Return one row for each cell of the files below the folders, with `base` and `factor`, as a DataFrame.
+def load_cells(results_dirs: list[Path]):
+    """Return one row for each cell of the files below the folders as a DataFrame.
 
-    Skipped rows are reported on standard error. Raises UserError if there are no others.
+    Added are `machine` and `name`, readable and unique names of the device and the model. Skipped rows are reported on
+    standard error. Raises UserError if there are no others.
     """
     rows, failed, skipped = read_results([file for folder in results_dirs for file in sorted(folder.rglob("*.tsv"))])
     for path, lines in skipped.items():
@@ -115,21 +114,9 @@ def load_rows(results_dirs: list[Path]):
     if rows.empty:
         folders = ", ".join(map(str, results_dirs))
         raise UserError(f"no results in {folders}: choose another --results-dir, or run run_benchmark.py first")
-    rows = judge_variants(keep_fullest(latest_per_cell(rows)), EvidenceFile(*results_dirs))
-    forward = rows[rows["stage"] == "forward"]
-    bases = forward[(forward["variant"] == "torch") & (forward["batching"] == "in-order")]
-    rows = rows.join(bases.groupby(COMPARED)["messages/s"].max().rename("base"), on=COMPARED)
-    return rows.assign(factor=rows["messages/s"] / rows["base"])
-
-
-def keep_fullest(rows):
-    """Keep, for each model, device and dataset, the rows of the texts and weights with the most cells."""
-    cells = rows.groupby([*COMPARED, *SET]).size().reset_index(name="cells")
-    chosen = cells.sort_values(["cells", "texts"]).drop_duplicates(COMPARED, keep="last")
-    for _, row in cells.drop(chosen.index).iterrows():
-        texts = f"{row['texts']} texts {row['texts_id']}".strip()
-        say(f"{', '.join(row[COMPARED])}: skipped {row['cells']} cell(s) on {texts}; other texts have more")
-    return rows.merge(chosen[[*COMPARED, *SET]])
+    cells = keep_fullest(latest_per_cell(rows))
+    machines, names = device_names(cells["device"].unique()), model_names(cells["model"].unique())
+    return cells.assign(machine=cells["device"].map(machines), name=cells["model"].map(names))
 
 
 def select(rows, column: str, wanted: list[str]):
@@ -148,25 +135,26 @@ def select(rows, column: str, wanted: list[str]):
     return rows[rows[column].isin(chosen)] if wanted else rows
 
 
-def plan_charts(rows, results_dir: Path, output: Path | None) -> list[Chart]:
-    """Return the figures for the rows, the overview first. They go to `output`, or else to the results folder."""
-    names = readmes.model_names(rows)
-    what = "the fastest variant within tolerance, compared with the usual baselines"
-    charts = [Chart((output or results_dir) / "overview", figures.draw_overview, readmes.headlines(rows), what)]
-    forward = rows[rows["stage"] == "forward"]
-    for (model, dataset), group in forward.groupby(["model", "dataset"]):
-        start, end = file_name(names[model]), file_name(dataset)
-        folder = (output or results_dir) / start
-        bars = fastest_per(group, "device", "variant")
-        path = folder / f"comparison_{start}_{end}"
-        charts.append(Chart(path, figures.draw_comparison, bars, "each variant at its best"))
-        for device, points in group.groupby("device", sort=False):
-            path = folder / f"scaling_{start}_{file_name(device).replace('_', '%5F')}_{end}"
+def plan_charts(cells, bests, folder: Path) -> list[Chart]:
+    """Return the figures to put into a folder, the overview first. `bests`: of summary.summarize."""
+    charts = []
+    found = [row["index"] for headline in headlines(bests) for row in headline.variants.values()]
+    if found:
+        what = "baselines and the fastest proven variants"
+        overview = bests[bests["index"].isin(found)].sort_values("name", kind="stable")
+        charts.append(Chart(folder / "overview", figures.draw_overview, overview, what))
+    for (model, dataset), group in bests.groupby(["model", "dataset"]):
+        start, end = file_name(group["name"].iloc[0]), file_name(dataset)
+        for on_cpu, rows in group.groupby(group["device"].map(is_cpu)):
+            kind = "cpu" if on_cpu else "gpu"
+            path = folder / start / f"comparison_{start}_{kind}_{end}"
+            charts.append(Chart(path, figures.draw_comparison, rows, f"variants on each {kind.upper()}"))
+        measured = cells[(cells["model"] == model) & (cells["dataset"] == dataset) & (cells["stage"] == "forward")]
+        for device, points in figures.with_lines(measured).groupby("device", sort=False):
+            path = folder / start / f"scaling_{start}_{file_name(device).replace('_', '%5F')}_{end}"
             what = f"batch size on {figures.device_title(points.iloc[0])}"
             charts.append(Chart(path, figures.draw_scaling, points, what))
-        path = folder / f"parity_{start}_{end}"
-        charts.append(Chart(path, figures.draw_parity, bars[bars["flips"].notna()], "speed and parity"))
-    return [chart for chart in charts if len(chart.rows)]
+    return charts
 
 
 def figure_files(chart: Chart, formats: list[str]) -> list[Path]:
@@ -200,37 +188,39 @@ def out_of_date(charts: list[Chart], formats: list[str]) -> list[Path]:
     return [file for file, digest in digests.items() if not file.exists() or digest not in file.read_bytes()]
 
 
-def updated_readmes(rows, charts: list[Chart], results_dirs: list[Path]) -> dict[Path, str]:
+def updated_readmes(cells, bests, charts: list[Chart], evidence: EvidenceFile, results_dir: Path) -> dict[Path, str]:
     """Return the READMEs whose generated blocks are out of date, with their new text."""
-    results_dir = results_dirs[0]
     readme, results_readme = results_dir.absolute().parent / "README.md", results_dir / "README.md"
     missing = [str(file) for file in (readme, results_readme) if not file.exists()]
     if missing:
         say(f"drawing the figures only, because there is no {' and no '.join(missing)}")
         return {}
     blocks = {
-        readme: readmes.headline_block(rows, charts, readme.parent),
-        results_readme: f"{readmes.results_block(rows, charts, results_dir)}\n\n{readmes.provenance_block(rows)}",
+        readme: readmes.headline_block(bests, charts, readme.parent),
+        results_readme: readmes.results_block(cells, bests, charts, results_dir),
     }
     old = {file: file.read_bytes().decode() for file in blocks}  # with its line ends
     new = {file: readmes.with_block(old[file], block) for file, block in blocks.items()}
     if readmes.VERDICT[0] in old[readme]:
-        new[readme] = readmes.with_block(new[readme], readmes.verdict_block(results_dirs), readmes.VERDICT)
+        new[readme] = readmes.with_block(new[readme], readmes.verdict_block(cells, bests, evidence), readmes.VERDICT)
     return {file: text for file, text in new.items() if text != old[file]}
 
 
 def main() -> int:
     args = parse_arguments()
-    rows = load_rows(args.results_dir)
+    cells = load_cells(args.results_dir)
+    evidence = EvidenceFile(*args.results_dir)
+    bests = summarize(cells, evidence)  # of all rows, so that a selection keeps its factors
     for column in FILTERS:
-        rows = select(rows, column, getattr(args, column))
-    charts = plan_charts(rows, args.results_dir[0], args.output)
+        cells = select(cells, column, getattr(args, column))
+        bests = bests[bests[column].isin(cells[column])]
+    charts = plan_charts(cells, bests, args.output or args.results_dir[0])
     changed = {}
     try:
         if any(getattr(args, column) for column in FILTERS) or args.output or "png" not in args.format:
             say("README.md and results/README.md stay unchanged, because only a part of the figures is drawn")
         else:
-            changed = updated_readmes(rows, charts, args.results_dir)
+            changed = updated_readmes(cells, bests, charts, evidence, args.results_dir[0])
         if args.check:
             stale = [*out_of_date(charts, args.format), *changed]
             for file in stale:

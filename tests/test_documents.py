@@ -9,6 +9,7 @@ from bench.report.rows import COLUMNS
 from runtimes import VARIANTS
 
 DOCUMENTS = "README.md", "CONTRIBUTING.md", "data/README.md", "results/README.md"
+DOCUMENTS += "docs/recipes.md", "docs/variants.md"
 
 
 def read(name: str) -> str:
@@ -16,7 +17,7 @@ def read(name: str) -> str:
     return re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", (ROOT / name).read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize(("name", "words"), [("README.md", VARIANTS), ("results/README.md", COLUMNS)])
+@pytest.mark.parametrize(("name", "words"), [("docs/variants.md", VARIANTS), ("results/README.md", COLUMNS)])
 def test_every_variant_and_column_is_described(name, words):
     assert set(words) <= set(re.findall(r"`([^`\n]+)`", read(name)))
 
@@ -26,15 +27,15 @@ def test_named_options_and_files_exist(name):
     text, folder = read(name), (ROOT / name).parent
     code = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("bench/**/*.py")]
     code = "".join(file.read_text() for file in code)
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text))
     assert not [option for option in options if f'"{option}"' not in code]
     files = re.findall(r"\]\(([^:)#]+)[#)]", text) + re.findall(r"`((?:bench|runtimes|tests)/[\w/]+\.py)`", text)
     assert not [file for file in files if not ((folder / file).exists() or (ROOT / file).exists())]
 
 
-@pytest.mark.parametrize(("name", "lines"), [("README.md", 150), ("results/README.md", 400)])
+@pytest.mark.parametrize(("name", "lines"), [("README.md", 150), ("results/README.md", 800)])
 def test_documents_are_short_with_short_lines(name, lines):
-    assert len((ROOT / name).read_text().splitlines()) < lines
+    assert len((ROOT / name).read_text().splitlines()) <= lines
     assert max(map(len, read(name).splitlines())) <= 100
 
 

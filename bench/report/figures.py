@@ -1,140 +1,140 @@
-"""Rows -> figures: each variant at its best, speed over batch size, and speed against changed decisions."""
+"""Rows -> figures: all machines on one axis, each variant at its best, and speed over batch size."""
 
 import math
-import re
-from pathlib import Path
+import textwrap
 
-from bench.judge import NOT_WITHIN, TOLERANCE, UNPROVEN, WITHIN
 from bench.naming import figure_text
 from bench.report.rows import PUBLISHED
-from bench.report.table import speed
-from bench.tables.datasets import DATASETS
+from bench.report.summary import BASELINE, FASTEST, OPEN, PROVEN, REFUSED
+from bench.report.table import batches, is_cpu, speed
+from bench.report.verdict import changed_words
 
-BLUE, PALE_BLUE, LIGHT_GREY, ORANGE = "#0072B2", "#8FB6CE", "#DDDDDD", "#D55E00"  # mostly Okabe and Ito's palette
+BLUE, PALE_BLUE, GREY, ORANGE = "#0072B2", "#8FB6CE", "#999999", "#D55E00"  # mostly Okabe and Ito's palette
+COLORS = {  # state -> fill and edge
+    FASTEST: (BLUE, BLUE),
+    PROVEN: (PALE_BLUE, PALE_BLUE),
+    OPEN: ("white", BLUE),
+    REFUSED: ("white", ORANGE),
+    BASELINE: (GREY, GREY),
+}
 BATCHING_STYLES = {
     "in-order": {"color": "#777777", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
     "sorted": {"color": BLUE, "linestyle": "-", "marker": "s"},
     "token-budget": {"color": ORANGE, "linestyle": "-", "marker": "^"},
 }
+POINTS = 3  # of a line, at least, to show how speed depends on the batch size
 MAX_LINES = 12  # of panels; an image viewer opens no picture of sixty thousand pixels
+WIDTH = 9.0  # inches
 STYLE = {
     **{"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "savefig.dpi": 150, "hatch.linewidth": 0.6},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
     **{"axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "svg.hashsalt": "plot_results"},
+    "xtick.labelsize": 8,
     "text.parse_math": False,  # names may contain dollar signs
 }
 
 
-BASELINES = {  # variant -> description
-    "pipeline": "transformers' pipeline",
-    "optimum-pipeline": "transformers' pipeline on optimum's ONNX model",
-}
+def draw_overview(rows):
+    """Draw all variants of each model and machine on an axis of messages/s, a panel for GPUs and one for CPUs.
+
+    The axis is logarithmic, so the length of a line is the factor from the baseline to the fastest proven variant.
+    `rows`: of summary.headlines, all variants.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    kinds = [group.groupby(["name", "machine"], sort=False) for _, group in rows.groupby(rows["device"].map(is_cpu))]
+    labels = [[place_label(machine, name) for (name, machine), _ in places] for places in kinds]
+    heights = [len(names) * max(3, *(name.count("\n") + 1 for name in names)) for names in labels]  # lines of text
+    figure, axes = panels(len(kinds), 1, (WIDTH, 0.17 * sum(heights) / len(heights) + 0.5), heights)
+    for ax, places, names in zip(axes, kinds, labels, strict=True):
+        for i, (_, group) in enumerate(places):
+            winner = group[group["state"] == FASTEST].iloc[0]
+            ax.plot([winner["base"], winner["messages/s"]], [i, i], color=PALE_BLUE, linewidth=3, zorder=1)
+            for state, points in group.groupby("state"):
+                fill, edge = COLORS[state]
+                style = {"marker": "X" if state == REFUSED else "o", "markersize": 7, "linestyle": "none"}
+                style |= {"markerfacecolor": fill, "markeredgecolor": edge, "zorder": 3 if state == FASTEST else 2}
+                ax.plot(points["messages/s"], [i] * len(points), label=state, **style)
+            side_text(ax, i, place_text(winner, group))
+        ax.set_yticks(range(len(names)), names, fontsize=8)
+        title = "CPUs" if is_cpu(places["device"].first().iloc[0]) else "GPUs"
+        ax.set(ylim=(len(names) - 0.5, -0.5), xscale="log", title=title)
+        ax.margins(x=0.08)
+        low, high = ax.get_xlim()
+        steps = (1, 2, 5) if high < 50 * low else (1, 3)
+        ax.xaxis.set(major_locator=LogLocator(subs=steps), minor_locator=NullLocator(), major_formatter="{x:,g}")
+        ax.tick_params(axis="y", length=0)
+    axes[-1].set_xlabel("messages/s, end to end", loc="left")
+    add_legend(figure, axes)
+    return figure
 
 
-def device_name(device: str) -> str:
-    """Return a device's name for figures and tables: `RTX 4090`, `Intel Xeon Platinum 8481C, 4 cores`."""
-    name = re.sub(r"^(NVIDIA )?(GeForce )?", "", figure_text(device).replace("-", " "))
-    return re.sub(r" (\d+ cores)$", r", \1", name)
+def place_label(machine: str, name: str) -> str:
+    return "\n".join(line for text in (machine, name) for line in textwrap.wrap(figure_text(text), 32))
 
 
-def device_title(row) -> str:
-    source = ", published elsewhere" if row["commit"] == PUBLISHED else ""
-    return f"{device_name(row['device'])} ({row['texts']:,} texts{source})"
-
-
-def batching_words(row) -> str:
-    if row["batching"] == "token-budget":
-        return f"{row['batch_tokens']:,} tokens"
-    return f"{row['batching']}, {row['batch_size']} text{'' if row['batch_size'] == 1 else 's'}"
-
-
-def is_cpu(device):
-    """True for the name of a CPU; a column of names gives a column of booleans."""
-    return device.endswith("-cores") if isinstance(device, str) else device.str.endswith("-cores")
-
-
-def baseline(row) -> str:
-    """Return what the factor of a row of readmes.headlines compares with."""
-    if row["stage"] == "forward":
-        return "eager FP32 torch (texts in file order)"
-    return f"{BASELINES[row['base_variant']]} (batches of {row['base_size']:.0f})"
+def place_text(winner, group) -> str:
+    """Return what stands beside a model and machine: the winner, the baseline, and what is faster but not proven."""
+    lines = [f"{winner['factor']:.1f}x: {speed(winner['messages/s'])} messages/s, {figure_text(winner['variant'])}"]
+    if not winner["idle"]:
+        lines[0] += " (busy device)"
+    lines.append(f"1.0x: {speed(winner['base'])}, {winner['base_name']}")
+    faster = group[group["state"].isin([OPEN, REFUSED]) & (group["messages/s"] > winner["messages/s"])]
+    for row in faster.head(1).to_dict("records"):
+        lines.append(f"{row['state']}: {speed(row['messages/s'])}, {figure_text(row['variant'])}")
+    return "\n".join(lines)
 
 
 def draw_comparison(rows):
-    """Draw a bar for each variant at its best, the fastest first, in a panel for each device.
+    """Draw a bar for each variant at its best, the fastest first, in a panel for each device; all share the axis.
 
-    All GPUs share a scale and all CPUs another, whose bars would be invisible on the GPUs' scale. `rows`: the best row
-    of each device and variant, with its verdict. The fastest within tolerance is highlighted.
+    `rows`: of summary.summarize, one model and dataset, GPUs or CPUs.
     """
     devices = list(rows.groupby("device", sort=False))
-    longest = rows.groupby(is_cpu(rows["device"]))["max"].max()
     heights = [len(group) for _, group in devices]
     columns = math.ceil(len(devices) / MAX_LINES)
-    figure, axes = panels(len(devices), columns, (8.5, 0.42 * sum(heights) / len(heights) + 0.75), heights)
-    for ax, (device, group) in zip(axes, devices, strict=True):
-        top = longest[is_cpu(device)]
+    figure, axes = panels(len(devices), columns, (WIDTH, 0.3 * sum(heights) / len(heights) + 0.6), heights)
+    for ax, (_, group) in zip(axes, devices, strict=True):
         bars = group.sort_values("messages/s", ascending=False)
-        within = list(bars["verdict"] == WITHIN)
-        for i, (_, row) in enumerate(bars.iterrows()):
-            winner = any(within) and i == within.index(True)
-            wrong = row["verdict"] == NOT_WITHIN
-            fill = {"color": LIGHT_GREY, "hatch": "///"} if wrong else {"color": BLUE if winner else PALE_BLUE}
-            ax.barh(i, row["messages/s"], 0.7, edgecolor="white", **fill)
+        for i, row in enumerate(bars.to_dict("records")):
+            fill, edge = COLORS[row["state"]]
+            hatch = "////" if row["state"] == REFUSED else ""
+            ax.barh(i, row["messages/s"], 0.7, facecolor=fill, edgecolor=edge, hatch=hatch, label=row["state"])
             if row["passes"] > 1:
                 spread = [[row["messages/s"] - row["min"]], [row["max"] - row["messages/s"]]]
                 ax.errorbar(row["messages/s"], i, xerr=spread, color="black", capsize=2, elinewidth=0.8)
-            factor = "" if math.isnan(row["factor"]) else f" = {row['factor']:.1f}x"
-            text = f"{speed(row['messages/s'])}{factor}  {batching_words(row)}, {row['workers']} x {row['threads']}"
-            if wrong:
-                text += f"; flips {row['flips']:.2%}"
-            if row["verdict"] == UNPROVEN and row["decisions"] > 0:
-                text += "; not proven"
-            weight = "bold" if winner else "normal"
-            bar_end = (max(row["messages/s"], row["max"]), i)
-            ax.annotate(text, bar_end, (5, 0), textcoords="offset points", va="center", fontsize=8, weight=weight)
-        ax.set(xlim=(0, 2.1 * top), ylim=(len(bars) - 0.4, -0.6), title=device_title(bars.iloc[0]))
+            side_text(ax, i, bar_text(row), "bold" if row["state"] == FASTEST else "normal")
+        ax.set(xlim=(0, 1.02 * rows["max"].max()), ylim=(len(bars) - 0.4, -0.6))
+        ax.set_title(device_title(bars.iloc[0]))
         ax.set_yticks(range(len(bars)), bars["variant"].map(figure_text))
-        ax.set_xticks([tick for tick in ax.get_xticks() if tick <= top])
         ax.xaxis.set_major_formatter("{x:,g}")
         ax.tick_params(axis="y", length=0)
         ax.grid(visible=False, axis="y")
-        ax.spines["bottom"].set_visible(False)
+    stage = "end to end" if rows["end_to_end"].any() else "forward passes only"
     for ax in axes[-columns:]:
-        ax.set_xlabel("messages/s", loc="left")
+        ax.set_xlabel(f"messages/s, {stage}", loc="left")
+    add_legend(figure, axes)
     return figure
 
 
-def draw_overview(rows):
-    """Draw the factor of the best variant over the usual baseline, a bar for each device and model.
-
-    `rows`: see readmes.headlines.
-    """
-    figure, [ax] = panels(1, 1, (8.5, 0.55 * len(rows) + 0.3))
-    for i, row in enumerate(rows.to_dict("records")):
-        ax.barh(i, row["factor"], 0.62, color=BLUE)
-        text = f"{figure_text(row['variant'])}: {speed(row['messages/s'])} messages/s\n"
-        text += f"{baseline(row)}: {speed(row['base'])}"
-        bar_end = (row["factor"], i)
-        placement = {"textcoords": "offset points", "va": "center"}
-        ax.annotate(f"{row['factor']:.1f}x", bar_end, (5, 0), fontsize=10, weight="bold", **placement)
-        ax.annotate(text, bar_end, (42, 0), fontsize=8, **placement)
-    models = [figure_text(Path(model).name) for model in rows["model"]]
-    places = list(map("{}\n{}".format, map(device_name, rows["device"]), models))
-    ax.set_yticks(range(len(rows)), places, fontsize=8)
-    ax.set(xlim=(0, 2.3 * rows["factor"].max()), ylim=(len(rows) - 0.5, -0.5))
-    ax.axvline(1, color="gray", linewidth=0.8)
-    ax.tick_params(axis="both", length=0)
-    ax.set_xticks([1], ["1x"])
-    ax.grid(visible=False)
-    ax.spines[["bottom", "left"]].set_visible(False)
-    return figure
+def bar_text(row: dict) -> str:
+    """Return what stands beside a bar: the speed, its factor, its batches, and what limits its use."""
+    factor = "" if math.isnan(row["factor"]) else f" = {row['factor']:.1f}x"
+    parts = [f"{speed(row['messages/s'])}{factor}", f"{batches(row)}, {row['workers']} x {row['threads']}"]
+    if row["state"] in (OPEN, REFUSED):
+        parts.append(changed_words(row) if math.isnan(row["flips"]) else f"{row['state']}: {changed_words(row)}")
+    if not row["end_to_end"] and row["commit"] != PUBLISHED:
+        parts.append("forward only")
+    if not row["idle"]:
+        parts.append("busy device")
+    return "; ".join(parts)
 
 
 def draw_scaling(rows):
-    """Draw messages/s over the texts in a batch, a panel for each variant. `rows`: of one device.
+    """Draw messages/s over the texts in a batch, a panel for each variant with at least one line.
 
-    Each point has its best worker count, and the fastest of a panel is labelled. With a token budget, the texts in a
-    batch are its tokens divided by the mean tokens per text.
+    `rows`: forward passes of one device, see with_lines(). Each point has its best worker count, and the fastest of a
+    panel is labelled. With a token budget, the texts in a batch are its tokens divided by the mean tokens per text.
     """
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -142,20 +142,16 @@ def draw_scaling(rows):
     rows = rows.assign(per_batch=by_tokens.where(rows["batching"] == "token-budget", rows["batch_size"]))
     fastest = rows.groupby("variant")["messages/s"].max().sort_values(ascending=False)
     columns = min(len(fastest), 3)
-    figure, axes = panels(len(fastest), columns, (3.4, 2.6), sharex=True, sharey=True)
-    cell = ["variant", "batching", "batch_size", "batch_tokens"]
-    best = rows.sort_values("messages/s", ascending=False).drop_duplicates(cell)
-    several_counts = rows["workers"].nunique() > 1
+    figure, axes = panels(len(fastest), columns, (WIDTH / columns, 2.6), sharex=True, sharey=True)
+    best = rows.sort_values("messages/s", ascending=False).drop_duplicates(CELL)
     for ax, variant in zip(axes, fastest.index, strict=False):
         points = best[best["variant"] == variant]
         for batching, line in points.sort_values("per_batch").groupby("batching"):
             ax.plot(line["per_batch"], line["messages/s"], markersize=4, label=batching, **BATCHING_STYLES[batching])
         top = points.iloc[0]
-        text = speed(top["messages/s"])
-        if several_counts:
-            text += f" with {top['workers']} worker{'' if top['workers'] == 1 else 's'}"
         position = (top["per_batch"], top["messages/s"])
-        ax.annotate(text, position, (0, 5), textcoords="offset points", ha="center", fontsize=8)
+        placement = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+        ax.annotate(speed(top["messages/s"]), position, (0, 5), **placement)
         ax.set(title=figure_text(variant), xscale="log", yscale="log")
         ax.xaxis.set(major_locator=LogLocator(base=2), minor_locator=NullLocator(), major_formatter="{x:g}")
         ax.margins(x=0.15)
@@ -163,45 +159,37 @@ def draw_scaling(rows):
     low, high = best["messages/s"].min(), best["messages/s"].max()
     axes[0].set(ylim=(low / 1.3, high * 1.6))
     for ax in axes[::columns]:
-        ax.set_ylabel("messages/s")
+        ax.set_ylabel("messages/s, forward")
     for ax in axes[-columns:]:
         ax.set_xlabel("texts in a batch")
+    add_legend(figure, axes)
+    return figure
+
+
+CELL = ["variant", "batching", "batch_size", "batch_tokens"]
+
+
+def with_lines(rows):
+    """Keep the rows of variants that have, on one device, POINTS batch sizes of one batching."""
+    sizes = rows.drop_duplicates(["device", *CELL]).groupby(["device", "variant", "batching"]).size()
+    lines = sizes[sizes >= POINTS].reset_index()[["device", "variant"]].drop_duplicates()
+    return rows.merge(lines)
+
+
+def device_title(row) -> str:
+    source = ", published elsewhere" if row["commit"] == PUBLISHED else ""
+    return f"{figure_text(row['machine'])} ({row['texts']:,} texts{source})"
+
+
+def side_text(ax, y: float, text: str, weight: str = "normal") -> None:
+    """Write a text right of the axes, at the height of a bar."""
+    position = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
+    ax.annotate(text, (1, y), (8, 0), fontsize=8, weight=weight, annotation_clip=False, **position)
+
+
+def add_legend(figure, axes) -> None:
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
-    return figure
-
-
-def draw_parity(rows):
-    """Draw messages/s over the share of changed decisions, a panel for each device; 0 is at the left.
-
-    `rows`: the best checked row of each device and variant. All CPUs share a scale, and so do all GPUs.
-    """
-    from matplotlib.ticker import NullLocator
-
-    devices = list(rows.groupby("device", sort=False))
-    fastest = rows.groupby(is_cpu(rows["device"]))["messages/s"].max()
-    figure, axes = panels(len(devices), max(min(len(devices), 2), math.ceil(len(devices) / MAX_LINES)), (5.5, 3.8))
-    zero = 1e-5  # where a share of 0 is drawn
-    for ax, (device, points) in zip(axes, devices, strict=False):
-        top = fastest[is_cpu(device)]
-        ax.axvline(TOLERANCE, color=ORANGE, linewidth=1)
-        ax.annotate("tolerance", (TOLERANCE, 0), (3, 3), textcoords="offset points", color=ORANGE, fontsize=8)
-        label_y = -math.inf
-        for _, row in points.sort_values("messages/s").iterrows():
-            x, y = max(row["flips"], zero), row["messages/s"]
-            fill = "none" if row["verdict"] == UNPROVEN else "full"
-            color = ORANGE if row["verdict"] == NOT_WITHIN else BLUE
-            ax.plot(x, y, "o", color=color, markersize=5, fillstyle=fill)
-            label_y = max(y, label_y + 0.05 * top)  # from the bottom up, so that labels don't overlap
-            text = f"{figure_text(row['variant'])} ({row['max_diff']:.0e})"
-            ax.plot([x, 1.2 * x], [y, label_y], color="gray", linewidth=0.6, zorder=1)
-            ax.annotate(text, (1.25 * x, label_y), va="center", fontsize=8)
-        ax.set(xscale="log", xlim=(zero / 1.5, max(0.3, 10 * points["flips"].max())), ylim=(0, 1.15 * top))
-        xlabel = "changed decisions (largest difference); hollow: not proven"
-        ax.set(title=device_title(points.iloc[0]), xlabel=xlabel, ylabel="messages/s")
-        ax.set_xticks([zero, 1e-4, 1e-3, 1e-2, 1e-1], ["0", "0.01%", "0.1%", "1%", "10%"])
-        ax.xaxis.set_minor_locator(NullLocator())
-    return figure
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 
 def panels(count: int, columns: int, size: tuple[float, float], heights=None, **options):
@@ -222,12 +210,9 @@ def panels(count: int, columns: int, size: tuple[float, float], heights=None, **
 
 def add_title(figure, rows, what: str) -> None:
     """Title the figure with what is shown, the dataset, and the model if there is only one."""
-    row = rows.iloc[0]
-    dataset = figure_text(row["dataset"])
-    is_bundled = dataset.removeprefix("synthetic-") in DATASETS
-    texts = f"{dataset} comments" if is_bundled else f"the texts of {dataset}"
-    title = f"{what[0].upper()}{what[1:]}, {texts}"
+    datasets = figure_text(" and ".join(sorted(rows["dataset"].unique())))
+    title = f"{what[0].upper()}{what[1:]}, dataset {datasets}"
     if rows["model"].nunique() == 1:
-        name = figure_text(Path(row["model"]).absolute().name)
-        title = f"{name} on {texts}: {what}"
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+        title = f"{figure_text(rows['name'].iloc[0])}, dataset {datasets}: {what}"
+    width = int(12 * figure.get_size_inches()[0])  # characters
+    figure.suptitle("\n".join(textwrap.wrap(title, width)), fontsize=11, x=0.01, ha="left")

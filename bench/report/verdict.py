@@ -20,8 +20,7 @@ from bench.judge import (
 )
 from bench.machine import BUSY
 from bench.report.evidence import EvidenceFile
-from bench.report.figures import is_cpu
-from bench.report.table import batches, speed
+from bench.report.table import BASELINES, base_name, batches, is_cpu, speed
 from runtimes import VARIANTS
 
 WIDTH = 80
@@ -98,12 +97,14 @@ def judge_variants(rows, evidence: EvidenceFile | None = None, tolerance: float 
 def rank(rows, evidence: EvidenceFile | None = None, tolerance: float = TOLERANCE):
     """Rank variants end to end, each at its best: a DataFrame with `rank` and the columns of judge_variants().
 
+    `factor` is the speed relative to `base`, the speed of `base_name`, see baseline(); nan if there is none.
     `rows`: completed rows of one model, device and dataset, one for each cell. Variants within tolerance come first,
     then those not proven, then those not within tolerance. A variant whose speed range overlaps that of a rank's
     fastest variant shares its rank; within a rank, token budgets come first, then the smallest difference from the
     original. Variants not timed end to end rank after the others. The column `speed`, by which they are ranked, is
     comparable between runs, see add_slowdowns.
     """
+    base, name = baseline(rows)
     rows = judge_variants(rows, evidence, tolerance)
     order = rows["verdict"].map(ORDER.index) if len(rows) else rows["verdict"]
     rows = rows.assign(order=order, idle=~(rows["busy"] > BUSY), end_to_end=rows["stage"] == "end-to-end")
@@ -119,6 +120,7 @@ def rank(rows, evidence: EvidenceFile | None = None, tolerance: float = TOLERANC
         comparable = leader is not None and all(getattr(row, name) == getattr(leader, name) for name in classes)
         leader = leader if comparable and row.high >= leader.low else row
         ranks.append(ranks[-1] if leader is not row else i + 1)
+    best = best.assign(base=base, base_name=name, factor=best["messages/s"] / base)
     best = best.assign(rank=ranks, safe=best["batching"] == "token-budget", rounded_diff=best["max_diff"].round(4))
     best = best.sort_values(["rank", "safe", "rounded_diff"], ascending=[True, False, True], kind="stable")
     return best.drop(columns=["order", "low", "high", "safe", "rounded_diff"])
@@ -141,25 +143,25 @@ def verdict(
     timed = ranked[ranked["end_to_end"]]
     groups = {name: timed[timed["verdict"] == name] for name in ORDER}
     within, unproven = groups[WITHIN], groups[UNPROVEN]
-    base = baseline_speed(rows)
     limit = f"{100 * tolerance:g}%"
     lines = ["", "End to end, each variant at its best (workers x threads, batches):"]
     for row in within.to_dict("records"):
         tied = list(within["rank"]).count(row["rank"]) > 1
-        lines += variant_line(row, base, f"{row['rank']}.", " (tie)" if tied else "")
+        lines += variant_line(row, f"{row['rank']}.", " (tie)" if tied else "")
     if len(unproven):
         lines.append(f"Not proven yet to change at most {limit} of the decisions:")
     for row in unproven.to_dict("records"):
-        lines += variant_line(row, base, "?", f"; {changed_words(row)}")
+        lines += variant_line(row, "?", f"; {changed_words(row)}")
     if len(groups[NOT_WITHIN]):
         lines.append(f"Not within tolerance (more than {limit} of the decisions change):")
     for row in groups[NOT_WITHIN].to_dict("records"):
-        lines += variant_line(row, base, "-", f"; {changed_words(row)}")
+        lines += variant_line(row, "-", f"; {changed_words(row)}")
     if len(timed) < len(ranked):
         names = ", ".join(ranked["variant"][~ranked["end_to_end"]])
         lines += textwrap.wrap(f"Not timed end to end, so not listed: {names}.", WIDTH, break_on_hyphens=False)
-    if not math.isnan(base):
-        lines.append(f"1.0x is {speed(base)} messages/s: eager FP32 torch, forward passes only, in file order.")
+    if ranked["base_name"].any():
+        base = ranked.iloc[0]
+        lines += textwrap.wrap(f"1.0x is {speed(base['base'])} messages/s: {base['base_name']}.", WIDTH)
     winner = within.iloc[0].to_dict() if len(within) else None
     faster = unproven.sort_values("speed", ascending=False)
     if winner:
@@ -173,19 +175,24 @@ def verdict(
     return lines
 
 
-def baseline_speed(rows) -> float:
-    """Return the messages/s that are 1.0x; nan if they were never measured on an idle device."""
-    torch = rows[(rows["variant"] == "torch") & (rows["batching"] == "in-order") & (rows["stage"] == "forward")]
-    return torch[~(torch["busy"] > BUSY)]["messages/s"].max()
+def baseline(rows) -> tuple[float, str]:
+    """Return the messages/s that are 1.0x, and the name of what reached them; nan if no idle device measured any.
+
+    These are the fastest baseline end to end. If there is none: eager FP32 torch, forward passes only, in file order.
+    """
+    idle = rows[~(rows["busy"] > BUSY)]
+    usual = idle[idle["variant"].isin(BASELINES) & (idle["stage"] == "end-to-end")]
+    eager = idle[(idle["variant"] == "torch") & (idle["batching"] == "in-order") & (idle["stage"] == "forward")]
+    best = (usual if len(usual) else eager).sort_values("messages/s").tail(1).to_dict("records")
+    return (best[0]["messages/s"], base_name(best[0])) if best else (math.nan, "")
 
 
-def variant_line(row: dict, base: float, mark: str, remark: str = "") -> list[str]:
-    """Return the line of a variant, folded. `base`: messages/s that are 1.0x, or nan."""
-    factor = "" if math.isnan(base) else f"{row['messages/s'] / base:.1f}x"
+def variant_line(row: dict, mark: str, remark: str = "") -> list[str]:
+    factor = "" if math.isnan(row["factor"]) else f"{row['factor']:.1f}x"
     if not row["idle"]:
         remark = f" (busy device){remark}"
     line = f"{mark:<4}{row['variant']:<19}{speed(row['messages/s']):>8} messages/s {factor:>6}  "
-    line += f"{row['workers']} x {row['threads']}, {batches(row | {'stage': ''})}{remark}"
+    line += f"{row['workers']} x {row['threads']}, {batches(row)}{remark}"
     return textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 

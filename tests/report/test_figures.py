@@ -8,16 +8,18 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.report import figures
-from bench.report.figures import add_title, device_name, draw_comparison, draw_overview, draw_parity, draw_scaling
+from bench.report.figures import add_title, draw_comparison, draw_overview, draw_scaling, with_lines
+from bench.report.summary import BASELINE, FASTEST, OPEN, PROVEN, REFUSED
+from bench.report.table import device_names
 from runtimes import VARIANTS
 
 HOW_RIGHT = [
-    {"flips": 0.0, "verdict": WITHIN},
-    {"flips": 0.0, "verdict": UNPROVEN, "decisions": 512},
-    {"flips": 4e-4, "verdict": WITHIN, "decisions": 30_000},
-    {"flips": 2e-2, "verdict": NOT_WITHIN, "decisions": 5000},
+    {"flips": 0.0, "state": FASTEST},
+    {"flips": 0.0, "state": OPEN, "decisions": 512, "idle": False},
+    {"flips": 4e-4, "state": PROVEN, "decisions": 30_000},
+    {"flips": 2e-2, "state": REFUSED, "decisions": 5000},
+    {"flips": 0.0, "state": BASELINE},
 ]
 GPU, CPU = "NVIDIA-GeForce-RTX-4090", "Intel-Xeon-Platinum-8481C-4-cores"
 
@@ -35,9 +37,10 @@ def make_row(variant: str = "torch", speed: float = 100.0, **columns) -> dict:
         "max_diff": 1e-3,
         "flips": 0.0,
     }
-    row |= {"decisions": float("nan"), "commit": "0123456789", "verdict": WITHIN}
+    row |= {"decisions": float("nan"), "commit": "0123456789", "state": PROVEN, "idle": True, "end_to_end": True}
     row |= {"messages/s": speed, "min": 0.9 * speed, "max": 1.05 * speed, "tokens/s": 50 * speed}
-    return row | {"factor": speed / 100} | columns
+    row |= {"factor": speed / 100, "base": 100.0, "base_name": "transformers' pipeline, batches of 8"} | columns
+    return {"machine": device_names([row["device"]])[row["device"]], "name": row["model"].split("/")[-1]} | row
 
 
 def draw(function, rows: list[dict]):
@@ -63,36 +66,40 @@ def overlaps(figure) -> list[tuple[str, str]]:
     return outside + [(a, b) for (a, x), (b, y) in itertools.combinations(boxes, 2) if x.overlaps(y)]
 
 
-def bests(devices: int, names: list[str]) -> list[dict]:
+def bests(devices: list[str], names: list[str], **columns) -> list[dict]:
     """Return the best row of each device and variant; some have the same speed, or change many decisions."""
-    places = [GPU, CPU, "NVIDIA-RTX-PRO-6000-Blackwell-Server-Edition"][:devices]
     return [
-        make_row(name, (9 if device == CPU else 3000) * (i // 2 + 1), device=device, **HOW_RIGHT[i % 4])
-        for device in places
+        make_row(name, (9 if "cores" in device else 3000) * (i // 2 + 1), device=device, **HOW_RIGHT[i % 5], **columns)
+        for device in devices
         for i, name in enumerate(names)
     ]
 
 
-@pytest.mark.parametrize("devices", [1, 3])
-@pytest.mark.parametrize("names", [["torch", "onnx-fp16"], list(VARIANTS)], ids=["few", "all"])
-@pytest.mark.parametrize("function", [draw_comparison, draw_parity])
-def test_no_labels_overlap(function, devices, names):
-    assert overlaps(draw(function, bests(devices, names))) == []
+GPUS = [GPU, "NVIDIA-RTX-PRO-6000-Blackwell-Server-Edition", "a-device-of-some-company-" * 9]
+CPUS = [CPU, "AMD-EPYC-25-17-avx512-bf16-vnni-192-cores"]
+FEW = ["torch", "onnx-fp16"]
 
 
-@pytest.mark.parametrize("count", [1, 6])
-def test_no_labels_of_the_overview_overlap(count):
-    rows = [
-        make_row("openvino-bf16", 1000 * 3**i, device=GPU if i % 2 else CPU, model=f"owner/a-model-{i}", factor=i + 0.7)
-        | {
-            "base": 500.0,
-            "base_variant": "pipeline",
-            "base_size": 8,
-            "stage": "end-to-end" if i % 2 else "forward",
-        }
-        for i in range(count)
-    ]
-    assert overlaps(draw(draw_overview, rows)) == []
+@pytest.mark.parametrize("devices", [[CPU], GPUS], ids=["CPU", "GPUs"])
+@pytest.mark.parametrize("names", [FEW, list(VARIANTS)], ids=["few", "all"])
+def test_no_labels_of_a_comparison_overlap(devices, names):
+    assert overlaps(draw(draw_comparison, bests(devices, names))) == []
+
+
+@pytest.mark.parametrize("devices", [[CPU], GPUS, GPUS + CPUS], ids=["CPU", "GPUs", "both"])
+@pytest.mark.parametrize("model", ["m", "a-model-" * 20])
+def test_no_labels_of_the_overview_overlap(devices, model):
+    assert overlaps(draw(draw_overview, bests(devices, list(VARIANTS)[:5], model=model))) == []
+
+
+def test_the_overview_has_one_axis_per_kind_of_device():
+    gpus, cpus = draw(draw_overview, bests(GPUS + CPUS, list(VARIANTS)[:5])).axes
+    assert len(gpus.get_yticks()) == 3 and len(cpus.get_yticks()) == 2
+    markers = {line.get_label(): line for line in cpus.lines if not line.get_label().startswith("_")}
+    assert set(markers) == {FASTEST, OPEN, PROVEN, REFUSED, BASELINE}
+    assert markers[REFUSED].get_marker() != markers[PROVEN].get_marker()
+    assert [*cpus.lines[0].get_xdata()] == [100, 9], "from the baseline to the fastest proven"
+    assert all("9 messages/s" in text.get_text() and "18" in text.get_text() for text in cpus.texts), "the refused one"
 
 
 @pytest.mark.parametrize("workers", [(1,), (1, 10)])
@@ -105,25 +112,31 @@ def test_no_labels_of_scaling_overlap(workers):
     assert overlaps(draw(draw_scaling, rows)) == []
 
 
-def test_comparison_is_sorted_marks_the_winner_and_shows_the_spread_of_several_passes():
+def test_comparison_is_sorted_and_shows_states_spread_and_load():
     rows = [
-        make_row(),
-        make_row("onnx-int8", 400, flips=0.02, verdict=NOT_WITHIN),
-        make_row("onnx", 250, batching="sorted", batch_size=32, workers=3),
+        make_row("onnx-int8", 400, flips=0.02, decisions=1000, state=REFUSED),
+        make_row("onnx", 250, batching="sorted", batch_size=32, workers=3, state=FASTEST),
+        make_row(idle=False),
+        make_row("torch-bf16", 60, passes=1, flips=0, decisions=800, state=OPEN, end_to_end=False),
     ]
-    rows += [make_row("torch-bf16", 60, passes=1, verdict=UNPROVEN, decisions=800)]
-    [ax] = draw(draw_comparison, rows).axes
+    figure = draw(draw_comparison, rows[::-1])
+    [ax] = figure.axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["onnx-int8", "onnx", "torch", "torch-bf16"]
     assert [bar.get_width() for bar in ax.patches] == [400, 250, 100, 60]
+    assert [bool(bar.get_hatch()) for bar in ax.patches] == [True, False, False, False]
     colors = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in ax.patches]
-    assert colors == [figures.LIGHT_GREY, figures.BLUE, figures.PALE_BLUE, figures.PALE_BLUE]
-    shown = [text.get_text() for text in ax.texts]
-    numbers = [re.findall(r"[\d.]+", text) for text in shown]
-    assert numbers[:2] == [["400", "4.0", "8", "1", "1", "2.00"], ["250", "2.5", "32", "3", "1"]]
-    assert numbers[2:] == [["100", "1.0", "8", "1", "1"], ["60", "0.6", "8", "1", "1"]]
-    assert ["sorted" in text for text in shown] == [False, True, False, False]
-    words = [re.sub(r"[\d.]+", "", text) for text in shown]
-    assert len(words[3]) > len(words[2]), "a variant that is not proven is marked"
+    assert colors[1:3] == [figures.BLUE, figures.PALE_BLUE] and colors[0] == colors[3] == "#FFFFFF"
+    numbers = [re.findall(r"[\d.,]*\d", text.get_text()) for text in ax.texts]
+    assert numbers[0] == ["400", "4.0", "8", "1", "1", "20", "1,000"], "the changed decisions"
+    assert numbers[1:] == [
+        ["250", "2.5", "32", "3", "1"],
+        ["100", "1.0", "8", "1", "1"],
+        ["60", "0.6", "8", "1", "1", "0", "800"],
+    ]
+    assert ["busy" in text.get_text() for text in ax.texts] == [False, False, True, False]
+    assert ["forward" in text.get_text() for text in ax.texts] == [False, False, False, True]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(legend) == sorted([REFUSED, FASTEST, PROVEN, OPEN])
     whiskers = [line.get_segments()[0][:, 0].tolist() for line in ax.collections]
     assert whiskers == [[360, 420], [225, 262.5], [90, 105]], "a single pass has none"
     assert "RTX 4090" in ax.get_title(loc="left") and "10,000" in ax.get_title(loc="left")
@@ -137,21 +150,15 @@ def test_scaling_has_a_panel_per_variant_and_shows_token_budgets_at_their_mean_s
     assert [ax.get_title(loc="left") for ax in (onnx, torch)] == ["onnx", "torch"]
     assert [line.get_xydata().tolist() for line in torch.lines] == [[[1, 1], [4, 4]]]
     assert [line.get_xydata().tolist() for line in onnx.lines] == [[[1, 27], [2, 27], [4, 27]], [[20, 99]]]
-    [fastest_onnx], [fastest_torch] = onnx.texts, torch.texts
-    assert re.findall(r"\d+", fastest_onnx.get_text()) == ["99", "1"], "messages/s, workers"
-    assert re.findall(r"\d+", fastest_torch.get_text()) == ["4", "1"]
+    assert [ax.texts[0].get_text() for ax in (onnx, torch)] == ["99", "4"], "the fastest"
+    assert set(with_lines(pd.DataFrame(rows))["variant"]) == {"onnx"}, "the other one has two batch sizes"
 
 
-def test_parity_draws_zero_at_the_left_and_a_line_at_the_tolerance():
-    rows = [make_row(), make_row("onnx-int8", 200, flips=0.02, max_diff=0.5, verdict=NOT_WITHIN)]
-    [ax] = draw(draw_parity, rows).axes
-    line, points = ax.lines[0], [line for line in ax.lines if line.get_marker() == "o"]
-    assert list(line.get_xdata()) == [0.001, 0.001]
-    assert [(point.get_xdata()[0], point.get_ydata()[0]) for point in points] == [(1e-5, 100), (0.02, 200)]
-    _, torch, int8 = [text.get_text() for text in ax.texts]  # the first belongs to the line
-    assert "torch" in torch and "1e-03" in torch and "onnx-int8" in int8 and "5e-01" in int8
-
-
-def test_device_names():
-    assert device_name(GPU) == "RTX 4090"
-    assert device_name(CPU) == "Intel Xeon Platinum 8481C, 4 cores"
+def test_device_names_are_readable_and_unique():
+    names = {GPU: "RTX 4090", CPU: "Intel Xeon Platinum 8481C, 4 cores", "NVIDIA-H100-80GB-HBM3": "H100 80GB"}
+    names["AMD-EPYC-25-17-avx512-bf16-vnni-2-cores"] = "AMD EPYC (AVX-512, BF16), 2 cores"
+    names["Intel-Xeon-6-167-amx-bf16-vnni-2-cores"] = "Intel Xeon (AMX), 2 cores"
+    names["AMD-Ryzen-9-7950X-16-cores"] = "AMD Ryzen 9 7950X, 16 cores"
+    assert device_names(names) == names
+    twins = device_names(["AMD-EPYC-25-1-avx2-2-cores", "AMD-EPYC-23-49-avx2-2-cores"])
+    assert list(twins.values()) == ["AMD EPYC 25-1 (AVX2), 2 cores", "AMD EPYC 23-49 (AVX2), 2 cores"]

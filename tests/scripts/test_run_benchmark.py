@@ -19,6 +19,7 @@ import pytest
 from conftest import ROOT, make_sweep, workers_of
 
 import classify_texts
+import plot_results
 import run_benchmark
 from bench.machine import DeviceInfo, cpu_cores, cpu_name
 from bench.measure import leaders, recorder, splits, warnings
@@ -26,7 +27,9 @@ from bench.model.classification import REGRESSION, Classification
 from bench.model.model import Model
 from bench.report import readmes
 from bench.report import rows as results
+from bench.report.evidence import EvidenceFile
 from bench.report.rows import read_results
+from bench.report.summary import FASTEST, Headline, summarize
 
 SCRIPT = ROOT / "run_benchmark.py"
 RUN_VARIANTS = ["torch", "onnx-fp16"]
@@ -98,8 +101,11 @@ def test_a_run_measures_and_saves_every_cell(sweep):
 
 def test_the_readme_shows_the_verdict_of_a_run(sweep, monkeypatch):
     folder, done = sweep
-    monkeypatch.setattr(readmes, "RANDOM_MODEL", saved_rows(folder)["model"].iloc[0])
-    block = readmes.verdict_block([folder / "results"]).split("```")[1]
+    cells, evidence = plot_results.load_cells([folder / "results"]), EvidenceFile(folder / "results")
+    rows = {row["variant"]: row for row in summarize(cells, evidence).to_dict("records")}
+    winner = next(row for row in rows.values() if row["state"] == FASTEST)
+    monkeypatch.setattr(readmes, "headlines", lambda _: [Headline(winner, rows)])  # also if the machine was busy
+    block = readmes.verdict_block(cells, None, evidence).split("```")[1]
     assert block in done.stderr
     assert all(re.search(rf"\b{name} .* messages/s\b", block) for name in RUN_VARIANTS)
 
