@@ -61,7 +61,7 @@ def parse_arguments() -> Namespace:
 
     add = parser.add_argument_group("what to measure").add_argument
     names = "comma-separated variants (torch, onnx, ...); all: those that are fast on this device; baselines: the"
-    names += " libraries that people use instead (see README.md)"
+    names += " libraries that people use instead (see docs/variants.md)"
     alias = add("--variant", "--model", required=True, type=list_of(str.strip), metavar="VARIANTS", help=names)
     alias.option_strings.remove("--model")  # accepted, but not in the help: it is the model in other scripts
     add("--device", required=True, choices=("gpu", "cpu"), help="where the variants run")
