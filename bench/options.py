@@ -67,8 +67,8 @@ def number_from(kind: type, least: float, most: float = math.inf) -> Callable[[s
         except ValueError:
             value = math.nan
         if not least <= value <= most or value == math.inf:
-            noun = "whole number" if kind is int else "number"
-            limits = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+            noun, form = ("whole number", "") if kind is int else ("number", "g")
+            limits = f"of at least {least:{form}}" if most == math.inf else f"from {least:{form}} to {most:{form}}"
             raise ArgumentTypeError(f"{text!r} is not a {noun} {limits}")
         return value
 

@@ -120,7 +120,7 @@ def test_only_the_table_is_on_standard_output(sweep, tiny_model, monkeypatch):
     assert all(" e2e" in row or " check" in row for row in table[1 + len(first) :])
     for word in ("Hub", "Traceback", "leaked"):
         assert word not in done.stderr
-    for name in (cpu_name(), "60 texts", "tiny-onnx-fp16", "FP16"):
+    for name in (cpu_name(), "60 texts", "tiny-onnx-fp16", "FP32"):
         assert name in done.stderr
     assert re.search(r"\b6 cells, about \d+ ", done.stderr) and re.search(r"(?i)tokeniz.* messages/s", done.stderr)
     next_command = re.search(r"python (classify_texts\.py .*)", done.stderr.replace("\\\n", " "))[1]
@@ -271,7 +271,7 @@ def run_fake(call, monkeypatch, tmp_path):
     """Run the script with fake measurements: each figure is 1."""
     figures = dict.fromkeys(results.COLUMNS[results.COLUMNS.index("messages/s") : results.COLUMNS.index("busy")], "1")
     figures |= {"max_diff": "0", "flips": "0", "status": "ok", "throttled": ""}
-    tokens = SimpleNamespace(texts=["x"], flops=1.0, lengths=[1])
+    tokens = SimpleNamespace(texts=["x"], flops=1.0, lengths=[1], is_fast=True, tokens_speed=9.0)
     sweep = make_sweep(model=None, tokens=tokens, exports={})
     monkeypatch.setattr(run_benchmark, "estimate", lambda *_: {})
     monkeypatch.setattr(warnings, "cpu_busy", lambda: 0.0)
