@@ -7,15 +7,18 @@
 INPUT: a file of CSV, TSV, JSON Lines (also .gz, .zst) or Parquet, or a folder of them, local or in a bucket (s3://,
 gs://, hf://datasets/...). Sub-folders such as year=2024 become columns.
 
-DIR gets Parquet files, named by input file and first row (part-comments.csv.gz-75298043-0000000000.parquet), with the
-input's rows in order, its other columns, and the probability of each label. Rows without a usable text have nulls;
-_bad_rows.jsonl lists those that cannot be parsed or answered. Some rows are compared with the original model: see
-_receipt.json.
+DIR gets Parquet files, named after the input file and the first row (part-comments.csv.gz-75298043-0000000000.parquet).
+They have the input's rows in order, its other columns, and the probability of each label; nulls where there is no text
+or no answer. _bad_rows.jsonl lists the rows that cannot be parsed or answered. Some rows are compared with the original
+model: see _receipt.json.
+
+The variant is the fastest one that --results-dir proves for this device, model and length of texts. If there is none, a
+job of over half an hour starts with a quick benchmark (not with --ray), and a shorter one runs in FP32 PyTorch.
 
 After an interruption, rerun the same command to resume. If files were added to an input folder, it labels only these.
-Machines that share a job, even of a single file, each get a --shard; then --check-only checks the result. With Slurm:
+Several machines can share a job, even of a single file: give each its --shard, then run --check-only. With Slurm:
     sbatch --array=1-16 --wrap='python classify_texts.py MODEL INPUT --output DIR --shard $SLURM_ARRAY_TASK_ID/16'
-README.md explains how the variant is chosen.
+
 References and other reusable files are kept in BENCHMARK_CACHE (default: the folder .cache beside this script).
 Exit code: 0 on success, 1 if something failed or rows are wrong, 2 for wrong usage or input, 130 after Ctrl-C.
 """
@@ -106,7 +109,7 @@ def classify(
 
 
 def items_to_classify(texts: Iterable) -> tuple[list[Item | None], int]:
-    """Return the items of texts or of pairs, None for what lacks text, and the number of texts in each; 0 if unknown.
+    """Return the items of texts or of pairs, None where text is missing, and the number of texts in each; 0 if unknown.
 
     Raises UserError for other things, and for texts among pairs.
     """

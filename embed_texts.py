@@ -7,14 +7,17 @@ MODEL: a sentence-transformers model, or any encoder, whose tokens are then pool
 INPUT: a file of CSV, TSV, JSON Lines (also .gz, .zst) or Parquet, or a folder of them, local or in a bucket (s3://,
 gs://, hf://datasets/...). Sub-folders such as year=2024 become columns.
 
-DIR gets Parquet files with the input's rows in order, its other columns, and `embedding`, a fixed-size list of float32.
-Rows without a usable text have nulls; _bad_rows.jsonl lists those that cannot be parsed or answered. Some rows are
-compared with the original model: see _receipt.json. A decision is which of 256 texts is the nearest.
+DIR gets Parquet files with the input's rows in order, its other columns, and `embedding`, a fixed-size list of float32;
+null where there is no text or no answer. _bad_rows.jsonl lists the rows that cannot be parsed or answered. Some rows
+are compared with the original model: see _receipt.json. A decision is which of 256 texts is the nearest.
+
+The variant is the fastest one that --results-dir proves for this device, model and length of texts. If there is none, a
+job of over half an hour starts with a quick benchmark (not with --ray), and a shorter one runs in FP32 PyTorch.
 
 From Python: `from embed_texts import embed`; `embed(MODEL, texts)` returns a numpy array, float32 [texts, dimensions].
 
-After an interruption, rerun the same command to resume.
-README.md explains how the variant is chosen, docs/clusters.md how to use several machines.
+After an interruption, rerun the same command to resume. docs/clusters.md explains how to use several machines.
+
 References and other reusable files are kept in BENCHMARK_CACHE (default: the folder .cache beside this script).
 Exit code: 0 on success, 1 if something failed or vectors are wrong, 2 for wrong usage or input, 130 after Ctrl-C.
 """
@@ -63,7 +66,7 @@ def embed(
 ) -> np.ndarray:
     """Return the vectors of texts, float32 [texts, dimensions], or of one text, as SentenceTransformer.encode() does.
 
-    `variant`: of run_benchmark.py; `device`: gpu or cpu (default: gpu if there is one); `options`: `prompt`,
+    `variant`: as in run_benchmark.py; `device`: gpu or cpu (default: gpu if there is one); `options`: `prompt`,
     `prompt_name`, `truncate_dim`, `normalize` and `pooling`, see --help. Texts without tokens have nan. The model is
     loaded into another process at each call; none is left running. Raises UserError.
     """

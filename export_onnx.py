@@ -1,4 +1,4 @@
-"""Export a Hugging Face classifier to ONNX, and check that it makes the same decisions as the original model.
+"""Export a Hugging Face encoder to ONNX, and check that it makes the same decisions as the original model.
 
     python export_onnx.py SamLowe/roberta-base-go_emotions
     python export_onnx.py my-model --precision int8 --check-only --dataset my.csv --label-column labels
@@ -6,11 +6,12 @@
 The output folder contains model.onnx, the config, the tokenizer, a model card (README.md) and a report
 (parity.json). The exporter is optimum or torch: for fp16 the one that fuses more of the attention, otherwise the first
 whose file is correct. The graph is inspected, and its answers are compared with those of the original model in eager
-FP32 PyTorch, text by text. The check fails if an output is NaN or infinite, or if more than --tolerance of the
-decisions change, with 95% confidence.
+FP32 PyTorch, text by text.
 
-An export that fails its check is kept but not uploaded. Errors and Ctrl-C leave no partial export behind.
---check-only also accepts exports that the other scripts created.
+The check fails if an output is NaN or infinite, or if more than --tolerance of the decisions change, with 95%
+confidence. Such an export is kept but not uploaded. If the texts decide neither way, the export passes as not proven,
+and the report says how many texts would decide. Errors and Ctrl-C leave no partial export behind. --check-only also
+accepts exports that the other scripts created.
 
 References and other reusable files are kept in BENCHMARK_CACHE (default: the folder .cache beside this script).
 Exit code: 0, 1 if the check or the upload failed, 2 for wrong usage or input, 130 after Ctrl-C.
@@ -45,24 +46,24 @@ def argument_parser() -> Parser:
     whole = int_from(1)
     add = parser.add_argument_group("model and output").add_argument
     add("model_id", metavar="MODEL", type=hub_name, help="Hub id, local folder, or random-roberta-base")
-    add("--precision", choices=PRECISIONS, default="fp16", help="default: fp16; int8 is for CPUs")
+    add("--precision", choices=PRECISIONS, default="fp16", help="default: fp16, for GPUs; int8 is for CPUs")
     add("--save-dir", type=Path, help="output folder (default: ./<name>-onnx-fp16, -onnx-int8, or -onnx for fp32)")
     add("--overwrite", action="store_true", help="replace an existing export")
     add("--check-only", action="store_true", help="check an existing export, and rewrite its report and card")
 
     checking = parser.add_argument_group("checking")
     add = checking.add_argument
-    add("--dataset", default="normal", help="normal, filtered, or a CSV, JSON Lines or Parquet file (default: normal)")
+    add("--dataset", default="normal", help="normal, filtered, or a file of texts (default: normal)")
     add_text_options(checking)
     add("--limit", type=whole, help="number of texts, evenly spaced (default: all)")
     label_help = "column of gold labels (names or numbers, comma-separated); reports F1 and the best thresholds"
     add("--label-column", metavar="COLUMN", help=label_help)
     add_task_options(checking)
-    group_help = "column that names the query of a pair; also checks the order of a reranker's scores for each query"
+    group_help = "column with the query of each pair; also checks the order of a reranker's scores for each query"
     add("--group-column", metavar="COLUMN", help=group_help)
     tolerance_help = "largest share of decisions that may change (default: %(default)s)"
     add("--tolerance", type=float_from(0, 1), default=0.001, help=tolerance_help)
-    add("--device", choices=("gpu", "cpu"), help="default: gpu if there is one")
+    add("--device", choices=("gpu", "cpu"), help="where to check (default: gpu if there is one; int8: cpu)")
     add("--gpu", type=int_from(0), default=0, help="GPU id (default: 0)")
     add("--threads", type=process_count, default=cpu_cores(), help="CPU threads (default: all cores)")
     add("--batching", choices=BATCHINGS, help="default: sorted; for int8 token-budget, as in classify_texts.py")

@@ -9,9 +9,10 @@ The figures:
     comparison_<model>_<kind>_<dataset>  each variant at its best on each GPU or CPU (the kind), end to end
     scaling_<model>_<device>_<dataset>   forward passes by batch size, if a variant has three sizes or more
 
-README.md gets the first screen and the overview, results/README.md all tables, unless options select a part of the
-results. If a model, device and dataset has results for several sets of texts or weights, the set with the most cells
-is used. Skipped rows are reported on standard error.
+README.md gets the headline results, the overview and a verdict, results/README.md all tables. Both stay unchanged if
+options select a part of the results, another folder, or only other formats than png. If a model, device and dataset has
+results for several sets of texts or weights, the set with the most cells is used. Skipped rows are reported on standard
+error.
 
 Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or input.
 """
@@ -92,7 +93,7 @@ class Chart:
     path: Path  # without suffix
     draw: Callable
     rows: object  # a DataFrame
-    what: str  # is shown
+    what: str  # it shows, in a few words
 
     def digest(self) -> str:
         """Return the hash of the drawn data, which is stored in the metadata of the figure's files."""
@@ -103,8 +104,8 @@ class Chart:
 def load_cells(results_dirs: list[Path]):
     """Return one row for each cell of the files below the folders as a DataFrame.
 
-    Added are `machine` and `name`, readable and unique names of the device and the model. Skipped rows are reported on
-    standard error. Raises UserError if there are no others.
+    The columns `machine` and `name` are added: readable, unique names of the device and the model. Skipped rows are
+    reported on standard error. Raises UserError if no rows are left.
     """
     rows, failed, skipped = read_results([file for folder in results_dirs for file in sorted(folder.rglob("*.tsv"))])
     for path, lines in skipped.items():

@@ -6,13 +6,13 @@
 Every combination of variant, workers, threads and batching is a cell. Each cell gives a row, which is printed on
 standard output and saved under results/. Notes, progress and the verdict go to standard error.
 
-What is timed: the forward passes over all batches of a cell. Then the fastest cell of each variant, workers and
-threads is timed end to end, from texts to answers on the host. The fastest of these are timed again, in turn.
+Three things are timed: the forward passes over all batches of each cell; then, end to end from texts to answers, the
+fastest cell of each variant and split (workers x threads); finally the fastest of these once more, taking turns.
 
---quick without --workers and --threads tries a few splits of the cores, such as 1 x 32, 8 x 4, 16 x 2 and 32 x 1
-(workers x threads), with one variant, and measures all others with the fastest split.
+--quick without --workers and --threads tries a few splits of the cores, such as 1 x 32, 8 x 4, 16 x 2 and 32 x 1,
+with one variant, and measures all variants with the fastest split.
 
-256 texts are compared with the original model in eager FP32 PyTorch: `max_diff` is the largest difference of any
+Up to 256 texts are compared with the original model in eager FP32 PyTorch: `max_diff` is the largest difference of any
 label's probability, `flips` the share of changed decisions. Fast variants that are not proven yet are checked on more
 texts, until each is decided, or the texts or --check-time run out. The verdict is drawn from all evidence in results/,
 which every run adds to. results/README.md explains the columns and the method.
@@ -60,8 +60,8 @@ def parse_arguments() -> Namespace:
     parser.usage = "%(prog)s --variant VARIANTS --device {gpu,cpu} [options]"
 
     add = parser.add_argument_group("what to measure").add_argument
-    names = "comma-separated variants (torch, onnx, ...); all: those that are fast on this device; baselines: the"
-    names += " libraries that people use instead (see docs/variants.md)"
+    names = "comma-separated variants (torch, onnx, ...); all: those that are fast on this device; baselines: the usual"
+    names += " libraries, such as transformers' pipeline (see docs/variants.md)"
     alias = add("--variant", "--model", required=True, type=list_of(str.strip), metavar="VARIANTS", help=names)
     alias.option_strings.remove("--model")  # accepted, but not in the help: it is the model in other scripts
     add("--device", required=True, choices=("gpu", "cpu"), help="where the variants run")
@@ -69,7 +69,7 @@ def parse_arguments() -> Namespace:
     add("--model-id", metavar="MODEL", type=hub_name, help=f"{model_help} (default: SamLowe/roberta-base-go_emotions)")
     add("--gpu", type=int_from(0), default=0, metavar="ID", help="GPU id (default: 0)")
     add("--quick", action="store_true", help="few texts and cells: at most a minute plus the time to create exports")
-    add("--dry-run", action="store_true", help="print the cells that would run and how long they take, and stop")
+    add("--dry-run", action="store_true", help="print the cells that would run and the estimated time, then stop")
 
     texts = parser.add_argument_group("texts")
     texts.add_argument("--dataset", default="normal", help="normal, filtered, or a file of texts (default: normal)")

@@ -22,12 +22,12 @@ TASKS = "classification", "embedding"  # what a model may be for
 LONG_TEXTS = "cut", "windows", "windows-mean"  # truncate, or combine windows by each label's maximum or mean
 TRUNCATIONS = "longest_first", "only_first"  # of pairs of texts; transformers' names
 TEMPLATE = "This example is {}."  # of hypotheses; transformers' default
-# options that say what an item is, beside the text -> the option that they belong to
+# option that defines an item, besides --column -> the option that it needs
 ITEM_OPTIONS = {"pair_column": "pair_column", "truncation": "pair_column", "candidate_labels": "candidate_labels"}
 ITEM_OPTIONS |= dict.fromkeys(("hypothesis_template", "multi_label"), "candidate_labels")
 CHOICES = {"task": TASKS, "truncation": TRUNCATIONS, "multi_label": (True, False), "device": ("gpu", "cpu")}
 VECTOR_OPTIONS = "pooling", "prompt", "prompt_name", "truncate_dim", "normalize"  # of embedding models
-TASK_OPTIONS = *ITEM_OPTIONS, "task", *VECTOR_OPTIONS, "threshold"  # what is asked of a model
+TASK_OPTIONS = *ITEM_OPTIONS, "task", *VECTOR_OPTIONS, "threshold"  # all options that choose or change a model's task
 CSV_OPTIONS = "delimiter", "encoding", "quoting", "escape"  # how CSV files are read: the fields of a Csv
 
 
@@ -49,7 +49,7 @@ class Parser(ArgumentParser):
         return args
 
     def _get_value(self, action: Action, text: str):
-        """Refuse an empty value, which an unset variable gives, where it would mean this folder or a default."""
+        """Refuse an empty value, as of an unset shell variable, where it would mean this folder or a default."""
         if not text.strip() and action.default != "" and action.type in (None, Path, hub_name):
             raise ArgumentError(action, "the value is empty")
         return super()._get_value(action, text)
@@ -84,7 +84,7 @@ def list_of(parse: Callable) -> Callable[[str], list]:
 
 
 def add_text_options(group) -> None:
-    """Add the options that say how texts are read from a file: --column, and CSV_OPTIONS."""
+    """Add the options for reading texts from a file: --column and CSV_OPTIONS."""
     group.add_argument("--column", default="body", help="the text column (default: body)")
     delimiter_help = "CSV delimiter: one character, or 'tab' (default: a comma, or a tab for .tsv files)"
     group.add_argument("--delimiter", type=delimiter, help=delimiter_help)
@@ -118,7 +118,7 @@ def batching(text: str) -> str:
 
 
 def hub_name(text: str) -> str:
-    """Return owner/name, or owner/name@revision, for a model's page on the Hub and for owner/name/.
+    """Turn the address of a model's page on the Hub, or owner/name/, into owner/name or owner/name@revision.
 
     A slash in a revision is %2F, as in pages' addresses. A local folder, and anything else, is returned unchanged.
     """
@@ -141,16 +141,17 @@ def add_task_options(group, vectors: bool = True) -> None:
     labels_help = "zero-shot classification by an NLI model: comma-separated labels, or a file with a label per line"
     add("--candidate-labels", metavar="LIST|FILE", help=labels_help)
     add("--hypothesis-template", metavar="TEXT", help=f"sentence about a label (default: {TEMPLATE!r})")
-    add("--multi-label", action="store_true", help="decide yes or no for each candidate label")
+    add("--multi-label", action="store_true", help="score each candidate label by itself, as several may apply")
     if vectors:
         add_vector_options(group)
-    add("--task", choices=TASKS, help="use the model for this task, whatever its files suggest")
-    threshold_help = "probability above which a label is predicted: a number, or a JSON file {label: number}"
+    add("--task", choices=TASKS, help="task of the model, if its files suggest another one")
+    threshold_help = "probability above which a label counts as predicted when decisions are compared: a number, or a"
+    threshold_help += " JSON file {label: number}"
     add("--threshold", metavar="NUMBER|FILE", help=f"{threshold_help} (default: 0.5)")
 
 
 def add_original(group) -> None:
-    original_help = "the model that a MODEL holding only ONNX was exported from, to compare with"
+    original_help = "original of a MODEL that holds only ONNX, to compare the answers with"
     group.add_argument("--original", metavar="MODEL", type=hub_name, help=f"{original_help} (default: do not compare)")
 
 
@@ -161,7 +162,7 @@ def add_vector_options(group) -> None:
     add("--pooling", choices=("mean", "cls"), help=pooling_help)
     prompt = group.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="text to put before each text, such as 'query: '")
-    prompt.add_argument("--prompt-name", metavar="NAME", help="the same, by its name in the model")
+    prompt.add_argument("--prompt-name", metavar="NAME", help="name of one of the model's own prompts")
     add("--truncate-dim", type=int_from(1), metavar="N", help="keep only the first N dimensions")
     add("--normalize", action="store_true", help="scale vectors to length 1, after truncating")
 

