@@ -4,7 +4,7 @@
     python run_benchmark.py --variant onnx-fp16,torch-bf16 --device gpu --dataset my.csv --column text
 
 Every combination of variant, workers, threads and batching is a cell. Each cell gives a row, which is printed on
-standard output and saved under results/. Notes, progress and the verdict go to standard error.
+standard output and saved under results/. Notes and the verdict go to standard error.
 
 What is timed: the forward passes over all batches of a cell. Then the fastest cell of each variant, workers and
 threads is timed end to end, from texts to answers on the host. The fastest of these are timed again, in turn.
@@ -132,8 +132,6 @@ def add_measuring_options(add: Callable) -> None:
 if __name__ == "__main__":
     before_imports(parse_arguments)
 
-from tqdm import tqdm
-
 from bench.export.ensure import runnable_variants
 from bench.files import check_writable
 from bench.judge import TOLERANCE, within_tolerance
@@ -151,7 +149,7 @@ from bench.naming import slug
 from bench.processes import device_info, helper_process
 from bench.report import rows
 from bench.report.evidence import EvidenceFile
-from bench.report.table import HEADER, table_line
+from bench.report.table import HEADER
 from bench.report.verdict import WIDTH, changed_of, fold, verdict
 from bench.tables.datasets import DATASETS, load_dataset
 from bench.tables.format_csv import Csv
@@ -191,27 +189,14 @@ def say_plan(args: Namespace, sweep: Sweep, cells: list[Cell], variants: list[st
 
 
 def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Recorder) -> None:
-    """Measure the cells and check the leaders, printing each row."""
-    planned = cells_to_run(expected_cells(sweep, cells), recorder.speeds())
-    seconds = estimate(sweep, [*planned, *cells])
     print(HEADER, flush=True)
-    layout = "{percentage:3.0f}% {bar} {elapsed}, {remaining} left"
-    total = args.repeats * sum(seconds.get(cell, 0) for cell in planned)
-    with tqdm(total=total, bar_format=layout, file=sys.stderr, disable=None) as progress:
-
-        def show(cell: Cell, row: dict) -> None:
-            progress.write(table_line(row), file=sys.stdout)
-            sys.stdout.flush()
-            progress.update(seconds.get(cell, 0))
-
-        recorder.show = show
-        try:
-            measure_all(sweep, cells, recorder, args.repeats)
-        finally:
-            if recorder.unsaved:
-                say(f"could not save these rows in {args.results_dir}; copy them from here:")
-                lines = rows.HEADER + "".join(map(rows.line_of, recorder.unsaved))  # cleaned, with tabs
-                print(lines.rstrip(), file=sys.stderr)
+    try:
+        measure_all(sweep, cells, recorder, args.repeats)
+    finally:
+        if recorder.unsaved:
+            say(f"could not save these rows in {args.results_dir}; copy them from here:")
+            lines = rows.HEADER + "".join(map(rows.line_of, recorder.unsaved))  # cleaned, with tabs
+            print(lines.rstrip(), file=sys.stderr)
     note_slow_tokenizer(sweep.tokens, recorder.rows)
 
 
@@ -311,7 +296,7 @@ def main() -> int:
         reused = rows_to_reuse(earlier, run_columns, cells) if args.resume else None
         sweep = plan_sweep(model, dataset, device, call, **fields)
         results_dir = None if args.no_save else args.results_dir
-        recorder = Recorder(run_columns, results_dir, print, sweep.evidence, args.tolerance, earlier, reused)
+        recorder = Recorder(run_columns, results_dir, sys.stdout, sweep.evidence, args.tolerance, earlier, reused)
         planned = cells_to_run(expected_cells(sweep, cells), recorder.speeds())
         if args.resume:
             say(f"resume     reusing {len(reused)} rows of earlier runs")

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from bench.model.reference import Reference
 from bench.naming import slug
 from bench.provenance import missing_packages
 from bench.report.evidence import EvidenceFile
-from bench.report.table import HEADER, table_line
+from bench.report.table import HEADER
 from bench.tables.datasets import Dataset, evenly_spaced
 from bench.tables.items import Item, count_characters, items_of
 from bench.tables.readers import Table, UnreadableFile
@@ -204,7 +205,7 @@ def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Pat
     cells = plan_cells(variants, splits, ["token-budget"], [], QUICK_OPTIONS[device.kind]["batch_tokens"])
     say(HEADER)
     run_columns = columns_of_run(job.model, dataset, info)
-    recorder = Recorder(run_columns, results_dir, lambda _, row: [*map(say, table_line(row).splitlines())], evidence)
+    recorder = Recorder(run_columns, results_dir, sys.stderr, evidence)
     start = time.monotonic()
     measure_all(sweep, cells, recorder, repeats=1)
     ranked = recorder.ranked()

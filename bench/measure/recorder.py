@@ -1,9 +1,9 @@
-"""Measured cells -> rows: shown, kept, and appended to their files."""
+"""Measured cells -> rows: printed, kept, and appended to their files."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from bench.naming import slug
 from bench.provenance import package_versions, project_commit
 from bench.report import rows
 from bench.report.evidence import EvidenceFile
+from bench.report.table import table_line
 from bench.report.verdict import rank
 from bench.tables.datasets import Dataset
 from bench.tables.items import digest_items
@@ -72,11 +73,11 @@ def rows_to_reuse(earlier, run_columns: dict, cells: list[Cell]):
 
 @dataclass
 class Recorder:
-    """Collects the rows of a run, shows each and appends it to its file."""
+    """Collects the rows of a run, prints each and appends it to its file."""
 
     run_columns: dict
     results_dir: Path | None  # None to save nothing
-    show: Callable[[Cell, dict], object]
+    file: TextIO  # for the rows as a table
     evidence: EvidenceFile
     tolerance: float = TOLERANCE
     earlier: object = None  # a DataFrame, see rows_for_advice
@@ -103,7 +104,7 @@ class Recorder:
                 self.unsaved.pop()
             except OSError as error:
                 say(f"{path}: not saved: {error.strerror}")
-        self.show(cell, row)
+        print(table_line(row), file=self.file, flush=True)
 
     def speeds(self) -> dict[Cell, float]:
         return {cell_of(row): row["messages/s"] for row in self.reused.to_dict("records")}
