@@ -50,7 +50,6 @@ from bench.task_options import task_choice, text_columns
 from utils import CACHE, UserError, before_imports, run, say
 
 QUICK_CHECK = 15.0  # seconds of checks in a quick benchmark
-LOOSER = 0.002, 0.005, 0.01, 0.02, 0.05  # tolerances to suggest
 START = time.monotonic()  # before the imports that take seconds
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 
@@ -101,10 +100,6 @@ def parse_arguments() -> Namespace:
     return parser.parse_args()
 
 
-def thread_count(text: str) -> int | None:
-    return None if text == "auto" else process_count(text)
-
-
 def add_measuring_options(add: Callable) -> None:
     count = {"type": int_from(1), "metavar": "N"}
     counts = {"type": list_of(int_from(1)), "metavar": "LIST"}
@@ -116,8 +111,8 @@ def add_measuring_options(add: Callable) -> None:
     add("--batch-tokens", **counts, help=tokens)
     workers = "comma-separated numbers of worker processes (default: 1; --quick: finds the fastest)"
     add("--workers", type=list_of(process_count), metavar="LIST", help=workers)
-    threads = "CPU threads of each worker, or auto: all cores / workers (default: auto)"
-    add("--threads", type=thread_count, metavar="N", help=threads)
+    threads = "CPU threads of each worker (default: all cores / workers)"
+    add("--threads", type=process_count, metavar="N", help=threads)
     add("--min-time", **seconds, default=3.0, help="repeat each cell for at least this long (default: 3)")
     repeats = "number of rounds over all cells; with several, a slow period affects all cells equally (default: 1)"
     add("--repeats", **count, default=1, help=repeats)
@@ -134,7 +129,7 @@ if __name__ == "__main__":
 
 from bench.export.ensure import runnable_variants
 from bench.files import check_writable
-from bench.judge import TOLERANCE, within_tolerance
+from bench.judge import TOLERANCE
 from bench.measure.cells import Cell, cells_to_run, plan_cells
 from bench.measure.leaders import estimate_total, measure_all
 from bench.measure.prepare import LEAST_SECONDS, describe_sweep, find_peaks, missing_exports, plan_sweep, prepare_sweep
@@ -150,7 +145,7 @@ from bench.processes import device_info, helper_process
 from bench.report import rows
 from bench.report.evidence import EvidenceFile
 from bench.report.table import HEADER
-from bench.report.verdict import WIDTH, changed_of, fold, verdict
+from bench.report.verdict import WIDTH, fold, verdict
 from bench.tables.datasets import DATASETS, load_dataset
 from bench.tables.format_csv import Csv
 from bench.tables.items import hash_item
@@ -229,25 +224,12 @@ def follow_ups(
             options |= {"model_id": args.model_id, "dataset": args.dataset if args.dataset != "normal" else None}
             line = command("python", "run_benchmark.py", **options, **given, tolerance=tolerance)
             return [f"To decide {row['variant']} ({texts:,} more texts, about {time_words(seconds)}):", *fold(line)]
-        reason = "its share is too close to the tolerance"
+        reason = "its share is too close to the tolerance; use a larger --tolerance"
         if texts:
-            reason = f"{texts:,} more texts would, and {dataset_name} has {left:,} that were not compared"
-        remedy = "a larger --dataset may" if texts else "a larger --dataset hardly will"
-        counts = changed_of(row), int(row["decisions"])
-        if looser := next(
-            (share for share in LOOSER if share > args.tolerance and within_tolerance(*counts, share)), 0
-        ):
-            remedy += f", and --tolerance {looser:g} does"
-        return textwrap.wrap(f"{row['variant']} can't be decided now: {reason}; {remedy}.", WIDTH)
+            reason = f"that takes {texts:,} more texts, and {dataset_name} has {left:,}; use a larger --dataset"
+        return textwrap.wrap(f"{row['variant']} can't be decided now: {reason}.", WIDTH)
 
     return label, check
-
-
-def list_cells(cells: list[Cell], repeats: int) -> int:
-    say(f"{len(cells)} cells to run, {repeats} time(s) each")
-    for cell in cells:
-        print(cell.variant, f"{cell.workers}x{cell.threads}", cell.batching, cell.stage, sep="\t")
-    return 0
 
 
 def open_evidence(args: Namespace, dataset_name: str, device_name: str, variants: list[str]) -> EvidenceFile:
@@ -302,12 +284,12 @@ def main() -> int:
             say(f"resume     reusing {len(reused)} rows of earlier runs")
         say_plan(args, sweep, planned, variants)
         if args.dry_run:
-            return list_cells(planned, args.repeats)
+            for cell in planned:
+                print(cell.variant, f"{cell.workers}x{cell.threads}", cell.batching, cell.stage, sep="\t")
+            return 0
     sweep = prepare_sweep(sweep, variants, dataset.name, slug(info.name))
     describe_sweep(sweep, dataset.name)
     measure_cells(args, sweep, cells, recorder)
-    if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in recorder.rows):
-        note("MFU above 100% omitted: the peak measurement was disturbed, or its kernels are slow on this machine")
     completed = recorder.completed()
     commands = follow_ups(args, sweep, dataset.name, model.task.script) if model.can_be_compared else ()
     for line in [] if completed.empty else verdict(completed, sweep.evidence, args.tolerance, *commands):
