@@ -23,10 +23,6 @@ from runtimes import VARIANTS
 from utils import say
 
 
-def columns_of_variant(variant: str) -> dict[str, str]:
-    return {"variant": variant, "versions": package_versions(VARIANTS[variant])}
-
-
 def columns_of_run(model: Model, dataset: Dataset, info: DeviceInfo) -> dict:
     """Return the columns that all rows of a run share, except `busy` and `date`."""
     return {
@@ -47,10 +43,10 @@ def rows_for_advice(results_dir: Path, run_columns: dict):
 
     They have the same weights, threshold, device, dataset and versions. Each cell has its latest idle row.
     """
-    columns = {name: columns_of_variant(name)["versions"] for name in VARIANTS}
+    versions = {name: package_versions(variant) for name, variant in VARIANTS.items()}
     paths = [rows.results_path(results_dir, run_columns | {"variant": name}) for name in VARIANTS]
     found, _, _ = rows.read_results([path for path in paths if path.exists()])
-    found = found[found["versions"] == found["variant"].map(columns)]
+    found = found[found["versions"] == found["variant"].map(versions)]
     for name in ("model", "device", "dataset", "weights_id", "threshold"):
         found = found[found[name] == run_columns[name]]
     return found
@@ -93,7 +89,7 @@ class Recorder:
 
     def add(self, cell: Cell, figures: dict[str, str]) -> None:
         row = dict.fromkeys(rows.COLUMNS, "") | self.run_columns
-        row |= columns_of_variant(cell.variant) | cell.columns() | figures
+        row |= {"versions": package_versions(VARIANTS[cell.variant])} | cell.columns() | figures
         self.rows.append(row)
         self.cells.add(cell)
         if self.results_dir is not None:

@@ -143,7 +143,7 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model, tmp_path, call,
 
     rows = {(row["batching"], row["stage"]): row for row in results.read_rows(path)[0]}
     with monkeypatch.context() as patch:
-        patch.setattr(recorder, "columns_of_variant", lambda name: {"variant": name, "versions": "another"})
+        patch.setattr(recorder, "package_versions", lambda _: "another")
         assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "other versions"
     monkeypatch.setattr(recorder, "project_commit", lambda: "another")
     assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "other code"
