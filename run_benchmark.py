@@ -144,12 +144,11 @@ from bench.naming import slug
 from bench.processes import device_info, helper_process
 from bench.report import rows
 from bench.report.evidence import EvidenceFile
-from bench.report.table import HEADER
+from bench.report.table import HEADER, time_words
 from bench.report.verdict import WIDTH, fold, verdict
 from bench.tables.datasets import DATASETS, load_dataset
 from bench.tables.format_csv import Csv
 from bench.tables.items import hash_item
-from bench.timing import time_words
 from bench.variants import Device
 from runtimes import VARIANTS
 

@@ -39,10 +39,7 @@ def columns_of_run(model: Model, dataset: Dataset, info: DeviceInfo) -> dict:
 
 
 def rows_for_advice(results_dir: Path, run_columns: dict):
-    """Return earlier rows that a verdict may be drawn from, as a DataFrame.
-
-    They have the same weights, threshold, device, dataset and versions. Each cell has its latest idle row.
-    """
+    """Return earlier rows with the same weights, threshold, device, dataset and versions, as a DataFrame."""
     versions = {name: package_versions(variant) for name, variant in VARIANTS.items()}
     paths = [rows.results_path(results_dir, run_columns | {"variant": name}) for name in VARIANTS]
     found, _, _ = rows.read_results([path for path in paths if path.exists()])

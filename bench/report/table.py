@@ -54,6 +54,12 @@ def speed(value) -> str:
     return shown(float(value), "{:,.0f}" if float(value) >= 100 else "{:.3g}")
 
 
+def time_words(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+
+
 def shown(value: float, form: str) -> str:
     return "-" if math.isnan(value) else form.format(value)
 
