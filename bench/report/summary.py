@@ -91,7 +91,7 @@ def headlines(bests) -> list[Headline]:
     found = []
     for _, group in bests[bests["end_to_end"] & bests["base"].notna()].groupby(COMPARED):
         rows = {row["variant"]: row for row in group.to_dict("records")}
-        found += [Headline(row, rows) for row in rows.values() if row["state"] == FASTEST]
+        found += [Headline(row, rows) for row in rows.values() if row["state"] == FASTEST and len(rows) > 1]
     chosen = {}
     for headline in sorted(found, key=lambda headline: headline.order, reverse=True):
         chosen.setdefault((headline.winner["model"], headline.winner["device"]), headline)

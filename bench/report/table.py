@@ -98,6 +98,6 @@ def short_name(device: str, with_model: bool = False) -> str:
 
 def base_name(row) -> str:
     """Return what a row is as a baseline, see verdict.baseline."""
-    if row["variant"] not in BASELINES:
-        return "eager FP32 torch, forward passes only, in file order"
-    return f"{BASELINES[row['variant']]}, batches of {batches(row).removesuffix(' in-order')}"
+    how = batches(row).removesuffix(" in-order").replace(" sorted", ", sorted")
+    stage = ", forward passes only" if row["stage"] == "forward" else ""
+    return f"{BASELINES.get(row['variant'], 'FP32 torch')}, batches of {how}{stage}"
