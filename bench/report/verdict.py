@@ -52,8 +52,8 @@ def judge_variants(rows, evidence: EvidenceFile | None = None, tolerance: float 
 
     `rows`: one for each cell, including checks on more texts. A variant is judged by its evidence. If there is none, it
     is judged by the check, else by the batching that changed most; one batching that is NOT_WITHIN is enough. Rows of
-    other versions or commits than the latest are then judged separately. `flips` and `decisions` become those of the
-    evidence or the deciding row.
+    other versions than the latest are left out, and without evidence those of other commits. `flips` and `decisions`
+    become those of the evidence or the deciding row.
     """
     import pandas as pd
 
@@ -79,11 +79,8 @@ def judge_variants(rows, evidence: EvidenceFile | None = None, tolerance: float 
         if known:
             flips, decisions, per_text = known.changed / known.decisions, known.decisions, known.per_text
             verdict = known.verdict(newest["variant"], not is_cpu(newest["device"]), tolerance)
-        cells = group[group["stage"] != "check"]
-        is_older = ~cells.index.isin(current.index)
-        older = [max(verdict, judge_row(row, tolerance), key=ORDER.index) for row in cells.to_dict("records")]
-        cells = cells.assign(
-            verdict=np.where(is_older, older, verdict),
+        cells = current[current["stage"] != "check"].assign(
+            verdict=verdict,
             flips=flips,
             decisions=decisions,
             per_text=per_text,
