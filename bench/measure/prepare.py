@@ -20,6 +20,7 @@ from bench.report.evidence import evidence_key
 from bench.tables.datasets import Dataset
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
+from runtimes.onnx import check_gpu
 from utils import UserError, clean, say
 
 LEAST_SECONDS = 20.0  # for measuring, however long the preparation takes
@@ -74,10 +75,8 @@ def find_exports(model: Model, variants: list[str], device: Device) -> dict[str,
         variant = VARIANTS[name]
         try:
             exports[name], origin = None, model.id
-            if device.gpu is None:
-                variant.check_device(None)
-            else:
-                run_in_subprocess(variant.check_device, device.gpu)
+            if variant.export and device.gpu is not None:
+                run_in_subprocess(check_gpu, device.gpu)
             if variant.export:
                 exports[name], origin = ensure_export(model, variant.export.precision)
         except UserError as error:  # its cells fail, the others run
