@@ -131,12 +131,12 @@ from bench.export.ensure import runnable_variants
 from bench.files import check_writable
 from bench.judge import TOLERANCE
 from bench.measure.cells import Cell, cells_to_run, plan_cells
-from bench.measure.leaders import estimate_total, measure_all
+from bench.measure.leaders import estimate, measure_all
 from bench.measure.prepare import LEAST_SECONDS, describe_sweep, find_peaks, missing_exports, plan_sweep, prepare_sweep
 from bench.measure.quick import QUICK_OPTIONS, QUICK_SECONDS, choose_variants, measure_speed, quick_size
 from bench.measure.recorder import Recorder, columns_of_run, rows_for_advice, rows_to_reuse
 from bench.measure.splits import expected_cells, share_cores, splits_to_try
-from bench.measure.sweep import Sweep, estimate
+from bench.measure.sweep import Sweep
 from bench.measure.warnings import measure_busy, note, note_slow_tokenizer, note_slowdowns
 from bench.model.resolve import DEFAULT_MODEL, open_model
 from bench.model.task import Task
@@ -167,7 +167,7 @@ def usable_sizes(args: Namespace, variants: list[str], n_texts: int) -> list[int
 def say_plan(args: Namespace, sweep: Sweep, cells: list[Cell], variants: list[str]) -> None:
     """Print how long the run takes from its start to its end."""
     prepared = time.monotonic() - START + len(sweep.tokens.sample) / sweep.reference_speed
-    total = prepared + estimate_total(sweep, estimate(sweep, cells), args.repeats)
+    total = prepared + estimate(sweep, cells, args.repeats)
     approximate = any(VARIANTS[name].computes_in(sweep.device.gpu) != "fp32" for name in variants)
     can_check = bool(approximate and sweep.more_texts and args.check_time)
     if args.quick:

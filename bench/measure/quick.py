@@ -20,7 +20,6 @@ from bench.measure.peak import count_flops
 from bench.measure.prepare import find_peaks, plan_sweep, prepare_sweep
 from bench.measure.recorder import Recorder, columns_of_run
 from bench.measure.splits import splits_to_try
-from bench.measure.sweep import ASSUMED_MFU
 from bench.measure.warnings import note
 from bench.model.model import Model
 from bench.model.reference import Reference
@@ -35,6 +34,7 @@ from bench.variants import Device
 from runtimes import VARIANTS
 from utils import UserError, say
 
+ASSUMED_MFU = 0.5  # share of the peak in estimates of time: between what FP32 and BF16 reach on a CPU
 # what `run_benchmark.py --quick` sets
 QUICK_OPTIONS = {
     "cpu": {"batches": [1, 8], "batch_tokens": [512], "batching": ["sorted", "token-budget"]},

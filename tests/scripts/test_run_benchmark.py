@@ -273,7 +273,6 @@ def run_fake(call, monkeypatch, tmp_path):
     figures |= {"max_diff": "0", "flips": "0", "status": "ok", "throttled": ""}
     tokens = SimpleNamespace(texts=["x"], flops=1.0, lengths=[1], is_fast=True, tokens_speed=9.0)
     sweep = make_sweep(model=None, tokens=tokens, exports={})
-    monkeypatch.setattr(run_benchmark, "estimate", lambda *_: {})
     monkeypatch.setattr(warnings, "cpu_busy", lambda: 0.0)
 
     def open_model(name: str, *_, **__):
