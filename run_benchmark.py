@@ -139,7 +139,6 @@ from bench.measure.splits import expected_cells, share_cores, splits_to_try
 from bench.measure.sweep import Sweep
 from bench.measure.warnings import measure_busy, note, note_slow_tokenizer, note_slowdowns
 from bench.model.resolve import DEFAULT_MODEL, open_model
-from bench.model.task import Task
 from bench.naming import slug
 from bench.processes import device_info, helper_process
 from bench.report import rows
@@ -165,7 +164,6 @@ def usable_sizes(args: Namespace, variants: list[str], n_texts: int) -> list[int
 
 
 def say_plan(args: Namespace, sweep: Sweep, cells: list[Cell], variants: list[str]) -> None:
-    """Print how long the run takes from its start to its end."""
     prepared = time.monotonic() - START + len(sweep.tokens.sample) / sweep.reference_speed
     total = prepared + estimate(sweep, cells, args.repeats)
     approximate = any(VARIANTS[name].computes_in(sweep.device.gpu) != "fp32" for name in variants)
@@ -194,9 +192,7 @@ def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Re
     note_slow_tokenizer(sweep.tokens, recorder.rows)
 
 
-def follow_ups(
-    args: Namespace, sweep: Sweep, dataset_name: str, script: Sequence[str] = Task.script
-) -> tuple[Callable, Callable]:
+def follow_ups(args: Namespace, sweep: Sweep, dataset_name: str, script: Sequence[str]) -> tuple[Callable, Callable]:
     """Return verdict()'s label_command and check_advice, for the same texts. `script`: see Task.script."""
     defaults = {"gpu": 0, "column": "body", "encoding": "utf-8", "results_dir": Path("results")}
     names = ("device", "gpu", "column", *CSV_OPTIONS, *TASK_OPTIONS, "original", "results_dir")
@@ -231,15 +227,6 @@ def follow_ups(
     return label, check
 
 
-def open_evidence(args: Namespace, dataset_name: str, device_name: str, variants: list[str]) -> EvidenceFile:
-    """Return the file of the evidence. Raises UserError if rows are to be saved and can't be."""
-    is_saved = not (args.no_save or args.dry_run)
-    if is_saved:
-        file = {"model": args.model_id, "dataset": dataset_name, "device": device_name}
-        check_writable(rows.results_path(args.results_dir, file | {"variant": max(variants, key=len)}).parent)
-    return EvidenceFile(args.results_dir, save=is_saved)
-
-
 def main() -> int:
     args = parse_arguments()
     variants = choose_variants(args.variant, args.device, args.quick)
@@ -248,7 +235,12 @@ def main() -> int:
     device = Device(args.gpu if args.device == "gpu" else None, cpu_cores())
     info = device_info(device.gpu)
     args.batches = usable_sizes(args, variants, len(dataset.texts))
-    evidence = open_evidence(args, dataset.name, slug(info.name), variants)
+    results_dir = None if args.no_save or args.dry_run else args.results_dir
+    if results_dir:
+        file = {"model": args.model_id, "dataset": dataset.name, "device": slug(info.name)}
+        file["variant"] = max(variants, key=len)
+        check_writable(rows.results_path(results_dir, file).parent)
+    evidence = EvidenceFile(args.results_dir, save=results_dir is not None)
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
         model = open_model(args.model_id, call, task, args.original, task_options).with_thresholds(args.threshold)
@@ -276,7 +268,6 @@ def main() -> int:
             run_columns["busy"], fields["uuid"] = f"{busy:.2f}", info.uuid
         reused = rows_to_reuse(earlier, run_columns, cells) if args.resume else None
         sweep = plan_sweep(model, dataset, device, call, **fields)
-        results_dir = None if args.no_save else args.results_dir
         recorder = Recorder(run_columns, results_dir, sys.stdout, sweep.evidence, args.tolerance, earlier, reused)
         planned = cells_to_run(expected_cells(sweep, cells), recorder.speeds())
         if args.resume:

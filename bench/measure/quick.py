@@ -44,9 +44,8 @@ QUICK_SECONDS = 60.0  # longest `run_benchmark.py --quick`, without creating exp
 PASS_SECONDS = 1.5  # target duration of an FP32 pass in a quick benchmark
 TEXTS_PER_WORKER = 8  # at least, so that they share the work evenly
 MIN_TEXTS = 32  # smallest quick benchmark, even on slow devices
-CALIBRATION_TEXTS = 64  # that the original model runs, at most
-CALIBRATION_SECONDS = 1.5  # for these
-COUNTED_TEXTS = 64  # texts whose FLOPs are counted to choose the size
+SAMPLE_TEXTS = 64  # that are counted, or run by the original model, to choose the size
+CALIBRATION_SECONDS = 1.5  # of the original model, at most
 SMALL_JOB = 10_000  # rows; for smaller jobs a benchmark does not pay off
 JOB_SHARE = 0.01  # largest share of a job's FP32 time spent on its benchmark
 MIN_SECONDS = 20.0  # a shorter benchmark is not run
@@ -100,7 +99,6 @@ def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
 
 
 def token_ids(model: Model, texts: list[Item], count: int) -> list[list[int]]:
-    """Return the token ids of the rows of `count` evenly spaced texts, without rows that have none."""
     chosen = [texts[i] for i in evenly_spaced(len(texts), count)]
     return [ids for ids in model.tokenize(chosen)["input_ids"] if ids]
 
@@ -113,7 +111,7 @@ def mean_tokens(model: Model, texts: list[Item]) -> float:
 
 def flops_per_text(model: Model, texts: list[Item], call: Callable) -> float:
     """Return the mean FLOPs per text; nan if torch cannot count them. `call` runs a function in a helper process."""
-    ids = call(token_ids, model, texts, COUNTED_TEXTS)
+    ids = call(token_ids, model, texts, SAMPLE_TEXTS)
     if not ids:
         return np.nan
     return count_flops(model, np.array(list(map(len, ids))), max(ids, key=len), call) / len(ids) * model.task.parts
@@ -125,7 +123,7 @@ def calibrate(model: Model, texts: list[Item]) -> tuple[float, float]:
     reference = Reference.load(model)
     reference.of_items(texts[:1])  # the first call is slower
     loaded = time.monotonic()
-    chosen = in_random_order(texts)[:CALIBRATION_TEXTS]
+    chosen = in_random_order(texts)[:SAMPLE_TEXTS]
     done = 0
     while done < len(chosen) and time.monotonic() < loaded + CALIBRATION_SECONDS:
         reference.of_items([chosen[done]])
@@ -194,7 +192,8 @@ def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Pat
     budget = min(JOB_SHARE * fp32_seconds, MAX_SECONDS)
     if not budget >= MIN_SECONDS:  # or nan
         return None
-    say(f"quick      no result fits this job of about {fp32_seconds / 3600:.1f} h: measuring for {budget:.0f} s")
+    fitting = f"no result fits this job of about {fp32_seconds / 3600:.1f} h"
+    say(f"quick      {fitting}: measuring for {budget:.0f} s; the rows go to {results_dir}")
     dataset = Dataset(job.name, job.texts, [], job.texts)
     splits = job.splits or splits_to_try(job.model, device.kind, info.uuid)
     dataset = dataset.limited(quick_size(ASSUMED_MFU * peaks["fp32"] / flops * budget / MAX_SECONDS, splits))
@@ -206,11 +205,9 @@ def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Pat
     say(HEADER)
     run_columns = columns_of_run(job.model, dataset, info)
     recorder = Recorder(run_columns, results_dir, sys.stderr, evidence)
-    start = time.monotonic()
     measure_all(sweep, cells, recorder, repeats=1)
     ranked = recorder.ranked()
     for row in ranked.to_dict("records"):
         say(f"quick      {row['variant']}: {row['messages/s']:.1f} messages/s, {row['verdict'].lower()}")
-    say(f"           {time.monotonic() - start:.0f} s; rows in {results_dir}")
     within = ranked[ranked["verdict"] == WITHIN].to_dict("records")
     return within[0] if within else None

@@ -50,7 +50,6 @@ def batches(row) -> str:
 
 
 def speed(value) -> str:
-    """Format messages/s with three digits, or as a whole number."""
     return shown(float(value), "{:,.0f}" if float(value) >= 100 else "{:.3g}")
 
 

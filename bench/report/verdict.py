@@ -170,7 +170,9 @@ def verdict(
     if label_command:
         lines += ["To label:", *fold(label_command(winner))]
     if check_advice and open_row and np.isfinite(open_row["decisions"]):
-        lines += check_advice(open_row, texts_needed(open_row, tolerance))
+        needed = decisions_needed(changed_of(open_row), int(open_row["decisions"]), tolerance)
+        texts = needed and math.ceil(max(needed - open_row["decisions"], 1) / open_row["per_text"])
+        lines += check_advice(open_row, texts)
     return lines
 
 
@@ -219,12 +221,6 @@ def advice(within, open_row: dict | None, tolerance: float) -> list[str]:
             words = share_words(changed_of(open_row), int(open_row["decisions"]), tolerance)
         sentences += f"still open: {words}."
     return textwrap.wrap(sentences, WIDTH, break_on_hyphens=False)
-
-
-def texts_needed(row: dict, tolerance: float) -> int | None:
-    """Return about how many more texts would decide a row's verdict; None if too many to compare."""
-    needed = decisions_needed(changed_of(row), int(row["decisions"]), tolerance)
-    return needed and math.ceil(max(needed - row["decisions"], 1) / row["per_text"])
 
 
 def changed_words(row) -> str:

@@ -12,6 +12,7 @@ from conftest import make_sweep
 import classify_texts
 import run_benchmark
 from bench.judge import WITHIN
+from bench.model.task import Task
 from bench.options import TASK_OPTIONS
 from bench.report.evidence import KEYS, ROW_KEYS, Evidence, EvidenceFile
 from bench.report.rows import COLUMNS, completed_rows, latest_per_cell
@@ -58,7 +59,7 @@ def commands(texts: int = 0, **options) -> tuple:
     sweep = make_sweep(
         model=None, tokens=tokens, exports={}, reference_speed=100, more_texts=[f"text {i}" for i in range(texts)]
     )
-    return follow_ups(asked(**options), sweep, "x")
+    return follow_ups(asked(**options), sweep, "x", Task.script)
 
 
 def table(*rows):
