@@ -109,14 +109,6 @@ def mean_tokens(model: Model, texts: list[Item]) -> float:
     return float(np.mean(lengths)) * model.task.parts if lengths else np.nan
 
 
-def flops_per_text(model: Model, texts: list[Item], call: Callable) -> float:
-    """Return the mean FLOPs per text; nan if torch cannot count them. `call` runs a function in a helper process."""
-    ids = call(token_ids, model, texts, SAMPLE_TEXTS)
-    if not ids:
-        return np.nan
-    return count_flops(model, np.array(list(map(len, ids))), max(ids, key=len), call) / len(ids) * model.task.parts
-
-
 def calibrate(model: Model, texts: list[Item]) -> tuple[float, float]:
     """Return the messages/s of the original model on this CPU, as busy as it is now, and the seconds of loading it."""
     start = time.monotonic()
@@ -135,8 +127,10 @@ def measure_speed(model: Model, texts: list[Item], peaks: dict[str, float], call
     """Return the fields of Sweep with which times are estimated: measured on a CPU, assumed otherwise."""
     if gpu is None and not model.onnx_precision:  # torch can't load the latter
         return dict(zip(("reference_speed", "loading"), call(calibrate, model, texts), strict=True))
-    flops = flops_per_text(model, texts, call)
-    return {"reference_speed": ASSUMED_MFU * peaks["fp32"] / flops if flops > 0 else math.inf}
+    ids = call(token_ids, model, texts, SAMPLE_TEXTS)
+    flops = count_flops(model, np.array(list(map(len, ids))), max(ids, key=len), call) if ids else 0.0
+    speed = ASSUMED_MFU * peaks["fp32"] * len(ids) / model.task.parts
+    return {"reference_speed": speed / flops if flops > 0 else math.inf}  # nan: torch cannot count them
 
 
 def quick_size(speed: float, splits: list[Split], earlier: Sequence[int] = ()) -> int:
@@ -187,19 +181,20 @@ def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Pat
         return None
     variants = default_variants(device.kind)
     peaks = find_peaks(variants, device, call)
-    flops = flops_per_text(job.model, job.texts, call)
-    fp32_seconds = job.rows * flops / (ASSUMED_MFU * peaks["fp32"])
+    speeds = measure_speed(job.model, job.texts, peaks, call, device.gpu)
+    fp32_seconds = job.rows / speeds["reference_speed"]
     budget = min(JOB_SHARE * fp32_seconds, MAX_SECONDS)
-    if not budget >= MIN_SECONDS:  # or nan
+    if budget < MIN_SECONDS:
         return None
     fitting = f"no result fits this job of about {fp32_seconds / 3600:.1f} h"
     say(f"quick      {fitting}: measuring for {budget:.0f} s; the rows go to {results_dir}")
     dataset = Dataset(job.name, job.texts, [], job.texts)
     splits = job.splits or splits_to_try(job.model, device.kind, info.uuid)
-    dataset = dataset.limited(quick_size(ASSUMED_MFU * peaks["fp32"] / flops * budget / MAX_SECONDS, splits))
+    dataset = dataset.limited(quick_size(speeds["reference_speed"] * budget / MAX_SECONDS, splits))
     evidence = EvidenceFile(results_dir)
     limits = {"min_time": 0.0, "stall_timeout": STALL_TIMEOUT, "check_time": budget / 3, "search": True}
-    sweep = plan_sweep(job.model, dataset, device, call, peaks=peaks, evidence=evidence, uuid=info.uuid, **limits)
+    fields = {"peaks": peaks, "evidence": evidence, "uuid": info.uuid} | speeds | limits
+    sweep = plan_sweep(job.model, dataset, device, call, **fields)
     sweep = prepare_sweep(sweep, variants, dataset.name, slug(info.name))
     cells = plan_cells(variants, splits, ["token-budget"], [], QUICK_OPTIONS[device.kind]["batch_tokens"])
     say(HEADER)
