@@ -219,7 +219,7 @@ def follow_ups(args: Namespace, sweep: Sweep, dataset_name: str, script: Sequenc
             options |= {"model_id": args.model_id, "dataset": args.dataset if args.dataset != "normal" else None}
             line = command("python", "run_benchmark.py", **options, **given, tolerance=tolerance)
             return [f"To decide {row['variant']} ({texts:,} more texts, about {time_words(seconds)}):", *fold(line)]
-        reason = "its share is too close to the tolerance; use a larger --tolerance"
+        reason = "its share is too close to the tolerance, and a larger --tolerance decides it"
         if texts:
             reason = f"that takes {texts:,} more texts, and {dataset_name} has {left:,}; use a larger --dataset"
         return textwrap.wrap(f"{row['variant']} can't be decided now: {reason}.", WIDTH)

@@ -101,8 +101,8 @@ def rank(rows, evidence: EvidenceFile | None = None, tolerance: float = TOLERANC
     original. Variants not timed end to end rank after the others. The column `speed`, by which they are ranked, is
     comparable between runs, see add_slowdowns.
     """
-    base, name = baseline(rows)
     rows = judge_variants(rows, evidence, tolerance)
+    base, name = baseline(rows)
     order = rows["verdict"].map(ORDER.index) if len(rows) else rows["verdict"]
     rows = rows.assign(order=order, idle=~(rows["busy"] > BUSY), end_to_end=rows["stage"] == "end-to-end")
     scale = rows.get("slowdown", 1.0)
