@@ -29,7 +29,7 @@ from pathlib import Path
 
 from bench.naming import file_name
 from bench.options import Parser, list_of
-from utils import RunError, UserError, before_imports, first_line, run, say
+from utils import UserError, before_imports, first_line, run, say
 
 
 def parse_arguments() -> Namespace:
@@ -143,7 +143,6 @@ def save(charts: list[Chart], suffix: str) -> None:
 
 
 def out_of_date(charts: list[Chart], suffix: str) -> list[Path]:
-    """Return the figures that are missing or were drawn from other data."""
     digests = {figure_file(chart, suffix): chart.digest().encode() for chart in charts}
     return [file for file, digest in digests.items() if not file.exists() or digest not in file.read_bytes()]
 
@@ -159,7 +158,7 @@ def updated_readmes(cells, bests, charts: list[Chart], evidence: EvidenceFile, r
         readme: readmes.headline_block(bests, charts, readme.parent),
         results_readme: readmes.results_block(cells, bests, charts, results_dir),
     }
-    old = {file: file.read_bytes().decode() for file in blocks}  # with its line ends
+    old = {file: file.read_bytes().decode(errors="surrogateescape") for file in blocks}  # with its line ends
     new = {file: readmes.with_block(old[file], block) for file, block in blocks.items()}
     if readmes.VERDICT[0] in old[readme]:
         new[readme] = readmes.with_block(new[readme], readmes.verdict_block(cells, bests, evidence), readmes.VERDICT)
@@ -173,23 +172,20 @@ def main() -> int:
     bests = summarize(cells, evidence)
     charts = plan_charts(cells, bests, args.output or args.results_dir[0])
     changed = {}
-    try:
-        if args.output or args.format != "png":
-            say("README.md and results/README.md stay unchanged, because of --output or --format")
-        else:
-            changed = updated_readmes(cells, bests, charts, evidence, args.results_dir[0])
-        if args.check:
-            stale = [*out_of_date(charts, args.format), *changed]
-            for file in stale:
-                say(f"{file} is out of date: run plot_results.py")
-            return int(bool(stale))
-        save(charts, args.format)
-        for file, text in changed.items():
-            with new_file(file) as whole:
-                whole.write(text.encode())
-            say(file, sys.stdout)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(first_line(error)) from error
+    if args.output or args.format != "png":
+        say("README.md and results/README.md stay unchanged, because of --output or --format")
+    else:
+        changed = updated_readmes(cells, bests, charts, evidence, args.results_dir[0])
+    if args.check:
+        stale = [*out_of_date(charts, args.format), *changed]
+        for file in stale:
+            say(f"{file} is out of date: run plot_results.py")
+        return int(bool(stale))
+    save(charts, args.format)
+    for file, text in changed.items():
+        with new_file(file) as whole:
+            whole.write(text.encode(errors="surrogateescape"))
+        say(file, sys.stdout)
     return 0
 
 

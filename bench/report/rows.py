@@ -47,7 +47,6 @@ def results_path(results_dir: Path, row: dict) -> Path:
 
 
 def line_of(row: dict) -> str:
-    """Return a row as a line of text; tabs and line breaks in values become spaces."""
     return "\t".join(clean(str(row[name])) for name in COLUMNS) + "\n"
 
 
