@@ -50,6 +50,7 @@ from bench.task_options import task_choice, text_columns
 from utils import CACHE, UserError, before_imports, run, say
 
 QUICK_CHECK = 15.0  # seconds of checks in a quick benchmark
+SWEEP_OPTIONS = "min_time", "stall_timeout", "check_time", "tolerance", "search"  # fields of Sweep
 START = time.monotonic()  # before the imports that take seconds
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 
@@ -219,10 +220,11 @@ def follow_ups(args: Namespace, sweep: Sweep, dataset_name: str, script: Sequenc
             options |= {"model_id": args.model_id, "dataset": args.dataset if args.dataset != "normal" else None}
             line = command("python", "run_benchmark.py", **options, **given, tolerance=tolerance)
             return [f"To decide {row['variant']} ({texts:,} more texts, about {time_words(seconds)}):", *fold(line)]
-        reason = "its share is too close to the tolerance, and a larger --tolerance decides it"
+        reason = "its share is too close to the tolerance"
         if texts:
-            reason = f"that takes {texts:,} more texts, and {dataset_name} has {left:,}; use a larger --dataset"
-        return textwrap.wrap(f"{row['variant']} can't be decided now: {reason}.", WIDTH)
+            reason = f"that takes {texts:,} more texts, and {dataset_name} has {left:,}"
+        advice = f"{row['variant']} can't be decided now: {reason}. Use a larger --dataset or --tolerance."
+        return textwrap.wrap(advice, WIDTH)
 
     return label, check
 
@@ -238,8 +240,7 @@ def main() -> int:
     results_dir = None if args.no_save or args.dry_run else args.results_dir
     if results_dir:
         file = {"model": args.model_id, "dataset": dataset.name, "device": slug(info.name)}
-        file["variant"] = max(variants, key=len)
-        check_writable(rows.results_path(results_dir, file).parent)
+        check_writable(rows.results_path(results_dir, file | {"variant": max(variants, key=len)}).parent)
     evidence = EvidenceFile(args.results_dir, save=results_dir is not None)
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
@@ -254,8 +255,7 @@ def main() -> int:
         note_slowdowns(variants, device, splits, busy)
         for line in dataset.notes:
             note(line)
-        names = "min_time", "stall_timeout", "check_time", "tolerance", "search"
-        fields = {name: getattr(args, name) for name in names}
+        fields = {name: getattr(args, name) for name in SWEEP_OPTIONS}
         fields |= {"evidence": evidence, "peaks": find_peaks(variants, device, call)}
         fields |= measure_speed(model, dataset.texts, fields["peaks"], call, device.gpu)
         earlier = rows_for_advice(args.results_dir, columns_of_run(model, dataset, info))
