@@ -1,7 +1,7 @@
 """Draw all figures from results/, and write the results into the READMEs.
 
     python plot_results.py
-    python plot_results.py --devices RTX-4090,H200 --variants torch,onnx --format svg,pdf --output figures
+    python plot_results.py --results-dir results,theirs --output figures --format svg
 
 The figures:
 
@@ -9,10 +9,10 @@ The figures:
     comparison_<model>_<kind>_<dataset>  each variant at its best on each GPU or CPU (the kind), end to end
     scaling_<model>_<device>_<dataset>   forward passes by batch size, if a variant has three sizes or more
 
-README.md gets the headline results, the overview and a verdict, results/README.md all tables. Both stay unchanged if
-options select a part of the results, another folder, or only other formats than png. If a model, device and dataset has
-results for several sets of texts or weights, the set with the most cells is used. Skipped rows are reported on standard
-error.
+README.md gets the headline results, the overview and a verdict, results/README.md all tables, unless --output or --format is given.
+For figures of some results, copy their files, which are named after device, variant and dataset, into a folder. If a
+model, device and dataset has results for several sets of texts or weights, the set with the most cells is used.
+Skipped rows are reported on standard error.
 
 Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or input.
 """
@@ -22,17 +22,14 @@ import logging
 import os
 import sys
 import warnings
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.naming import file_name, slug
+from bench.naming import file_name
 from bench.options import Parser, list_of
-from utils import RunError, UserError, before_imports, first_line, run, say
-
-FORMATS = ("png", "svg", "pdf")
-FILTERS = {"model": "--model", "dataset": "--dataset", "device": "--devices", "variant": "--variants"}
+from utils import UserError, before_imports, first_line, run, say
 
 
 def parse_arguments() -> Namespace:
@@ -41,33 +38,12 @@ def parse_arguments() -> Namespace:
     add = parser.add_argument_group("what to show").add_argument
     folders = "comma-separated folders to compare; the first one gets the figures (default: results)"
     add("--results-dir", type=list_of(Path), default=[Path("results")], metavar="LIST", help=folders)
-    for column, option in FILTERS.items():
-        parts = f"comma-separated {column}s, or parts of their names (default: all)"
-        add(option, dest=column, type=list_of(name_part), default=[], metavar="LIST", help=parts)
     add = parser.add_argument_group("output").add_argument
-    add(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="folder for the figures, with a folder for each model (default: --results-dir)",
-    )
-    formats = f"comma-separated formats: {', '.join(FORMATS)} (default: png)"
-    add("--format", type=list_of(image_format), default=["png"], metavar="LIST", help=formats)
+    output = "folder for the figures, with a folder for each model (default: --results-dir)"
+    add("--output", type=Path, metavar="DIR", help=output)
+    add("--format", choices=("png", "svg", "pdf"), default="png", help="format of the figures (default: png)")
     add("--check", action="store_true", help="write nothing; exit with code 1 if a figure or README is out of date")
     return parser.parse_args()
-
-
-def name_part(text: str) -> str:
-    part = slug(text).lower()
-    if not part:
-        raise ArgumentTypeError(f"{text!r} is not a name")
-    return part
-
-
-def image_format(text: str) -> str:
-    if text not in FORMATS:
-        raise ArgumentTypeError(f"{text!r} is not one of {', '.join(FORMATS)}")
-    return text
 
 
 if __name__ == "__main__":
@@ -120,22 +96,6 @@ def load_cells(results_dirs: list[Path]):
     return cells.assign(machine=cells["device"].map(machines), name=cells["model"].map(names))
 
 
-def select(rows, column: str, wanted: list[str]):
-    """Keep the rows whose `column` equals one of the wanted names, or contains it if none equals it.
-
-    An empty list selects everything. Raises UserError for a name that does not occur.
-    """
-    names = {name: slug(name).lower() for name in rows[column].unique()}
-    chosen = set()
-    for part in wanted:
-        equal = {name for name, simple in names.items() if part == simple}
-        matching = equal or {name for name, simple in names.items() if part in simple}
-        if not matching:
-            raise UserError(f"{FILTERS[column]} {part}: no such {column} among {', '.join(sorted(names))}")
-        chosen |= matching
-    return rows[rows[column].isin(chosen)] if wanted else rows
-
-
 def plan_charts(cells, bests, folder: Path) -> list[Chart]:
     """Return the figures to put into a folder, the overview first. `bests`: of summary.summarize."""
     charts = []
@@ -158,11 +118,11 @@ def plan_charts(cells, bests, folder: Path) -> list[Chart]:
     return charts
 
 
-def figure_files(chart: Chart, formats: list[str]) -> list[Path]:
-    return [chart.path.with_name(f"{chart.path.name}.{suffix}") for suffix in formats]
+def figure_file(chart: Chart, suffix: str) -> Path:
+    return chart.path.with_name(f"{chart.path.name}.{suffix}")
 
 
-def save(charts: list[Chart], formats: list[str]) -> None:
+def save(charts: list[Chart], suffix: str) -> None:
     """Draw the figures and write them. Neither a matplotlibrc nor the backend of a notebook has an effect."""
     os.environ["MPLBACKEND"] = "agg"
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reads a matplotlibrc anyway, and warns of its faults
@@ -172,20 +132,18 @@ def save(charts: list[Chart], formats: list[str]) -> None:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(figures.STYLE)
         for chart in charts:
-            chart.path.parent.mkdir(parents=True, exist_ok=True)
             figure = chart.draw(chart.rows)
             figures.add_title(figure, chart.rows, chart.what)
-            for file in figure_files(chart, formats):
-                with new_file(file) as whole:
-                    figure.savefig(whole, format=file.suffix[1:], metadata={"Keywords": chart.digest()})
-                say(file, sys.stdout)
+            file = figure_file(chart, suffix)
+            with new_file(file) as whole:
+                figure.savefig(whole, format=suffix, metadata={"Keywords": chart.digest()})
+            say(file, sys.stdout)
     if caught:
         say(f"matplotlib has {len(caught)} warnings, such as: {first_line(caught[0].message)}")
 
 
-def out_of_date(charts: list[Chart], formats: list[str]) -> list[Path]:
-    """Return the figures that are missing or were drawn from other data."""
-    digests = {file: chart.digest().encode() for chart in charts for file in figure_files(chart, formats)}
+def out_of_date(charts: list[Chart], suffix: str) -> list[Path]:
+    digests = {figure_file(chart, suffix): chart.digest().encode() for chart in charts}
     return [file for file, digest in digests.items() if not file.exists() or digest not in file.read_bytes()]
 
 
@@ -200,7 +158,7 @@ def updated_readmes(cells, bests, charts: list[Chart], evidence: EvidenceFile, r
         readme: readmes.headline_block(bests, charts, readme.parent),
         results_readme: readmes.results_block(cells, bests, charts, results_dir),
     }
-    old = {file: file.read_bytes().decode() for file in blocks}  # with its line ends
+    old = {file: file.read_bytes().decode(errors="surrogateescape") for file in blocks}  # with its line ends
     new = {file: readmes.with_block(old[file], block) for file, block in blocks.items()}
     if readmes.VERDICT[0] in old[readme]:
         new[readme] = readmes.with_block(new[readme], readmes.verdict_block(cells, bests, evidence), readmes.VERDICT)
@@ -211,29 +169,23 @@ def main() -> int:
     args = parse_arguments()
     cells = load_cells(args.results_dir)
     evidence = EvidenceFile(*args.results_dir)
-    bests = summarize(cells, evidence)  # of all rows, so that a selection keeps its factors
-    for column in FILTERS:
-        cells = select(cells, column, getattr(args, column))
-        bests = bests[bests[column].isin(cells[column])]
+    bests = summarize(cells, evidence)
     charts = plan_charts(cells, bests, args.output or args.results_dir[0])
     changed = {}
-    try:
-        if any(getattr(args, column) for column in FILTERS) or args.output or "png" not in args.format:
-            say("README.md and results/README.md stay unchanged, because only a part of the figures is drawn")
-        else:
-            changed = updated_readmes(cells, bests, charts, evidence, args.results_dir[0])
-        if args.check:
-            stale = [*out_of_date(charts, args.format), *changed]
-            for file in stale:
-                say(f"{file} is out of date: run plot_results.py")
-            return int(bool(stale))
-        save(charts, args.format)
-        for file, text in changed.items():
-            with new_file(file) as whole:
-                whole.write(text.encode())
-            say(file, sys.stdout)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(first_line(error)) from error
+    if args.output or args.format != "png":
+        say("README.md and results/README.md stay unchanged, because of --output or --format")
+    else:
+        changed = updated_readmes(cells, bests, charts, evidence, args.results_dir[0])
+    if args.check:
+        stale = [*out_of_date(charts, args.format), *changed]
+        for file in stale:
+            say(f"{file} is out of date: run plot_results.py")
+        return int(bool(stale))
+    save(charts, args.format)
+    for file, text in changed.items():
+        with new_file(file) as whole:
+            whole.write(text.encode(errors="surrogateescape"))
+        say(file, sys.stdout)
     return 0
 
 

@@ -4,7 +4,7 @@
     python run_benchmark.py --variant onnx-fp16,torch-bf16 --device gpu --dataset my.csv --column text
 
 Every combination of variant, workers, threads and batching is a cell. Each cell gives a row, which is printed on
-standard output and saved under results/. Notes, progress and the verdict go to standard error.
+standard output and saved under results/. Notes and the verdict go to standard error.
 
 Three things are timed: the forward passes over all batches of each cell; then, end to end from texts to answers, the
 fastest cell of each variant and split (workers x threads); finally the fastest of these once more, taking turns.
@@ -50,7 +50,7 @@ from bench.task_options import task_choice, text_columns
 from utils import CACHE, UserError, before_imports, run, say
 
 QUICK_CHECK = 15.0  # seconds of checks in a quick benchmark
-LOOSER = 0.002, 0.005, 0.01, 0.02, 0.05  # tolerances to suggest
+SWEEP_OPTIONS = "min_time", "stall_timeout", "check_time", "tolerance", "search"  # fields of Sweep
 START = time.monotonic()  # before the imports that take seconds
 BATCH_TOKENS = {"gpu": [16384, 32768, 65536], "cpu": [1024, 4096, 16384]}
 
@@ -101,10 +101,6 @@ def parse_arguments() -> Namespace:
     return parser.parse_args()
 
 
-def thread_count(text: str) -> int | None:
-    return None if text == "auto" else process_count(text)
-
-
 def add_measuring_options(add: Callable) -> None:
     count = {"type": int_from(1), "metavar": "N"}
     counts = {"type": list_of(int_from(1)), "metavar": "LIST"}
@@ -116,8 +112,8 @@ def add_measuring_options(add: Callable) -> None:
     add("--batch-tokens", **counts, help=tokens)
     workers = "comma-separated numbers of worker processes (default: 1; --quick: finds the fastest)"
     add("--workers", type=list_of(process_count), metavar="LIST", help=workers)
-    threads = "CPU threads of each worker, or auto: all cores / workers (default: auto)"
-    add("--threads", type=thread_count, metavar="N", help=threads)
+    threads = "CPU threads of each worker (default: all cores / workers)"
+    add("--threads", type=process_count, metavar="N", help=threads)
     add("--min-time", **seconds, default=3.0, help="repeat each cell for at least this long (default: 3)")
     repeats = "number of rounds over all cells; with several, a slow period affects all cells equally (default: 1)"
     add("--repeats", **count, default=1, help=repeats)
@@ -132,31 +128,27 @@ def add_measuring_options(add: Callable) -> None:
 if __name__ == "__main__":
     before_imports(parse_arguments)
 
-from tqdm import tqdm
-
 from bench.export.ensure import runnable_variants
 from bench.files import check_writable
-from bench.judge import TOLERANCE, within_tolerance
+from bench.judge import TOLERANCE
 from bench.measure.cells import Cell, cells_to_run, plan_cells
-from bench.measure.leaders import estimate_total, measure_all
+from bench.measure.leaders import estimate, measure_all
 from bench.measure.prepare import LEAST_SECONDS, describe_sweep, find_peaks, missing_exports, plan_sweep, prepare_sweep
 from bench.measure.quick import QUICK_OPTIONS, QUICK_SECONDS, choose_variants, measure_speed, quick_size
 from bench.measure.recorder import Recorder, columns_of_run, rows_for_advice, rows_to_reuse
 from bench.measure.splits import expected_cells, share_cores, splits_to_try
-from bench.measure.sweep import Sweep, estimate
+from bench.measure.sweep import Sweep
 from bench.measure.warnings import measure_busy, note, note_slow_tokenizer, note_slowdowns
 from bench.model.resolve import DEFAULT_MODEL, open_model
-from bench.model.task import Task
 from bench.naming import slug
 from bench.processes import device_info, helper_process
 from bench.report import rows
 from bench.report.evidence import EvidenceFile
-from bench.report.table import HEADER, table_line
-from bench.report.verdict import WIDTH, changed_of, fold, verdict
+from bench.report.table import HEADER, time_words
+from bench.report.verdict import WIDTH, fold, verdict
 from bench.tables.datasets import DATASETS, load_dataset
 from bench.tables.format_csv import Csv
 from bench.tables.items import hash_item
-from bench.timing import time_words
 from bench.variants import Device
 from runtimes import VARIANTS
 
@@ -173,9 +165,8 @@ def usable_sizes(args: Namespace, variants: list[str], n_texts: int) -> list[int
 
 
 def say_plan(args: Namespace, sweep: Sweep, cells: list[Cell], variants: list[str]) -> None:
-    """Print how long the run takes from its start to its end."""
     prepared = time.monotonic() - START + len(sweep.tokens.sample) / sweep.reference_speed
-    total = prepared + estimate_total(sweep, estimate(sweep, cells), args.repeats)
+    total = prepared + estimate(sweep, cells, args.repeats)
     approximate = any(VARIANTS[name].computes_in(sweep.device.gpu) != "fp32" for name in variants)
     can_check = bool(approximate and sweep.more_texts and args.check_time)
     if args.quick:
@@ -191,33 +182,18 @@ def say_plan(args: Namespace, sweep: Sweep, cells: list[Cell], variants: list[st
 
 
 def measure_cells(args: Namespace, sweep: Sweep, cells: list[Cell], recorder: Recorder) -> None:
-    """Measure the cells and check the leaders, printing each row."""
-    planned = cells_to_run(expected_cells(sweep, cells), recorder.speeds())
-    seconds = estimate(sweep, [*planned, *cells])
     print(HEADER, flush=True)
-    layout = "{percentage:3.0f}% {bar} {elapsed}, {remaining} left"
-    total = args.repeats * sum(seconds.get(cell, 0) for cell in planned)
-    with tqdm(total=total, bar_format=layout, file=sys.stderr, disable=None) as progress:
-
-        def show(cell: Cell, row: dict) -> None:
-            progress.write(table_line(row), file=sys.stdout)
-            sys.stdout.flush()
-            progress.update(seconds.get(cell, 0))
-
-        recorder.show = show
-        try:
-            measure_all(sweep, cells, recorder, args.repeats)
-        finally:
-            if recorder.unsaved:
-                say(f"could not save these rows in {args.results_dir}; copy them from here:")
-                lines = rows.HEADER + "".join(map(rows.line_of, recorder.unsaved))  # cleaned, with tabs
-                print(lines.rstrip(), file=sys.stderr)
+    try:
+        measure_all(sweep, cells, recorder, args.repeats)
+    finally:
+        if recorder.unsaved:
+            say(f"could not save these rows in {args.results_dir}; copy them from here:")
+            lines = rows.HEADER + "".join(map(rows.line_of, recorder.unsaved))  # cleaned, with tabs
+            print(lines.rstrip(), file=sys.stderr)
     note_slow_tokenizer(sweep.tokens, recorder.rows)
 
 
-def follow_ups(
-    args: Namespace, sweep: Sweep, dataset_name: str, script: Sequence[str] = Task.script
-) -> tuple[Callable, Callable]:
+def follow_ups(args: Namespace, sweep: Sweep, dataset_name: str, script: Sequence[str]) -> tuple[Callable, Callable]:
     """Return verdict()'s label_command and check_advice, for the same texts. `script`: see Task.script."""
     defaults = {"gpu": 0, "column": "body", "encoding": "utf-8", "results_dir": Path("results")}
     names = ("device", "gpu", "column", *CSV_OPTIONS, *TASK_OPTIONS, "original", "results_dir")
@@ -246,32 +222,11 @@ def follow_ups(
             return [f"To decide {row['variant']} ({texts:,} more texts, about {time_words(seconds)}):", *fold(line)]
         reason = "its share is too close to the tolerance"
         if texts:
-            reason = f"{texts:,} more texts would, and {dataset_name} has {left:,} that were not compared"
-        remedy = "a larger --dataset may" if texts else "a larger --dataset hardly will"
-        counts = changed_of(row), int(row["decisions"])
-        if looser := next(
-            (share for share in LOOSER if share > args.tolerance and within_tolerance(*counts, share)), 0
-        ):
-            remedy += f", and --tolerance {looser:g} does"
-        return textwrap.wrap(f"{row['variant']} can't be decided now: {reason}; {remedy}.", WIDTH)
+            reason = f"that takes {texts:,} more texts, and {dataset_name} has {left:,}"
+        advice = f"{row['variant']} can't be decided now: {reason}. Use a larger --dataset or --tolerance."
+        return textwrap.wrap(advice, WIDTH)
 
     return label, check
-
-
-def list_cells(cells: list[Cell], repeats: int) -> int:
-    say(f"{len(cells)} cells to run, {repeats} time(s) each")
-    for cell in cells:
-        print(cell.variant, f"{cell.workers}x{cell.threads}", cell.batching, cell.stage, sep="\t")
-    return 0
-
-
-def open_evidence(args: Namespace, dataset_name: str, device_name: str, variants: list[str]) -> EvidenceFile:
-    """Return the file of the evidence. Raises UserError if rows are to be saved and can't be."""
-    is_saved = not (args.no_save or args.dry_run)
-    if is_saved:
-        file = {"model": args.model_id, "dataset": dataset_name, "device": device_name}
-        check_writable(rows.results_path(args.results_dir, file | {"variant": max(variants, key=len)}).parent)
-    return EvidenceFile(args.results_dir, save=is_saved)
 
 
 def main() -> int:
@@ -282,7 +237,11 @@ def main() -> int:
     device = Device(args.gpu if args.device == "gpu" else None, cpu_cores())
     info = device_info(device.gpu)
     args.batches = usable_sizes(args, variants, len(dataset.texts))
-    evidence = open_evidence(args, dataset.name, slug(info.name), variants)
+    results_dir = None if args.no_save or args.dry_run else args.results_dir
+    if results_dir:
+        file = {"model": args.model_id, "dataset": dataset.name, "device": slug(info.name)}
+        check_writable(rows.results_path(results_dir, file | {"variant": max(variants, key=len)}).parent)
+    evidence = EvidenceFile(args.results_dir, save=results_dir is not None)
     with helper_process() as call:  # one for all calls, so that torch is imported once
         check_writable(CACHE)
         model = open_model(args.model_id, call, task, args.original, task_options).with_thresholds(args.threshold)
@@ -296,8 +255,7 @@ def main() -> int:
         note_slowdowns(variants, device, splits, busy)
         for line in dataset.notes:
             note(line)
-        names = "min_time", "stall_timeout", "check_time", "tolerance", "search"
-        fields = {name: getattr(args, name) for name in names}
+        fields = {name: getattr(args, name) for name in SWEEP_OPTIONS}
         fields |= {"evidence": evidence, "peaks": find_peaks(variants, device, call)}
         fields |= measure_speed(model, dataset.texts, fields["peaks"], call, device.gpu)
         earlier = rows_for_advice(args.results_dir, columns_of_run(model, dataset, info))
@@ -310,19 +268,18 @@ def main() -> int:
             run_columns["busy"], fields["uuid"] = f"{busy:.2f}", info.uuid
         reused = rows_to_reuse(earlier, run_columns, cells) if args.resume else None
         sweep = plan_sweep(model, dataset, device, call, **fields)
-        results_dir = None if args.no_save else args.results_dir
-        recorder = Recorder(run_columns, results_dir, print, sweep.evidence, args.tolerance, earlier, reused)
+        recorder = Recorder(run_columns, results_dir, sys.stdout, sweep.evidence, args.tolerance, earlier, reused)
         planned = cells_to_run(expected_cells(sweep, cells), recorder.speeds())
         if args.resume:
             say(f"resume     reusing {len(reused)} rows of earlier runs")
         say_plan(args, sweep, planned, variants)
         if args.dry_run:
-            return list_cells(planned, args.repeats)
+            for cell in planned:
+                print(cell.variant, f"{cell.workers}x{cell.threads}", cell.batching, cell.stage, sep="\t")
+            return 0
     sweep = prepare_sweep(sweep, variants, dataset.name, slug(info.name))
     describe_sweep(sweep, dataset.name)
     measure_cells(args, sweep, cells, recorder)
-    if any(row["tflops"] and not row["mfu"] and sweep.peak_of(row["variant"]) for row in recorder.rows):
-        note("MFU above 100% omitted: the peak measurement was disturbed, or its kernels are slow on this machine")
     completed = recorder.completed()
     commands = follow_ups(args, sweep, dataset.name, model.task.script) if model.can_be_compared else ()
     for line in [] if completed.empty else verdict(completed, sweep.evidence, args.tolerance, *commands):

@@ -84,8 +84,6 @@ class Variant:
     default_on: tuple[str, ...] = ("gpu", "cpu")  # devices whose `--variant all`, or `baselines`, includes it
     required_cpu_feature: str | None = None  # to be fast on a CPU, see machine.CPU_FEATURES
     unsupported: dict[str, str] = field(default_factory=dict)  # device -> reason
-    # (gpu): raises UserError if the runtime can't use this GPU, or with None this CPU; a GPU needs a separate process
-    check_device: Callable = lambda gpu: None
     library: str = ""  # of a baseline: what it measures, see Task.libraries
     compiles: bool = False  # starting it takes as long as a quick benchmark
     new_shapes_are_costly: Callable = lambda gpu: False  # (gpu): each new shape costs set-up, by cuDNN or oneDNN

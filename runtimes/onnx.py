@@ -153,10 +153,8 @@ def io_bound_runner(session, output_name: str, device) -> TokenRunner:
     )
 
 
-def check_device(gpu: int | None) -> None:
+def check_gpu(gpu: int) -> None:
     """Raise UserError if onnxruntime can't start a session on this GPU; tried with a trivial graph."""
-    if gpu is None:
-        return
     import torch
 
     try:
@@ -193,8 +191,7 @@ def probe_model() -> bytes:
 def variant(kind: ExportKind, **options) -> Variant:
     # transformers, here for its tokenizer only, would otherwise import torch, which takes seconds
     environment = {"USE_TORCH": "0"}
-    options |= {"export": kind, "environment": environment, "check_device": check_device}
-    return Variant(load, kind.precision, PACKAGES, **options)
+    return Variant(load, kind.precision, PACKAGES, export=kind, environment=environment, **options)
 
 
 VARIANTS = {

@@ -38,6 +38,7 @@ def load(model: Model, _, device: Device, precision: str = "fp32", compiled: boo
     if model.padding_side == "right":
         first_token_only(network, model.task.output)
     if compiled:
+        check_compiler(device.gpu)
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         network.compile(dynamic=True, fullgraph=True)
 
@@ -97,9 +98,7 @@ def check_compiler(gpu: int | None) -> None:
 
 def variant(precision: str, compiled: bool = False, **options) -> Variant:
     load_it = partial(load, precision=precision, compiled=compiled)
-    if compiled:
-        options |= {"check_device": check_compiler, "compiles": True}
-    return Variant(load_it, precision, ("torch",), **options)
+    return Variant(load_it, precision, ("torch",), compiles=compiled, **options)
 
 
 BF16 = {"required_cpu_feature": "bf16", "new_shapes_are_costly": lambda gpu: gpu is None}  # by oneDNN

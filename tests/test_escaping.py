@@ -233,7 +233,7 @@ def test_results_of_others_have_no_markup_in_the_readmes_and_are_drawn(results, 
     assert call(plot_results)[0] == 0 and Path("results/README.md").read_bytes() == before
     folder = Path("figures")
     largest = {chart.draw.__name__: chart for chart in sorted(drawn, key=lambda chart: len(chart.rows))}
-    draw([replace(chart, path=folder / name) for name, chart in largest.items()], ["png"])
+    draw([replace(chart, path=folder / name) for name, chart in largest.items()], "png")
     assert sorted(path.stem[5:] for path in folder.iterdir()) == ["comparison", "overview", "scaling"]
 
 

@@ -24,6 +24,7 @@ from bench.tables.datasets import Dataset
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
 from runtimes.classifier import Classifier, ClassifierSpec
+from runtimes.onnx import check_gpu
 from utils import UserError, say
 
 
@@ -38,7 +39,7 @@ def choose_device(precision: str, kind: str | None, gpu: int, threads: int) -> t
             if "gpu" in variant.unsupported:
                 raise UserError(f"no {precision} on a gpu: {variant.unsupported['gpu']}; use --device cpu")
             info = device_info(gpu)
-            run_in_subprocess(variant.check_device, gpu)
+            run_in_subprocess(check_gpu, gpu)
             return Device(gpu, threads), f"{info.name} (driver {info.driver})"
         except UserError as error:
             if kind == "gpu":

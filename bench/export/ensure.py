@@ -13,7 +13,6 @@ from bench.model_files import MANIFEST, export_files, inside, weight_files
 from bench.naming import slug
 from bench.processes import run_in_subprocess
 from bench.provenance import missing_packages, versions
-from bench.timing import step
 from bench.variants import CARD, REPORT, REPORTS, THRESHOLDS
 from runtimes import VARIANTS
 from utils import UserError, say
@@ -53,7 +52,8 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
             raise UserError(f"./{folder} {reason}, and contains {foreign[0]}, which no export created; move it away")
         say(f"./{folder} {reason}: exporting again")
     check_writable(folder.absolute().parent)
-    with step(f"export     {model.id} into ./{folder}"), new_folder(folder, replace=True) as temporary:
+    say(f"export     {model.id} into ./{folder}")
+    with new_folder(folder, replace=True) as temporary:
         plain = export_folder(model.id, "fp32")
         if stale_reason(plain, model.weights_id):
             plain = None

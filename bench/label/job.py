@@ -23,13 +23,13 @@ from bench.model.model import Model
 from bench.naming import listed
 from bench.options import CSV_OPTIONS
 from bench.processes import helper_process
+from bench.report.table import time_words
 from bench.start_process import stopped_afterwards
 from bench.tables.folders import common_schema, find_files, noting_others, open_tables
 from bench.tables.format_csv import Csv
 from bench.tables.items import Item, count_characters, items_of
 from bench.tables.readers import format_of
 from bench.tables.storage import locate
-from bench.timing import time_words
 from utils import CACHE, UserError, say
 
 OUTPUT_OPTIONS = "float16", "prefix", "rows_per_file", "limit", "long", "token_count"

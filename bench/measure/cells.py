@@ -35,15 +35,8 @@ class Cell:
 
     def columns(self) -> dict:
         """Return the columns of a row that identify the cell."""
-        return {
-            "variant": self.variant,
-            "workers": self.workers,
-            "threads": self.threads,
-            "stage": self.stage,
-            "batching": self.batching.name,
-            "batch_size": self.batching.batch_size or "",
-            "batch_tokens": self.batching.batch_tokens or "",
-        }
+        size, tokens = self.batching.batch_size or "", self.batching.batch_tokens or ""
+        return vars(self) | {"batching": self.batching.name, "batch_size": size, "batch_tokens": tokens}
 
 
 def cell_of(row: dict) -> Cell:
@@ -59,8 +52,7 @@ def plan_cells(
 ) -> list[Cell]:
     """Return the cells to measure, without duplicates: batches of one text are the same in-order and sorted.
 
-    `names`: of BATCHINGS. A variant that takes texts is measured end to end only,
-    in-order at each batch size.
+    `names`: of BATCHINGS. A variant that takes texts is measured end to end only, in-order at each batch size.
     """
     in_order = [Batching("in-order", size) for size in batch_sizes]
     sizes = itertools.product(batch_sizes, [name for name in names if name != "token-budget"])

@@ -2,11 +2,12 @@
 
 import contextlib
 import itertools
+import math
 import time
 from dataclasses import replace
 
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
-from bench.machine import free_memory
+from bench.machine import cpu_cores, free_memory
 from bench.measure.cells import Cell, batching_of, cell_of, cells_to_run
 from bench.measure.check import FurtherCheck, check_more, undecided
 from bench.measure.recorder import Recorder
@@ -20,13 +21,19 @@ LEADING_SPEED = 0.8  # of the speed of the fastest proven variant: slower cells 
 MAX_LEADERS = 4  # variants loaded at once
 
 
-def estimate_total(sweep: Sweep, seconds: dict[Cell, float], repeats: int) -> float:
-    """Estimate the seconds of measure_all without compiling and checks. `seconds`: of each cell, see sweep.estimate."""
-    slowest = [max(map(seconds.get, group)) for _, group in itertools.groupby(seconds, key=lambda cell: cell.loaded)]
-    total = repeats * (sum(seconds.values()) + sum(sweep.loading + cost for cost in slowest))
-    fastest = {cell.variant: cost for cell, cost in sorted(seconds.items(), key=lambda item: -item[1])}
-    if len(fastest) > 1 and repeats == 1:
-        total += sum(sweep.loading + (1 + ROUNDS) * cost for cost in sorted(fastest.values())[:MAX_LEADERS])
+def estimate(sweep: Sweep, cells: list[Cell], repeats: int) -> float:
+    """Estimate the seconds of measure_all from the original's speed, without compiling, padding and checks."""
+    total, leaders = 0.0, {}
+    for (variant, split), group in itertools.groupby(cells, key=lambda cell: cell.loaded):
+        seconds = len(sweep.tokens.texts) / sweep.reference_speed * sweep.peaks["fp32"]
+        seconds /= sweep.peak_of(variant) or sweep.peaks["fp32"]
+        if sweep.device.gpu is None:
+            seconds /= min(1, math.prod(split) / cpu_cores())
+        seconds = max(seconds, sweep.min_time)
+        total += repeats * (sweep.loading + seconds * (1 + len(list(group))))  # one to warm up
+        leaders[variant] = sweep.loading + (1 + ROUNDS) * seconds
+    if len(leaders) > 1 and repeats == 1:
+        total += sum(sorted(leaders.values())[:MAX_LEADERS])
     return total
 
 

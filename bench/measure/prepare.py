@@ -18,9 +18,9 @@ from bench.model.reference import padding_note
 from bench.processes import run_in_subprocess
 from bench.report.evidence import evidence_key
 from bench.tables.datasets import Dataset
-from bench.timing import step
 from bench.variants import Device, digest_export
 from runtimes import VARIANTS
+from runtimes.onnx import check_gpu
 from utils import UserError, clean, say
 
 LEAST_SECONDS = 20.0  # for measuring, however long the preparation takes
@@ -41,8 +41,8 @@ def prepare_sweep(sweep: Sweep, variants: list[str], dataset_name: str, device_n
 
     Creating exports moves the deadline, and so does a machine so busy that LEAST_SECONDS would not be left.
     """
-    with step("reference  running FP32 PyTorch on some of the texts"):
-        tokens = with_reference(sweep.tokens, sweep.model, sweep.device.gpu)
+    say("reference  running FP32 PyTorch on some of the texts")
+    tokens = with_reference(sweep.tokens, sweep.model, sweep.device.gpu)
     start = time.monotonic()
     exports = find_exports(sweep.model, variants, sweep.device)
     now = time.monotonic()
@@ -62,10 +62,9 @@ def missing_exports(model: Model, variants: list[str]) -> list[str]:
 
 def find_peaks(variants: list[str], device: Device, call: Callable) -> dict[str, float]:
     """Measure the peaks that the variants' rows need. `call` runs a function in a helper process."""
-    with step("peak       multiplying large matrices on this device"):
-        precisions = {"fp32", *(VARIANTS[name].computes_in(device.gpu) for name in variants)}
-        peaks = call(measure_peaks, sorted(precisions), device)
-    say(f"           {', '.join(f'{name} {peak / 1e12:.3g}' for name, peak in peaks.items())} TFLOP/s")
+    precisions = {"fp32", *(VARIANTS[name].computes_in(device.gpu) for name in variants)}
+    peaks = call(measure_peaks, sorted(precisions), device)
+    say(f"peak       {', '.join(f'{name} {peak / 1e12:.3g}' for name, peak in peaks.items())} TFLOP/s")
     return peaks
 
 
@@ -76,10 +75,8 @@ def find_exports(model: Model, variants: list[str], device: Device) -> dict[str,
         variant = VARIANTS[name]
         try:
             exports[name], origin = None, model.id
-            if device.gpu is None:
-                variant.check_device(None)
-            else:
-                run_in_subprocess(variant.check_device, device.gpu)
+            if variant.export and device.gpu is not None:
+                run_in_subprocess(check_gpu, device.gpu)
             if variant.export:
                 exports[name], origin = ensure_export(model, variant.export.precision)
         except UserError as error:  # its cells fail, the others run

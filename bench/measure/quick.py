@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,13 @@ from bench.measure.peak import count_flops
 from bench.measure.prepare import find_peaks, plan_sweep, prepare_sweep
 from bench.measure.recorder import Recorder, columns_of_run
 from bench.measure.splits import splits_to_try
-from bench.measure.sweep import ASSUMED_MFU
 from bench.measure.warnings import note
 from bench.model.model import Model
 from bench.model.reference import Reference
 from bench.naming import slug
 from bench.provenance import missing_packages
 from bench.report.evidence import EvidenceFile
-from bench.report.table import HEADER, table_line
+from bench.report.table import HEADER
 from bench.tables.datasets import Dataset, evenly_spaced
 from bench.tables.items import Item, count_characters, items_of
 from bench.tables.readers import Table, UnreadableFile
@@ -34,6 +34,7 @@ from bench.variants import Device
 from runtimes import VARIANTS
 from utils import UserError, say
 
+ASSUMED_MFU = 0.5  # share of the peak in estimates of time: between what FP32 and BF16 reach on a CPU
 # what `run_benchmark.py --quick` sets
 QUICK_OPTIONS = {
     "cpu": {"batches": [1, 8], "batch_tokens": [512], "batching": ["sorted", "token-budget"]},
@@ -43,9 +44,8 @@ QUICK_SECONDS = 60.0  # longest `run_benchmark.py --quick`, without creating exp
 PASS_SECONDS = 1.5  # target duration of an FP32 pass in a quick benchmark
 TEXTS_PER_WORKER = 8  # at least, so that they share the work evenly
 MIN_TEXTS = 32  # smallest quick benchmark, even on slow devices
-CALIBRATION_TEXTS = 64  # that the original model runs, at most
-CALIBRATION_SECONDS = 1.5  # for these
-COUNTED_TEXTS = 64  # texts whose FLOPs are counted to choose the size
+SAMPLE_TEXTS = 64  # that are counted, or run by the original model, to choose the size
+CALIBRATION_SECONDS = 1.5  # of the original model, at most
 SMALL_JOB = 10_000  # rows; for smaller jobs a benchmark does not pay off
 JOB_SHARE = 0.01  # largest share of a job's FP32 time spent on its benchmark
 MIN_SECONDS = 20.0  # a shorter benchmark is not run
@@ -99,7 +99,6 @@ def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
 
 
 def token_ids(model: Model, texts: list[Item], count: int) -> list[list[int]]:
-    """Return the token ids of the rows of `count` evenly spaced texts, without rows that have none."""
     chosen = [texts[i] for i in evenly_spaced(len(texts), count)]
     return [ids for ids in model.tokenize(chosen)["input_ids"] if ids]
 
@@ -110,21 +109,13 @@ def mean_tokens(model: Model, texts: list[Item]) -> float:
     return float(np.mean(lengths)) * model.task.parts if lengths else np.nan
 
 
-def flops_per_text(model: Model, texts: list[Item], call: Callable) -> float:
-    """Return the mean FLOPs per text; nan if torch cannot count them. `call` runs a function in a helper process."""
-    ids = call(token_ids, model, texts, COUNTED_TEXTS)
-    if not ids:
-        return np.nan
-    return count_flops(model, np.array(list(map(len, ids))), max(ids, key=len), call) / len(ids) * model.task.parts
-
-
 def calibrate(model: Model, texts: list[Item]) -> tuple[float, float]:
     """Return the messages/s of the original model on this CPU, as busy as it is now, and the seconds of loading it."""
     start = time.monotonic()
     reference = Reference.load(model)
     reference.of_items(texts[:1])  # the first call is slower
     loaded = time.monotonic()
-    chosen = in_random_order(texts)[:CALIBRATION_TEXTS]
+    chosen = in_random_order(texts)[:SAMPLE_TEXTS]
     done = 0
     while done < len(chosen) and time.monotonic() < loaded + CALIBRATION_SECONDS:
         reference.of_items([chosen[done]])
@@ -136,8 +127,10 @@ def measure_speed(model: Model, texts: list[Item], peaks: dict[str, float], call
     """Return the fields of Sweep with which times are estimated: measured on a CPU, assumed otherwise."""
     if gpu is None and not model.onnx_precision:  # torch can't load the latter
         return dict(zip(("reference_speed", "loading"), call(calibrate, model, texts), strict=True))
-    flops = flops_per_text(model, texts, call)
-    return {"reference_speed": ASSUMED_MFU * peaks["fp32"] / flops if flops > 0 else math.inf}
+    ids = call(token_ids, model, texts, SAMPLE_TEXTS)
+    flops = count_flops(model, np.array(list(map(len, ids))), max(ids, key=len), call) if ids else 0.0
+    speed = ASSUMED_MFU * peaks["fp32"] * len(ids) / model.task.parts
+    return {"reference_speed": speed / flops if flops > 0 else math.inf}  # nan: torch cannot count them
 
 
 def quick_size(speed: float, splits: list[Split], earlier: Sequence[int] = ()) -> int:
@@ -188,28 +181,28 @@ def quick_benchmark(job: Job, info: DeviceInfo, device: Device, results_dir: Pat
         return None
     variants = default_variants(device.kind)
     peaks = find_peaks(variants, device, call)
-    flops = flops_per_text(job.model, job.texts, call)
-    fp32_seconds = job.rows * flops / (ASSUMED_MFU * peaks["fp32"])
+    speeds = measure_speed(job.model, job.texts, peaks, call, device.gpu)
+    fp32_seconds = job.rows / speeds["reference_speed"]
     budget = min(JOB_SHARE * fp32_seconds, MAX_SECONDS)
-    if not budget >= MIN_SECONDS:  # or nan
+    if budget < MIN_SECONDS:
         return None
-    say(f"quick      no result fits this job of about {fp32_seconds / 3600:.1f} h: measuring for {budget:.0f} s")
+    fitting = f"no result fits this job of about {fp32_seconds / 3600:.1f} h"
+    say(f"quick      {fitting}: measuring for {budget:.0f} s; the rows go to {results_dir}")
     dataset = Dataset(job.name, job.texts, [], job.texts)
     splits = job.splits or splits_to_try(job.model, device.kind, info.uuid)
-    dataset = dataset.limited(quick_size(ASSUMED_MFU * peaks["fp32"] / flops * budget / MAX_SECONDS, splits))
+    dataset = dataset.limited(quick_size(speeds["reference_speed"] * budget / MAX_SECONDS, splits))
     evidence = EvidenceFile(results_dir)
     limits = {"min_time": 0.0, "stall_timeout": STALL_TIMEOUT, "check_time": budget / 3, "search": True}
-    sweep = plan_sweep(job.model, dataset, device, call, peaks=peaks, evidence=evidence, uuid=info.uuid, **limits)
+    fields = {"peaks": peaks, "evidence": evidence, "uuid": info.uuid} | speeds | limits
+    sweep = plan_sweep(job.model, dataset, device, call, **fields)
     sweep = prepare_sweep(sweep, variants, dataset.name, slug(info.name))
     cells = plan_cells(variants, splits, ["token-budget"], [], QUICK_OPTIONS[device.kind]["batch_tokens"])
     say(HEADER)
     run_columns = columns_of_run(job.model, dataset, info)
-    recorder = Recorder(run_columns, results_dir, lambda _, row: [*map(say, table_line(row).splitlines())], evidence)
-    start = time.monotonic()
+    recorder = Recorder(run_columns, results_dir, sys.stderr, evidence)
     measure_all(sweep, cells, recorder, repeats=1)
     ranked = recorder.ranked()
     for row in ranked.to_dict("records"):
         say(f"quick      {row['variant']}: {row['messages/s']:.1f} messages/s, {row['verdict'].lower()}")
-    say(f"           {time.monotonic() - start:.0f} s; rows in {results_dir}")
     within = ranked[ranked["verdict"] == WITHIN].to_dict("records")
     return within[0] if within else None

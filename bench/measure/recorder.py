@@ -1,9 +1,9 @@
-"""Measured cells -> rows: shown, kept, and appended to their files."""
+"""Measured cells -> rows: printed, kept, and appended to their files."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -15,15 +15,12 @@ from bench.naming import slug
 from bench.provenance import package_versions, project_commit
 from bench.report import rows
 from bench.report.evidence import EvidenceFile
+from bench.report.table import table_line
 from bench.report.verdict import rank
 from bench.tables.datasets import Dataset
 from bench.tables.items import digest_items
 from runtimes import VARIANTS
 from utils import say
-
-
-def columns_of_variant(variant: str) -> dict[str, str]:
-    return {"variant": variant, "versions": package_versions(VARIANTS[variant])}
 
 
 def columns_of_run(model: Model, dataset: Dataset, info: DeviceInfo) -> dict:
@@ -42,14 +39,11 @@ def columns_of_run(model: Model, dataset: Dataset, info: DeviceInfo) -> dict:
 
 
 def rows_for_advice(results_dir: Path, run_columns: dict):
-    """Return earlier rows that a verdict may be drawn from, as a DataFrame.
-
-    They have the same weights, threshold, device, dataset and versions. Each cell has its latest idle row.
-    """
-    columns = {name: columns_of_variant(name)["versions"] for name in VARIANTS}
+    """Return earlier rows with the same weights, threshold, device, dataset and versions, as a DataFrame."""
+    versions = {name: package_versions(variant) for name, variant in VARIANTS.items()}
     paths = [rows.results_path(results_dir, run_columns | {"variant": name}) for name in VARIANTS]
     found, _, _ = rows.read_results([path for path in paths if path.exists()])
-    found = found[found["versions"] == found["variant"].map(columns)]
+    found = found[found["versions"] == found["variant"].map(versions)]
     for name in ("model", "device", "dataset", "weights_id", "threshold"):
         found = found[found[name] == run_columns[name]]
     return found
@@ -72,11 +66,11 @@ def rows_to_reuse(earlier, run_columns: dict, cells: list[Cell]):
 
 @dataclass
 class Recorder:
-    """Collects the rows of a run, shows each and appends it to its file."""
+    """Collects the rows of a run, prints each and appends it to its file."""
 
     run_columns: dict
     results_dir: Path | None  # None to save nothing
-    show: Callable[[Cell, dict], object]
+    file: TextIO  # for the rows as a table
     evidence: EvidenceFile
     tolerance: float = TOLERANCE
     earlier: object = None  # a DataFrame, see rows_for_advice
@@ -92,7 +86,7 @@ class Recorder:
 
     def add(self, cell: Cell, figures: dict[str, str]) -> None:
         row = dict.fromkeys(rows.COLUMNS, "") | self.run_columns
-        row |= columns_of_variant(cell.variant) | cell.columns() | figures
+        row |= {"versions": package_versions(VARIANTS[cell.variant])} | cell.columns() | figures
         self.rows.append(row)
         self.cells.add(cell)
         if self.results_dir is not None:
@@ -103,7 +97,7 @@ class Recorder:
                 self.unsaved.pop()
             except OSError as error:
                 say(f"{path}: not saved: {error.strerror}")
-        self.show(cell, row)
+        print(table_line(row), file=self.file, flush=True)
 
     def speeds(self) -> dict[Cell, float]:
         return {cell_of(row): row["messages/s"] for row in self.reused.to_dict("records")}

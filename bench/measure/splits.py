@@ -42,7 +42,6 @@ def splits_to_try(model: Model, device: str, uuid: str) -> list[Split]:
 
 
 def worker_bytes(model: Model, device: str) -> int:
-    """Estimate the memory of a worker on a `gpu` or `cpu`."""
     return WEIGHT_COPIES * weight_bytes(model) + WORKER_BYTES[device]
 
 

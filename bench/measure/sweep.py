@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.judge import TOLERANCE
-from bench.machine import cpu_busy, cpu_cores, watch_throttling
+from bench.machine import cpu_busy, watch_throttling
 from bench.measure.cells import Cell, fastest_end_to_end
 from bench.measure.tokens import TokenizedTexts
 from bench.measure.worker import Report, Worker
-from bench.model.batches import make_batches, padded_tokens
 from bench.model.model import Model
 from bench.model.parity import ParityCounter
 from bench.processes import ProcessPool
@@ -25,9 +24,6 @@ from bench.variants import Device
 from runtimes import VARIANTS
 from runtimes.classifier import ClassifierSpec
 from utils import UserError, say
-
-ASSUMED_MFU = 0.5  # share of the peak in estimates of time: between what FP32 and BF16 reach on a CPU
-LOADING_SECONDS = 4.0  # assumed in estimates
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Sweep:
     more_texts: Sequence[Item] = ()  # for variants that are not proven after the sweep
     check_time: float = 0.0  # seconds for these, at most
     reference_speed: float = math.nan  # messages/s of the original model, text by text, in estimates of time
-    loading: float = LOADING_SECONDS  # in estimates of time, until a variant's workers are ready
+    loading: float = 4.0  # seconds until a variant's workers are ready, in estimates of time
     deadline: float = math.inf  # of time.monotonic(), after which only what is necessary is measured
     tolerance: float = TOLERANCE  # share of changed decisions
     search: bool = False  # measure only the fastest of the cells' splits, see splits.py
@@ -115,22 +111,6 @@ def run_in_turn(sweep: Sweep, workers: dict[Cell, ProcessPool], rounds: int) -> 
             figures = measure(sweep, pool, cell)
             if i >= len(workers):
                 yield cell, figures
-
-
-def estimate(sweep: Sweep, cells: list[Cell]) -> dict[Cell, float]:
-    """Estimate the seconds of each cell's passes, without compiling and warm-up."""
-    lengths, flops, seconds = sweep.tokens.lengths, np.nan_to_num(sweep.tokens.flops), {}
-    reference_mfu = sweep.reference_speed * flops / len(sweep.tokens.texts) / sweep.peaks["fp32"]
-    mfu = min(1, max(ASSUMED_MFU, reference_mfu))  # text by text, a small model is mostly overhead; or nan
-    for cell in cells:
-        batches = make_batches(lengths, cell.batching, sweep.tokens.groups)
-        padding = padded_tokens(lengths, batches).sum() / lengths.sum()
-        peak = sweep.peak_of(cell.variant) or sweep.peaks["fp32"]
-        if sweep.device.gpu is None:
-            peak *= min(1, cell.workers * cell.threads / cpu_cores())
-        seconds_per_pass = padding * flops / (mfu * peak)
-        seconds[cell] = max(seconds_per_pass, sweep.min_time)
-    return seconds
 
 
 def start_workers(sweep: Sweep, cell: Cell) -> ProcessPool:

@@ -149,5 +149,4 @@ def encode(numbers: list[int]) -> str:
 
 
 def decode(text: str) -> list[int]:
-    """Return the numbers that encode() wrote. Raises ValueError."""
     return np.frombuffer(base64.b64decode(text, validate=True), "<u4").tolist()

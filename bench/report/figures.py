@@ -182,7 +182,6 @@ def device_title(row) -> str:
 
 
 def side_text(ax, y: float, text: str, weight: str = "normal") -> None:
-    """Write a text right of the axes, at the height of a bar."""
     position = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
     ax.annotate(text, (1, y), (8, 0), fontsize=8, weight=weight, annotation_clip=False, **position)
 

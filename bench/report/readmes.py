@@ -68,7 +68,6 @@ def model_words(row: dict) -> str:
 
 
 def step_table(rows: list[dict]) -> list[str]:
-    """Return a table of what each step brings."""
     header = "| variant | what changes | batches | messages/s | step | in all | changed decisions |"
     lines = [header, "|" + " --- |" * header.count(" | ") + " --- |"]
     for before, row in zip([None, *rows], rows, strict=False):

@@ -47,7 +47,6 @@ def results_path(results_dir: Path, row: dict) -> Path:
 
 
 def line_of(row: dict) -> str:
-    """Return a row as a line of text; tabs and line breaks in values become spaces."""
     return "\t".join(clean(str(row[name])) for name in COLUMNS) + "\n"
 
 
@@ -165,8 +164,3 @@ def latest_per_cell(rows, any_texts: bool = False):
     combine |= {"min": "min", "max": "max", "passes": "sum", "max_diff": "max", "flips": "max", "decisions": "max"}
     combine |= {"busy": "max", "within": "min"}  # yes > not proven > no in alphabetical order, too
     return rows.groupby(cell, sort=False, as_index=False).agg(combine)
-
-
-def fastest_per(rows, *keys: str):
-    """Return the fastest row for each combination of key values, sorted by speed."""
-    return rows.sort_values("messages/s", ascending=False, kind="stable").drop_duplicates([*keys])

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.model.random_model import RANDOM_MODEL
 from bench.report.evidence import EvidenceFile
-from bench.report.rows import fastest_per
 from bench.report.table import BASELINES, is_cpu
 from bench.report.verdict import rank
 from utils import say
@@ -35,9 +34,10 @@ def summarize(cells, evidence: EvidenceFile):
     import pandas as pd
 
     bests = pd.concat([rank(group, evidence) for _, group in cells.groupby(COMPARED)], ignore_index=True)
-    forward = fastest_per(cells[cells["stage"] == "forward"], *COMPARED, "variant").set_index([*COMPARED, "variant"])
-    forward = forward[["messages/s", "mfu"]].set_axis(["forward", "peak"], axis="columns")
-    bests = bests.join(forward, on=[*COMPARED, "variant"])
+    key = [*COMPARED, "variant"]
+    forward = cells[cells["stage"] == "forward"].sort_values("messages/s", ascending=False, kind="stable")
+    forward = forward.drop_duplicates(key).set_index(key)[["messages/s", "mfu"]]
+    bests = bests.join(forward.set_axis(["forward", "peak"], axis="columns"), on=key)
     is_baseline = bests["variant"].isin(BASELINES)
     winners = bests[(bests["verdict"] == WITHIN) & bests["end_to_end"] & ~is_baseline].drop_duplicates(COMPARED)
     state = bests["verdict"].map(STATES).mask(is_baseline, BASELINE).mask(bests.index.isin(winners.index), FASTEST)
@@ -91,7 +91,7 @@ def headlines(bests) -> list[Headline]:
     found = []
     for _, group in bests[bests["end_to_end"] & bests["base"].notna()].groupby(COMPARED):
         rows = {row["variant"]: row for row in group.to_dict("records")}
-        found += [Headline(row, rows) for row in rows.values() if row["state"] == FASTEST]
+        found += [Headline(row, rows) for row in rows.values() if row["state"] == FASTEST and len(rows) > 1]
     chosen = {}
     for headline in sorted(found, key=lambda headline: headline.order, reverse=True):
         chosen.setdefault((headline.winner["model"], headline.winner["device"]), headline)

@@ -50,8 +50,13 @@ def batches(row) -> str:
 
 
 def speed(value) -> str:
-    """Format messages/s with three digits, or as a whole number."""
     return shown(float(value), "{:,.0f}" if float(value) >= 100 else "{:.3g}")
+
+
+def time_words(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
 
 
 def shown(value: float, form: str) -> str:
@@ -92,6 +97,6 @@ def short_name(device: str, with_model: bool = False) -> str:
 
 def base_name(row) -> str:
     """Return what a row is as a baseline, see verdict.baseline."""
-    if row["variant"] not in BASELINES:
-        return "eager FP32 torch, forward passes only, in file order"
-    return f"{BASELINES[row['variant']]}, batches of {batches(row).removesuffix(' in-order')}"
+    how = batches(row).removesuffix(" in-order").replace(" sorted", ", sorted")
+    stage = ", forward passes only" if row["stage"] == "forward" else ""
+    return f"{BASELINES.get(row['variant'], 'FP32 torch')}, batches of {how}{stage}"

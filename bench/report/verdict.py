@@ -52,8 +52,8 @@ def judge_variants(rows, evidence: EvidenceFile | None = None, tolerance: float 
 
     `rows`: one for each cell, including checks on more texts. A variant is judged by its evidence. If there is none, it
     is judged by the check, else by the batching that changed most; one batching that is NOT_WITHIN is enough. Rows of
-    other versions or commits than the latest are then judged separately. `flips` and `decisions` become those of the
-    evidence or the deciding row.
+    other versions than the latest are left out, and without evidence those of other commits. `flips` and `decisions`
+    become those of the evidence or the deciding row.
     """
     import pandas as pd
 
@@ -79,11 +79,8 @@ def judge_variants(rows, evidence: EvidenceFile | None = None, tolerance: float 
         if known:
             flips, decisions, per_text = known.changed / known.decisions, known.decisions, known.per_text
             verdict = known.verdict(newest["variant"], not is_cpu(newest["device"]), tolerance)
-        cells = group[group["stage"] != "check"]
-        is_older = ~cells.index.isin(current.index)
-        older = [max(verdict, judge_row(row, tolerance), key=ORDER.index) for row in cells.to_dict("records")]
-        cells = cells.assign(
-            verdict=np.where(is_older, older, verdict),
+        cells = current[current["stage"] != "check"].assign(
+            verdict=verdict,
             flips=flips,
             decisions=decisions,
             per_text=per_text,
@@ -104,8 +101,8 @@ def rank(rows, evidence: EvidenceFile | None = None, tolerance: float = TOLERANC
     original. Variants not timed end to end rank after the others. The column `speed`, by which they are ranked, is
     comparable between runs, see add_slowdowns.
     """
-    base, name = baseline(rows)
     rows = judge_variants(rows, evidence, tolerance)
+    base, name = baseline(rows)
     order = rows["verdict"].map(ORDER.index) if len(rows) else rows["verdict"]
     rows = rows.assign(order=order, idle=~(rows["busy"] > BUSY), end_to_end=rows["stage"] == "end-to-end")
     scale = rows.get("slowdown", 1.0)
@@ -162,6 +159,8 @@ def verdict(
     if ranked["base_name"].any():
         base = ranked.iloc[0]
         lines += textwrap.wrap(f"1.0x is {speed(base['base'])} messages/s: {base['base_name']}.", WIDTH)
+    else:
+        lines.append("No factors: neither a baseline nor FP32 PyTorch was timed on an idle device.")
     winner = within.iloc[0].to_dict() if len(within) else None
     faster = unproven.sort_values("speed", ascending=False)
     if winner:
@@ -171,20 +170,24 @@ def verdict(
     if label_command:
         lines += ["To label:", *fold(label_command(winner))]
     if check_advice and open_row and np.isfinite(open_row["decisions"]):
-        lines += check_advice(open_row, texts_needed(open_row, tolerance))
+        needed = decisions_needed(changed_of(open_row), int(open_row["decisions"]), tolerance)
+        texts = needed and math.ceil(max(needed - open_row["decisions"], 1) / open_row["per_text"])
+        lines += check_advice(open_row, texts)
     return lines
 
 
 def baseline(rows) -> tuple[float, str]:
     """Return the messages/s that are 1.0x, and the name of what reached them; nan if no idle device measured any.
 
-    These are the fastest baseline end to end. If there is none: eager FP32 torch, forward passes only, in file order.
+    These are the fastest baseline end to end. If there is none: FP32 torch end to end, else its forward passes.
     """
     idle = rows[~(rows["busy"] > BUSY)]
-    usual = idle[idle["variant"].isin(BASELINES) & (idle["stage"] == "end-to-end")]
-    eager = idle[(idle["variant"] == "torch") & (idle["batching"] == "in-order") & (idle["stage"] == "forward")]
-    best = (usual if len(usual) else eager).sort_values("messages/s").tail(1).to_dict("records")
-    return (best[0]["messages/s"], base_name(best[0])) if best else (math.nan, "")
+    for variants, stage in ((BASELINES, "end-to-end"), (["torch"], "end-to-end"), (["torch"], "forward")):
+        found = idle[idle["variant"].isin(variants) & (idle["stage"] == stage)]
+        if len(found):
+            best = found.loc[found["messages/s"].idxmax()]
+            return best["messages/s"], base_name(best)
+    return math.nan, ""
 
 
 def variant_line(row: dict, mark: str, remark: str = "") -> list[str]:
@@ -218,12 +221,6 @@ def advice(within, open_row: dict | None, tolerance: float) -> list[str]:
             words = share_words(changed_of(open_row), int(open_row["decisions"]), tolerance)
         sentences += f"still open: {words}."
     return textwrap.wrap(sentences, WIDTH, break_on_hyphens=False)
-
-
-def texts_needed(row: dict, tolerance: float) -> int | None:
-    """Return about how many more texts would decide a row's verdict; None if too many to compare."""
-    needed = decisions_needed(changed_of(row), int(row["decisions"]), tolerance)
-    return needed and math.ceil(max(needed - row["decisions"], 1) / row["per_text"])
 
 
 def changed_words(row) -> str:

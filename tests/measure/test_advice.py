@@ -1,5 +1,6 @@
 """Runs in a row never give worse advice: real rows, evidence and verdicts of invented variants, without torch."""
 
+import sys
 from random import Random
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ def run_once(folder, number: int, variants: list[str], busy: float, texts: range
     columns = {"model": "m", "dataset": "x.csv", "device": "d-2-cores", "texts": len(texts)}
     columns |= {"texts_id": str(len(texts)), "weights_id": "w", "threshold": "", "commit": str(number), "driver": ""}
     evidence, earlier = EvidenceFile(folder), rows_for_advice(folder, columns)
-    recorder = Recorder(columns | {"busy": f"{busy:.2f}"}, folder, lambda *_: None, evidence, earlier=earlier)
+    recorder = Recorder(columns | {"busy": f"{busy:.2f}"}, folder, sys.stderr, evidence, earlier=earlier)
     recorder.run_columns["date"] = f"2026-11-{number + 1:02d}T00:00:00Z"
     reference = np.full((len(texts), 8), 0.45)
     for variant in variants:

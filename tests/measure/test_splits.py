@@ -1,6 +1,7 @@
 """Splits of the machine: which are tried, what does not fit into memory, and which cells are measured in the end."""
 
 import contextlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,7 +126,7 @@ def test_the_leaders_that_are_loaded_together_fit_into_memory(free, loaded, monk
     figures = {"messages/s": "9", "min": "9", "max": "9", "passes": "1", "tokens/s": "9", "padding": "1"}
     figures |= {"max_diff": "0", "flips": "0", "decisions": "9999", "within": "yes", "status": "ok"}
     columns = {"model": "m", "device": "d", "dataset": "x", "texts": 9, "texts_id": "t", "weights_id": "w"}
-    recorder = Recorder(columns, None, lambda *_: None, EvidenceFile(Path("nowhere")))
+    recorder = Recorder(columns, None, sys.stderr, EvidenceFile(Path("nowhere")))
     sweep = make_sweep(model=None, tokens=SimpleNamespace(texts=["x"]), exports=dict.fromkeys(c.variant for c in cells))
     in_turn = []
     monkeypatch.setattr(leaders, "run_cells", lambda _, cells, *__: ((cell, figures) for cell in cells))

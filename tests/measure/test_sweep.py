@@ -14,10 +14,11 @@ import pytest
 from conftest import make_sweep
 
 from bench import machine
-from bench.measure import sweep
+from bench.measure import leaders, sweep
 from bench.measure.cells import Cell
+from bench.measure.leaders import estimate
 from bench.measure.prepare import describe_sweep
-from bench.measure.sweep import compare_sample, estimate, run_cells, run_in_turn
+from bench.measure.sweep import compare_sample, run_cells, run_in_turn
 from bench.measure.tokens import TokenizedTexts, prepare_tokens, with_reference
 from bench.measure.worker import Report, used_memory_mib
 from bench.model.batches import Batching
@@ -153,16 +154,15 @@ def test_a_share_above_100_percent_is_not_shown(plan):
     assert (row["tflops"], row["mfu"]) == ("0.004", "")
 
 
-def test_the_estimate_counts_padding_warm_up_and_the_cores_in_use(plan, monkeypatch):
-    monkeypatch.setattr(sweep, "cpu_cores", lambda: 2)
-    lengths = np.array([1, 3] * 6)
-    padded = replace(plan, tokens=replace(plan.tokens, lengths=lengths), peaks={"fp32": 1e9, "bf16": 4e9})
-    one, two = Cell("torch", 1, 1, Batching("sorted", 2)), Cell("torch", 2, 1, Batching("in-order", 2))
-    assert estimate(padded, [one, two]) == {one: 4, two: 2 * 1.5}, "1 GFLOP at half of the peak"
-    bf16 = Cell("torch-bf16", 2, 1, Batching("sorted", 2))
-    assert estimate(replace(padded, min_time=3), [bf16]) == {bf16: 3}
-    fast = replace(padded, reference_speed=9.0)  # 9 of the 12 GFLOP/s that the peak allows
-    assert estimate(fast, [one]) == {one: pytest.approx(2 / 0.75)}
+def test_the_estimate_counts_loading_warm_up_leaders_and_the_cores_in_use(plan, monkeypatch):
+    monkeypatch.setattr(leaders, "cpu_cores", lambda: 2)
+    given = replace(plan, peaks={"fp32": 1e9, "bf16": 4e9}, reference_speed=6.0, loading=10.0)
+    one, both = (Cell("torch", workers, 1, Batching("sorted", 2)) for workers in (1, 2))
+    assert estimate(given, [one], 1) == 10 + 2 * 4, "12 texts on one of two cores, and as much to warm up"
+    assert estimate(given, [both, replace(both, stage="end-to-end")], 1) == 10 + 3 * 2
+    bf16 = replace(both, variant="torch-bf16")
+    assert estimate(given, [both, bf16], 1) == 2 * 10 + 2 * (2 + 0.5) + 2 * 10 + 3 * (2 + 0.5), "the leaders run again"
+    assert estimate(replace(given, min_time=3), [bf16], 2) == 2 * (10 + 2 * 3)
 
 
 def test_the_fastest_cell_of_each_variant_and_worker_count_is_timed_end_to_end(plan):

@@ -51,14 +51,12 @@ def test_a_compiled_model_that_torch_would_run_eagerly_is_an_error(tiny_model, m
     assert "recompile_limit" in error_summary(caught.value)
 
 
-def test_the_needs_of_compiling_are_checked_first(monkeypatch, tmp_path):
-    for name in ("torch-compile", "torch-compile-fp16"):
-        assert VARIANTS[name].check_device is check_compiler and VARIANTS["torch"].check_device(0) is None
+def test_the_needs_of_compiling_are_checked_before_it(monkeypatch, tmp_path, tiny_model):
     check_compiler(None)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("CC", raising=False)
-    message = refused(check_compiler, None)
+    message = refused(VARIANTS["torch-compile-bf16"].load, Model.from_folder(tiny_model, "tiny"), None, CPU)
     assert "g++" in message and "clang++" in message
     message = refused(check_compiler, 0)
     assert "gcc" in message and "clang" in message and "++" not in message

@@ -175,17 +175,17 @@ def test_check_reports_outdated_files_and_writes_nothing(project, plot):
 def test_check_compares_data_instead_of_pixels(project, tmp_path, monkeypatch):
     cells = plot_results.load_cells([Path("results")])
     chart, *_ = plot_results.plan_charts(cells, summarize(cells, EvidenceFile()), tmp_path)
-    formats = list(plot_results.FORMATS)
-    files = plot_results.figure_files(chart, formats)
-    assert plot_results.out_of_date([chart], formats) == files
+    files = {suffix: plot_results.figure_file(chart, suffix) for suffix in ("png", "svg", "pdf")}
     pictures = []
     for size in (9, 12):
         monkeypatch.setitem(plot_results.figures.STYLE, "font.size", size)
-        plot_results.save([chart], formats)
-        assert plot_results.out_of_date([chart], formats) == []
-        pictures.append([file.read_bytes() for file in files])
+        for suffix in files:
+            plot_results.save([chart], suffix)
+            assert plot_results.out_of_date([chart], suffix) == []
+        pictures.append([file.read_bytes() for file in files.values()])
     assert all(one != other for one, other in zip(*pictures, strict=True))
-    assert plot_results.out_of_date([replace(chart, rows=chart.rows.assign(max=107.0))], formats) == files
+    other = replace(chart, rows=chart.rows.assign(max=107.0))
+    assert [plot_results.out_of_date([other], suffix) for suffix in files] == [[file] for file in files.values()]
 
 
 def test_the_published_tables_of_three_devices(tmp_path, plot):
@@ -251,7 +251,7 @@ def test_rows_of_other_texts_or_weights_are_not_mixed(project, plot, drawn):
     save(Path("results"), make_row(model="m", texts_id="a", weights_id="w", speed=777))
     save(Path("results"), *(make_row(batch_size=size, speed=10 * size, **other) for size in (1, 2)))
     save(Path("results"), make_row(speed=999, **other | {"weights_id": "v"}))
-    _, _, err = plot("--model", "m")
+    _, _, err = plot()
     [comparison, *_] = [chart for chart in drawn if chart.path.name == "comparison_m_gpu_normal"]
     assert comparison.rows["messages/s"].tolist() == [20]
     assert len(lines_with(err, "m, ", GPU, "10000")) == 2, "of the texts a, and of the weights v"
@@ -276,34 +276,18 @@ def test_several_folders_are_compared(project, plot, drawn):
     assert all(chart.path.is_relative_to("results") for chart in charts)
 
 
-def test_filters_accept_names_and_parts_of_names(project, drawn):
-    save(Path("results"), make_row("torch-fp16"))
-    rows = plot_results.load_cells([Path("results")])
-    for words, chosen in (("torch", {"torch"}), ("fp16,ONNX", {"torch-fp16", "onnx-fp16", "onnx"})):
-        found = plot_results.select(rows, "variant", [plot_results.name_part(text) for text in words.split(",")])
-        assert set(found["variant"]) == chosen
-    assert set(plot_results.select(rows, "device", [plot_results.name_part("RTX 4090")])["device"]) == {GPU}
-
-
-def test_a_filter_leaves_the_readme_unchanged_and_keeps_the_factor(project, plot, drawn):
-    code, _, err = plot("--devices", "4090", "--variants", "onnx", "--output", "part", "--model", "some")
-    assert (code, err.count("\n")) == (0, 1)
-    assert "README.md" in err
-    assert Path("README.md").read_text() == README
-    assert {chart.path.parent for chart in drawn} == {Path("part"), Path("part/some_model")}
-    assert {(row["device"], row["variant"]) for chart in drawn for _, row in chart.rows.iterrows()} == {
-        (GPU, "onnx-fp16")
-    }
-    assert drawn[0].rows["factor"].max() == 1111 / 90  # over a baseline that is not drawn
+def test_figures_of_a_folder_of_its_own_leave_the_readme_unchanged(project, plot, drawn):
+    for options in (["--output", "part"], ["--format", "svg"]):
+        code, _, err = plot(*options)
+        assert (code, err.count("\n")) == (0, 1) and "README.md" in err
+        assert Path("README.md").read_text() == README
+    assert {chart.path.parts[0] for chart in drawn} == {"part", "results"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (["--devices", "M1"], ["m1", GPU, CPU]),
-        (["--variants", "torch,openvino"], ["openvino", "onnx-fp16"]),
-        (["--dataset", ","], ["--dataset", "''"]),
-        (["--format", "png,gif"], ["--format", "'gif'", "png", "svg", "pdf"]),
+        (["--format", "gif"], ["--format", "'gif'", "png", "svg", "pdf"]),
         (["--results-dir", "nowhere"], ["nowhere"]),
         (["--results-dir", "README.md"], ["README.md"]),
         (["--chek"], ["--chek", "--check?"]),

@@ -143,7 +143,7 @@ def test_resume_measures_only_what_is_missing(sweep, tiny_model, tmp_path, call,
 
     rows = {(row["batching"], row["stage"]): row for row in results.read_rows(path)[0]}
     with monkeypatch.context() as patch:
-        patch.setattr(recorder, "columns_of_variant", lambda name: {"variant": name, "versions": "another"})
+        patch.setattr(recorder, "package_versions", lambda _: "another")
         assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "other versions"
     monkeypatch.setattr(recorder, "project_commit", lambda: "another")
     assert len(call(run_benchmark, *options, "--dry-run")[1].splitlines()) == 3, "other code"
@@ -273,7 +273,6 @@ def run_fake(call, monkeypatch, tmp_path):
     figures |= {"max_diff": "0", "flips": "0", "status": "ok", "throttled": ""}
     tokens = SimpleNamespace(texts=["x"], flops=1.0, lengths=[1], is_fast=True, tokens_speed=9.0)
     sweep = make_sweep(model=None, tokens=tokens, exports={})
-    monkeypatch.setattr(run_benchmark, "estimate", lambda *_: {})
     monkeypatch.setattr(warnings, "cpu_busy", lambda: 0.0)
 
     def open_model(name: str, *_, **__):
@@ -435,8 +434,8 @@ def test_batches_of_one_text_are_measured_once(list_cells):
 def test_each_number_of_workers_shares_out_the_cores(list_cells, monkeypatch):
     monkeypatch.setattr(splits, "cpu_cores", lambda: 8)
     options = ["--workers", "1,2,4", "--batches", "1", "--batching", "sorted"]
-    for threads, expected in (("auto", ["1x8", "2x4", "4x2"]), ("3", ["1x3", "2x3", "4x3"])):
-        out = list_cells(*options, "--threads", threads)[1]
+    for threads, expected in (([], ["1x8", "2x4", "4x2"]), (["--threads", "3"], ["1x3", "2x3", "4x3"])):
+        out = list_cells(*options, *threads)[1]
         assert [line.split("\t")[1] for line in out.splitlines()] == expected
 
 
