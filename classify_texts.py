@@ -157,8 +157,7 @@ def main() -> int:
         options = {name: getattr(args, name) for name in (*LABEL_OPTIONS, *ITEM_OPTIONS)}
         return options | ({"candidate_labels": model.labels} if args.candidate_labels else {})  # not the file's name
 
-    measured = "task", "threshold", *ITEM_OPTIONS
-    return run_job(args, JobKind(text_columns(args), open_for_job, make_output, recorded, measured))
+    return run_job(args, JobKind(text_columns(args), open_for_job, make_output, recorded))
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def main() -> int:
     def make_output(model: Model, **fields) -> VectorSpec:
         return VectorSpec(**fields, labels=model.labels)
 
-    return run_job(args, JobKind(text_columns(args), open_encoder, make_output, lambda model: asked, ("task", *asked)))
+    return run_job(args, JobKind(text_columns(args), open_encoder, make_output, lambda model: asked))
 
 
 if __name__ == "__main__":

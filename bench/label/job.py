@@ -13,7 +13,7 @@ from bench.export.ensure import runnable_variants
 from bench.files import check_writable
 from bench.label import folder, on_ray
 from bench.label.folder import locked, refuse_foreign_files
-from bench.label.plan import LabelPlan, PlanOptions, find_plan, measuring_command, worker_specs
+from bench.label.plan import LabelPlan, PlanOptions, find_plan, worker_specs
 from bench.label.pool import LabelPool
 from bench.label.record import read_record
 from bench.label.rows import BAD_ROWS, Answers, OutputSpec, choose_columns, label_table
@@ -47,7 +47,6 @@ class JobKind:
     open_model: Callable[[Callable], Model]  # (call), which runs a function in a helper process
     make_output: Callable[..., OutputSpec]  # (model, **fields)
     recorded: Callable[[Model], dict]  # further options that determine the output, as they are recorded
-    measured: tuple[str, ...]  # options that run_benchmark.py needs, too
 
 
 def open_job(args: Namespace, kind: JobKind, call: Callable) -> LabelJob:
@@ -90,11 +89,8 @@ def open_job(args: Namespace, kind: JobKind, call: Callable) -> LabelJob:
     )
 
 
-def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
-    """Print how many rows and texts there are, how large the output will be, and how long the plan takes.
-
-    `measuring`: the command that measures the speed, if there is one.
-    """
+def report_estimate(job: LabelJob, plan: LabelPlan) -> None:
+    """Print how many rows and texts there are, how large the output will be, and how long the plan takes."""
     output = job.output
     parts = (next(split.read(replace(output, rows_per_file=ESTIMATE_ROWS))) for split in job.splits)  # of all shards
     table = next((part.table for part in parts if len(part.table)), None)
@@ -116,10 +112,8 @@ def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
     say(f"output     about {rows * file.tell() / counts.rows / 1e6:,.1f} MB, in parts of {output.rows_per_file:,} rows")
     if plan.speed:
         say(f"time       about {time_words(texts / plan.speed)}: {plan.speed:,.1f} messages/s with {plan}")
-        return
-    say(f"time       unknown: there is no result for {plan}")
-    if measuring:
-        say(f"           this command measures it: {measuring}")
+    else:
+        say(f"time       unknown: there is no result for {plan}; run_benchmark.py measures it")
 
 
 def answer_items(
@@ -154,9 +148,7 @@ def run_job(args: Namespace, kind: JobKind) -> int:
             asked = [options.variant] if options.variant else []
             options = replace(options, variant=runnable_variants(job.model, asked)[0])
         if args.dry_run:
-            plan = find_plan(job, options, call)
-            given = {name: getattr(args, name) for name in kind.measured}
-            report_estimate(job, plan, measuring_command(job, plan, options, **given))
+            report_estimate(job, find_plan(job, options, call))
             return 0
         if not args.check_only:
             refuse_foreign_files(job.folder)

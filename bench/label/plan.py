@@ -17,7 +17,6 @@ from bench.measure.splits import share_cores
 from bench.model.batches import Batching
 from bench.model.model import Model
 from bench.naming import slug
-from bench.options import CSV_OPTIONS, command
 from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
 from bench.report.evidence import EvidenceFile
@@ -196,18 +195,6 @@ def batching_with_budget(row: dict, parts: int) -> Batching:
         return batching
     padded_length = row["tokens/s"] / row["messages/s"] / parts * row["padding"]
     return Batching("token-budget", batch_tokens=math.ceil(batching.batch_size * padded_length))
-
-
-def measuring_command(job: LabelJob, plan: LabelPlan, options: PlanOptions, **task_options: object) -> str:
-    """Return the command that measures this job's speed; empty if no benchmark measures these options."""
-    if options.workers or options.batch_tokens:
-        return ""
-    arguments = "python", "run_benchmark.py", "--variant", options.variant or "all", "--quick", "--device", plan.device
-    arguments += "--model-id", job.model.id, "--dataset", job.tables[0].file
-    given = {name: job.options[f"--{name}"] for name in ("column", *CSV_OPTIONS)}
-    if given["encoding"] == "utf-8":
-        del given["encoding"]
-    return command(*arguments, **given, **task_options, threads=options.threads, gpu=(options.gpu or [])[:1])
 
 
 def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> tuple[list[ClassifierSpec], str]:
