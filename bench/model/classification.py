@@ -35,8 +35,6 @@ class Classification(Task):
 
     name: ClassVar[str] = "text-classification"
     class_suffix: ClassVar[str] = "ForSequenceClassification"
-    auto_name: ClassVar[str] = f"AutoModel{class_suffix}"
-    optimum_name: ClassVar[str] = f"ORTModel{class_suffix}"
     sigmoid_score = False
     problem_type: str  # SINGLE, MULTI or REGRESSION
     thresholds: tuple[float, ...]  # above which each label of a MULTI model is predicted

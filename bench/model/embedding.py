@@ -29,9 +29,7 @@ class Embedding(Task):
     name: ClassVar[str] = "feature-extraction"
     output: ClassVar[str] = "sentence_embedding"
     encoder_output: ClassVar[str] = "last_hidden_state"
-    class_suffix: ClassVar[str] = "Model"
-    auto_name: ClassVar[str] = "AutoModel"
-    optimum_name: ClassVar[str] = "ORTModelForFeatureExtraction"
+    class_suffix: ClassVar[str] = ""
     script: ClassVar[tuple[str, ...]] = ("embed_texts.py", "vectors", *VECTOR_OPTIONS)
     optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
     compared_rows: ClassVar[int] = N_ANCHORS  # which are each other's anchors

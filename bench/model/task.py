@@ -23,9 +23,7 @@ class Task:
     name: ClassVar[str]  # what transformers' pipelines, optimum and the Hub call it
     output: ClassVar[str] = "logits"  # name of the output to read, in torch and in ONNX
     encoder_output: ClassVar[str] = ""  # name of the output from which the task computes its own in FP32, if it does
-    class_suffix: ClassVar[str]  # of transformers' classes for this task, such as ForSequenceClassification
-    auto_name: ClassVar[str]  # of transformers' class that loads a model of any type
-    optimum_name: ClassVar[str]  # of the class of optimum.onnxruntime that loads an export
+    class_suffix: ClassVar[str]  # of classes in transformers and optimum, such as ForSequenceClassification
     takes_pairs = False  # the model gets two texts in a row
     truncation = TRUNCATIONS[0]  # of pairs; without an annotation, so that a task may have it as a field
     # the script that answers files of texts, a name for its output, and options of run_benchmark.py that it takes, too
@@ -66,14 +64,14 @@ class Task:
     def auto_class(cls) -> type:
         import transformers
 
-        return getattr(transformers, cls.auto_name)
+        return getattr(transformers, f"AutoModel{cls.class_suffix}")
 
     @classmethod
     def class_of(cls, config) -> type:
         """Return the class of transformers for a model's type. Raises UserError if there is none."""
         classes = cls.auto_class()._model_mapping
         if type(config) not in classes:
-            raise UserError(f"transformers has no ...{cls.class_suffix} for models of type {config.model_type}")
+            raise UserError(f"transformers has no AutoModel{cls.class_suffix} for models of type {config.model_type}")
         return classes[type(config)]
 
     @property
@@ -93,12 +91,6 @@ class Task:
 
     def set_up_tokenizer(self, tokenizer, folder: Path) -> None:
         """Apply the task's own settings to a tokenizer that was just loaded."""
-
-    @classmethod
-    def optimum_class(cls) -> type:
-        from optimum import onnxruntime
-
-        return getattr(onnxruntime, cls.optimum_name)
 
     @property
     def n_outputs(self) -> int:
