@@ -85,14 +85,6 @@ def check_takes_pairs(config, tokenizer, inputs: Container[str]) -> None:
         )
 
 
-def resolve_padding_side(config) -> str:
-    """Return the padding side, whatever the tokenizer's own: `right`, so that no text's positions move.
-
-    It is `left` if the answer is read from the last position (XLNet).
-    """
-    return "left" if getattr(config, "summary_type", None) == "last" else "right"
-
-
 def text_config(config):
     """Return the config of the text encoder, which is nested in the config of a model that also takes images."""
     return getattr(config, "text_config", config)

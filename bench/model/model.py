@@ -15,7 +15,6 @@ from bench.model.config import (
     find_unknown_token_ids,
     load_config,
     resolve_pad_values,
-    resolve_padding_side,
     saved_by,
     sparse_attention,
 )
@@ -66,6 +65,7 @@ class Model:
         max_length = resolve_max_length(config, tokenizer, task_class.default_max_length)
         model_task = model_task.with_options(options or {}, tokenizer, max_length)
         pad_values = resolve_pad_values(config, tokenizer, accepted)
+        reads_last = task_class.output == "logits" and getattr(config, "summary_type", None) == "last"  # XLNet
         if task_class.takes_pairs:
             check_takes_pairs(config, tokenizer, pad_values)
         model = cls(
@@ -77,7 +77,7 @@ class Model:
             max_length=max_length,
             special_tokens=list(map(str, tokenizer.all_special_tokens)),
             pad_values=pad_values,
-            padding_side=resolve_padding_side(config) if task_class.output == "logits" else "right",
+            padding_side="left" if reads_last else "right",  # whatever the tokenizer's own: no text's positions move
             can_pad="attention_mask" in pad_values and config.model_type not in SPOILT_BY_PADDING,
             unknown_token_ids=find_unknown_token_ids(config, tokenizer),
             onnx_precision=read_precision(folder),
