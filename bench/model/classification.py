@@ -53,11 +53,8 @@ class Classification(Task):
         Labels that the file leaves out keep 0.5. Raises UserError for anything else, and if the model predicts its most
         probable label.
         """
-        if text is None:
-            return self
-        if self.problem_type != MULTI:
-            reason = f"--threshold applies only to multi-label models, and this model is {self.problem_type}"
-            raise UserError(f"{reason}; drop --threshold")
+        if text is None or self.problem_type != MULTI:
+            return super().with_thresholds(text)
         try:
             given = dict.fromkeys(self.labels, float(text))
         except ValueError:

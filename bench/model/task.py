@@ -56,7 +56,7 @@ class Task:
     def with_thresholds(self, text: str | None) -> "Task":
         """Return the task with the thresholds of `--threshold`. Raises UserError if it has none."""
         if text is not None:
-            reason = f"--threshold applies only to multi-label models, and this model's task is {self.name}"
+            reason = f"--threshold applies only to multi-label models, and this model has {self.summary}"
             raise UserError(f"{reason}; drop --threshold")
         return self
 
