@@ -8,9 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from bench.files import digest, read_json
-from bench.model.answers import combine_windows, run_rows, sigmoid, softmax
+from bench.model.answers import combine_windows, original_inputs, run_rows, sigmoid, softmax
 from bench.model.task import Task
-from bench.model.tokenizing import call_tokenizer, invalid_items, overlap
 from bench.tables.items import Item
 from utils import UserError, clean, say
 
@@ -86,25 +85,11 @@ class Classification(Task):
 
         With windows it is the maximum or the mean of the answers for each window alone.
         """
-        inputs = self.original_inputs(model, item, long)
+        inputs = original_inputs(model, model.tokenizer, item, long)
         if inputs is None:
             return np.full(len(self.labels), np.nan)
         combine = np.mean if long == "windows-mean" else np.max
         return combine(self.activate(run_rows(original, inputs)), axis=0)
-
-    def original_inputs(self, model, item: Item, long: str) -> dict[str, list] | None:
-        """Return what transformers' tokenizer gives for an item, or for its windows; None if the model can't answer."""
-        options = {"truncation": self.truncation, "max_length": model.max_length}
-        room = 1
-        if long != "cut":
-            room += overlap(model.max_length)
-            options |= {"truncation": "only_first", "return_overflowing_tokens": True, "stride": room - 1}
-        if invalid_items(model.tokenizer, [item], model.max_length, options["truncation"], room):
-            return None
-        inputs = call_tokenizer(model.tokenizer, [item], **options)
-        if not all(map(model.is_valid_input, inputs["input_ids"])):
-            return None
-        return {name: inputs[name] for name in inputs if name in model.forward_names}
 
     def pipeline(self, model, network, device):
         network.config.id2label = {i: str(i) for i in range(self.n_outputs)}  # names need not be unique

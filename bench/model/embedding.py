@@ -7,10 +7,9 @@ from typing import ClassVar
 import numpy as np
 
 from bench.files import digest
-from bench.model.answers import MIN_NORM, combine_windows, run_rows, unit
+from bench.model.answers import MIN_NORM, combine_windows, original_inputs, run_rows, unit
 from bench.model.sentence_files import check_limit, read_defaults, save_files, set_up_tokenizer
 from bench.model.task import Task
-from bench.model.tokenizing import overlap
 from bench.model_files import MODULES, sentence_modules
 from bench.naming import code_span, markdown
 from bench.options import VECTOR_OPTIONS
@@ -169,17 +168,13 @@ class Embedding(Task):
 
     def reference(self, model, original, item: Item, long: str) -> np.ndarray:
         """Return `SentenceTransformer.encode(text)`; with windows the mean of the vectors for each window alone."""
-        text = text_of(item)
         library = original.network.library
-        options = {"truncation": True, "max_length": model.max_length}
-        if long != "cut":
-            options |= {"return_overflowing_tokens": True, "stride": overlap(model.max_length)}
-        inputs = library.tokenizer([self.prompt + text], **options) if is_unicode(item) else {"input_ids": [[]]}
-        if not all(map(model.is_valid_input, inputs["input_ids"])):
+        inputs = original_inputs(model, library.tokenizer, self.prompt + text_of(item), long)
+        if inputs is None:
             return np.full(len(self.labels), np.nan)
         if len(inputs["input_ids"]) == 1:
-            return library.encode(text, **self.encode_options)
-        outputs = run_rows(original, {name: inputs[name] for name in inputs if name in model.forward_names})
+            return library.encode(text_of(item), **self.encode_options)
+        outputs = run_rows(original, inputs)
         return self.answers(outputs, np.zeros(len(outputs), int), 1, long)[0]
 
     def differences(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:
