@@ -47,7 +47,7 @@ import numpy as np
 
 from bench.label.job import JobKind, answer_items, run_job
 from bench.label.plan import PlanOptions, choose_plan, find_device
-from bench.label.vectors import VectorSpec
+from bench.label.rows import VectorSpec
 from bench.model.model import Model
 from bench.model.resolve import open_model
 

@@ -128,8 +128,6 @@ class Classification(Task):
 
     def of_labels(self, labels: list[str]) -> "Classification":
         """Return the task restricted to `labels`. Each label is then decided on its own."""
-        if list(self.labels) == labels:
-            return self
         kind = MULTI if self.problem_type == SINGLE else self.problem_type  # the best of all labels is not known
         thresholds = tuple(self.thresholds[self.labels.index(label)] for label in labels)
         return replace(self, labels=tuple(labels), problem_type=kind, thresholds=thresholds)
