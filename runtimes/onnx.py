@@ -14,9 +14,6 @@ from bench.model_files import graph_of
 from bench.variants import Device, ExportKind, TokenRunner, Variant
 from utils import UserError, first_line
 
-# compute capabilities with kernels in the wheel onnxruntime-gpu 1.31.1 (from the source code; not measured)
-WHEEL_ARCHITECTURES = {(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)}
-
 PACKAGES = "onnxruntime-gpu", "onnxruntime"  # one of them is installed
 
 FP32 = ExportKind(
@@ -157,17 +154,10 @@ def check_device(gpu: int | None) -> None:
     """Raise UserError if onnxruntime can't start a session on this GPU; tried with a trivial graph."""
     if gpu is None:
         return
-    import torch
-
     try:
         start_session(probe_model(), Device(gpu, threads=1))
     except Exception as error:  # onnxruntime raises many types
-        capability = torch.cuda.get_device_capability(gpu)
-        message = f"onnxruntime can't use this GPU: {first_line(error)}"
-        if capability not in WHEEL_ARCHITECTURES:
-            version = ".".join(map(str, capability))
-            message += f"; its wheel lacks kernels for compute capability {version}. Try the torch variants"
-        raise UserError(message) from error
+        raise UserError(f"onnxruntime can't use this GPU: {first_line(error)}. Try the torch variants") from error
 
 
 def has_cudnn_attention(gpu: int | None) -> bool:
