@@ -45,7 +45,7 @@ class PlanOptions:
     batch_tokens: int | None = None
     long: str = "cut"
     gpu: list[int] | None = None  # ids
-    ray: bool = False
+    ray: str | None = None  # address of a cluster
     results_dir: Path = Path("results")
 
     def __post_init__(self) -> None:
