@@ -39,11 +39,10 @@ class SentenceEncoder(torch.nn.Module):
         inputs = {name: torch.from_numpy(values) for name, values in rows.items()}
         try:
             shape = tuple(self(**inputs).sentence_embedding.shape)
+            if shape != (1, self.model.task.dims):
+                raise ValueError(f"its vectors have the shape {shape[1:]}, its modules say {self.model.task.dims}")
         except Exception as error:  # each type of model fails in its own way
             raise UserError(f"{self.model.folder} can't be used for embeddings: {first_line(error)}") from error
-        if shape != (1, self.model.task.dims):
-            reason = f"its vectors have the shape {shape[1:]}, its modules say {self.model.task.dims}"
-            raise UserError(f"{self.model.folder} can't be used for embeddings: {reason}")
 
     def forward(self, return_dict: bool = True, **inputs) -> SentenceOutputs:
         tokens = self.base_model(**inputs, return_dict=return_dict).last_hidden_state.float()
