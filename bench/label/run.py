@@ -219,10 +219,7 @@ def check_all(job: LabelJob, checker: Checker, footers: dict[str, folder.Footer]
 
 
 def check_folder(job: LabelJob, options: PlanOptions) -> None:
-    """Compare rows of an existing folder with the original model, and write its receipt.
-
-    Raises UserError if its parts are not of this job, RunError if rows are wrong.
-    """
+    """Check an existing folder, and write its receipt. Raises UserError for another job's, RunError for wrong rows."""
     record = read_record(job.folder)
     current = record | record_of_job(job)
     recorded, gpu = record["options"], None

@@ -81,10 +81,7 @@ class Classification(Task):
         return softmax(logits) if self.problem_type == SINGLE else sigmoid(logits)
 
     def reference(self, model, original, item: Item, long: str) -> np.ndarray:
-        """Return the answer of `model(**tokenizer(text, truncation=True))`.
-
-        With windows it is the maximum or the mean of the answers for each window alone.
-        """
+        """Return the answer of `model(**tokenizer(text, truncation=True))`, or those of all windows combined."""
         inputs = original_inputs(model, model.tokenizer, item, long)
         if inputs is None:
             return np.full(len(self.labels), np.nan)
@@ -133,10 +130,7 @@ class Classification(Task):
         return replace(self, labels=tuple(labels), problem_type=kind, thresholds=thresholds)
 
     def decide(self, answers: np.ndarray) -> np.ndarray:
-        """Return which labels are predicted, bool [items, labels]: above their threshold, or the most probable one.
-
-        Raises UserError for a regression, which predicts no label.
-        """
+        """Return which labels are predicted, bool [items, labels]. Raises UserError for a regression."""
         if self.problem_type == REGRESSION:
             raise UserError("a regression has no labels to predict")
         if self.problem_type == MULTI:
@@ -158,10 +152,7 @@ class Classification(Task):
         return self.comparable(reference).std(axis=0)
 
     def flips(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None) -> np.ndarray:
-        """Return which decisions change, see DECISIONS.
-
-        A value of a regression counts as changed if it moves by more than a tenth of the standard deviation.
-        """
+        """Return which decisions change, see DECISIONS."""
         if self.problem_type == REGRESSION:
             spread = self.basis(reference) if basis is None else basis
             changed = self.differences(answers, reference) > np.maximum(spread / 10, MIN_CHANGE)

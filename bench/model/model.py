@@ -96,10 +96,7 @@ class Model:
         return replace(self, task=self.task.with_thresholds(text))
 
     def with_original(self, original: "Model") -> "Model":
-        """Return this model, which holds only ONNX, so that its answers are compared with those of `original`.
-
-        Raises UserError if they can't be compared.
-        """
+        """Return this ONNX-only model with the `original` to compare it with. Raises UserError if they don't fit."""
         if not self.onnx_precision:
             raise UserError(f"--original is for a model that holds only ONNX; {self.id} is compared with itself")
         if original.onnx_precision:
@@ -135,8 +132,7 @@ class Model:
     def tokenize(self, items: list[Item], max_length: int | None = None, windows: bool = False) -> dict[str, list]:
         """Return rows: the `token_inputs`, `lost`, the row's `item` and its `part`.
 
-        See Task.tokenize. An item that the model can't answer has no tokens. With `windows` a long text has several
-        rows.
+        See Task.tokenize. An item that the model can't answer has no tokens.
         """
         longest = min(max_length or self.max_length, self.max_length)
         rows = self.task.tokenize(self.tokenizer, items, longest, [*self.token_inputs, "lost"], windows)

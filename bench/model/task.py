@@ -45,10 +45,7 @@ class Task:
         raise NotImplementedError
 
     def with_options(self, options: dict, tokenizer, max_length: int) -> "Task":
-        """Return the task with its own options of the command line, see task_choice in bench/task_options.py.
-
-        Raises UserError if the model's tokenizer or its `max_length` do not suit them.
-        """
+        """Return the task with its options, see bench/task_options.py. Raises UserError if they don't fit."""
         if given := [name.replace("_", "-") for name in VECTOR_OPTIONS if options.get(name) not in (None, False)]:
             raise UserError(f"--{given[0]} is for embedding models, and this model's task is {self.name}; drop it")
         return self
