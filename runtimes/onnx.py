@@ -50,10 +50,7 @@ INT8 = replace(
 
 
 def load(model: Model, exported: Path, device: Device) -> TokenRunner:
-    """Start an onnxruntime session on the ONNX file in `exported`, see start_session.
-
-    On a GPU, inputs and outputs stay in its memory, and a run only queues work.
-    """
+    """Start an onnxruntime session on the ONNX file in `exported`, see start_session and io_bound_runner."""
     session = start_session(str(graph_of(exported)), device)
     if device.gpu is not None:
         import torch

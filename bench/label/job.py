@@ -129,10 +129,7 @@ def answer_items(
 
 
 def run_job(args: Namespace, open_model: Callable[[Callable], Model], output_class: type[OutputSpec]) -> int:
-    """Run the job that the arguments of job_parser() ask for; return the exit code.
-
-    `open_model(call)` gets what runs a function in a helper process.
-    """
+    """Run the job of job_parser()'s arguments with the model that `open_model(call)` returns; return the exit code."""
     check_writable(CACHE)
     options = PlanOptions(**{field.name: getattr(args, field.name) for field in fields(PlanOptions)})
     with contextlib.ExitStack() as stack, contextlib.ExitStack() as helper:

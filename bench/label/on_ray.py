@@ -44,8 +44,7 @@ class Actor:
     def label_next(self, split: InputSplit, start: int) -> tuple[Footer, Sample] | None:
         """Label the first missing part of a split that begins at row `start` or later; None if there is none.
 
-        Reading continues where the last call stopped, and starts again for another split or after a restart. Raises
-        RunError.
+        Reading continues where the last call stopped, and starts again for another split or after a restart.
         """
         try:
             if self.next_part != (split.file, start):
@@ -81,8 +80,10 @@ def cluster(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def join(address: str) -> None:
+def join(address: str, silently: bool = False) -> None:
     """Call ray.init so that workers import this project's code, and nothing from the working directory."""
+    if silently:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # for Ray's own log lines
     logging.disable(logging.CRITICAL)  # errors are reported in one line of ours
     warnings.simplefilter("ignore")
     options = {"num_cpus": cpu_cores()} if address == "local" else {}
@@ -96,16 +97,11 @@ def join(address: str) -> None:
         raise UserError(f"--ray {address}: cannot join the cluster: {first_line(error)}") from error
 
 
-def join_silently(address: str) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Ray's own log lines
-    join(address)
-
-
 def check_answers(address: str) -> None:
     """Raise UserError unless another process, which can be killed, joins the cluster within JOIN_SECONDS."""
     try:
         with ProcessPool(Helper, [()], JOIN_SECONDS, forked=True) as pool:
-            pool.call(Helper.call, join_silently, address)
+            pool.call(Helper.call, join, address, True)
     except WorkerFailed as error:
         message = f"--ray {address}: no cluster answered in {JOIN_SECONDS:g} s"
         raise UserError(f"{message}; check the address, and that the cluster is running") from error

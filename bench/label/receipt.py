@@ -104,10 +104,7 @@ class Checker:
         return part.bad_rows > (0 if self.job.strict else max(TOLERATED_BAD_ROWS, part.rows / 2))
 
     def add(self, counts: Counts, sample: Sample) -> None:
-        """Compare rows now if this is the first part that has texts; keep those of later parts for the end.
-
-        Raises RunError if rows are wrong, after writing the receipt, or if too many are bad.
-        """
+        """Compare rows of the first part with texts now; keep those of later parts. Raises RunError, see finish()."""
         self.stop_at_bad_rows([counts])
         if self.later_samples is not None:
             self.later_samples = add_sample(self.later_samples, sample)

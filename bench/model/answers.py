@@ -40,10 +40,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def combine_windows(answers: np.ndarray, owners: np.ndarray, items: int, mean: bool) -> np.ndarray:
-    """Combine the rows of each item by maximum or mean: [items, labels].
-
-    An item without rows, or with nan in a row, gets nan.
-    """
+    """Combine the rows of each item by maximum or mean: [items, labels], nan without rows or with nan in one."""
     counts = np.bincount(owners, minlength=items)[:, None]
     if counts.max(initial=0) < 2:  # np.add.at takes ten times as long
         combined = np.full((items, answers.shape[1]), np.nan, answers.dtype)

@@ -49,8 +49,7 @@ class Classification(Task):
     def with_thresholds(self, text: str | None) -> "Classification":
         """Return the task with `--threshold`: a number for all labels, or a JSON file of label -> number.
 
-        Labels that the file leaves out keep 0.5. Raises UserError for anything else, and if the model predicts its most
-        probable label.
+        Labels that the file leaves out keep 0.5. Raises UserError for anything else.
         """
         if text is None or self.problem_type != MULTI:
             return super().with_thresholds(text)
@@ -71,10 +70,7 @@ class Classification(Task):
         return combine_windows(self.activate(outputs), owners, items, mean=long == "windows-mean")
 
     def activate(self, logits: np.ndarray) -> np.ndarray:
-        """Turn logits [rows, labels] into sigmoid, softmax or a regression's raw values, in float64.
-
-        An infinite logit becomes nan, not 0 or 1.
-        """
+        """Turn logits [rows, labels] into sigmoid, softmax or a regression's values in float64; infinity into nan."""
         logits = np.where(np.isfinite(logits), logits, np.nan).astype(np.float64)
         if self.problem_type == REGRESSION and not self.sigmoid_score:
             return logits

@@ -14,10 +14,7 @@ COMMON_FIELDS |= {"model_type", "transformers_version", "num_labels"}
 
 
 def load_config(folder: Path):
-    """Load the transformers config of a model's folder; custom code is never executed.
-
-    Raises UserError if it can't be used, or if a newer transformers saved fields that this version would ignore.
-    """
+    """Load a folder's config without custom code. Raises UserError, also for fields of a newer transformers."""
     from transformers import AutoConfig
 
     newer = saved_by(folder)
@@ -56,8 +53,7 @@ def resolve_pad_values(config, tokenizer, accepted: Container[str]) -> dict[str,
     """Return the model's inputs by name, each with its padding value.
 
     These are the names that the tokenizer gives and the forward pass accepts, as in `model(**tokenizer(text))`. Padding
-    is the config's token, by which some models find the end of a text. Raises UserError for a model that can't find it
-    that way.
+    is the config's token, by which some models find the end of a text. Raises UserError without one.
     """
     kind, about = config.model_type, text_config(config)
     if about.pad_token_id is None and "past_key_values" in accepted and not config.is_encoder_decoder:
@@ -91,10 +87,7 @@ def text_config(config):
 
 
 def find_unknown_token_ids(config, tokenizer) -> frozenset[int]:
-    """Return the ids of added tokens that the model has no embedding for, and print which they are.
-
-    Raises UserError if the tokenizer's own vocabulary is larger than the model's.
-    """
+    """Return the ids of added tokens without an embedding, and print some. Raises UserError if others have none."""
     size = getattr(text_config(config), "vocab_size", None)
     if not size:
         return frozenset()

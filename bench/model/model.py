@@ -53,8 +53,7 @@ class Model:
     def from_folder(cls, folder: Path, model_id: str, task: str | None = None, options: dict | None = None) -> "Model":
         """Open a model's folder for a `task` (see choose_task); note on standard error what is special about it.
 
-        `options`: of the task, see Task.with_options. Raises UserError if its config or its tokenizer can't be used, or
-        if they do not match.
+        `options`: see Task.with_options. Raises UserError if config or tokenizer can't be used, or do not match.
         """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
@@ -130,10 +129,7 @@ class Model:
         return list(inspect.signature(self.task.class_of(self.config).forward).parameters)
 
     def tokenize(self, items: list[Item], max_length: int | None = None, windows: bool = False) -> dict[str, list]:
-        """Return rows: the `token_inputs`, `lost`, the row's `item` and its `part`.
-
-        See Task.tokenize. An item that the model can't answer has no tokens.
-        """
+        """Return the rows of Task.tokenize(), with each `part`. An item that the model can't answer has no tokens."""
         longest = min(max_length or self.max_length, self.max_length)
         rows = self.task.tokenize(self.tokenizer, items, longest, [*self.token_inputs, "lost"], windows)
         rows.setdefault("part", [0] * len(rows["item"]))

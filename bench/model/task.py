@@ -130,8 +130,7 @@ class Task:
     def reference(self, model, original, item: Item, long: str) -> np.ndarray:
         """Return the answer [labels] for one item by the library's documented call; nan if the model can't answer it.
 
-        `original`: the Reference, whose run() makes a forward pass. It must share neither tokenizing nor padding with
-        tokenize().
+        `original`: the Reference, whose run() makes a forward pass. Neither tokenizing nor padding may be tokenize()'s.
         """
         raise NotImplementedError
 
