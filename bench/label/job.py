@@ -114,8 +114,7 @@ def answer_items(
 ) -> tuple[Model, np.ndarray]:
     """Return a model and its answers for items in memory, float32 [items, labels], for callers in Python.
 
-    `open_model(call)` and `make_plan(model, call)` get what runs a function in a helper process. No process is left
-    running. Raises UserError.
+    `open_model(call)` and `make_plan(model, call)` get what runs a function in a helper process. No process is left.
     """
     with stopped_afterwards():
         with helper_process() as call:

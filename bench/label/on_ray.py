@@ -139,9 +139,8 @@ def count_actors(device: Device, workers: int | None) -> int:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(int(node.get(kind, 0) // count) for node in nodes)
     if room < (workers or 1):
-        raise UserError(
-            f"--workers: the cluster has room for {room} workers with {count} {kind} each, not for {workers or 1}"
-        )
+        reason = f"the cluster has room for {room} workers with {count} {kind} each, not for {workers or 1}"
+        raise UserError(f"--workers: {reason}")
     return workers or room
 
 

@@ -118,8 +118,7 @@ def fastest_valid_row(
     """Return the fastest end-to-end row within tolerance for this device, model and the installed packages.
 
     Its texts must have a similar mean number of `tokens`. If several datasets do, the one with the most rows counts,
-    since speeds on different texts cannot be compared. A given variant need not be proven. Rows that would
-    overload this machine are left out.
+    since speeds differ between texts. A given variant need not be proven. Rows that overload the machine are skipped.
     """
     variant = options.variant
     most_threads = 4 * (on_ray.call_on_node(cpu_cores) if options.ray else cpu_cores())

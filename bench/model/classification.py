@@ -190,8 +190,7 @@ def resolve_labels(config) -> tuple[str, ...]:
 def resolve_problem_type(config) -> str:
     """Return SINGLE, MULTI or REGRESSION, following transformers' text-classification pipeline.
 
-    Unless it is a regression, one label means sigmoid; several labels without a problem_type mean softmax. Raises
-    UserError for any other value.
+    Unless it is a regression, one label means sigmoid; several labels without a problem_type mean softmax.
     """
     if config.problem_type not in (None, *DECISIONS):
         raise UserError(f"config.json has an unknown problem_type {config.problem_type!r}; use {', '.join(DECISIONS)}")

@@ -77,8 +77,7 @@ def resolve_max_length(config, tokenizer, default: int | None = DEFAULT_MAX_LENG
     """Return the model's limit of tokens per text; the `default` if neither the model nor its tokenizer has one.
 
     RoBERTa and its relatives number positions from padding_idx + 1 (`create_position_ids_from_input_ids` in
-    transformers), so the first position embeddings are never used. Raises UserError for an impossible limit, and for
-    none without a default.
+    transformers), so the first position embeddings are never used. Raises UserError for an impossible limit or none.
     """
     offset = (config.pad_token_id or 0) + 1 if config.model_type in OFFSET_POSITIONS else 0
     limits = {"model_max_length": (tokenizer.model_max_length, 0)}
@@ -225,8 +224,7 @@ def tokenize_windows(tokenizer, items: list[Item], max_length: int, names: Seque
     """Return rows as tokenize() does, but several overlapping ones, the windows, for an item above `max_length` tokens.
 
     The windows are those of `return_overflowing_tokens`; neighbours share overlap() tokens. Each window of a pair has
-    the whole second text. `lost` of an item's first window counts the tokens that only its other windows have. Raises
-    UserError for a slow tokenizer.
+    the whole second text. `lost` of an item's first window counts the tokens that only its other windows have.
     """
     if not tokenizer.is_fast:
         raise UserError("--long windows needs a fast tokenizer, which this model lacks")
