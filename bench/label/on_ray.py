@@ -153,25 +153,23 @@ def label_on_ray(
     kind, count = resources(pool.specs[0].device)
     retries = {"max_restarts": N_TRIES - 1, "max_task_retries": N_TRIES - 1}
     remote = ray.remote(Actor).options(**retries, **{f"num_{kind.lower()}s": count})
-    files, waiting, running = ray.put(read_files(pool.specs[0])), deque(splits), {}
+    files, running = ray.put(read_files(pool.specs[0])), {}
+    waiting = deque((split, 0) for split in splits)  # each with the row to begin at
 
-    def label_next(actor, split: InputSplit, start: int) -> None:
-        running[actor.label_next.remote(split, start)] = actor, split
-
-    def start_split(actor) -> None:
+    def label_next(actor) -> None:
         if waiting:
-            label_next(actor, waiting.popleft(), 0)
+            split, start = waiting.popleft()
+            running[actor.label_next.remote(split, start)] = actor, split
 
     for _ in range(min(actors, len(splits))):
-        start_split(remote.remote(pool, output, existing, files))
+        label_next(remote.remote(pool, output, existing, files))
     while running:
         [ready], _ = ray.wait([*running])
         actor, split = running.pop(ready)
         part = ray.get(ready)
-        if part is None or part[0].last:
-            start_split(actor)
-        else:
-            label_next(actor, split, part[0].end)
+        if part and not part[0].last:
+            waiting.appendleft((split, part[0].end))  # for this actor
+        label_next(actor)
         if part:
             yield part
 
