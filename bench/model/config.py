@@ -1,4 +1,4 @@
-"""A model's config: whether this version of transformers understands it, and what it says about the inputs."""
+"""A model's config and tokenizer: whether this transformers understands them, and what they say about the inputs."""
 
 from collections.abc import Container
 from pathlib import Path
@@ -11,6 +11,15 @@ SPOILT_BY_PADDING = {"convbert", "doge", "funnel", "nystromformer", "t5gemma", "
 # fields of any config that a default config lacks
 COMMON_FIELDS = {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "torch_dtype"}
 COMMON_FIELDS |= {"model_type", "transformers_version", "num_labels"}
+# a tokenizer must agree with its file on these: case, accents, digits, spaces, signs, other scripts, the empty text
+SAMPLES = (
+    "A Plain sentence, of 12 words: it's naïve, isn't it?",
+    "  two  spaces\tand\na line  ",
+    "ÅNGSTRÖM e\u0301 ﬁne 😀👍🏽 don\u2019t “quote”",
+    "你好\uff0c世界 שלום مرحبا नमस्ते 1,234.56",
+    "http://example.org/a_b?c=1 #tag @name snake_case CamelCase",
+    "",
+)
 
 
 def load_config(folder: Path):
@@ -42,6 +51,33 @@ def saved_by(folder: Path) -> str:
         return ""
     which = "requirements-transformers5.txt" if Version(installed).major < 5 <= Version(saved).major else "that version"
     return f" (saved by transformers {saved}, but {installed} is installed; install {which})"
+
+
+def check_tokenizer_file(tokenizer, folder: Path) -> None:
+    """Raise UserError if transformers' tokenizer gives other tokens than its own file tokenizer.json.
+
+    The class named in tokenizer_config.json may rebuild what the file says, differently in each version of transformers
+    (its issues 45701 and 47706); then nobody can tell which tokens the model was trained with.
+    """
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file() or not tokenizer.is_fast:
+        return
+    import transformers
+
+    backends = tokenizer.backend_tokenizer, Tokenizer.from_file(str(file))
+    for backend in backends:
+        backend.no_padding()
+        backend.no_truncation()
+    for text in SAMPLES:
+        ids, expected = (backend.encode(text).ids for backend in backends)
+        if ids != expected:
+            raise UserError(
+                f"{folder}: transformers {transformers.__version__} and tokenizer.json tokenize {text!r} differently "
+                f"({len(ids)} and {len(expected)} tokens). Correct tokenizer_class in tokenizer_config.json, or "
+                "install the version of transformers that saved it"
+            )
 
 
 def sparse_attention(config) -> bool:

@@ -12,6 +12,7 @@ from bench.model.batches import pad
 from bench.model.config import (
     SPOILT_BY_PADDING,
     check_takes_pairs,
+    check_tokenizer_file,
     find_unknown_token_ids,
     load_config,
     resolve_pad_values,
@@ -22,7 +23,7 @@ from bench.model.loading import check_loading, explain_load_error, keep_head_in_
 from bench.model.onnx_file import read_precision
 from bench.model.task import Task
 from bench.model.tasks import choose_task
-from bench.model.tokenizing import check_tokenizer_file, clear_row, load_tokenizer, resolve_max_length
+from bench.model.tokenizing import clear_row, load_tokenizer, resolve_max_length
 from bench.model_files import model_files
 from bench.naming import listed
 from bench.tables.items import Item
