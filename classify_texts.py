@@ -27,10 +27,8 @@ from argparse import Namespace
 
 from bench.label.options import job_parser, parse_job
 from bench.options import ITEM_OPTIONS, LONG_TEXTS, add_task_options, float_from, list_of
-from bench.task_options import task_choice, text_columns
+from bench.task_options import task_choice
 from utils import ROOT, UserError, before_imports, run
-
-LABEL_OPTIONS = "top_label", "min_score", "labels"
 
 
 def parse_arguments() -> Namespace:
@@ -57,7 +55,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.label.job import JobKind, answer_items, run_job
+from bench.label.job import answer_items, run_job
 from bench.label.plan import PlanOptions, plan_for
 from bench.label.rows import OutputSpec
 from bench.model.classification import REGRESSION, Classification
@@ -152,16 +150,7 @@ def main() -> int:
             raise UserError("--float16 would make equal scores of different ones, by which pairs are ranked; drop it")
         return model
 
-    def make_output(model: Model, **fields) -> OutputSpec:
-        asked = {"top_label": args.top_label, "min_score": args.min_score, "labels": args.labels or model.labels}
-        return OutputSpec(**fields, **asked)
-
-    def recorded(model: Model) -> dict:
-        options = {name: getattr(args, name) for name in (*LABEL_OPTIONS, *ITEM_OPTIONS)}
-        return options | ({"candidate_labels": model.labels} if args.candidate_labels else {})  # not the file's name
-
-    measured = "task", "threshold", *ITEM_OPTIONS
-    return run_job(args, JobKind(text_columns(args), open_for_job, make_output, recorded, measured))
+    return run_job(args, open_for_job, OutputSpec)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from argparse import Namespace
 
 from bench.label.options import job_parser, parse_job
 from bench.options import VECTOR_OPTIONS, add_vector_options
-from bench.task_options import text_columns
 from utils import UserError, before_imports, run
 
 
@@ -48,9 +47,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.label.job import JobKind, answer_items, run_job
+from bench.label.job import answer_items, run_job
 from bench.label.plan import PlanOptions, choose_plan, find_device
-from bench.label.vectors import VectorSpec
+from bench.label.rows import VectorSpec
 from bench.model.model import Model
 from bench.model.resolve import open_model
 
@@ -94,10 +93,7 @@ def main() -> int:
             raise UserError(f"--long {args.long}: only the first window would have the prompt; use --long cut")
         return model
 
-    def make_output(model: Model, **fields) -> VectorSpec:
-        return VectorSpec(**fields, labels=model.labels)
-
-    return run_job(args, JobKind(text_columns(args), open_encoder, make_output, lambda model: asked, ("task", *asked)))
+    return run_job(args, open_encoder, VectorSpec)
 
 
 if __name__ == "__main__":

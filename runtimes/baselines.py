@@ -79,7 +79,9 @@ def load_pipeline(model: Model, device: Device, backend: str, folder: Path, opti
     if backend == "torch":
         network = model.load_torch()
     else:
-        network = model.task.optimum_class().from_pretrained(folder, **options, **LOCAL)
+        from optimum import onnxruntime
+
+        network = getattr(onnxruntime, f"ORTModel{model.task.class_suffix}").from_pretrained(folder, **options, **LOCAL)
     pipe = model.task.pipeline(model, network, device_name(device))
     return lambda items, batch_size: model.task.pipeline_answers(pipe, items, batch_size)
 

@@ -1,7 +1,6 @@
 """A loaded variant, and the one loop from items to answers.
 
-The benchmark's end-to-end rows, the check of an export and the labelling all use it, so the code that is timed is the
-code that labels.
+The benchmark's end-to-end rows, the check of an export and labelling all use it: what is timed is what labels.
 """
 
 import os

@@ -14,9 +14,6 @@ from bench.model_files import graph_of
 from bench.variants import Device, ExportKind, TokenRunner, Variant
 from utils import UserError, first_line
 
-# compute capabilities with kernels in the wheel onnxruntime-gpu 1.31.1 (from the source code; not measured)
-WHEEL_ARCHITECTURES = {(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)}
-
 PACKAGES = "onnxruntime-gpu", "onnxruntime"  # one of them is installed
 
 FP32 = ExportKind(
@@ -53,10 +50,7 @@ INT8 = replace(
 
 
 def load(model: Model, exported: Path, device: Device) -> TokenRunner:
-    """Start an onnxruntime session on the ONNX file in `exported`, see start_session.
-
-    On a GPU, inputs and outputs stay in its memory, and a run only queues work.
-    """
+    """Start an onnxruntime session on the ONNX file in `exported`, see start_session and io_bound_runner."""
     session = start_session(str(graph_of(exported)), device)
     if device.gpu is not None:
         import torch
@@ -155,17 +149,10 @@ def io_bound_runner(session, output_name: str, device) -> TokenRunner:
 
 def check_gpu(gpu: int) -> None:
     """Raise UserError if onnxruntime can't start a session on this GPU; tried with a trivial graph."""
-    import torch
-
     try:
         start_session(probe_model(), Device(gpu, threads=1))
     except Exception as error:  # onnxruntime raises many types
-        capability = torch.cuda.get_device_capability(gpu)
-        message = f"onnxruntime can't use this GPU: {first_line(error)}"
-        if capability not in WHEEL_ARCHITECTURES:
-            version = ".".join(map(str, capability))
-            message += f"; its wheel lacks kernels for compute capability {version}. Try the torch variants"
-        raise UserError(message) from error
+        raise UserError(f"onnxruntime can't use this GPU: {first_line(error)}. Try the torch variants") from error
 
 
 def has_cudnn_attention(gpu: int | None) -> bool:

@@ -23,9 +23,8 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.csv  # noqa: E402
 
 from bench.label.pool import LabelPool  # noqa: E402
-from bench.label.rows import Answers, OutputSpec, choose_columns, label_table  # noqa: E402
+from bench.label.rows import Answers, OutputSpec, VectorSpec, choose_columns, label_table  # noqa: E402
 from bench.label.splits import InputSplit, cut_splits  # noqa: E402
-from bench.label.vectors import VectorSpec  # noqa: E402
 from bench.machine import cpu_cores  # noqa: E402
 from bench.model.batches import Batching  # noqa: E402
 from bench.model.model import Model  # noqa: E402

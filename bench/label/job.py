@@ -5,7 +5,7 @@ import io
 import json
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from bench.export.ensure import runnable_variants
 from bench.files import check_writable
 from bench.label import folder, on_ray
 from bench.label.folder import locked, refuse_foreign_files
-from bench.label.plan import LabelPlan, PlanOptions, find_plan, measuring_command, worker_specs
+from bench.label.plan import LabelPlan, PlanOptions, find_plan, worker_specs
 from bench.label.pool import LabelPool
 from bench.label.record import read_record
 from bench.label.rows import BAD_ROWS, Answers, OutputSpec, choose_columns, label_table
@@ -21,7 +21,7 @@ from bench.label.run import check_folder, label, prepare
 from bench.label.splits import LabelJob, cut_splits, tables_of
 from bench.model.model import Model
 from bench.naming import listed
-from bench.options import CSV_OPTIONS
+from bench.options import CSV_OPTIONS, ITEM_OPTIONS, VECTOR_OPTIONS
 from bench.processes import helper_process
 from bench.report.table import time_words
 from bench.start_process import stopped_afterwards
@@ -30,29 +30,19 @@ from bench.tables.format_csv import Csv
 from bench.tables.items import Item, count_characters, items_of
 from bench.tables.readers import format_of
 from bench.tables.storage import locate
+from bench.task_options import text_columns
 from utils import CACHE, UserError, say
 
-OUTPUT_OPTIONS = "float16", "prefix", "rows_per_file", "limit", "long", "token_count"
-PLAN_OPTIONS = "device", "variant", "workers", "threads", "batch_tokens", "long", "gpu", "results_dir"
-# options that determine the output: another run with the same ones resumes
-RECORDED_OPTIONS = *OUTPUT_OPTIONS, "column", *CSV_OPTIONS
+OUTPUT_OPTIONS = "float16", "prefix", "rows_per_file", "limit", "long", "token_count", "top_label", "min_score"
+# those of a script's options that determine the output: another run with the same ones resumes
+RECORDED_OPTIONS = *OUTPUT_OPTIONS, "labels", "column", *CSV_OPTIONS, *ITEM_OPTIONS, *VECTOR_OPTIONS
 ESTIMATE_ROWS = 10_000  # first rows of the job, from which its size is estimated
 
 
-@dataclass(frozen=True)
-class JobKind:
-    """What differs between the scripts."""
-
-    columns: list[str]  # of the text
-    open_model: Callable[[Callable], Model]  # (call), which runs a function in a helper process
-    make_output: Callable[..., OutputSpec]  # (model, **fields)
-    recorded: Callable[[Model], dict]  # further options that determine the output, as they are recorded
-    measured: tuple[str, ...]  # options that run_benchmark.py needs, too
-
-
-def open_job(args: Namespace, kind: JobKind, call: Callable) -> LabelJob:
+def open_job(args: Namespace, open_model: Callable, output_class: type[OutputSpec], call: Callable) -> LabelJob:
     """Open the model and the input, and define the output. `call` runs a function in a helper process."""
     source, target = locate(args.input), locate(args.output)
+    columns = text_columns(args)
     if format_of(target.name):
         raise UserError(f"--output {target}: the output is a folder of Parquet files; choose a name without a suffix")
     files = find_files(source)
@@ -62,20 +52,22 @@ def open_job(args: Namespace, kind: JobKind, call: Callable) -> LabelJob:
         if not (record := read_record(target)):
             raise UserError(f"--check-only: {target} has no parts of this version")
         args.limit, args.rows_per_file = record["options"].get("--limit"), record["options"]["--rows-per-file"]
-    model = kind.open_model(call)
+    model = open_model(call)
     tables = open_tables(files, Csv.from_options(args), source)
-    kept = choose_columns(tables, kind.columns, args.keep_columns, args.keep_text)
-    schema = common_schema(tables, list(dict.fromkeys([*kept, *kind.columns])), kind.columns)
-    output = kind.make_output(
-        model,
+    kept = choose_columns(tables, columns, args.keep_columns, args.keep_text)
+    schema = common_schema(tables, list(dict.fromkeys([*kept, *columns])), columns)
+    options = {name: getattr(args, name) for name in RECORDED_OPTIONS if name in args}
+    output = output_class(
         schema=schema if args.keep_columns else noting_others(schema, tables),
-        text_columns=kind.columns,
+        text_columns=columns,
         keep_columns=kept,
         model_labels=model.labels,
-        **{name: getattr(args, name) for name in OUTPUT_OPTIONS},
+        labels=options.get("labels") or model.labels,
+        **{name: options[name] for name in OUTPUT_OPTIONS if name in options},
     )
     output.check(tables)
-    options = {name: getattr(args, name) for name in RECORDED_OPTIONS} | kind.recorded(model)
+    if options.get("candidate_labels"):
+        options["candidate_labels"] = model.labels  # not the name of their file
     return LabelJob(
         model=model,
         source=source,
@@ -90,11 +82,8 @@ def open_job(args: Namespace, kind: JobKind, call: Callable) -> LabelJob:
     )
 
 
-def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
-    """Print how many rows and texts there are, how large the output will be, and how long the plan takes.
-
-    `measuring`: the command that measures the speed, if there is one.
-    """
+def report_estimate(job: LabelJob, plan: LabelPlan) -> None:
+    """Print how many rows and texts there are, how large the output will be, and how long the plan takes."""
     output = job.output
     parts = (next(split.read(replace(output, rows_per_file=ESTIMATE_ROWS))) for split in job.splits)  # of all shards
     table = next((part.table for part in parts if len(part.table)), None)
@@ -116,10 +105,8 @@ def report_estimate(job: LabelJob, plan: LabelPlan, measuring: str) -> None:
     say(f"output     about {rows * file.tell() / counts.rows / 1e6:,.1f} MB, in parts of {output.rows_per_file:,} rows")
     if plan.speed:
         say(f"time       about {time_words(texts / plan.speed)}: {plan.speed:,.1f} messages/s with {plan}")
-        return
-    say(f"time       unknown: there is no result for {plan}")
-    if measuring:
-        say(f"           this command measures it: {measuring}")
+    else:
+        say(f"time       unknown: there is no result for {plan}; run_benchmark.py measures it")
 
 
 def answer_items(
@@ -127,8 +114,7 @@ def answer_items(
 ) -> tuple[Model, np.ndarray]:
     """Return a model and its answers for items in memory, float32 [items, labels], for callers in Python.
 
-    `open_model(call)` and `make_plan(model, call)` get what runs a function in a helper process. No process is left
-    running. Raises UserError.
+    `open_model(call)` and `make_plan(model, call)` get what runs a function in a helper process. No process is left.
     """
     with stopped_afterwards():
         with helper_process() as call:
@@ -141,22 +127,20 @@ def answer_items(
             return model, pool.classify(items, "texts", None).values
 
 
-def run_job(args: Namespace, kind: JobKind) -> int:
-    """Run the job that the arguments of job_parser() ask for; return the exit code."""
+def run_job(args: Namespace, open_model: Callable[[Callable], Model], output_class: type[OutputSpec]) -> int:
+    """Run the job of job_parser()'s arguments with the model that `open_model(call)` returns; return the exit code."""
     check_writable(CACHE)
-    options = PlanOptions(ray=bool(args.ray), **{name: getattr(args, name) for name in PLAN_OPTIONS})
+    options = PlanOptions(**{field.name: getattr(args, field.name) for field in fields(PlanOptions)})
     with contextlib.ExitStack() as stack, contextlib.ExitStack() as helper:
         if args.ray:
             stack.enter_context(on_ray.cluster(args.ray))
         call = helper.enter_context(helper_process())
-        job = open_job(args, kind, call)
+        job = open_job(args, open_model, output_class, call)
         if job.model.onnx_precision or options.variant:
             asked = [options.variant] if options.variant else []
             options = replace(options, variant=runnable_variants(job.model, asked)[0])
         if args.dry_run:
-            plan = find_plan(job, options, call)
-            given = {name: getattr(args, name) for name in kind.measured}
-            report_estimate(job, plan, measuring_command(job, plan, options, **given))
+            report_estimate(job, find_plan(job, options, call))
             return 0
         if not args.check_only:
             refuse_foreign_files(job.folder)

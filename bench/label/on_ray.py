@@ -44,8 +44,7 @@ class Actor:
     def label_next(self, split: InputSplit, start: int) -> tuple[Footer, Sample] | None:
         """Label the first missing part of a split that begins at row `start` or later; None if there is none.
 
-        Reading continues where the last call stopped, and starts again for another split or after a restart. Raises
-        RunError.
+        Reading continues where the last call stopped, and starts again for another split or after a restart.
         """
         try:
             if self.next_part != (split.file, start):
@@ -81,8 +80,10 @@ def cluster(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def join(address: str) -> None:
+def join(address: str, silently: bool = False) -> None:
     """Call ray.init so that workers import this project's code, and nothing from the working directory."""
+    if silently:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # for Ray's own log lines
     logging.disable(logging.CRITICAL)  # errors are reported in one line of ours
     warnings.simplefilter("ignore")
     options = {"num_cpus": cpu_cores()} if address == "local" else {}
@@ -96,16 +97,11 @@ def join(address: str) -> None:
         raise UserError(f"--ray {address}: cannot join the cluster: {first_line(error)}") from error
 
 
-def join_silently(address: str) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Ray's own log lines
-    join(address)
-
-
 def check_answers(address: str) -> None:
     """Raise UserError unless another process, which can be killed, joins the cluster within JOIN_SECONDS."""
     try:
         with ProcessPool(Helper, [()], JOIN_SECONDS, forked=True) as pool:
-            pool.call(Helper.call, join_silently, address)
+            pool.call(Helper.call, join, address, True)
     except WorkerFailed as error:
         message = f"--ray {address}: no cluster answered in {JOIN_SECONDS:g} s"
         raise UserError(f"{message}; check the address, and that the cluster is running") from error
@@ -143,9 +139,8 @@ def count_actors(device: Device, workers: int | None) -> int:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(int(node.get(kind, 0) // count) for node in nodes)
     if room < (workers or 1):
-        raise UserError(
-            f"--workers: the cluster has room for {room} workers with {count} {kind} each, not for {workers or 1}"
-        )
+        reason = f"the cluster has room for {room} workers with {count} {kind} each, not for {workers or 1}"
+        raise UserError(f"--workers: {reason}")
     return workers or room
 
 
@@ -158,25 +153,23 @@ def label_on_ray(
     kind, count = resources(pool.specs[0].device)
     retries = {"max_restarts": N_TRIES - 1, "max_task_retries": N_TRIES - 1}
     remote = ray.remote(Actor).options(**retries, **{f"num_{kind.lower()}s": count})
-    files, waiting, running = ray.put(read_files(pool.specs[0])), deque(splits), {}
+    files, running = ray.put(read_files(pool.specs[0])), {}
+    waiting = deque((split, 0) for split in splits)  # each with the row to begin at
 
-    def label_next(actor, split: InputSplit, start: int) -> None:
-        running[actor.label_next.remote(split, start)] = actor, split
-
-    def start_split(actor) -> None:
+    def label_next(actor) -> None:
         if waiting:
-            label_next(actor, waiting.popleft(), 0)
+            split, start = waiting.popleft()
+            running[actor.label_next.remote(split, start)] = actor, split
 
     for _ in range(min(actors, len(splits))):
-        start_split(remote.remote(pool, output, existing, files))
+        label_next(remote.remote(pool, output, existing, files))
     while running:
         [ready], _ = ray.wait([*running])
         actor, split = running.pop(ready)
         part = ray.get(ready)
-        if part is None or part[0].last:
-            start_split(actor)
-        else:
-            label_next(actor, split, part[0].end)
+        if part and not part[0].last:
+            waiting.appendleft((split, part[0].end))  # for this actor
+        label_next(actor)
         if part:
             yield part
 

@@ -17,7 +17,6 @@ from bench.measure.splits import share_cores
 from bench.model.batches import Batching
 from bench.model.model import Model
 from bench.naming import slug
-from bench.options import CSV_OPTIONS, command
 from bench.processes import run_in_subprocess
 from bench.provenance import package_versions
 from bench.report.evidence import EvidenceFile
@@ -46,7 +45,7 @@ class PlanOptions:
     batch_tokens: int | None = None
     long: str = "cut"
     gpu: list[int] | None = None  # ids
-    ray: bool = False
+    ray: str | None = None  # address of a cluster
     results_dir: Path = Path("results")
 
     def __post_init__(self) -> None:
@@ -119,8 +118,7 @@ def fastest_valid_row(
     """Return the fastest end-to-end row within tolerance for this device, model and the installed packages.
 
     Its texts must have a similar mean number of `tokens`. If several datasets do, the one with the most rows counts,
-    since speeds on different texts cannot be compared. A given variant need not be proven. Rows that would
-    overload this machine are left out.
+    since speeds differ between texts. A given variant need not be proven. Rows that overload the machine are skipped.
     """
     variant = options.variant
     most_threads = 4 * (on_ray.call_on_node(cpu_cores) if options.ray else cpu_cores())
@@ -129,45 +127,43 @@ def fastest_valid_row(
     rows = rows[(rows[[*wanted]] == list(wanted.values())).all(axis=1)]
     rows = rows[rows["variant"].isin([variant] if variant else VARIANTS)]
     takes_texts = rows["variant"].isin([name for name, variant in VARIANTS.items() if variant.takes_texts])
-    rows = rows[takes_texts | (rows["tokens/s"] * rows["padding"]).between(1e-9, 1e15)]  # for batching_with_budget
+    rows = rows[takes_texts | (rows["tokens/s"] * rows["padding"]).between(1e-9, 1e15)]  # for choose_plan()
     budgets = rows["batch_tokens"] + rows["batch_size"] * rows["tokens/s"] / rows["messages/s"] * rows["padding"]
     rows = rows[(rows["workers"] * rows["threads"] <= most_threads) & ~(budgets > MOST_BATCH_TOKENS)]
     rows = rows[rows["versions"] == rows["variant"].map(lambda name: package_versions(VARIANTS[name]))]
-    others, evidence = [], EvidenceFile(results_dir)
+    evidence = EvidenceFile(results_dir)
     datasets = [group for _, group in rows.groupby("dataset")]
     for group in sorted(datasets, key=len, reverse=True):
         mean = (group["tokens/s"] / group["messages/s"]).median()
         if not 1 / SIMILAR_LENGTH <= mean / tokens <= SIMILAR_LENGTH:
-            others.append(f"{group['dataset'].iloc[0]} ({mean:.0f} tokens per text)")
             continue
         ranked = rank(latest_per_cell(add_slowdowns(group), any_texts=True), evidence)
         valid = ranked if variant else ranked[ranked["verdict"] == WITHIN]
         if len(valid):
             return valid.iloc[0].to_dict()
-    if others:
-        job_length = f"this job's texts have {tokens:.0f} tokens on average"
-        say(f"measured   only texts of other lengths: {', '.join(dict.fromkeys(others))}; {job_length}")
     return None
 
 
 def choose_plan(device: str, measured: dict | None, options: PlanOptions, parts: int = 1) -> LabelPlan:
     """Return the plan of a measured row, or FP32 PyTorch, changed as asked; report what was measured.
 
-    `parts`: of each text, see Task.parts.
+    A fixed number of texts per batch becomes a token budget, with the mean padded length: a row measured on short texts
+    never leads to batches larger than the machine is known to hold. `parts`: of each text, see Task.parts.
     """
     plan = LabelPlan(device, "torch", 1, cpu_cores(), Batching("token-budget", batch_tokens=DEFAULT_TOKENS[device]))
     if measured:
-        names = "variant", "workers", "threads"
-        batching, speed = batching_with_budget(measured, parts), float(measured["messages/s"])
-        plan = LabelPlan(device, **{name: measured[name] for name in names}, batching=batching, speed=speed)
+        batching, speed = batching_of(measured), float(measured["messages/s"])
+        if not batching.batch_tokens and not VARIANTS[measured["variant"]].takes_texts:
+            padded_length = measured["tokens/s"] / measured["messages/s"] / parts * measured["padding"]
+            batching = Batching("token-budget", batch_tokens=math.ceil(batching.batch_size * padded_length))
+        plan = LabelPlan(device, measured["variant"], measured["workers"], measured["threads"], batching, speed)
         line = f"measured   {measured['variant']}, {measured['messages/s']:.1f} messages/s on {measured['dataset']}"
         if measured["busy"] > BUSY:
             line += " while the device was busy"
         say(f"{line}, {measured['date'][:10]}: {measured['verdict'].lower()}")
     elif not options.variant:
-        say("measured   no matching result: using FP32 PyTorch")
-        if options.ray:
-            say("           to find a faster variant, run run_benchmark.py on a machine of the cluster")
+        reason = "no result for this model, device, text length and package versions"
+        say(f"measured   {reason}: using FP32 PyTorch. run_benchmark.py finds faster variants")
     asked = {name: getattr(options, name) for name in ("variant", "workers", "threads") if getattr(options, name)}
     if options.workers not in (None, plan.workers) and not options.ray:
         [(_, asked["threads"])] = share_cores([options.workers], options.threads)
@@ -183,31 +179,6 @@ def choose_plan(device: str, measured: dict | None, options: PlanOptions, parts:
         option = f"--long {options.long}" if options.long != "cut" else "--batch-tokens"
         raise UserError(f"{option} has no effect on {plan.variant}, which makes its own batches; drop one of them")
     return plan if plan.batching.batch_size else replace(plan, batching=Batching("in-order", batch_size=1))
-
-
-def batching_with_budget(row: dict, parts: int) -> Batching:
-    """Return a row's batching, with a fixed number of texts converted to an equivalent token budget.
-
-    The budget is the batch size times the mean padded length. Thus a row measured on short texts never leads to batches
-    larger than the machine is known to hold. Variants that take raw texts keep their batch size.
-    """
-    batching = batching_of(row)
-    if batching.batch_tokens or VARIANTS[row["variant"]].takes_texts:
-        return batching
-    padded_length = row["tokens/s"] / row["messages/s"] / parts * row["padding"]
-    return Batching("token-budget", batch_tokens=math.ceil(batching.batch_size * padded_length))
-
-
-def measuring_command(job: LabelJob, plan: LabelPlan, options: PlanOptions, **task_options: object) -> str:
-    """Return the command that measures this job's speed; empty if no benchmark measures these options."""
-    if options.workers or options.batch_tokens:
-        return ""
-    arguments = "python", "run_benchmark.py", "--variant", options.variant or "all", "--quick", "--device", plan.device
-    arguments += "--model-id", job.model.id, "--dataset", job.tables[0].file
-    given = {name: job.options[f"--{name}"] for name in ("column", *CSV_OPTIONS)}
-    if given["encoding"] == "utf-8":
-        del given["encoding"]
-    return command(*arguments, **given, **task_options, threads=options.threads, gpu=(options.gpu or [])[:1])
 
 
 def worker_specs(model: Model, plan: LabelPlan, gpus: list[int]) -> tuple[list[ClassifierSpec], str]:

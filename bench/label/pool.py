@@ -42,8 +42,7 @@ class LabelPool(contextlib.AbstractContextManager):
     ) -> Iterator[tuple[Footer, Sample]]:
         """Label and write parts; yield the footer of each, and rows to compare.
 
-        Reading ahead and writing overlap with the model.
-        `on_progress` gets the number of texts of the part that each worker has done.
+        Reading ahead and writing overlap with the model. `on_progress` gets how many texts each worker has done.
         """
         with_items = ((part, items_of(part.table, output.text_columns)) for part in parts)
         with ThreadPoolExecutor(1) as writer:

@@ -1,9 +1,9 @@
 """The receipt of a run: what was labelled and how, and some rows compared with the original model."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, zip_longest
 
 import numpy as np
 import pyarrow as pa
@@ -51,13 +51,9 @@ def pick_sample(part: InputPart, items: list[Item | None], model: Model) -> Samp
     kinds = [candidates[: count // 8] for candidates in (by_length[::-1], by_length, special)]
     spaced = evenly_spaced(len(rows), count)
     spaced = [rows[spaced[i]] for i in np.random.default_rng(0).permutation(len(spaced))]
-    chosen = list(dict.fromkeys(alternate(*kinds, spaced[::2], spaced[1::2])))[:count]
+    alternating = zip_longest(*kinds, spaced[::2], spaced[1::2])
+    chosen = list(dict.fromkeys(i for rows in alternating for i in rows if i is not None))[:count]
     return Sample(part.name, chosen, [items[i] for i in chosen])
-
-
-def alternate(*lists: Sequence[int]) -> list[int]:
-    longest = max(map(len, lists))
-    return [values[i] for i in range(longest) for values in lists if i < len(values)]
 
 
 def add_sample(samples: list[Sample], sample: Sample) -> list[Sample]:
@@ -108,10 +104,7 @@ class Checker:
         return part.bad_rows > (0 if self.job.strict else max(TOLERATED_BAD_ROWS, part.rows / 2))
 
     def add(self, counts: Counts, sample: Sample) -> None:
-        """Compare rows now if this is the first part that has texts; keep those of later parts for the end.
-
-        Raises RunError if rows are wrong, after writing the receipt, or if too many are bad.
-        """
+        """Compare rows of the first part with texts now; keep those of later parts. Raises RunError, see finish()."""
         self.stop_at_bad_rows([counts])
         if self.later_samples is not None:
             self.later_samples = add_sample(self.later_samples, sample)
@@ -220,9 +213,6 @@ def print_receipt(job: LabelJob, receipt: dict, bad: str) -> None:
     if receipt["rows_removed"]:
         line += f" ({receipt['rows_removed']:,} removed or deleted)"
     say(line)
-    if receipt["texts_without_answer"]:
-        reasons = "have no tokens, contain a token that the model does not know, or got no finite score"
-        say(f"nulls      {receipt['texts_without_answer']:,} texts {reasons}")
     if receipt["bad_rows"]:
         listed = job.own_file(folder.BAD_FILE).name
         say(f"bad rows   {receipt['bad_rows']:,} cannot be parsed or answered; see {listed}")

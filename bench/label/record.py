@@ -15,10 +15,7 @@ RECEIPT_TYPES = dict.fromkeys(("verdict", "reason", "decisions_are"), str) | {"r
 
 
 def read_object(file: Location, types: dict) -> dict:
-    """Return the object in a JSON file with keys of these `types`; empty if the file is missing or damaged.
-
-    Raises RunError if it cannot be read.
-    """
+    """Return the object in a JSON file with keys of these `types`; empty if missing or damaged. Raises RunError."""
     try:
         return parse_object(file.read(), types) if file.is_file() else {}
     except (ValueError, RecursionError):

@@ -89,7 +89,9 @@ class OutputSpec:
 
     def decisions(self, task: Task) -> Task:
         """Return the task whose decisions follow from the written columns."""
-        return task.top_label() if self.top_label else task.of_labels(self.labels)
+        if self.top_label:
+            return task.top_label()
+        return task if list(task.labels) == self.labels else task.of_labels(self.labels)
 
     def check(self, tables: list[Table]) -> None:
         """Raise UserError if the model lacks a label or two columns share a name; report incomplete columns."""
@@ -103,6 +105,29 @@ class OutputSpec:
         complete = set.intersection(*(set(table.schema.names) for table in tables))
         if incomplete := [name for name in self.keep_columns if name not in complete]:
             say(f"columns missing from some files are null there: {listed(incomplete)}")
+
+
+class VectorSpec(OutputSpec):
+    """What the parts contain: a fixed-size list of float32 or float16 for each row, null if there is no vector."""
+
+    tolerates_rounding = True  # it moves vectors by far less than the margin between two anchors
+
+    @property
+    def answer_columns(self) -> list[str]:
+        return [f"{self.prefix}embedding"]
+
+    def to_columns(self, values: np.ndarray, missing: np.ndarray) -> list[pa.Array]:
+        values[missing] = 0  # else a null would have bytes that no other row has
+        numbers = values.astype(np.float16 if self.float16 else np.float32, copy=False)
+        mask = pa.array(missing)
+        return [pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), numbers.shape[1], mask=mask)]
+
+    def to_answers(self, table: pa.Table, reference: np.ndarray) -> np.ndarray:
+        column = table[self.answer_columns[0]].combine_chunks()
+        answers = np.full(reference.shape, np.nan)
+        vectors = column.flatten().to_numpy().reshape(-1, reference.shape[1])
+        answers[column.is_valid().to_numpy(zero_copy_only=False)] = vectors
+        return answers
 
 
 @dataclass(frozen=True)

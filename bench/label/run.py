@@ -33,10 +33,7 @@ RUN_FIELDS = "workers", "threads", "batches", "export", "texts_of_this_run", "se
 
 
 def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[LabelPool, Checker]:
-    """Prepare the folder, the workers and the checker; create the export if needed.
-
-    Raises UserError if the folder has parts of another job, RunError if its rows are known to be wrong.
-    """
+    """Prepare the folder, the workers and the checker. Raises RunError if the folder's rows are known to be wrong."""
     variant = VARIANTS[plan.variant]
     if job.output.token_count and variant.takes_texts:
         raise UserError(f"--token-count: {plan.variant} makes its own tokens; choose another --variant")
@@ -115,10 +112,7 @@ def advance(bar: tqdm, done: int) -> None:
 
 
 def label_missing(pool: LabelPool, checker: Checker, actors: int) -> tuple[Counts, float]:
-    """Write the parts that are missing, with `actors` on a Ray cluster or with 0 on this machine.
-
-    Returns their counts, and the seconds without loading and comparing.
-    """
+    """Write the missing parts, on Ray if `actors`. Return (their counts, seconds without loading and comparing)."""
     job, output = checker.job, checker.job.output
     folder.read_footers(job)
     existing = folder.own_parts(job) if job.shard else job.footers
@@ -219,10 +213,7 @@ def check_all(job: LabelJob, checker: Checker, footers: dict[str, folder.Footer]
 
 
 def check_folder(job: LabelJob, options: PlanOptions) -> None:
-    """Compare rows of an existing folder with the original model, and write its receipt.
-
-    Raises UserError if its parts are not of this job, RunError if rows are wrong.
-    """
+    """Check an existing folder, and write its receipt. Raises UserError for another job's, RunError for wrong rows."""
     record = read_record(job.folder)
     current = record | record_of_job(job)
     recorded, gpu = record["options"], None

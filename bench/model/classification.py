@@ -8,9 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from bench.files import digest, read_json
-from bench.model.answers import combine_windows, run_rows, sigmoid, softmax
+from bench.model.answers import combine_windows, original_inputs, run_rows, sigmoid, softmax
 from bench.model.task import Task
-from bench.model.tokenizing import call_tokenizer, invalid_items, overlap
 from bench.tables.items import Item
 from utils import UserError, clean, say
 
@@ -35,8 +34,6 @@ class Classification(Task):
 
     name: ClassVar[str] = "text-classification"
     class_suffix: ClassVar[str] = "ForSequenceClassification"
-    auto_name: ClassVar[str] = f"AutoModel{class_suffix}"
-    optimum_name: ClassVar[str] = f"ORTModel{class_suffix}"
     sigmoid_score = False
     problem_type: str  # SINGLE, MULTI or REGRESSION
     thresholds: tuple[float, ...]  # above which each label of a MULTI model is predicted
@@ -52,14 +49,10 @@ class Classification(Task):
     def with_thresholds(self, text: str | None) -> "Classification":
         """Return the task with `--threshold`: a number for all labels, or a JSON file of label -> number.
 
-        Labels that the file leaves out keep 0.5. Raises UserError for anything else, and if the model predicts its most
-        probable label.
+        Labels that the file leaves out keep 0.5. Raises UserError for anything else.
         """
-        if text is None:
-            return self
-        if self.problem_type != MULTI:
-            reason = f"--threshold applies only to multi-label models, and this model is {self.problem_type}"
-            raise UserError(f"{reason}; drop --threshold")
+        if text is None or self.problem_type != MULTI:
+            return super().with_thresholds(text)
         try:
             given = dict.fromkeys(self.labels, float(text))
         except ValueError:
@@ -77,39 +70,19 @@ class Classification(Task):
         return combine_windows(self.activate(outputs), owners, items, mean=long == "windows-mean")
 
     def activate(self, logits: np.ndarray) -> np.ndarray:
-        """Turn logits [rows, labels] into sigmoid, softmax or a regression's raw values, in float64.
-
-        An infinite logit becomes nan, not 0 or 1.
-        """
+        """Turn logits [rows, labels] into sigmoid, softmax or a regression's values in float64; infinity into nan."""
         logits = np.where(np.isfinite(logits), logits, np.nan).astype(np.float64)
         if self.problem_type == REGRESSION and not self.sigmoid_score:
             return logits
         return softmax(logits) if self.problem_type == SINGLE else sigmoid(logits)
 
     def reference(self, model, original, item: Item, long: str) -> np.ndarray:
-        """Return the answer of `model(**tokenizer(text, truncation=True))`.
-
-        With windows it is the maximum or the mean of the answers for each window alone.
-        """
-        inputs = self.original_inputs(model, item, long)
+        """Return the answer of `model(**tokenizer(text, truncation=True))`, or those of all windows combined."""
+        inputs = original_inputs(model, model.tokenizer, item, long)
         if inputs is None:
             return np.full(len(self.labels), np.nan)
         combine = np.mean if long == "windows-mean" else np.max
         return combine(self.activate(run_rows(original, inputs)), axis=0)
-
-    def original_inputs(self, model, item: Item, long: str) -> dict[str, list] | None:
-        """Return what transformers' tokenizer gives for an item, or for its windows; None if the model can't answer."""
-        options = {"truncation": self.truncation, "max_length": model.max_length}
-        room = 1
-        if long != "cut":
-            room += overlap(model.max_length)
-            options |= {"truncation": "only_first", "return_overflowing_tokens": True, "stride": room - 1}
-        if invalid_items(model.tokenizer, [item], model.max_length, options["truncation"], room):
-            return None
-        inputs = call_tokenizer(model.tokenizer, [item], **options)
-        if not all(map(model.is_valid_input, inputs["input_ids"])):
-            return None
-        return {name: inputs[name] for name in inputs if name in model.forward_names}
 
     def pipeline(self, model, network, device):
         network.config.id2label = {i: str(i) for i in range(self.n_outputs)}  # names need not be unique
@@ -148,17 +121,12 @@ class Classification(Task):
 
     def of_labels(self, labels: list[str]) -> "Classification":
         """Return the task restricted to `labels`. Each label is then decided on its own."""
-        if list(self.labels) == labels:
-            return self
         kind = MULTI if self.problem_type == SINGLE else self.problem_type  # the best of all labels is not known
         thresholds = tuple(self.thresholds[self.labels.index(label)] for label in labels)
         return replace(self, labels=tuple(labels), problem_type=kind, thresholds=thresholds)
 
     def decide(self, answers: np.ndarray) -> np.ndarray:
-        """Return which labels are predicted, bool [items, labels]: above their threshold, or the most probable one.
-
-        Raises UserError for a regression, which predicts no label.
-        """
+        """Return which labels are predicted, bool [items, labels]. Raises UserError for a regression."""
         if self.problem_type == REGRESSION:
             raise UserError("a regression has no labels to predict")
         if self.problem_type == MULTI:
@@ -180,10 +148,7 @@ class Classification(Task):
         return self.comparable(reference).std(axis=0)
 
     def flips(self, answers: np.ndarray, reference: np.ndarray, basis: np.ndarray | None = None) -> np.ndarray:
-        """Return which decisions change, see DECISIONS.
-
-        A value of a regression counts as changed if it moves by more than a tenth of the standard deviation.
-        """
+        """Return which decisions change, see DECISIONS."""
         if self.problem_type == REGRESSION:
             spread = self.basis(reference) if basis is None else basis
             changed = self.differences(answers, reference) > np.maximum(spread / 10, MIN_CHANGE)
@@ -225,8 +190,7 @@ def resolve_labels(config) -> tuple[str, ...]:
 def resolve_problem_type(config) -> str:
     """Return SINGLE, MULTI or REGRESSION, following transformers' text-classification pipeline.
 
-    Unless it is a regression, one label means sigmoid; several labels without a problem_type mean softmax. Raises
-    UserError for any other value.
+    Unless it is a regression, one label means sigmoid; several labels without a problem_type mean softmax.
     """
     if config.problem_type not in (None, *DECISIONS):
         raise UserError(f"config.json has an unknown problem_type {config.problem_type!r}; use {', '.join(DECISIONS)}")

@@ -1,4 +1,4 @@
-"""A model's config: whether this version of transformers understands it, and what it says about the inputs."""
+"""A model's config and tokenizer: whether this transformers understands them, and what they say about the inputs."""
 
 from collections.abc import Container
 from pathlib import Path
@@ -11,13 +11,19 @@ SPOILT_BY_PADDING = {"convbert", "doge", "funnel", "nystromformer", "t5gemma", "
 # fields of any config that a default config lacks
 COMMON_FIELDS = {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "torch_dtype"}
 COMMON_FIELDS |= {"model_type", "transformers_version", "num_labels"}
+# a tokenizer must agree with its file on these: case, accents, digits, spaces, signs, other scripts, the empty text
+SAMPLES = (
+    "A Plain sentence, of 12 words: it's naïve, isn't it?",
+    "  two  spaces\tand\na line  ",
+    "ÅNGSTRÖM e\u0301 ﬁne 😀👍🏽 don\u2019t “quote”",
+    "你好\uff0c世界 שלום مرحبا नमस्ते 1,234.56",
+    "http://example.org/a_b?c=1 #tag @name snake_case CamelCase",
+    "",
+)
 
 
 def load_config(folder: Path):
-    """Load the transformers config of a model's folder; custom code is never executed.
-
-    Raises UserError if it can't be used, or if a newer transformers saved fields that this version would ignore.
-    """
+    """Load a folder's config without custom code. Raises UserError, also for fields of a newer transformers."""
     from transformers import AutoConfig
 
     newer = saved_by(folder)
@@ -47,6 +53,33 @@ def saved_by(folder: Path) -> str:
     return f" (saved by transformers {saved}, but {installed} is installed; install {which})"
 
 
+def check_tokenizer_file(tokenizer, folder: Path) -> None:
+    """Raise UserError if transformers' tokenizer gives other tokens than its own file tokenizer.json.
+
+    The class named in tokenizer_config.json may rebuild what the file says, differently in each version of transformers
+    (its issues 45701 and 47706); then nobody can tell which tokens the model was trained with.
+    """
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file() or not tokenizer.is_fast:
+        return
+    import transformers
+
+    backends = tokenizer.backend_tokenizer, Tokenizer.from_file(str(file))
+    for backend in backends:
+        backend.no_padding()
+        backend.no_truncation()
+    for text in SAMPLES:
+        ids, expected = (backend.encode(text).ids for backend in backends)
+        if ids != expected:
+            raise UserError(
+                f"{folder}: transformers {transformers.__version__} and tokenizer.json tokenize {text!r} differently "
+                f"({len(ids)} and {len(expected)} tokens). Correct tokenizer_class in tokenizer_config.json, or "
+                "install the version of transformers that saved it"
+            )
+
+
 def sparse_attention(config) -> bool:
     """True for BigBird's block-sparse attention, which the first short text replaces by full attention for good."""
     return getattr(config, "attention_type", None) == "block_sparse"
@@ -56,8 +89,7 @@ def resolve_pad_values(config, tokenizer, accepted: Container[str]) -> dict[str,
     """Return the model's inputs by name, each with its padding value.
 
     These are the names that the tokenizer gives and the forward pass accepts, as in `model(**tokenizer(text))`. Padding
-    is the config's token, by which some models find the end of a text. Raises UserError for a model that can't find it
-    that way.
+    is the config's token, by which some models find the end of a text. Raises UserError without one.
     """
     kind, about = config.model_type, text_config(config)
     if about.pad_token_id is None and "past_key_values" in accepted and not config.is_encoder_decoder:
@@ -85,24 +117,13 @@ def check_takes_pairs(config, tokenizer, inputs: Container[str]) -> None:
         )
 
 
-def resolve_padding_side(config) -> str:
-    """Return the padding side, whatever the tokenizer's own: `right`, so that no text's positions move.
-
-    It is `left` if the answer is read from the last position (XLNet).
-    """
-    return "left" if getattr(config, "summary_type", None) == "last" else "right"
-
-
 def text_config(config):
     """Return the config of the text encoder, which is nested in the config of a model that also takes images."""
     return getattr(config, "text_config", config)
 
 
 def find_unknown_token_ids(config, tokenizer) -> frozenset[int]:
-    """Return the ids of added tokens that the model has no embedding for, and print which they are.
-
-    Raises UserError if the tokenizer's own vocabulary is larger than the model's.
-    """
+    """Return the ids of added tokens without an embedding, and print some. Raises UserError if others have none."""
     size = getattr(text_config(config), "vocab_size", None)
     if not size:
         return frozenset()

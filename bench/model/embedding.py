@@ -7,10 +7,9 @@ from typing import ClassVar
 import numpy as np
 
 from bench.files import digest
-from bench.model.answers import MIN_NORM, combine_windows, run_rows, unit
+from bench.model.answers import MIN_NORM, combine_windows, original_inputs, run_rows, unit
 from bench.model.sentence_files import check_limit, read_defaults, save_files, set_up_tokenizer
 from bench.model.task import Task
-from bench.model.tokenizing import overlap
 from bench.model_files import MODULES, sentence_modules
 from bench.naming import code_span, markdown
 from bench.options import VECTOR_OPTIONS
@@ -29,9 +28,7 @@ class Embedding(Task):
     name: ClassVar[str] = "feature-extraction"
     output: ClassVar[str] = "sentence_embedding"
     encoder_output: ClassVar[str] = "last_hidden_state"
-    class_suffix: ClassVar[str] = "Model"
-    auto_name: ClassVar[str] = "AutoModel"
-    optimum_name: ClassVar[str] = "ORTModelForFeatureExtraction"
+    class_suffix: ClassVar[str] = ""
     script: ClassVar[tuple[str, ...]] = ("embed_texts.py", "vectors", *VECTOR_OPTIONS)
     optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
     compared_rows: ClassVar[int] = N_ANCHORS  # which are each other's anchors
@@ -41,7 +38,6 @@ class Embedding(Task):
     pooling: str  # modes, joined by a plus
     is_plain: bool  # not a sentence-transformers model
     has_unit_length: bool  # its last module normalizes
-    include_prompt: bool  # False: the prompt's tokens are left out of the pooling
     prompts: dict[str, str] = field(default_factory=dict)
     prompt: str = ""  # before every text
     normalize: bool = False  # to unit length, after truncating
@@ -69,6 +65,8 @@ class Embedding(Task):
         about = read_defaults(folder)
         is_decoder = getattr(config, "is_causal", True) and "".join(config.architectures or ()).endswith("ForCausalLM")
         head, size = load_head(folder, getattr(config, "hidden_size", 0), "lasttoken" if is_decoder else "mean")
+        if not head[0].include_prompt:  # as INSTRUCTOR, an encoder-decoder
+            raise UserError(f"{folder}: its Pooling leaves prompts out (include_prompt), which is not supported")
         modes = head[0].pooling_mode
         task = cls(
             labels=tuple(map(str, range(size))),
@@ -76,7 +74,6 @@ class Embedding(Task):
             pooling=modes if isinstance(modes, str) else "+".join(modes),
             is_plain=not kinds,
             has_unit_length=kinds[-1:] == ["Normalize"],
-            include_prompt=head[0].include_prompt,
             prompts={name: text or "" for name, text in about.get("prompts", {}).items()},
         )
         names = {"prompt_name": "default_prompt_name", "truncate_dim": "truncate_dim"}
@@ -152,10 +149,6 @@ class Embedding(Task):
 
         return SentenceEncoder(network, model)
 
-    def check_export(self) -> None:
-        if self.prompt and not self.include_prompt:
-            raise UserError("the prompt is left out of this model's pooling, which only torch variants can do")
-
     def tokenize(self, tokenizer, items: list[Item], max_length: int, names: list[str], windows: bool) -> dict:
         return super().tokenize(tokenizer, [self.prompt + text_of(item) for item in items], max_length, names, windows)
 
@@ -171,17 +164,13 @@ class Embedding(Task):
 
     def reference(self, model, original, item: Item, long: str) -> np.ndarray:
         """Return `SentenceTransformer.encode(text)`; with windows the mean of the vectors for each window alone."""
-        text = text_of(item)
         library = original.network.library
-        options = {"truncation": True, "max_length": model.max_length}
-        if long != "cut":
-            options |= {"return_overflowing_tokens": True, "stride": overlap(model.max_length)}
-        inputs = library.tokenizer([self.prompt + text], **options) if is_unicode(item) else {"input_ids": [[]]}
-        if not all(map(model.is_valid_input, inputs["input_ids"])):
+        inputs = original_inputs(model, library.tokenizer, self.prompt + text_of(item), long)
+        if inputs is None:
             return np.full(len(self.labels), np.nan)
         if len(inputs["input_ids"]) == 1:
-            return library.encode(text, **self.encode_options)
-        outputs = run_rows(original, {name: inputs[name] for name in inputs if name in model.forward_names})
+            return library.encode(text_of(item), **self.encode_options)
+        outputs = run_rows(original, inputs)
         return self.answers(outputs, np.zeros(len(outputs), int), 1, long)[0]
 
     def differences(self, answers: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -12,10 +12,10 @@ from bench.model.batches import pad
 from bench.model.config import (
     SPOILT_BY_PADDING,
     check_takes_pairs,
+    check_tokenizer_file,
     find_unknown_token_ids,
     load_config,
     resolve_pad_values,
-    resolve_padding_side,
     saved_by,
     sparse_attention,
 )
@@ -23,7 +23,7 @@ from bench.model.loading import check_loading, explain_load_error, keep_head_in_
 from bench.model.onnx_file import read_precision
 from bench.model.task import Task
 from bench.model.tasks import choose_task
-from bench.model.tokenizing import check_tokenizer_file, clear_row, load_tokenizer, resolve_max_length
+from bench.model.tokenizing import clear_row, load_tokenizer, resolve_max_length
 from bench.model_files import model_files
 from bench.naming import listed
 from bench.tables.items import Item
@@ -54,8 +54,7 @@ class Model:
     def from_folder(cls, folder: Path, model_id: str, task: str | None = None, options: dict | None = None) -> "Model":
         """Open a model's folder for a `task` (see choose_task); note on standard error what is special about it.
 
-        `options`: of the task, see Task.with_options. Raises UserError if its config or its tokenizer can't be used, or
-        if they do not match.
+        `options`: see Task.with_options. Raises UserError if config or tokenizer can't be used, or do not match.
         """
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         check_tokenizer_file(tokenizer, folder)
@@ -66,6 +65,7 @@ class Model:
         max_length = resolve_max_length(config, tokenizer, task_class.default_max_length)
         model_task = model_task.with_options(options or {}, tokenizer, max_length)
         pad_values = resolve_pad_values(config, tokenizer, accepted)
+        reads_last = task_class.output == "logits" and getattr(config, "summary_type", None) == "last"  # XLNet
         if task_class.takes_pairs:
             check_takes_pairs(config, tokenizer, pad_values)
         model = cls(
@@ -77,7 +77,7 @@ class Model:
             max_length=max_length,
             special_tokens=list(map(str, tokenizer.all_special_tokens)),
             pad_values=pad_values,
-            padding_side=resolve_padding_side(config) if task_class.output == "logits" else "right",
+            padding_side="left" if reads_last else "right",  # whatever the tokenizer's own: no text's positions move
             can_pad="attention_mask" in pad_values and config.model_type not in SPOILT_BY_PADDING,
             unknown_token_ids=find_unknown_token_ids(config, tokenizer),
             onnx_precision=read_precision(folder),
@@ -96,10 +96,7 @@ class Model:
         return replace(self, task=self.task.with_thresholds(text))
 
     def with_original(self, original: "Model") -> "Model":
-        """Return this model, which holds only ONNX, so that its answers are compared with those of `original`.
-
-        Raises UserError if they can't be compared.
-        """
+        """Return this ONNX-only model with the `original` to compare it with. Raises UserError if they don't fit."""
         if not self.onnx_precision:
             raise UserError(f"--original is for a model that holds only ONNX; {self.id} is compared with itself")
         if original.onnx_precision:
@@ -133,11 +130,7 @@ class Model:
         return list(inspect.signature(self.task.class_of(self.config).forward).parameters)
 
     def tokenize(self, items: list[Item], max_length: int | None = None, windows: bool = False) -> dict[str, list]:
-        """Return rows: the `token_inputs`, `lost`, the row's `item` and its `part`.
-
-        See Task.tokenize. An item that the model can't answer has no tokens. With `windows` a long text has several
-        rows.
-        """
+        """Return the rows of Task.tokenize(), with each `part`. An item that the model can't answer has no tokens."""
         longest = min(max_length or self.max_length, self.max_length)
         rows = self.task.tokenize(self.tokenizer, items, longest, [*self.token_inputs, "lost"], windows)
         rows.setdefault("part", [0] * len(rows["item"]))

@@ -28,10 +28,7 @@ SIGMOIDS = {"Identity": False, "Sigmoid": True}  # torch's names of activations
 
 @dataclass(frozen=True)
 class Pairs(Classification):
-    """A classifier of pairs of texts. With one label it gives a score, which is judged like the value of a regression.
-
-    No threshold is known above which a pair matches.
-    """
+    """A classifier of pairs of texts. A single label is a score, judged like a regression: no threshold is known."""
 
     takes_pairs = True
     truncation: str = TRUNCATIONS[0]  # of the two texts

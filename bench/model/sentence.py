@@ -29,7 +29,6 @@ class SentenceEncoder(torch.nn.Module):
         super().__init__()
         self.base_model, self.config, self.model = encoder, encoder.config, model
         self.head, _ = load_head(model.folder, encoder.config.hidden_size, model.task.pooling)
-        self.fixed = {} if model.task.include_prompt else {"prompt_length": count_prompt_tokens(model)}
         if encoder.dtype == torch.float32:
             self.check()
 
@@ -40,11 +39,10 @@ class SentenceEncoder(torch.nn.Module):
         inputs = {name: torch.from_numpy(values) for name, values in rows.items()}
         try:
             shape = tuple(self(**inputs).sentence_embedding.shape)
+            if shape != (1, self.model.task.dims):
+                raise ValueError(f"its vectors have the shape {shape[1:]}, its modules say {self.model.task.dims}")
         except Exception as error:  # each type of model fails in its own way
             raise UserError(f"{self.model.folder} can't be used for embeddings: {first_line(error)}") from error
-        if shape != (1, self.model.task.dims):
-            reason = f"its vectors have the shape {shape[1:]}, its modules say {self.model.task.dims}"
-            raise UserError(f"{self.model.folder} can't be used for embeddings: {reason}")
 
     def forward(self, return_dict: bool = True, **inputs) -> SentenceOutputs:
         tokens = self.base_model(**inputs, return_dict=return_dict).last_hidden_state.float()
@@ -53,7 +51,7 @@ class SentenceEncoder(torch.nn.Module):
     def pool(self, tokens, attention_mask=None):
         """Return the vectors [texts, dims] for the encoder's outputs [texts, tokens, n]."""
         mask = {} if attention_mask is None else {"attention_mask": attention_mask}
-        return self.head({"token_embeddings": tokens} | mask | self.fixed)["sentence_embedding"]
+        return self.head({"token_embeddings": tokens} | mask)["sentence_embedding"]
 
     @cached_property
     def library(self) -> SentenceTransformer:
@@ -85,14 +83,6 @@ def load_head(folder: Path, size: int, pooling: str) -> tuple[torch.nn.Sequentia
                 raise UserError(f"{config} is for vectors of {taken} dimensions, but gets {size}")
             size = module.get_embedding_dimension()
     return head if len(head) else head.append(kinds.Pooling(size, pooling)), size
-
-
-def count_prompt_tokens(model) -> int:
-    """Return the number of tokens of the prompt, as sentence-transformers leaves them out of the pooling."""
-    if not model.task.prompt:
-        return 0
-    ids = model.tokenizer(model.task.prompt, truncation=True, max_length=model.max_length)["input_ids"]
-    return len(ids) - sum(id in model.tokenizer.all_special_ids for id in ids[-1:])
 
 
 def load_library(model, device, folder: Path | None = None, **backend) -> SentenceTransformer:

@@ -23,9 +23,7 @@ class Task:
     name: ClassVar[str]  # what transformers' pipelines, optimum and the Hub call it
     output: ClassVar[str] = "logits"  # name of the output to read, in torch and in ONNX
     encoder_output: ClassVar[str] = ""  # name of the output from which the task computes its own in FP32, if it does
-    class_suffix: ClassVar[str]  # of transformers' classes for this task, such as ForSequenceClassification
-    auto_name: ClassVar[str]  # of transformers' class that loads a model of any type
-    optimum_name: ClassVar[str]  # of the class of optimum.onnxruntime that loads an export
+    class_suffix: ClassVar[str]  # of classes in transformers and optimum, such as ForSequenceClassification
     takes_pairs = False  # the model gets two texts in a row
     truncation = TRUNCATIONS[0]  # of pairs; without an annotation, so that a task may have it as a field
     # the script that answers files of texts, a name for its output, and options of run_benchmark.py that it takes, too
@@ -47,10 +45,7 @@ class Task:
         raise NotImplementedError
 
     def with_options(self, options: dict, tokenizer, max_length: int) -> "Task":
-        """Return the task with its own options of the command line, see task_choice in bench/task_options.py.
-
-        Raises UserError if the model's tokenizer or its `max_length` do not suit them.
-        """
+        """Return the task with its options, see bench/task_options.py. Raises UserError if they don't fit."""
         if given := [name.replace("_", "-") for name in VECTOR_OPTIONS if options.get(name) not in (None, False)]:
             raise UserError(f"--{given[0]} is for embedding models, and this model's task is {self.name}; drop it")
         return self
@@ -58,7 +53,7 @@ class Task:
     def with_thresholds(self, text: str | None) -> "Task":
         """Return the task with the thresholds of `--threshold`. Raises UserError if it has none."""
         if text is not None:
-            reason = f"--threshold applies only to multi-label models, and this model's task is {self.name}"
+            reason = f"--threshold applies only to multi-label models, and this model has {self.summary}"
             raise UserError(f"{reason}; drop --threshold")
         return self
 
@@ -66,14 +61,14 @@ class Task:
     def auto_class(cls) -> type:
         import transformers
 
-        return getattr(transformers, cls.auto_name)
+        return getattr(transformers, f"AutoModel{cls.class_suffix}")
 
     @classmethod
     def class_of(cls, config) -> type:
         """Return the class of transformers for a model's type. Raises UserError if there is none."""
         classes = cls.auto_class()._model_mapping
         if type(config) not in classes:
-            raise UserError(f"transformers has no ...{cls.class_suffix} for models of type {config.model_type}")
+            raise UserError(f"transformers has no AutoModel{cls.class_suffix} for models of type {config.model_type}")
         return classes[type(config)]
 
     @property
@@ -85,20 +80,11 @@ class Task:
         """Return a loaded network with all that computes the task's output in torch."""
         return network
 
-    def check_export(self) -> None:
-        """Raise UserError if an export can't compute what was asked for."""
-
     def save_files(self, model, target: Path) -> None:
         """Save what an export needs of the model's folder beside config and tokenizer."""
 
     def set_up_tokenizer(self, tokenizer, folder: Path) -> None:
         """Apply the task's own settings to a tokenizer that was just loaded."""
-
-    @classmethod
-    def optimum_class(cls) -> type:
-        from optimum import onnxruntime
-
-        return getattr(onnxruntime, cls.optimum_name)
 
     @property
     def n_outputs(self) -> int:
@@ -144,8 +130,7 @@ class Task:
     def reference(self, model, original, item: Item, long: str) -> np.ndarray:
         """Return the answer [labels] for one item by the library's documented call; nan if the model can't answer it.
 
-        `original`: the Reference, whose run() makes a forward pass. It must share neither tokenizing nor padding with
-        tokenize().
+        `original`: the Reference, whose run() makes a forward pass. Neither tokenizing nor padding may be tokenize()'s.
         """
         raise NotImplementedError
 

@@ -14,15 +14,6 @@ CHARACTERS_PER_TOKEN = 10  # longer texts are cut to this many characters per to
 # model types whose positions start after the padding index, see resolve_max_length
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod", "mpnet"}
 OFFSET_POSITIONS |= {"data2vec-text", "ibert", "longformer", "esm", "luke"}
-# a tokenizer must agree with its file on these: case, accents, digits, spaces, signs, other scripts, the empty text
-SAMPLES = (
-    "A Plain sentence, of 12 words: it's naïve, isn't it?",
-    "  two  spaces\tand\na line  ",
-    "ÅNGSTRÖM e\u0301 ﬁne 😀👍🏽 don\u2019t “quote”",
-    "你好\uff0c世界 שלום مرحبا नमस्ते 1,234.56",
-    "http://example.org/a_b?c=1 #tag @name snake_case CamelCase",
-    "",
-)
 TOKENIZER_FILES = "tokenizer.json", "vocab.*", "*.model", "*.spm", "*.tiktoken"  # one of these has the vocabulary
 
 
@@ -46,39 +37,11 @@ def load_tokenizer(folder: Path):
     raise UserError(f"the tokenizer of {folder} can't be loaded: {reason}")
 
 
-def check_tokenizer_file(tokenizer, folder: Path) -> None:
-    """Raise UserError if transformers' tokenizer gives other tokens than its own file tokenizer.json.
-
-    The class named in tokenizer_config.json may rebuild what the file says, differently in each version of transformers
-    (its issues 45701 and 47706); then nobody can tell which tokens the model was trained with.
-    """
-    from tokenizers import Tokenizer
-
-    file = folder / "tokenizer.json"
-    if not file.is_file() or not tokenizer.is_fast:
-        return
-    import transformers
-
-    backends = tokenizer.backend_tokenizer, Tokenizer.from_file(str(file))
-    for backend in backends:
-        backend.no_padding()
-        backend.no_truncation()
-    for text in SAMPLES:
-        ids, expected = (backend.encode(text).ids for backend in backends)
-        if ids != expected:
-            raise UserError(
-                f"{folder}: transformers {transformers.__version__} and tokenizer.json tokenize {text!r} differently "
-                f"({len(ids)} and {len(expected)} tokens). Correct tokenizer_class in tokenizer_config.json, or "
-                "install the version of transformers that saved it"
-            )
-
-
 def resolve_max_length(config, tokenizer, default: int | None = DEFAULT_MAX_LENGTH) -> int:
     """Return the model's limit of tokens per text; the `default` if neither the model nor its tokenizer has one.
 
     RoBERTa and its relatives number positions from padding_idx + 1 (`create_position_ids_from_input_ids` in
-    transformers), so the first position embeddings are never used. Raises UserError for an impossible limit, and for
-    none without a default.
+    transformers), so the first position embeddings are never used. Raises UserError for an impossible limit or none.
     """
     offset = (config.pad_token_id or 0) + 1 if config.model_type in OFFSET_POSITIONS else 0
     limits = {"model_max_length": (tokenizer.model_max_length, 0)}
@@ -225,8 +188,7 @@ def tokenize_windows(tokenizer, items: list[Item], max_length: int, names: Seque
     """Return rows as tokenize() does, but several overlapping ones, the windows, for an item above `max_length` tokens.
 
     The windows are those of `return_overflowing_tokens`; neighbours share overlap() tokens. Each window of a pair has
-    the whole second text. `lost` of an item's first window counts the tokens that only its other windows have. Raises
-    UserError for a slow tokenizer.
+    the whole second text. `lost` of an item's first window counts the tokens that only its other windows have.
     """
     if not tokenizer.is_fast:
         raise UserError("--long windows needs a fast tokenizer, which this model lacks")

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from bench.files import digest
-from bench.model.answers import combine_windows, run_rows, softmax
+from bench.model.answers import combine_windows, original_inputs, run_rows, softmax
 from bench.model.classification import CARDS, MULTI, SINGLE, Classification, resolve_labels
 from bench.model.tokenizing import overlap
 from bench.options import TRUNCATIONS
@@ -113,7 +113,7 @@ class ZeroShot(Classification):
 
     def reference(self, model, original, item: Item, long: str) -> np.ndarray:
         """Return the answer of transformers' pipeline; with windows, which it lacks, combine outputs run row by row."""
-        inputs = [self.original_inputs(model, (item, hypothesis), long) for hypothesis in self.hypotheses]
+        inputs = [original_inputs(model, model.tokenizer, (item, hypothesis), long) for hypothesis in self.hypotheses]
         if None in inputs:
             return np.full(len(self.labels), np.nan)
         if long == "cut":

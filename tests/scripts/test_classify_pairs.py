@@ -131,7 +131,7 @@ def test_the_benchmark_has_the_pipeline_as_a_row_and_the_fastest_variant_is_used
     code, _, err = call(classify_texts, nli, source, "--output", "out", *CPU, *LABELS, "--dry-run")
     assert code == 0 and speeds & set(re.findall(r"[\d.]+", err)), "a speed in texts, not in rows"
     code, _, err = call(classify_texts, nli, source, "--output", "out", *CPU, "--candidate-labels", "x,y", "--dry-run")
-    assert code == 0 and "run_benchmark.py" in err and "--candidate-labels x,y" in " ".join(err.split())
+    assert code == 0 and not speeds & set(re.findall(r"[\d.]+", err)) and "run_benchmark.py" in err
 
 
 @pytest.mark.parametrize(

@@ -118,14 +118,14 @@ def test_several_columns_and_windows(call, tmp_path, model, comments, texts):
     assert json.loads((tmp_path / "out/_receipt.json").read_text())["verdict"] == WITHIN
 
 
-def test_a_dry_run_prints_the_benchmark_of_these_vectors(call, monkeypatch, model, comments):
+def test_a_benchmark_measures_these_vectors(call, monkeypatch, model, comments):
     asked = "--column", "title,body,id", "--prompt", "a ", "--truncate-dim", "5"
     code, _, err = call(embed_texts, model, comments, "--output", "out", "--dry-run", "--device", "cpu", *asked)
-    command = shlex.split(err[err.index("python run_benchmark.py") :].splitlines()[0])[2:]
-    assert code == 0 and not Path("out").exists() and {*asked} < {*command}
+    assert code == 0 and not Path("out").exists() and "run_benchmark.py" in err
     opened, open_model = [], resolve.open_model
     monkeypatch.setattr(run_benchmark, "open_model", lambda *a: opened.append(open_model(*a)) or opened[0])
-    code, out, err = call(run_benchmark, *command, "--dry-run")
+    options = "--variant", "torch", "--quick", "--device", "cpu", "--model-id", model, "--dataset", comments
+    code, out, err = call(run_benchmark, *options, "--task", "embedding", *asked, "--dry-run")
     assert code == 0 and out, err
     texts = [f"title 0\n\n{read_bodies(comments)[0]}\n\n0"]
     vectors = Reference.load(opened[0], threads=1).of_items([tuple(texts[0].split("\n\n"))])
