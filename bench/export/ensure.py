@@ -36,6 +36,7 @@ def ensure_export(model: Model, precision: str) -> tuple[Path, str]:
     date, the model is exported. Raises UserError if that fails, or would replace a checked export or files that no
     export created.
     """
+    model.task.check_export()
     if model.onnx_precision:
         say_caveats(model.folder, model.onnx_precision, model.task.rule_id)
         return weight_files(model.folder)[0].parent, f"its own ONNX file, {report_words(model)}"

@@ -38,6 +38,7 @@ class Embedding(Task):
     pooling: str  # modes, joined by a plus
     is_plain: bool  # not a sentence-transformers model
     has_unit_length: bool  # its last module normalizes
+    include_prompt: bool  # False: the prompt's tokens are left out of the pooling
     prompts: dict[str, str] = field(default_factory=dict)
     prompt: str = ""  # before every text
     normalize: bool = False  # to unit length, after truncating
@@ -65,8 +66,6 @@ class Embedding(Task):
         about = read_defaults(folder)
         is_decoder = getattr(config, "is_causal", True) and "".join(config.architectures or ()).endswith("ForCausalLM")
         head, size = load_head(folder, getattr(config, "hidden_size", 0), "lasttoken" if is_decoder else "mean")
-        if not head[0].include_prompt:  # as INSTRUCTOR, an encoder-decoder
-            raise UserError(f"{folder}: its Pooling leaves prompts out (include_prompt), which is not supported")
         modes = head[0].pooling_mode
         task = cls(
             labels=tuple(map(str, range(size))),
@@ -74,6 +73,7 @@ class Embedding(Task):
             pooling=modes if isinstance(modes, str) else "+".join(modes),
             is_plain=not kinds,
             has_unit_length=kinds[-1:] == ["Normalize"],
+            include_prompt=head[0].include_prompt,
             prompts={name: text or "" for name, text in about.get("prompts", {}).items()},
         )
         names = {"prompt_name": "default_prompt_name", "truncate_dim": "truncate_dim"}
@@ -148,6 +148,10 @@ class Embedding(Task):
         from bench.model.sentence import SentenceEncoder
 
         return SentenceEncoder(network, model)
+
+    def check_export(self) -> None:
+        if self.prompt and not self.include_prompt:
+            raise UserError("the prompt is left out of this model's pooling, which only torch variants can do")
 
     def tokenize(self, tokenizer, items: list[Item], max_length: int, names: list[str], windows: bool) -> dict:
         return super().tokenize(tokenizer, [self.prompt + text_of(item) for item in items], max_length, names, windows)

@@ -29,6 +29,7 @@ class SentenceEncoder(torch.nn.Module):
         super().__init__()
         self.base_model, self.config, self.model = encoder, encoder.config, model
         self.head, _ = load_head(model.folder, encoder.config.hidden_size, model.task.pooling)
+        self.fixed = {} if model.task.include_prompt else {"prompt_length": count_prompt_tokens(model)}
         if encoder.dtype == torch.float32:
             self.check()
 
@@ -51,7 +52,7 @@ class SentenceEncoder(torch.nn.Module):
     def pool(self, tokens, attention_mask=None):
         """Return the vectors [texts, dims] for the encoder's outputs [texts, tokens, n]."""
         mask = {} if attention_mask is None else {"attention_mask": attention_mask}
-        return self.head({"token_embeddings": tokens} | mask)["sentence_embedding"]
+        return self.head({"token_embeddings": tokens} | mask | self.fixed)["sentence_embedding"]
 
     @cached_property
     def library(self) -> SentenceTransformer:
@@ -83,6 +84,14 @@ def load_head(folder: Path, size: int, pooling: str) -> tuple[torch.nn.Sequentia
                 raise UserError(f"{config} is for vectors of {taken} dimensions, but gets {size}")
             size = module.get_embedding_dimension()
     return head if len(head) else head.append(kinds.Pooling(size, pooling)), size
+
+
+def count_prompt_tokens(model) -> int:
+    """Return the number of tokens of the prompt, as sentence-transformers leaves them out of the pooling."""
+    if not model.task.prompt:
+        return 0
+    ids = model.tokenizer(model.task.prompt, truncation=True, max_length=model.max_length)["input_ids"]
+    return len(ids) - sum(id in model.tokenizer.all_special_ids for id in ids[-1:])
 
 
 def load_library(model, device, folder: Path | None = None, **backend) -> SentenceTransformer:

@@ -80,6 +80,9 @@ class Task:
         """Return a loaded network with all that computes the task's output in torch."""
         return network
 
+    def check_export(self) -> None:
+        """Raise UserError if an export can't compute what was asked for."""
+
     def save_files(self, model, target: Path) -> None:
         """Save what an export needs of the model's folder beside config and tokenizer."""
 

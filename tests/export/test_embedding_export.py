@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from tiny import make_sentence_model, make_tiny_encoder
 
 import export_onnx
+from bench.export.ensure import ensure_export
 from bench.export.select import export_model
 from bench.judge import WITHIN
 from bench.model.batches import Batching
@@ -102,3 +103,10 @@ def test_a_fused_export_of_a_plain_encoder_pools_in_fp32(tmp_path, in_this_proce
     reference = Reference.load(alone.original, threads=1).of_items(texts[:2])
     assert np.abs(reference - expected.answers[:2]).max() < 1e-5
     assert "mean" in refused(lambda: open_model(str(tmp_path), task="embedding", original=str(encoder)))
+
+
+def test_a_prompt_that_is_not_pooled_needs_torch(tmp_path, in_this_process, encoder):
+    head = [Pooling(32, "mean", include_prompt=False)]
+    folder = make_sentence_model(tmp_path / "model", encoder, head, prompts={"query": "q "})
+    model = Model.from_folder(folder, "model", None, {"prompt_name": "query"})
+    assert "torch" in refused(ensure_export, model, "fp32")

@@ -112,10 +112,12 @@ def test_a_model_as_older_versions_saved_it(tmp_path, encoder, some):
     assert open_folder(folder).weights_id != model.weights_id
 
 
-def test_a_pooling_without_the_prompt_is_refused(tmp_path, encoder):
+def test_a_prompt_can_be_left_out_of_the_pooling(tmp_path, encoder, some):
     head = [Pooling(32, "mean", include_prompt=False)]
     folder = make_sentence_model(tmp_path / "model", encoder, head, prompts={"query": "which of these "})
-    assert "include_prompt" in refused(open_folder, folder)
+    asked = open_folder(folder, prompt_name="query")
+    assert np.abs(predict(asked, some) - encode(folder, some, prompt_name="query")).max() < 1e-5
+    assert np.abs(predict(open_folder(folder, prompt="which of these "), some) - predict(asked, some)).max() == 0
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -193,7 +195,7 @@ def test_several_columns_are_joined_by_a_blank_line(encoder, some):
 
 
 def test_a_changed_decision_is_another_nearest_anchor_beyond_the_margin():
-    task = Embedding(("0", "1"), 2, "mean", is_plain=True, has_unit_length=False)
+    task = Embedding(("0", "1"), 2, "mean", is_plain=True, has_unit_length=False, include_prompt=True)
     angles = np.radians([0, 40, 79, 120])
     reference = 3 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     turned = reference.copy()
@@ -210,7 +212,7 @@ def test_a_changed_decision_is_another_nearest_anchor_beyond_the_margin():
 
 
 def test_changes_are_those_of_each_text_with_the_same_anchors():
-    task = Embedding(("0", "1"), 2, "mean", is_plain=True, has_unit_length=False)
+    task = Embedding(("0", "1"), 2, "mean", is_plain=True, has_unit_length=False, include_prompt=True)
     reference, noise = np.random.default_rng(0).normal(size=(2, 300, 2))
     answers = reference + 0.1 * noise
     parity = ParityCounter(task, basis=task.basis(reference))
@@ -221,7 +223,7 @@ def test_changes_are_those_of_each_text_with_the_same_anchors():
 
 def test_texts_of_later_calls_have_those_of_earlier_ones_as_anchors():
     """As a labelling job compares its first part, and the later ones at the end."""
-    task = Embedding(("0", "1"), 2, "mean", is_plain=True, has_unit_length=False)
+    task = Embedding(("0", "1"), 2, "mean", is_plain=True, has_unit_length=False, include_prompt=True)
     reference, noise = np.random.default_rng(0).normal(size=(2, 90, 2))
     answers, parity = reference + 0.3 * noise, ParityCounter(task)
     parity.add(answers[:80], reference[:80])
@@ -233,7 +235,7 @@ def test_texts_of_later_calls_have_those_of_earlier_ones_as_anchors():
 
 
 def test_differences_tell_a_missing_normalization_and_wrong_vectors():
-    task = Embedding(("0", "1"), 2, "mean", is_plain=True, has_unit_length=False)
+    task = Embedding(("0", "1"), 2, "mean", is_plain=True, has_unit_length=False, include_prompt=True)
     vectors = np.random.default_rng(0).normal(size=(300, 2))
     same, scaled = ParityCounter(task, "fp32"), ParityCounter(task, "fp32")
     same.add(vectors + 1e-6, vectors)
