@@ -9,10 +9,10 @@ The figures:
     comparison_<model>_<kind>_<dataset>  each variant at its best on each GPU or CPU (the kind), end to end
     scaling_<model>_<device>_<dataset>   forward passes by batch size, if a variant has three sizes or more
 
-README.md gets the headline results, the overview and a verdict, results/README.md all tables, unless --output or --format is given.
-For figures of some results, copy their files, which are named after device, variant and dataset, into a folder. If a
-model, device and dataset has results for several sets of texts or weights, the set with the most cells is used.
-Skipped rows are reported on standard error.
+README.md gets the headline results, the overview and a verdict, results/README.md all tables, unless --output or
+--format is given. For figures of some results, copy their files, which are named after device, variant and dataset,
+into a folder. If a model, device and dataset has results for several sets of texts or weights, the set with the most
+cells is used. Skipped rows are reported on standard error.
 
 Exit code: 0, 1 if --check finds something out of date, 2 for wrong usage or input.
 """

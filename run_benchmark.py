@@ -101,6 +101,10 @@ def parse_arguments() -> Namespace:
     return parser.parse_args()
 
 
+def thread_count(text: str) -> int | None:
+    return None if text == "auto" else process_count(text)
+
+
 def add_measuring_options(add: Callable) -> None:
     count = {"type": int_from(1), "metavar": "N"}
     counts = {"type": list_of(int_from(1)), "metavar": "LIST"}
@@ -112,8 +116,8 @@ def add_measuring_options(add: Callable) -> None:
     add("--batch-tokens", **counts, help=tokens)
     workers = "comma-separated numbers of worker processes (default: 1; --quick: finds the fastest)"
     add("--workers", type=list_of(process_count), metavar="LIST", help=workers)
-    threads = "CPU threads of each worker (default: all cores / workers)"
-    add("--threads", type=process_count, metavar="N", help=threads)
+    threads = "CPU threads of each worker, or auto: all cores / workers (default: auto)"
+    add("--threads", type=thread_count, metavar="N", help=threads)
     add("--min-time", **seconds, default=3.0, help="repeat each cell for at least this long (default: 3)")
     repeats = "number of rounds over all cells; with several, a slow period affects all cells equally (default: 1)"
     add("--repeats", **count, default=1, help=repeats)

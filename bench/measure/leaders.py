@@ -84,7 +84,9 @@ def check_undecided(sweep: Sweep, recorder: Recorder, workers: dict[Cell, Proces
     """Check variants on more texts, with the batching that changed most."""
     rows = recorder.completed().sort_values(["flips", "messages/s"])
     worst = {row["variant"]: batching_of(row) for row in rows[rows["stage"] != "check"].to_dict("records")}
-    cells = [cell for cell, is_undecided in leading_cells(sweep, recorder).items() if is_undecided and cell in workers]
+    loaded = {cell.variant: cell for cell in workers}  # perhaps with another split than the fastest of all runs
+    leading = leading_cells(sweep, recorder).items()
+    cells = [loaded[cell.variant] for cell, is_undecided in leading if is_undecided and cell.variant in loaded]
     checks = {cell: FurtherCheck(sweep, replace(cell, batching=worst[cell.variant], stage="check")) for cell in cells}
     seconds = min(sweep.check_time, sweep.deadline - time.monotonic())
     if not undecided(checks) or seconds < 0:
