@@ -48,8 +48,8 @@ def headline_block(bests, charts: list, folder: Path) -> str:
         return "\n".join(wrap(NOTHING))
     first = found[0]
     place = f"{model_words(first.winner)} on {markdown(first.winner['machine'])}"
-    texts = f"{first.winner['texts']:,} texts of the dataset {markdown(first.winner['dataset'])}"
-    lines = [*wrap(f"{place}, {texts}, from text to answer:"), "", *step_table(first.steps()), ""]
+    texts = f"{first.winner['texts']:,} texts of {markdown(first.winner['dataset'])}"
+    lines = [*wrap(f"{place}, {texts}, end to end:"), "", *step_table(first.steps()), ""]
     refusing = next((headline for headline in found if headline.refused), None)
     if refusing:
         lines += [*refused_lines(refusing, first), ""]
@@ -96,8 +96,8 @@ def runtime_and_precision(variant: str) -> tuple[str, str]:
 def refused_lines(headline: Headline, first: Headline) -> list[str]:
     row, winner = headline.refused, headline.winner
     times = f"{row['messages/s'] / winner['messages/s']:.1f} times"
-    text = f"**Refused**, although {times} as fast as {markdown(winner['variant'])}: {markdown(row['variant'])}, "
-    text += f"{speed(row['messages/s'])} messages/s, changed **{flips_words(row)}**"
+    text = f"**Refused**, though {times} as fast as {markdown(winner['variant'])}: {markdown(row['variant'])} "
+    text += f"changed **{flips_words(row)}**"
     if headline is not first:
         text += f" of {model_words(row)} on {markdown(row['machine'])}"
     return wrap(f"{text}.")
@@ -111,7 +111,7 @@ def machine_line(headline: Headline) -> list[str]:
     steps = []
     for old, new in pairwise(headline.steps()):
         steps.append(f"{new['messages/s'] / old['messages/s']:.1f}x {step_words(old, new).partition(',')[0]}")
-    return wrap(f"{text} ({'; '.join(steps)})" if len(steps) > 1 else text)
+    return wrap(f"{text} ({'; '.join(steps)})" if headline.kind == "GPU" else text)
 
 
 def wrap(text: str) -> list[str]:

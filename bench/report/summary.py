@@ -55,7 +55,7 @@ class Headline:
 
     @property
     def kind(self) -> str:
-        if self.winner["base_name"].startswith("sentence-transformers"):  # baselines for embedding models only
+        if self.winner["base_name"].startswith(BASELINES["sentence-transformers"]):  # for embedding models only
             return "embedding"
         if not is_cpu(self.winner["device"]):
             return "GPU"
@@ -77,7 +77,7 @@ class Headline:
     def steps(self) -> list[dict]:
         """Return rows from the baseline to the winner, each faster than the one before and different in one thing."""
         runtime, _, precision = self.winner["variant"].partition("-")
-        rows = [row for row in self.variants.values() if row["state"] == BASELINE and row["idle"]][:1]
+        rows = [row for row in self.variants.values() if row["state"] == BASELINE and row["factor"] == 1]
         for name in ("torch", f"torch-{precision}", runtime, self.winner["variant"]):
             row = self.variants.get(name, {"messages/s": 0})
             before = rows[-1]["messages/s"] if rows else 0

@@ -20,8 +20,21 @@ COMMON_NAMES = {
     "pipeline": "transformers' pipeline",
     "optimum-pipeline": "optimum's pipeline",
     "crossencoder": "CrossEncoder",
+    "sentence-transformers": "SentenceTransformer",
 }
-BASELINES = {name: COMMON_NAMES.get(name, name) for name, variant in VARIANTS.items() if variant.takes_texts}
+BACKENDS = {"onnx": "ONNX", "openvino": "OpenVINO", "bf16": "BF16", "fp16": "FP16"}
+
+
+def common_name(variant: str) -> str:
+    """Return what people call a baseline, such as "CrossEncoder (OpenVINO, BF16)"."""
+    if variant in COMMON_NAMES:
+        return COMMON_NAMES[variant]
+    library = next(name for name in COMMON_NAMES if variant.startswith(f"{name}-"))
+    backend = variant.removeprefix(f"{library}-").split("-")
+    return f"{COMMON_NAMES[library]} ({', '.join(map(BACKENDS.get, backend))})"
+
+
+BASELINES = {name: common_name(name) for name, variant in VARIANTS.items() if variant.takes_texts}
 # see machine.WIDTHS and CPU_FEATURES; INT8 products, and the BF16 that AMX implies, are left out
 FEATURES = {"amx": "AMX", "avx512": "AVX-512", "avx2": "AVX2", "bf16": "BF16"}
 

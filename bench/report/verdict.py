@@ -51,7 +51,7 @@ def judge_variants(rows, evidence: EvidenceFile | None = None, tolerance: float 
     """Return the rows of cells with their variant's `verdict`, its basis, and decisions `per_text`: a DataFrame.
 
     `rows`: one for each cell, including checks on more texts. A variant is judged by its evidence. If there is none, it
-    is judged by the check, else by the batching that changed most; one batching that is NOT_WITHIN is enough. Rows of
+    is judged by the latest check, else by the batching that changed most; one batching that is NOT_WITHIN is enough. Rows of
     other versions than the latest are left out, and without evidence those of other commits. `flips` and `decisions`
     become those of the evidence or the deciding row.
     """
@@ -66,10 +66,10 @@ def judge_variants(rows, evidence: EvidenceFile | None = None, tolerance: float 
             current = current[current["commit"] == newest["commit"]]
         verdicts = np.array([ORDER.index(judge_row(row, tolerance)) for row in current.to_dict("records")])
         checks = (current["stage"] == "check").to_numpy()
-        if checks.any():  # a batching that was measured later and changes more is not covered by the check
-            last = current[checks].iloc[-1]
+        if checks.any():  # the latest has all evidence, but of a batching that was measured later and changes more
+            last = current[checks].sort_values("date", kind="stable").iloc[-1]
             later = (current["date"] > last["date"]) & (current["flips"] > last["flips"])
-            checks = checks & (not later.any())
+            checks = (current.index == last.name) & (not later.any())
         decides = verdicts == ORDER.index(NOT_WITHIN)
         if not decides.any():
             decides = checks if checks.any() else verdicts == verdicts.max()
