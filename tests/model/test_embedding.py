@@ -75,7 +75,7 @@ def test_vectors_equal_those_of_encode_for_every_pooling_and_module(tmp_path, en
     assert isinstance(model.task, Embedding) and expected.shape[1] == len(model.labels)
     answers = predict(model, some)
     assert answers.dtype == np.float32 and np.abs(answers - expected).max() < 1e-5
-    assert np.array_equal(Reference.load(model, threads=1).of_items(some[:4]), expected[:4])
+    assert np.abs(Reference.load(model, threads=1).of_items(some[:4]) - expected[:4]).max() < 1e-6
 
 
 def test_a_model_as_older_versions_saved_it(tmp_path, encoder, some):
