@@ -51,9 +51,9 @@ def judge_variants(rows, evidence: EvidenceFile | None = None, tolerance: float 
     """Return the rows of cells with their variant's `verdict`, its basis, and decisions `per_text`: a DataFrame.
 
     `rows`: one for each cell, including checks on more texts. A variant is judged by its evidence. If there is none, it
-    is judged by the latest check, else by the batching that changed most; one batching that is NOT_WITHIN is enough. Rows of
-    other versions than the latest are left out, and without evidence those of other commits. `flips` and `decisions`
-    become those of the evidence or the deciding row.
+    is judged by the latest check, else by the batching that changed most; one batching that is NOT_WITHIN is enough.
+    Rows of other versions than the latest are left out, and without evidence those of other commits. `flips` and
+    `decisions` become those of the evidence or the deciding row.
     """
     import pandas as pd
 
