@@ -147,7 +147,7 @@ def test_the_readme_compares_with_the_best_baseline_and_names_a_refused_variant(
         readme, "| ", "onnx", "15", "2.5x"
     )
     assert re.search(r"- GPU\b.*\b12\.3x\b.*pipeline.*\b90 to 1,111 messages/s.*\bonnx-fp16\b.*\b0\.05%", readme)
-    assert re.search(r"\b4\.0 times\b.*onnx-int8, 60 messages/s", readme) and "20.00%" in readme
+    assert re.search(r"\b4\.0 times\b.*onnx-int8 changed", readme) and "20.00%" in readme
     rows = table_rows(Path("results/README.md").read_text())
     assert [row[:3] for row in rows if row[0] == "pipeline"][1:] == [["pipeline", "6", "1.0x"]]
 
