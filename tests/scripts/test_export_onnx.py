@@ -106,7 +106,7 @@ def test_an_export_is_correct_and_the_example_in_its_card_runs(name, models, her
     assert re.search(r"\bCPU\b.*\bFP16\b", out), "a CPU computes in FP32"
     assert 0 < report["largest_difference"]["max"] < 5e-3
     assert report["findings"] == []
-    assert "1 Attention" in report["nodes"] and re.search("2 (Fast|Bias)Gelu", report["nodes"]), "and one of one query"
+    assert re.search("[12] Attention", report["nodes"]) and re.search("2 (Fast|Bias)Gelu", report["nodes"])
 
     card = (folder / "README.md").read_text()
     _, metadata, body = card.split("---\n", 2)
