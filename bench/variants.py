@@ -53,7 +53,7 @@ class ExportKind:
     variant: str  # loads the export, and checks it
     suffix: str  # of the folder's name
     description: str  # for the model card
-    # name -> make(model, folder), which writes model.onnx and returns how. They are tried in turn;
+    # name -> make(model, folder, trimmed), which writes model.onnx and returns how. They are tried in turn;
     # the first correct file is used, or with `fused` the correct one with the most fused attention.
     backends: dict[str, Callable]
     max_deviation: float  # of a probability on a few texts; of a regression's value, relative to the largest

@@ -5,7 +5,6 @@ transformers' pipeline, and sentence-transformers' CrossEncoder and SentenceTran
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ AS_EXPORTED = replace(
     FP32,
     precision="fp32-plain",
     suffix="-onnx-plain",
-    backends={"optimum": partial(with_optimum, trimmed=False)},
+    backends={"optimum": with_optimum},
     trimmed=False,
 )
 

@@ -142,9 +142,10 @@ def choose_file(model: Model, kind: ExportKind, folder: Path) -> tuple[str, str,
         (folder / backend).mkdir()
         file = folder / backend / "model.onnx"
         try:
-            made = export(model, folder / backend)
-            as_exported = file.read_bytes() if not kind.trimmed else b""
+            made = export(model, folder / backend, trimmed=kind.trimmed)
+            as_exported = b""
             if model.task.encoder_output:
+                as_exported = b"" if kind.trimmed else file.read_bytes()
                 append_head(model, file)
             runner = load(model, folder / backend, Device(None, cpu_cores()))
             outputs = [runner.to_host(runner.forward(runner.prepare(batch))) for batch in batches]

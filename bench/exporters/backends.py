@@ -43,7 +43,7 @@ def example_batches(model: Model) -> list[dict[str, np.ndarray]]:
     return [model.pad(model.first_rows(items, n)) for items, n in ((example_items(model), SHORT), (long, LONG))]
 
 
-def load_network(model: Model, trimmed: bool = True) -> tuple:
+def load_network(model: Model, trimmed: bool) -> tuple:
     """Load the network to export: an encoder without the modules that append_head() adds, or one with its head.
 
     If it is `trimmed` and its head reads only the first token, the rest of the last layer is computed for that token
@@ -94,13 +94,13 @@ def with_optimum(model: Model, target: Path, optimized: bool = False, trimmed: b
     return O4_DESCRIPTION + remark
 
 
-def with_torch(model: Model, target: Path, fused: bool = False, half: bool = False) -> str:
+def with_torch(model: Model, target: Path, fused: bool = False, half: bool = False, trimmed: bool = True) -> str:
     """Export to `target`/model.onnx with torch, optionally `fused` by onnxscript or in FP16. Return how it was made."""
     import onnx_ir
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
     file, output = target / "model.onnx", model.task.encoder_output or model.task.output
-    network, remark = load_network(model)
+    network, remark = load_network(model, trimmed)
     inputs = {name: array[1:, :16].copy() for name, array in example_batches(model)[0].items()}
     if network.config.eos_token_id is not None and network.config.is_encoder_decoder:
         inputs["input_ids"][:, -1] = network.config.eos_token_id  # BART's head reads the last of these tokens
