@@ -70,13 +70,18 @@ def find_peaks(variants: list[str], device: Device, call: Callable) -> dict[str,
 
 def find_exports(model: Model, variants: list[str], device: Device) -> dict[str, Path | UserError | None]:
     """Return what each variant loads, see Sweep.exports, and print it. Missing exports are created."""
-    exports = {}
+    exports, gpu_error = {}, None
+    if device.gpu is not None and any(VARIANTS[name].export for name in variants):
+        try:
+            run_in_subprocess(check_gpu, device.gpu)
+        except UserError as error:
+            gpu_error = error
     for name in variants:
         variant = VARIANTS[name]
         try:
             exports[name], origin = None, model.id
-            if variant.export and device.gpu is not None:
-                run_in_subprocess(check_gpu, device.gpu)
+            if variant.export and gpu_error:
+                raise gpu_error
             if variant.export:
                 exports[name], origin = ensure_export(model, variant.export.precision)
         except UserError as error:  # its cells fail, the others run
