@@ -48,8 +48,10 @@ class ParityCounter:
         answers, reference = answers[known], reference[known]
         if not len(reference):
             return
-        self.references.append(reference)
-        basis = self.task.basis(np.concatenate(self.references)) if self.basis is None else self.basis
+        basis = self.basis
+        if basis is None:
+            self.references.append(reference)
+            basis = self.task.basis(np.concatenate(self.references))
         flips = self.task.flips(answers, reference, basis)
         if len(texts):
             hashes = [hash_item(texts[i]) for i in np.flatnonzero(known)]
