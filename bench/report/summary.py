@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
+from bench.model.embedding import Embedding
 from bench.model.random_model import RANDOM_MODEL
 from bench.report.evidence import EvidenceFile
 from bench.report.table import BASELINES, is_cpu
 from bench.report.verdict import rank
+from runtimes import VARIANTS
 from utils import say
 
 COMPARED = ["model", "device", "dataset"]  # rows that agree in these are compared with each other
@@ -55,7 +57,7 @@ class Headline:
 
     @property
     def kind(self) -> str:
-        if self.winner["base_name"].startswith(BASELINES["sentence-transformers"]):  # for embedding models only
+        if any(name in VARIANTS and VARIANTS[name].library in Embedding.libraries for name in self.variants):
             return "embedding"
         if not is_cpu(self.winner["device"]):
             return "GPU"

@@ -29,7 +29,7 @@ def common_name(variant: str) -> str:
     """Return what people call a baseline, such as "CrossEncoder (OpenVINO, BF16)"."""
     if variant in COMMON_NAMES:
         return COMMON_NAMES[variant]
-    library = next(name for name in COMMON_NAMES if variant.startswith(f"{name}-"))
+    library = VARIANTS[variant].library
     backend = variant.removeprefix(f"{library}-").split("-")
     return f"{COMMON_NAMES[library]} ({', '.join(map(BACKENDS.get, backend))})"
 
