@@ -107,7 +107,7 @@ def classify(
 
 
 def items_to_classify(texts: Iterable) -> tuple[list[Item | None], int]:
-    """Return the items of texts or of pairs, None where text is missing, and the number of texts in each; 0 if unknown.
+    """Return the items (None if a text is missing), and how many texts each has: 1, 2, or 0 if all are missing.
 
     Raises UserError for other things, and for texts among pairs.
     """
