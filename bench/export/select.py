@@ -94,10 +94,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 def describe_export(model: Model, folder: Path) -> dict:
-    """Return the part of the report that an export's files tell.
-
-    `precision`, `exporter`, `options` (how it was made, in words), and describe_graph() with all `findings`.
-    """
+    """Return the part of the report that an export's manifest and graph tell, with the findings about both."""
     manifest = {"precision": "fp32", "exporter": "", "options": "", "made": "", "findings": []} | read_manifest(folder)
     graph = {"nodes": "", "opset": "", "findings": []}
     if (folder / "model.onnx").exists():
@@ -108,10 +105,7 @@ def describe_export(model: Model, folder: Path) -> dict:
 
 
 def copy_plain(plain: Path, folder: Path) -> tuple[str, str]:
-    """Copy an FP32 export into the subfolder `folder`/backend. Return the backend and how the file was made.
-
-    Both are empty, and nothing is copied, if its manifest does not tell.
-    """
+    """Copy an FP32 export into `folder`/backend. Return the backend and how it was made, both empty if unknown."""
     manifest = read_manifest(plain)
     backend, made = manifest.get("exporter"), manifest.get("made")
     if backend not in list(EXPORT_KINDS["fp32"].backends) or made is None:
