@@ -56,7 +56,7 @@ def load(model: Model, exported: Path, device: Device) -> TokenRunner:
         import torch
 
         torch.cuda.set_device(device.gpu)
-        return io_bound_runner(session, model.task.output, torch.device(f"cuda:{device.gpu}"))
+        return io_bound_runner(session, model.task.output, torch.device(device.torch_name))
     names = [node.name for node in session.get_inputs()]
     output = select_output(session, model.task.output)
     largest = 0  # padded tokens of the runs so far

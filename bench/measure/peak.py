@@ -35,7 +35,7 @@ def measure_peaks(precisions: list[str], device: Device) -> dict[str, float]:
 
     torch.set_num_threads(cpu_cores())
     torch.backends.cuda.matmul.allow_tf32 = False
-    torch_device = torch.device("cpu" if device.gpu is None else f"cuda:{device.gpu}")
+    torch_device = torch.device(device.torch_name)
     synchronize = (lambda: None) if device.gpu is None else (lambda: torch.cuda.synchronize(torch_device))
     repeats = 1 if device.gpu is None else 10  # products between two synchronizations
     peaks = {}
