@@ -24,6 +24,10 @@ class Device:
     def kind(self) -> str:
         return "cpu" if self.gpu is None else "gpu"
 
+    @property
+    def torch_name(self) -> str:
+        return "cpu" if self.gpu is None else f"cuda:{self.gpu}"
+
 
 @dataclass(frozen=True)
 class TokenRunner:

@@ -81,7 +81,7 @@ def load_pipeline(model: Model, device: Device, backend: str, folder: Path, opti
         from optimum import onnxruntime
 
         network = getattr(onnxruntime, f"ORTModel{model.task.class_suffix}").from_pretrained(folder, **options, **LOCAL)
-    pipe = model.task.pipeline(model, network, device_name(device))
+    pipe = model.task.pipeline(model, network, device.torch_name)
     return lambda items, batch_size: model.task.pipeline_answers(pipe, items, batch_size)
 
 
@@ -98,7 +98,7 @@ def load_cross_encoder(model: Model, device: Device, backend: str, folder: Path,
         config_kwargs=LOCAL,
         backend=backend,
     )
-    encoder = CrossEncoder(modules=[transformer], device=device_name(device), activation_fn=Identity())
+    encoder = CrossEncoder(modules=[transformer], device=device.torch_name, activation_fn=Identity())
     encoder.is_singular_input = lambda inputs: False  # predict() takes a list of texts for a single pair
     truncation = {"text": {"truncation": model.task.truncation}}
 
@@ -112,13 +112,9 @@ def load_cross_encoder(model: Model, device: Device, backend: str, folder: Path,
 def load_sentence_transformer(model: Model, device: Device, backend: str, folder: Path, options: dict) -> Callable:
     from bench.model.sentence import load_library
 
-    encoder = load_library(model, device_name(device), folder, backend=backend, model_kwargs=options)
+    encoder = load_library(model, device.torch_name, folder, backend=backend, model_kwargs=options)
     chosen = model.task.encode_options
     return lambda items, batch_size: encoder.encode([*map(text_of, items)], batch_size=batch_size, **chosen)
-
-
-def device_name(device: Device) -> str:
-    return "cpu" if device.gpu is None else f"cuda:{device.gpu}"
 
 
 LIBRARIES = {

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.exporters import int8
 from bench.exporters.backends import with_optimum, with_torch
-from bench.exporters.graph import select_inputs
+from bench.exporters.graph import select_inputs, start_session
 from bench.model.model import Model
 from bench.model_files import graph_of
 from bench.variants import Device, ExportKind, TokenRunner, Variant
@@ -56,7 +56,7 @@ def load(model: Model, exported: Path, device: Device) -> TokenRunner:
         import torch
 
         torch.cuda.set_device(device.gpu)
-        return io_bound_runner(session, model.task.output, torch.device(f"cuda:{device.gpu}"))
+        return io_bound_runner(session, model.task.output, torch.device(device.torch_name))
     names = [node.name for node in session.get_inputs()]
     output = select_output(session, model.task.output)
     largest = 0  # padded tokens of the runs so far
@@ -73,34 +73,6 @@ def load(model: Model, exported: Path, device: Device) -> TokenRunner:
         forward=lambda inputs: session.run([output.name], inputs)[0],
         warm_up=warm_up,
     )
-
-
-def start_session(graph: str | bytes, device: Device):
-    """Start a session on a file or its content with `device.threads` threads.
-
-    They spin-wait only if no other worker runs. On a GPU, FP32 is IEEE FP32 (no TF32).
-    """
-    if device.gpu is not None:
-        import torch  # noqa: F401  before onnxruntime: torch loads the CUDA libraries
-    import onnxruntime
-
-    onnxruntime.set_default_logger_severity(4)  # an error quotes names of the file, and is raised, too
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = device.threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # denormals are very slow on some CPUs
-    options.enable_mem_pattern = False  # it would allocate again in the second run of each shape, inside the timing
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if device.exclusive else "0")
-    provider, settings = "CPUExecutionProvider", {}
-    if device.gpu is not None:
-        provider, settings = "CUDAExecutionProvider", {"device_id": device.gpu, "use_tf32": 0}
-    session = onnxruntime.InferenceSession(graph, options, providers=[(provider, settings)], enable_fallback=0)
-    if session.get_providers()[0] != provider:
-        raise UserError(
-            f"onnxruntime could not use {provider} and fell back to {session.get_providers()[0]}: "
-            "install onnxruntime-gpu and check the CUDA driver, or use --device cpu"
-        )
-    return session
 
 
 def select_output(session, name: str):

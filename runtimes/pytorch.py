@@ -29,7 +29,7 @@ def load(model: Model, _, device: Device, precision: str = "fp32", compiled: boo
     torch.set_flush_denormal(True)  # denormals are very slow on some CPUs; must precede torch's threads
     torch.set_num_threads(device.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch_device = torch.device("cpu" if device.gpu is None else f"cuda:{device.gpu}")
+    torch_device = torch.device(device.torch_name)
     if device.gpu is None:
         keep_freed_memory()
     else:

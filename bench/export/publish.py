@@ -14,8 +14,7 @@ from utils import RunError, UserError, clean, first_line, say
 def find_repository(repo_id: str | None, name: str, create_pr: bool) -> tuple:
     """Return the Hub's API with the user's token, and the repository: `repo_id`, or the one called `name` of the user.
 
-    Raises UserError if the token is missing or invalid, or, except for a pull request, can't write to the owner's
-    repositories.
+    Raises UserError if the token can't upload there.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HFValidationError

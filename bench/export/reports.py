@@ -71,7 +71,6 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
         data.base_model = model.partition("@")[0]
         data.base_model_relation = None if report["precision"] == "fp32" else "quantized"
         link = f"[{link}](https://huggingface.co/{quote(model.replace('@', '/tree/'))})"
-    manifest_texts = {"options": str(report.get("options", "")), "findings": [*map(str, report["findings"])]}
     url, is_public = project_url(), "/" in report["repo"]
     argument = report["repo"] if is_public else "."
     thresholds = dict(zip(report["labels"], report["thresholds"], strict=False))
@@ -93,7 +92,7 @@ def write_card(folder: Path, source: Path, report: dict) -> None:
     text = ModelCard.from_template(
         data,
         template_path=str(ROOT / "model_card.md"),
-        **{name: escaped(value) for name, value in (report | manifest_texts).items()} | report["card"],
+        **{name: escaped(value) for name, value in report.items()} | report["card"],
         failed=report["verdict"] == NOT_WITHIN,
         title=markdown(Path(report["repo"]).name),
         source=link,

@@ -94,10 +94,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 def describe_export(model: Model, folder: Path) -> dict:
-    """Return the part of the report that an export's files tell.
-
-    `precision`, `exporter`, `options` (how it was made, in words), and describe_graph() with all `findings`.
-    """
+    """Return the part of the report that an export's manifest and graph tell, with the findings about both."""
     manifest = {"precision": "fp32", "exporter": "", "options": "", "made": "", "findings": []} | read_manifest(folder)
     graph = {"nodes": "", "opset": "", "findings": []}
     if (folder / "model.onnx").exists():
@@ -108,10 +105,7 @@ def describe_export(model: Model, folder: Path) -> dict:
 
 
 def copy_plain(plain: Path, folder: Path) -> tuple[str, str]:
-    """Copy an FP32 export into the subfolder `folder`/backend. Return the backend and how the file was made.
-
-    Both are empty, and nothing is copied, if its manifest does not tell.
-    """
+    """Copy an FP32 export into `folder`/backend. Return the backend and how it was made, both empty if unknown."""
     manifest = read_manifest(plain)
     backend, made = manifest.get("exporter"), manifest.get("made")
     if backend not in list(EXPORT_KINDS["fp32"].backends) or made is None:
@@ -143,9 +137,8 @@ def choose_file(model: Model, kind: ExportKind, folder: Path) -> tuple[str, str,
         file = folder / backend / "model.onnx"
         try:
             made = export(model, folder / backend, trimmed=kind.trimmed)
-            as_exported = b""
             if model.task.encoder_output:
-                as_exported = b"" if kind.trimmed else file.read_bytes()
+                as_exported = file.read_bytes()
                 append_head(model, file)
             runner = load(model, folder / backend, Device(None, cpu_cores()))
             outputs = [runner.to_host(runner.forward(runner.prepare(batch))) for batch in batches]
@@ -155,7 +148,7 @@ def choose_file(model: Model, kind: ExportKind, folder: Path) -> tuple[str, str,
                 texts = f"{N_PADDED_TEXTS + 1} test texts"
                 findings.append(f"{backend}: output differs from PyTorch by up to {deviation:.2g} on {texts}")
                 continue
-            if as_exported:  # the head was added for the check only
+            if model.task.encoder_output and not kind.trimmed:  # the head was added for the check only
                 file.write_bytes(as_exported)
             fused = sum(node.op_type in ATTENTION for node in load_graph(file).graph.node)
             correct[backend] = fused, made

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.exporters.graph import cpu_session
+from bench.exporters.graph import start_session
 from bench.model.model import Model
 from bench.model.reference import N_PADDED_TEXTS
 from bench.tables.datasets import bundled_texts, evenly_spaced
@@ -126,16 +126,14 @@ def export_program(network, run: Callable, inputs: dict[str, np.ndarray], output
     import torch
 
     class Wrapper(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = network
-
         def forward(self, *arrays):
             return run(dict(zip(inputs, arrays, strict=True)))
 
+    wrapper = Wrapper()
+    wrapper.network = network  # so that its weights are exported
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
         return torch.onnx.export(
-            Wrapper().eval(),
+            wrapper.eval(),
             tuple(map(torch.from_numpy, inputs.values())),
             dynamo=True,
             input_names=list(inputs),
@@ -211,7 +209,7 @@ def is_pure_padding_mask(onnx_model, bias, max_length: int) -> bool:
     tokens = min(max_length, LONG)
     lengths = [tokens, tokens // 2, 1]
     attention_mask = (np.arange(tokens) < np.array(lengths)[:, None]).astype(np.int64)
-    session = cpu_session(ir.to_proto(bias_model).SerializeToString())
+    session = start_session(ir.to_proto(bias_model).SerializeToString())
     [values] = session.run(None, {value.name: attention_mask for value in session.get_inputs()})
     values = np.broadcast_to(values, (len(lengths), *values.shape[1:]))
     return all(

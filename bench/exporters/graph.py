@@ -9,6 +9,7 @@ import numpy as np
 
 from bench.machine import cpu_cores
 from bench.model.onnx_file import load_graph
+from bench.variants import Device
 from utils import UserError
 
 INSIDE_BYTES = 2**31 - 2**24  # protobuf's limit of 2 GiB for a file, minus some space for the graph
@@ -43,13 +44,33 @@ def store_weights(file: Path) -> None:
     onnx.save_model(model, file, save_as_external_data=large, location=location, size_threshold=1024)
 
 
-def cpu_session(graph: str | bytes):
-    """Start a session on a file, or on its content, with a thread for each core of this process."""
+def start_session(graph: str | bytes, device: Device | None = None):
+    """Start a session on a file or its content with `device.threads` threads; by default on the whole CPU.
+
+    They spin-wait only if no other worker runs. On a GPU, FP32 is IEEE FP32 (no TF32).
+    """
+    device = device or Device(None, cpu_cores())
+    if device.gpu is not None:
+        import torch  # noqa: F401  before onnxruntime: torch loads the CUDA libraries
     import onnxruntime
 
+    onnxruntime.set_default_logger_severity(4)  # an error quotes names of the file, and is raised, too
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cpu_cores()
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    options.intra_op_num_threads = device.threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # denormals are very slow on some CPUs
+    options.enable_mem_pattern = False  # it would allocate again in the second run of each shape, inside the timing
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if device.exclusive else "0")
+    provider, settings = "CPUExecutionProvider", {}
+    if device.gpu is not None:
+        provider, settings = "CUDAExecutionProvider", {"device_id": device.gpu, "use_tf32": 0}
+    session = onnxruntime.InferenceSession(graph, options, providers=[(provider, settings)], enable_fallback=0)
+    if session.get_providers()[0] != provider:
+        raise UserError(
+            f"onnxruntime could not use {provider} and fell back to {session.get_providers()[0]}: "
+            "install onnxruntime-gpu and check the CUDA driver, or use --device cpu"
+        )
+    return session
 
 
 def load_with(file: Path, names: list[str]) -> Callable:
@@ -60,7 +81,7 @@ def load_with(file: Path, names: list[str]) -> Callable:
     model.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, names))
     probe = file.with_name("probe.onnx")  # in the same folder, where it finds weights outside the file
     onnx.save(model, probe)
-    session = cpu_session(str(probe))
+    session = start_session(str(probe))
     probe.unlink()
     inputs = [node.name for node in session.get_inputs()]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.judge import NOT_WITHIN, UNPROVEN
 from bench.measure.cells import Cell
-from bench.measure.sweep import Sweep, format_figures, new_counter
+from bench.measure.sweep import Sweep, compare, format_figures
 from bench.measure.worker import Worker
 from bench.model.parity import parity_columns
 from bench.model.reference import CachedReference
@@ -48,9 +48,7 @@ class FurtherCheck:
             self.padded_tokens += predictions.padded_tokens
         self.seconds += max(share.end for _, share in shares) - min(share.start for _, share in shares)
         self.texts += len(texts)
-        parity = new_counter(self.sweep, self.cell.variant)
-        parity.add(answers, reference, texts)
-        self.sweep.evidence.add(self.sweep.keys[self.cell.variant], parity)
+        compare(self.sweep, self.cell.variant, texts, answers, reference)
 
     def columns(self) -> dict[str, str]:
         """Return the measured columns of its row; the changed decisions are those of all evidence."""

@@ -7,11 +7,11 @@ from functools import partial
 
 import numpy as np
 
+from bench.exporters.graph import start_session
 from bench.machine import cpu_cores
 from bench.model.model import TORCH_DTYPES, Model
 from bench.model.reference import cached_array
 from bench.variants import Device
-from runtimes.onnx import start_session
 
 # (rows, inner, columns): the fastest on the CPUs we measured, and short enough to run while other processes pause;
 # a GPU needs more work at once
@@ -35,7 +35,7 @@ def measure_peaks(precisions: list[str], device: Device) -> dict[str, float]:
 
     torch.set_num_threads(cpu_cores())
     torch.backends.cuda.matmul.allow_tf32 = False
-    torch_device = torch.device("cpu" if device.gpu is None else f"cuda:{device.gpu}")
+    torch_device = torch.device(device.torch_name)
     synchronize = (lambda: None) if device.gpu is None else (lambda: torch.cuda.synchronize(torch_device))
     repeats = 1 if device.gpu is None else 10  # products between two synchronizations
     peaks = {}
@@ -78,7 +78,7 @@ def onnx_product(precision: str, sizes: tuple[int, int, int]) -> Callable:
     graph = f"{signature} {{product = {operator}(left, right)}}"
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {graph}')
     model.graph.initializer.append(weights)
-    session = start_session(model.SerializeToString(), Device(None, cpu_cores()))
+    session = start_session(model.SerializeToString())
     inputs = {"left": np.ones((rows, inner), types[0])}
     return lambda: session.run(None, inputs)
 

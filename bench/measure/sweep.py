@@ -178,12 +178,14 @@ def compare_sample(sweep: Sweep, cell: Cell, reports: list[Report]) -> dict:
     else:
         answers = np.full((len(tokens.texts), len(task.labels)), np.nan)
         answers[owners] = values
-    parity = new_counter(sweep, cell.variant)
-    parity.add(answers[tokens.sample], tokens.reference, [tokens.texts[i] for i in tokens.sample])
-    sweep.evidence.add(sweep.keys[cell.variant], parity)
-    return parity.columns()
+    texts = [tokens.texts[i] for i in tokens.sample]
+    return compare(sweep, cell.variant, texts, answers[tokens.sample], tokens.reference).columns()
 
 
-def new_counter(sweep: Sweep, variant: str) -> ParityCounter:
+def compare(sweep: Sweep, variant: str, texts: list[Item], answers: np.ndarray, reference: np.ndarray) -> ParityCounter:
+    """Compare a variant's answers with the reference; add what that finds to the evidence, and return it."""
     precision = VARIANTS[variant].computes_in(sweep.device.gpu)
-    return ParityCounter(sweep.model.task, precision, basis=sweep.model.task.basis(sweep.tokens.reference))
+    parity = ParityCounter(sweep.model.task, precision, basis=sweep.model.task.basis(sweep.tokens.reference))
+    parity.add(answers, reference, texts)
+    sweep.evidence.add(sweep.keys[variant], parity)
+    return parity

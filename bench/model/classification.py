@@ -47,10 +47,7 @@ class Classification(Task):
         return cls(labels, resolve_problem_type(config), (0.5,) * len(labels))
 
     def with_thresholds(self, text: str | None) -> "Classification":
-        """Return the task with `--threshold`: a number for all labels, or a JSON file of label -> number.
-
-        Labels that the file leaves out keep 0.5. Raises UserError for anything else.
-        """
+        """Return the task with `--threshold`: a number for all labels, or a JSON file of some labels -> number."""
         if text is None or self.problem_type != MULTI:
             return super().with_thresholds(text)
         try:

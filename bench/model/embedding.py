@@ -80,11 +80,7 @@ class Embedding(Task):
         return replace(task.with_options({name: about.get(key) for name, key in names.items()}), asked={})
 
     def with_options(self, options: dict, tokenizer=None, max_length: int = 0) -> "Embedding":
-        """Return the task with options of encode(): prompt, prompt_name, truncate_dim, normalize; and with a `pooling`.
-
-        A prompt has precedence over a prompt_name. Raises UserError if the model lacks the prompt or the dimensions, or
-        if modules.json tells the pooling.
-        """
+        """Return the task with options of encode() and a `pooling`; a prompt has precedence over a prompt_name."""
         pooling, prompt, size = options.get("pooling"), options.get("prompt"), options.get("truncate_dim")
         if not isinstance(prompt, str | None) or not is_unicode(prompt or ""):
             raise UserError(f"--prompt {prompt!r} is not a text")

@@ -1,7 +1,6 @@
 """Downloads from the Hugging Face Hub."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from glob import escape
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -11,12 +10,12 @@ from utils import RunError, UserError, first_line, say
 TIMEOUT = 10  # seconds
 
 
-def with_timeout(function: Callable, *arguments):
+def with_timeout(function: Callable, *arguments, **options):
     """Call the function; raise multiprocessing.TimeoutError after TIMEOUT seconds.
 
     A timeout of the HTTP client would apply to each of a host's addresses in turn.
     """
-    return ThreadPool(1).apply_async(function, arguments).get(TIMEOUT)
+    return ThreadPool(1).apply_async(function, arguments, options).get(TIMEOUT)
 
 
 def list_files(repo: str, revision: str = "") -> list[str]:
@@ -24,7 +23,7 @@ def list_files(repo: str, revision: str = "") -> list[str]:
     from huggingface_hub import HfApi
 
     try:
-        info = with_timeout(partial(HfApi().model_info, repo, revision=revision or None))
+        info = with_timeout(HfApi().model_info, repo, revision=revision or None)
     except Exception:  # of requests, the Hub, or our timeout
         return []
     return [file.rfilename for file in info.siblings or ()]
@@ -40,7 +39,7 @@ def download(repo: str, names: Sequence[str] = (), revision: str = "") -> Path:
     logging.set_verbosity_error()  # it prints a page for each retry
     offline = False
     try:
-        with_timeout(partial(HfApi().model_info, repo, revision=revision or None))
+        with_timeout(HfApi().model_info, repo, revision=revision or None)
     except errors.HFValidationError as error:
         raise UserError(f"{repo!r} is neither a local folder nor a Hub id") from error
     except errors.GatedRepoError as error:

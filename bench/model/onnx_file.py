@@ -24,8 +24,7 @@ def load_graph(file: Path):
 def read_precision(folder: Path) -> str:
     """Return the precision of a model that is an ONNX file: fp32, fp16 or int8; empty for one with weights for torch.
 
-    Raises UserError if it is another one, if the file is damaged or has inputs of a fixed size, or if it has data in
-    other files than weight_files() returns.
+    Raises UserError if the file can't run on any texts with the data in weight_files().
     """
     import onnx
 

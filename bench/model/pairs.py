@@ -6,15 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.model.classification import (
-    CARDS,
-    MIN_CHANGE,
-    MULTI,
-    REGRESSION,
-    Classification,
-    resolve_labels,
-    resolve_problem_type,
-)
+from bench.model.classification import CARDS, MIN_CHANGE, MULTI, REGRESSION, Classification, resolve_labels
 from bench.model.sentence_files import cross_encoder_settings
 from bench.model_files import PROMPTS
 from bench.options import TRUNCATIONS
@@ -36,13 +28,12 @@ class Pairs(Classification):
 
     @classmethod
     def from_config(cls, config, folder: Path) -> "Pairs":
-        labels, thresholds = resolve_labels(config), (0.5,) * config.num_labels
         settings = cross_encoder_settings(folder)
         if prompt := settings.get("default_prompt_name"):
             raise UserError(f"{folder}/{PROMPTS} puts the prompt {prompt!r} before pairs, which is not supported")
-        if len(labels) > 1:
-            return cls(labels, resolve_problem_type(config), thresholds)
-        return cls(labels, REGRESSION, thresholds, sigmoid_score=has_sigmoid(config, settings))
+        if config.num_labels > 1:
+            return super().from_config(config, folder)
+        return cls(resolve_labels(config), REGRESSION, (0.5,), sigmoid_score=has_sigmoid(config, settings))
 
     def with_options(self, options: dict, tokenizer, max_length: int) -> "Pairs":
         return replace(self, **options)

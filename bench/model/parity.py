@@ -33,9 +33,7 @@ class ParityCounter:
     non_finite: int = 0  # items with an answer that is not finite although the reference is
     max_diff: float = 0.0  # largest finite difference
     scale: float = 1.0  # the largest number of the reference, which exceeds 1 only in a regression
-    largest: list[np.ndarray] = field(default_factory=list)  # the largest difference of each item, call by call
-    sum_of_differences: float = 0.0
-    n_differences: int = 0  # number of values in sum_of_differences
+    differences: list[np.ndarray] = field(default_factory=list)  # the finite ones of each call [items, n]
     references: list[np.ndarray] = field(default_factory=list)  # of all calls, for the default basis
     changes: dict[int, int] = field(default_factory=dict)  # hash of a text -> its changed decisions, see add()
 
@@ -64,9 +62,7 @@ class ParityCounter:
         self.non_finite += int((~finite).sum())
         self.max_diff = max(self.max_diff, float(differences[np.isfinite(differences)].max(initial=0.0)))
         self.scale = max(self.scale, self.task.scale(reference))
-        self.largest.append(differences[finite].max(axis=1))
-        self.sum_of_differences += float(differences[finite].sum())
-        self.n_differences += differences[finite].size
+        self.differences.append(differences[finite])
 
     def add_changes(self, texts: Sequence[Item], decisions: int) -> None:
         """Add decisions about items that add() has compared: one of each of these `texts` has changed."""
@@ -87,19 +83,16 @@ class ParityCounter:
         return parity_columns(self, self.verdict())
 
     def statistics(self) -> dict:
-        """Return the statistics of the differences for a report.
-
-        `largest_difference`: the distribution over the items of the largest absolute difference of any label;
-        `mean_over_labels`; `flips`, the share of `changed` among the `decisions`; `non_finite_texts`, which are left
-        out of the differences and count as changed.
-        """
-        largest = np.concatenate([np.empty(0), *self.largest])
-        largest = largest if len(largest) else np.array([np.nan])
+        """Return the statistics for a report; the differences are nan if no item has finite ones."""
+        differences = np.concatenate(self.differences)
+        if not len(differences):
+            differences = np.array([[np.nan]])
+        largest = differences.max(axis=1)  # of each item
         summary = {"mean": largest.mean(), "std": largest.std(), "min": largest.min(), "max": largest.max()}
         summary |= {name: np.percentile(largest, p) for name, p in PERCENTILES.items()}
         return {
             "largest_difference": {name: float(value) for name, value in summary.items()},
-            "mean_over_labels": self.sum_of_differences / self.n_differences if self.n_differences else float("nan"),
+            "mean_over_labels": float(differences.mean()),
             "flips": self.changed / self.decisions,
             "changed": self.changed,
             "decisions": self.decisions,

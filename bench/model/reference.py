@@ -31,10 +31,7 @@ class Reference:
 
     @classmethod
     def load(cls, model: Model, gpu: int | None = None, threads: int | None = None, long: str = "cut") -> "Reference":
-        """Load the model on a GPU, or on the CPU if `gpu` is None, with `threads` (default: all cores).
-
-        Raises UserError, see Model.load_torch.
-        """
+        """Load the model on a GPU, or on the CPU if `gpu` is None, with `threads` (default: all cores)."""
         import torch
 
         torch.set_num_threads(threads or cpu_cores())
@@ -70,11 +67,11 @@ class Reference:
             outputs = getattr(self.network(**tensors, return_dict=True), self.model.task.output)
         return outputs.float().cpu().numpy()
 
-    def padding_effect(self, texts: list[str], max_length: int | None = None) -> float:
+    def padding_effect(self, texts: list[str]) -> float:
         """Return how far any answer of a padded batch is from that of its text alone; 0 if the model can't pad."""
         if not self.model.can_pad:
             return 0.0
-        rows, pad = self.model.first_rows(texts, max_length), self.model.pad
+        rows, pad = self.model.first_rows(texts), self.model.pad
         alone = [pad({name: values[i : i + 1] for name, values in rows.items()}) for i in range(len(texts))]
         alone = np.concatenate(list(map(self.of_batch, alone)))
         return float(self.model.task.differences(self.of_batch(pad(rows)), alone).max())
@@ -97,10 +94,7 @@ def cached_array(compute: Callable, shape: tuple, *inputs: object, is_complete: 
 
 
 class CachedReference:
-    """The original model in a process of its own, which starts when it is needed. Its results are kept in the cache.
-
-    A context manager.
-    """
+    """A context manager with the original model in a process that starts when needed; its results are cached."""
 
     def __init__(self, model: Model, gpu: int | None, threads: int | None = None, long: str = "cut"):
         self.arguments = model.original or model, gpu, threads, long

@@ -15,10 +15,7 @@ TASKS = {"classification": Classification, "embedding": Embedding, "pairs": Pair
 
 
 def choose_task(folder: Path, config: dict, model_id: str, name: str | None = None) -> type[Task]:
-    """Return the task of a model by its modules.json and the content of its config.json, or the task with this name.
-
-    Raises UserError if there is none, or if the model is for pairs of texts and no name is given.
-    """
+    """Return the task of a model by its modules.json and the content of its config.json, or the task with this name."""
     if name == "embedding" or (not name and any(kind == "Pooling" for kind, _ in sentence_modules(folder))):
         return Embedding
     if not name and (sign := sign_of_pairs(folder, config)):

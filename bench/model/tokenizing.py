@@ -78,10 +78,9 @@ def tokenize(
     def truncated(items: list[Item], max_length: int) -> dict[str, list]:
         if not tokenizer.is_fast:
             encoded = call_tokenizer(tokenizer, items, truncation=truncation, max_length=max_length)
-            whole = [len(ids) < max_length for ids in encoded["input_ids"]]
             encoded["lost"] = [
-                0 if short else len(call_tokenizer(tokenizer, [item])["input_ids"][0]) - max_length
-                for item, short in zip(items, whole, strict=True)
+                0 if len(ids) < max_length else len(call_tokenizer(tokenizer, [item])["input_ids"][0]) - max_length
+                for item, ids in zip(items, encoded["input_ids"], strict=True)
             ]
             return {name: encoded[name] for name in names}
         fast = tokenizer.backend_tokenizer
