@@ -33,7 +33,7 @@ class WorkerFailed(RunError):
     """A worker died, hung or raised; the message names the worker and the step."""
 
 
-class ProcessPool:
+class ProcessPool(contextlib.AbstractContextManager):
     """A context manager that starts a worker per tuple of arguments, calls methods in all, and kills them at the end.
 
     Each worker creates its object with `make(*arguments)`.
@@ -127,9 +127,6 @@ class ProcessPool:
             sender.join()
         for connection in self.connections:
             connection.close()
-
-    def __enter__(self) -> "ProcessPool":
-        return self
 
     def __exit__(self, *_) -> None:
         self.kill()

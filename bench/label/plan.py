@@ -9,7 +9,7 @@ from bench.export.ensure import ensure_export
 from bench.judge import WITHIN
 from bench.label import on_ray
 from bench.label.record import read_record
-from bench.label.splits import LabelJob
+from bench.label.splits import LabelJob, tables_of
 from bench.machine import BUSY, DeviceInfo, cpu_cores, describe_device
 from bench.measure.cells import batching_of
 from bench.measure.quick import Job, head_texts, mean_tokens, quick_benchmark
@@ -80,7 +80,7 @@ def find_plan(job: LabelJob, options: PlanOptions, call: Callable) -> LabelPlan:
     is_same = record.get("model") == job.model.weights_id and device in DEFAULT_TOKENS and variant in VARIANTS
     if is_same and not job.overwrite:  # though another variant may be the fastest in results/ by now
         options = replace(options, device=options.device or device, variant=options.variant or variant)
-    return plan_for(job.model, head_texts(job.tables, job.output.text_columns), options, call, job)
+    return plan_for(job.model, head_texts(tables_of(job.splits), job.output.text_columns), options, call, job)
 
 
 def plan_for(

@@ -31,7 +31,7 @@ class LabelPool(contextlib.AbstractContextManager):
 
     def __init__(self, specs: list[ClassifierSpec], batching: Batching, folder: Location):
         self.specs, self.batching, self.folder = specs, batching, folder
-        self.workers, self.stack = None, contextlib.ExitStack()
+        self.workers = None
         self.loading = 0.0  # seconds spent on starting workers
         self.busy = 0.0  # seconds in which a worker had a batch to run, mean over the workers
         self.answered = 0  # rows of the parts that are labelled, though perhaps not written yet
@@ -112,18 +112,17 @@ class LabelPool(contextlib.AbstractContextManager):
             start = time.monotonic()
             arguments = [(spec, number, len(self.specs)) for number, spec in enumerate(self.specs)]
             try:
-                pool = ProcessPool(Classifier, arguments, STALL_TIMEOUT, forked=True)
-                self.workers = self.stack.enter_context(pool)
+                self.workers = ProcessPool(Classifier, arguments, STALL_TIMEOUT, forked=True)
                 self.loading += time.monotonic() - start
                 return
             except WorkerFailed as error:
-                self.stop()
                 if not tries:
                     raise RunError(f"workers cannot be started: {error}. {KEPT.capitalize()}") from error
 
     def stop(self) -> None:
-        self.stack.close()
-        self.workers = None
+        if self.workers:
+            self.workers.kill()
+            self.workers = None
 
     def __exit__(self, *_) -> None:
         self.stop()

@@ -182,10 +182,6 @@ class LabelJob:
             stem += "-{}-of-{}".format(*self.shard)
         return self.folder / f"{stem}{dot}{extension}"
 
-    @property
-    def tables(self) -> list[Table]:
-        return tables_of(self.splits)
-
     def check_input(self) -> None:
         """Raise RunError if a file of this shard has changed since it was opened."""
         self.source.forget_listings()
@@ -242,5 +238,6 @@ def digest_input(job: LabelJob) -> dict[str, str]:
             return digest([os.fsencode(str(table.folder_columns)), time, *table.file.fingerprint()])
 
     with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
-        paths = (path_below(table.file, job.source) for table in job.tables)
-        return dict(zip(paths, pool.map(fingerprint, job.tables), strict=True))
+        tables = tables_of(job.splits)
+        paths = (path_below(table.file, job.source) for table in tables)
+        return dict(zip(paths, pool.map(fingerprint, tables), strict=True))

@@ -34,8 +34,7 @@ def count_characters(item: Item) -> int:
 def is_unicode(item: Item) -> bool:
     """True if no text has half of a surrogate pair, which no tokenizer takes."""
     try:
-        for part in parts_of(item):
-            part.encode()
+        "".join(parts_of(item)).encode()
     except UnicodeEncodeError:
         return False
     return True
