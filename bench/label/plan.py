@@ -24,7 +24,7 @@ from bench.report.rows import add_slowdowns, latest_per_cell, read_results
 from bench.report.verdict import rank
 from bench.tables.items import Item
 from bench.variants import Device, digest_export
-from runtimes import VARIANTS
+from runtimes import VARIANTS, check_variant
 from runtimes.classifier import ClassifierSpec
 from utils import RunError, UserError, say
 
@@ -49,8 +49,8 @@ class PlanOptions:
     results_dir: Path = Path("results")
 
     def __post_init__(self) -> None:
-        if self.variant and self.variant not in VARIANTS:
-            raise UserError(f"--variant {self.variant}: choose from {', '.join(VARIANTS)}")
+        if self.variant:
+            check_variant(self.variant)
         if self.device not in (None, *DEFAULT_TOKENS):
             raise UserError(f"--device {self.device}: choose from {', '.join(DEFAULT_TOKENS)}")
 

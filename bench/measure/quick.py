@@ -31,7 +31,7 @@ from bench.tables.datasets import Dataset, evenly_spaced
 from bench.tables.items import Item, count_characters, items_of
 from bench.tables.readers import Table, UnreadableFile
 from bench.variants import Device
-from runtimes import VARIANTS
+from runtimes import VARIANTS, check_variant
 from utils import UserError, say
 
 ASSUMED_MFU = 0.5  # share of the peak in estimates of time: between what FP32 and BF16 reach on a CPU
@@ -79,6 +79,7 @@ def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
     """
     found = []
     for name in names:
+        check_variant(name, "all", "baselines")
         chosen = [name]
         if name == "all":
             chosen = default_variants(device, compiled=not quick)
@@ -89,9 +90,6 @@ def choose_variants(names: list[str], device: str, quick: bool) -> list[str]:
             others = [name for name, variant in VARIANTS.items() if variant.library and device in variant.default_on]
             if left_out := [name for name in others if name not in chosen]:
                 note(f"left out {', '.join(left_out)}: they need requirements-baselines.txt, or another CPU")
-        elif name not in VARIANTS:
-            known = ", ".join(VARIANTS)
-            raise UserError(f"--variant {name}: no such variant. Choose from {known}, all, or baselines")
         elif device in VARIANTS[name].unsupported:
             raise UserError(f"--variant {name}: not on a {device}: {VARIANTS[name].unsupported[device]}")
         found += chosen
