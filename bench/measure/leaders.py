@@ -45,37 +45,46 @@ def measure_all(sweep: Sweep, cells: list[Cell], recorder: Recorder, repeats: in
     cells = cells_to_run(fastest_split(sweep, cells, recorder) if sweep.search else cells, recorder.speeds())
     for cell, figures in run_cells(sweep, cells, recorder.speeds(), repeats):
         recorder.add(cell, figures)
-    leading = leading_cells(sweep, recorder)
-    leaders = [cell for cell in leading if cell in recorder.cells]
-    if len(leaders) < 2 or repeats > 1:  # repeated cells took turns already
-        leaders = []
+    measured = {cell.variant for cell in (*recorder.cells, *recorder.speeds())}
+    if missing := list(dict.fromkeys(cell.variant for cell in cells if cell.variant not in measured)):
+        say(f"note       no time left for {', '.join(missing)}; measure them without --quick")
     can_check = sweep.check_time and sweep.more_texts
-    checked = [cell for cell, is_undecided in leading.items() if is_undecided and can_check]
+    timed_again = []
     with contextlib.ExitStack() as stack:
         workers = {}
-        for cell in affordable(sweep, recorder, list(dict.fromkeys([*leaders, *checked]))):
-            try:
-                workers[cell] = stack.enter_context(start_workers(sweep, cell))
-            except UserError as error:
-                say(f"note       {cell.variant} was not timed again: {error}")
-        in_turn = {cell: workers[cell] for cell in leaders if cell in workers}
-        for cell, figures in run_in_turn(sweep, in_turn, ROUNDS) if len(in_turn) > 1 else ():
-            recorder.add(cell, figures)
+        while True:
+            leading = leading_cells(sweep, recorder)
+            leaders = [cell for cell in leading if cell in recorder.cells]
+            if repeats > 1 or len({*leaders, *timed_again}) < 2:  # repeated cells took turns already
+                leaders = []
+            checked = [cell for cell, is_undecided in leading.items() if is_undecided and can_check]
+            new = [cell for cell in dict.fromkeys([*leaders, *checked]) if cell not in workers]
+            for cell in affordable(sweep, recorder, new, len(workers)):
+                try:
+                    workers[cell] = stack.enter_context(start_workers(sweep, cell))
+                except UserError as error:
+                    say(f"note       {cell.variant} was not timed again: {error}")
+            in_turn = {cell: workers[cell] for cell in dict.fromkeys([*timed_again, *leaders]) if cell in workers}
+            if len(in_turn) < 2 or len(in_turn) == len(timed_again):
+                break
+            timed_again = [*in_turn]  # if all got slower, another variant may lead now
+            for cell, figures in run_in_turn(sweep, in_turn, ROUNDS):
+                recorder.add(cell, figures)
         if can_check:  # the new times may have changed which cells are undecided
             check_undecided(sweep, recorder, workers)
 
 
-def affordable(sweep: Sweep, recorder: Recorder, cells: list[Cell]) -> list[Cell]:
-    """Return the first of the cells that fit into memory together, and can be timed again before the deadline."""
+def affordable(sweep: Sweep, recorder: Recorder, cells: list[Cell], loaded: int) -> list[Cell]:
+    """Return the first cells that fit into memory beside those `loaded`, and can be timed before the deadline."""
     left, kind = sweep.deadline - time.monotonic(), sweep.device.kind
     free = free_memory(sweep.uuid if kind == "gpu" else None)
     speeds = {cell_of(row): row["messages/s"] for row in recorder.completed().to_dict("records")}
     for count, cell in enumerate(cells):
         left -= sweep.loading + (1 + ROUNDS) * len(sweep.tokens.texts) / speeds[cell]
         free -= cell.workers * worker_bytes(sweep.model, kind)
-        if count and free < 0:
+        if (count or loaded) and free < 0:
             say(f"note       not enough memory to load {cell.variant}, too: it was not timed again")
-        if left < 0 or (count and free < 0):
+        if left < 0 or ((count or loaded) and free < 0):
             return cells[:count]
     return cells
 

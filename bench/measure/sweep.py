@@ -23,7 +23,7 @@ from bench.tables.items import Item
 from bench.variants import Device
 from runtimes import VARIANTS
 from runtimes.classifier import ClassifierSpec
-from utils import UserError, say
+from utils import UserError
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,11 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeat
     for left, group in zip(range(repeats * len(groups), 0, -1), groups * repeats, strict=True):
         now = time.monotonic()
         if now > sweep.deadline:
-            cell = group[0]
-            split = f"{cell.workers} x {cell.threads}"
-            say(f"note       no time left for {cell.variant}, {split}; measure it without --quick")
-            continue
+            break
         end = now + (sweep.deadline - now) / (left + 1)  # the rest is for the leaders and the check
         with contextlib.ExitStack() as stack:
             workers, start_error = None, None
-            busy = cpu_busy() if sweep.device.gpu is None else None  # our own work on a GPU would count as others'
-            busy_column = {} if busy is None else {"busy": f"{busy:.2f}"}
+            busy = busy_column(sweep.device)
             queue = list(group)
             while queue:
                 cell = queue.pop(0)
@@ -93,7 +89,7 @@ def run_cells(sweep: Sweep, cells: list[Cell], speeds: dict[Cell, float], repeat
                     start_error = None if workers else error
                     workers = None
                     stack.close()
-                yield cell, figures | busy_column
+                yield cell, figures | busy
                 if time.monotonic() > end:
                     queue.clear()
                 if not queue and cell.stage == "forward" and not start_error:
@@ -106,11 +102,19 @@ def run_in_turn(sweep: Sweep, workers: dict[Cell, ProcessPool], rounds: int) -> 
 
     An extra first round warms up. Yields as run_cells; a cell that fails is skipped, because it has a row already.
     """
-    for i, (cell, pool) in enumerate([*workers.items()] * (1 + rounds)):
-        with contextlib.suppress(UserError):
-            figures = measure(sweep, pool, cell)
-            if i >= len(workers):
-                yield cell, figures
+    for i in range(1 + rounds):
+        busy = busy_column(sweep.device)
+        for cell, pool in workers.items():
+            with contextlib.suppress(UserError):
+                figures = measure(sweep, pool, cell)
+                if i:
+                    yield cell, figures | busy
+
+
+def busy_column(device: Device) -> dict[str, str]:
+    """Return the column `busy` while no worker runs; none on a GPU, where our own work would count as others'."""
+    busy = cpu_busy() if device.gpu is None else None
+    return {} if busy is None else {"busy": f"{busy:.2f}"}
 
 
 def start_workers(sweep: Sweep, cell: Cell) -> ProcessPool:

@@ -120,22 +120,56 @@ def test_the_search_is_part_of_the_plan():
     assert expected_cells(replace(sweep, search=True), alone) == alone, "nothing to search"
 
 
-@pytest.mark.parametrize(("free", "loaded"), [(99, 3), (25, 2), (5, 0)])
-def test_the_leaders_that_are_loaded_together_fit_into_memory(free, loaded, monkeypatch):
-    cells = [replace(cell, stage="end-to-end") for cell in plan("torch", "onnx", "openvino-bf16", splits=[(1, 1)])[::3]]
-    figures = {"messages/s": "9", "min": "9", "max": "9", "passes": "1", "tokens/s": "9", "padding": "1"}
-    figures |= {"max_diff": "0", "flips": "0", "decisions": "9999", "within": "yes", "status": "ok"}
-    columns = {"model": "m", "device": "d", "dataset": "x", "texts": 9, "texts_id": "t", "weights_id": "w"}
-    recorder = Recorder(columns, None, sys.stderr, EvidenceFile(Path("nowhere")))
-    sweep = make_sweep(model=None, tokens=SimpleNamespace(texts=["x"]), exports=dict.fromkeys(c.variant for c in cells))
-    in_turn = []
-    monkeypatch.setattr(leaders, "run_cells", lambda _, cells, *__: ((cell, figures) for cell in cells))
-    monkeypatch.setattr(leaders, "run_in_turn", lambda _, workers, __: in_turn.extend(workers) or ())
+FIGURES = {"max_diff": "0", "flips": "0", "decisions": "9999", "within": "yes", "status": "ok", "padding": "1"}
+
+
+def timed(speed: float) -> dict[str, str]:
+    return FIGURES | dict.fromkeys(("messages/s", "min", "max", "tokens/s"), str(speed)) | {"passes": "1"}
+
+
+@pytest.fixture
+def run_leaders(monkeypatch):
+    """Return run(speeds, slow): runs measure_all with `speeds` of variants, and returns the cells timed in turn.
+
+    Each time they are timed in turn, they reach `slow` times their speed.
+    """
+
+    def run(speeds: dict[str, float], slow: float = 1.0) -> list[list[str]]:
+        found = [replace(cell, stage="end-to-end") for cell in plan(*speeds, splits=[(1, 1)])[::3]]
+        columns = {"model": "m", "device": "d", "dataset": "x", "texts": 9, "texts_id": "t", "weights_id": "w"}
+        recorder = Recorder(columns, None, sys.stderr, EvidenceFile(Path("nowhere")))
+        exports = dict.fromkeys(speeds)
+        sweep, rounds = make_sweep(model=None, tokens=SimpleNamespace(texts=["x"]), exports=exports), []
+
+        def run_in_turn(_, workers: dict, count: int):
+            rounds.append([cell.variant for cell in workers])
+            return [(cell, timed(speeds[cell.variant] * slow)) for cell in workers] * count
+
+        cells = ((cell, timed(speeds[cell.variant])) for cell in found)
+        monkeypatch.setattr(leaders, "run_cells", lambda *_: cells)
+        monkeypatch.setattr(leaders, "run_in_turn", run_in_turn)
+        leaders.measure_all(sweep, found, recorder, repeats=1)
+        return rounds
+
     monkeypatch.setattr(leaders, "start_workers", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(leaders, "free_memory", lambda _: free)
     monkeypatch.setattr(leaders, "worker_bytes", lambda *_: 10)
-    leaders.measure_all(sweep, cells, recorder, repeats=1)
-    assert len(in_turn) == loaded
+    return run
+
+
+@pytest.mark.parametrize(("free", "loaded"), [(99, 3), (25, 2), (5, 0)])
+def test_the_leaders_that_are_loaded_together_fit_into_memory(free, loaded, run_leaders, monkeypatch):
+    monkeypatch.setattr(leaders, "free_memory", lambda _: free)
+    rounds = run_leaders({"torch": 9.0, "onnx": 9.0, "openvino-bf16": 9.0})
+    assert [len(variants) for variants in rounds] == [loaded] * bool(loaded)
+
+
+def test_if_the_leaders_get_slower_the_others_are_timed_again_too(run_leaders, monkeypatch):
+    """All variants of a rank took turns, so a slow period in the middle of a run does not choose the winner."""
+    monkeypatch.setattr(leaders, "free_memory", lambda _: 999)
+    speeds = {"torch": 122.0, "onnx": 157.0, "openvino-bf16": 150.0}
+    assert run_leaders(speeds) == [["onnx", "openvino-bf16"]]
+    first, second, *_ = run_leaders(speeds, slow=0.3)
+    assert "torch" not in first and "torch" in second
 
 
 def test_a_quick_benchmark_measures_both_splits_of_two_cores(tiny_model, call, monkeypatch, tmp_path):

@@ -141,11 +141,13 @@ def test_the_load_of_the_cpu_is_measured_before_each_variant(plan, monkeypatch):
     assert [row["busy"] for _, row in found] == ["0.00"] * 3 + ["0.75"] * 2
 
 
-def test_leaders_are_timed_in_turn_after_a_warm_up_round(plan):
+def test_leaders_are_timed_in_turn_after_a_warm_up_round(plan, monkeypatch):
+    loads = iter([0.0, 0.25, 0.75])
+    monkeypatch.setattr(sweep, "cpu_busy", lambda: next(loads))
     start = FakePool.now
     both = {cell: FakePool(None, [(0, SimpleNamespace(variant="x"))], 0) for cell in cells(4, 2)}
-    found = [(cell.batching.batch_size, row["messages/s"]) for cell, row in run_in_turn(plan, both, 2)]
-    assert found == [(4, "48"), (2, "24")] * 2
+    found = [(cell.batching.batch_size, row["messages/s"], row["busy"]) for cell, row in run_in_turn(plan, both, 2)]
+    assert found == [(4, "48", "0.25"), (2, "24", "0.25"), (4, "48", "0.75"), (2, "24", "0.75")]
     assert FakePool.now - start == pytest.approx(3 * (1 / 4 + 1 / 2)), "three rounds ran"
 
 
