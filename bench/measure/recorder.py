@@ -1,5 +1,6 @@
 """Measured cells -> rows: printed, kept, and appended to their files."""
 
+import os
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ from utils import say
 def columns_of_run(model: Model, dataset: Dataset, info: DeviceInfo) -> dict:
     """Return the columns that all rows of a run share, except `busy` and `date`."""
     return {
-        "model": model.id,
+        "model": Path(model.id).resolve().name if os.path.isdir(model.id) else model.id,  # no private paths
         "dataset": dataset.name,
         "device": slug(info.name),
         "texts": len(dataset.texts),
@@ -103,9 +104,15 @@ class Recorder:
         return {cell_of(row): row["messages/s"] for row in self.reused.to_dict("records")}
 
     def completed(self):
-        """Return one row for each cell that ran, now or earlier, as a DataFrame."""
+        """Return one row for each cell that ran, now or earlier, as a DataFrame.
+
+        Speeds on other texts count only for variants that were not timed end to end on these.
+        """
         earlier = self.earlier.astype(str).replace("nan", "").to_dict("records")
         completed, _, _ = rows.completed_rows([*earlier, *self.rows])
+        same = completed["texts_id"] == self.run_columns["texts_id"]
+        timed = completed["variant"][same & (completed["stage"] == "end-to-end")]
+        completed = completed[same | (completed["stage"] == "check") | ~completed["variant"].isin(timed)]
         return rows.latest_per_cell(rows.add_slowdowns(completed), any_texts=True)
 
     def ranked(self):
