@@ -5,7 +5,7 @@ import textwrap
 
 from bench.naming import figure_text
 from bench.report.rows import PUBLISHED
-from bench.report.summary import BASELINE, FASTEST, OPEN, PROVEN, REFUSED
+from bench.report.summary import BASELINE, FASTEST, OPEN, PROVEN, REFUSED, STATES
 from bench.report.table import batches, is_cpu, speed
 from bench.report.verdict import changed_words
 
@@ -70,7 +70,7 @@ def draw_overview(rows):
 
 
 def place_label(machine: str, name: str) -> str:
-    return "\n".join(line for text in (machine, name) for line in textwrap.wrap(figure_text(text), 32))
+    return "\n".join(line for text in (machine, name) for line in textwrap.wrap(figure_text(text), 36))
 
 
 def place_text(winner, group) -> str:
@@ -98,6 +98,7 @@ def draw_comparison(rows):
         bars = group.sort_values("messages/s", ascending=False)
         for i, row in enumerate(bars.to_dict("records")):
             fill, edge = COLORS[row["state"]]
+            fill = fill if STATES[row["verdict"]] == PROVEN else "white"
             hatch = "////" if row["state"] == REFUSED else ""
             ax.barh(i, row["messages/s"], 0.7, facecolor=fill, edgecolor=edge, hatch=hatch, label=row["state"])
             if row["passes"] > 1:
@@ -121,8 +122,8 @@ def bar_text(row: dict) -> str:
     """Return what stands beside a bar: the speed, its factor, its batches, and what limits its use."""
     factor = "" if math.isnan(row["factor"]) else f" = {row['factor']:.1f}x"
     parts = [f"{speed(row['messages/s'])}{factor}", f"{batches(row)}, {row['workers']} x {row['threads']}"]
-    if row["state"] in (OPEN, REFUSED):
-        parts.append(changed_words(row) if math.isnan(row["flips"]) else f"{row['state']}: {changed_words(row)}")
+    if (state := STATES[row["verdict"]]) != PROVEN:
+        parts.append(changed_words(row) if math.isnan(row["flips"]) else f"{state}: {changed_words(row)}")
     if not row["end_to_end"] and row["commit"] != PUBLISHED:
         parts.append("forward only")
     if not row["idle"]:

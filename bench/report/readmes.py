@@ -38,6 +38,7 @@ TABLE = {
     "max_diff": lambda row: shown(row["max_diff"], "{:.2g}"),
     "changed": lambda row: "-" if math.isnan(row["flips"]) else flips_words(row).removesuffix(" decisions"),
     "verdict": lambda row: "-" if math.isnan(row["flips"]) else row["verdict"].lower(),
+    "load": lambda row: "idle" if row["idle"] else "busy",
 }
 
 
@@ -108,6 +109,9 @@ def machine_line(headline: Headline) -> list[str]:
     text = f"- {headline.kind}, {markdown(row['machine'])}, {model_words(row)}: **{row['factor']:.1f}x** "
     text += f"{row['base_name']}: {speed(row['base'])} to {speed(row['messages/s'])} messages/s with "
     text += f"{markdown(row['variant'])}; {flips_words(row).removesuffix(' decisions')} changed"
+    text += "" if row["idle"] else "; busy device"
+    baselines = [other for other in headline.variants.values() if other["state"] == BASELINE]
+    text += "; no other baseline was measured" if len(baselines) == 1 else ""
     steps = []
     for old, new in pairwise(headline.steps()):
         steps.append(f"{new['messages/s'] / old['messages/s']:.1f}x {step_words(old, new).partition(',')[0]}")

@@ -13,8 +13,8 @@ from utils import say
 
 COMPARED = ["model", "device", "dataset"]  # rows that agree in these are compared with each other
 SET = ["texts", "texts_id", "weights_id", "threshold"]  # one set per combination of these is shown
-# a variant's `state`: FASTEST is the one to use, and the usual baselines are never it
-FASTEST, PROVEN, OPEN, REFUSED, BASELINE = "fastest proven", "proven", "not proven", "refused", "baseline"
+# a variant's `state`: FASTEST is the one to use, which may tie with a faster one; the usual baselines are never it
+FASTEST, PROVEN, OPEN, REFUSED, BASELINE = "recommended", "proven", "not proven", "refused", "baseline"
 STATES = {WITHIN: PROVEN, UNPROVEN: OPEN, NOT_WITHIN: REFUSED}
 
 
