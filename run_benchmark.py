@@ -178,6 +178,8 @@ def say_plan(args: Namespace, sweep: Sweep, cells: list[Cell], variants: list[st
     plan = f"{len(cells)} cells, about {time_words(total)} in all"
     if can_check and not args.quick:
         plan += f", and up to {time_words(args.check_time)} of checks on more texts"
+    if not args.quick and total > 600:
+        plan += " (--quick: about a minute)"
     if missing := missing_exports(sweep.model, variants):
         plan += f", plus the time to create {', '.join(missing)}"
     if compiling := [name for name in variants if VARIANTS[name].compiles]:
@@ -227,7 +229,7 @@ def follow_ups(args: Namespace, sweep: Sweep, dataset_name: str, script: Sequenc
         reason = "its share is too close to the tolerance"
         if texts:
             reason = f"that takes {texts:,} more texts, and {dataset_name} has {left:,}"
-        advice = f"{row['variant']} can't be decided now: {reason}. Use a larger --dataset or --tolerance."
+        advice = f"{row['variant']} can't be decided now: {reason}. Use a larger --dataset."
         return textwrap.wrap(advice, WIDTH)
 
     return label, check

@@ -139,10 +139,12 @@ def describe_device(gpu: int | None) -> DeviceInfo:
     import torch
 
     if not torch.cuda.is_available():
+        if not torch.version.cuda:
+            raise UserError(f"no GPU: torch {torch.__version__} is a build for CPUs; --device cpu runs on this one")
         reason = "torch finds no CUDA device"
         try:
             torch.cuda.init()
-        except Exception as error:  # from the driver, or an assertion of torch
+        except Exception as error:  # from the driver
             reason = first_line(error)
         raise UserError(f"no GPU: {reason}. CUDA 13 needs driver 580 or newer; --device cpu runs without a GPU")
     if gpu >= torch.cuda.device_count():

@@ -51,7 +51,7 @@ def describe_difference(before: dict, record: dict, may_grow: bool = False) -> s
     if not before:
         return f"{JOB_FILE} is damaged or from an earlier version"
     old, new = before["input"], record["input"]
-    names = [f"{path} was removed" for path in old if path not in new]
+    names = [f"{path} is no longer in the input" for path in old if path not in new]
     names += [f"{path} has changed" for path in old if path in new and old[path] != new[path]]
     names += [f"{path} was added" for path in new if path not in old and not may_grow]
     for option, value in record["options"].items():

@@ -19,8 +19,8 @@ def explain_load_error(folder: Path, error: BaseException) -> str:
     text, name = " ".join(messages), next((file.name for file in weight_files(folder)), "")
     if unknown := re.search(r"GLOBAL ([\w.]+)", text):
         return f"{name} contains Python objects ({unknown[1]}), which could run code; save the model as safetensors"
-    if "from_tf" in text or "weights_only" in text:
-        return f"{name} is damaged, or no file of weights for torch"
+    if any(sign in text for sign in ("from_tf", "weights_only", "deserializing header")):
+        return f"{name} is damaged or incomplete, or no file of weights for torch; download or copy it again"
     return first_line(error)
 
 

@@ -77,7 +77,7 @@ def resolve_model(model_id: str, task: str | None = None) -> Path:
         try:
             folder = download_model(repo, unquote(revision))
         except UserError as error:
-            raise type(error)(f"{error}; use a local folder or {RANDOM_MODEL} instead") from error
+            raise type(error)(f"there is no folder {folder}, and {error}; or use {RANDOM_MODEL}") from error
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
     for file in small_files(folder):
