@@ -5,7 +5,8 @@
 
 The figures:
 
-    overview                             all models and machines: baselines, and variants by verdict
+    overview                             models and machines with a baseline, on the dataset normal if it was measured:
+                                         baselines, and variants by verdict
     comparison_<model>_<kind>_<dataset>  each variant at its best on each GPU or CPU (the kind), end to end
     scaling_<model>_<device>_<dataset>   forward passes by batch size, if a variant has three sizes or more
 
