@@ -51,6 +51,9 @@ def headline_block(bests, charts: list, folder: Path) -> str:
     place = f"{model_words(first.winner)} on {markdown(first.winner['machine'])}"
     texts = f"{first.winner['texts']:,} texts of {markdown(first.winner['dataset'])}"
     lines = [*wrap(f"{place}, {texts}, end to end:"), "", *step_table(first.steps()), ""]
+    for row in first.base:
+        text = f"{markdown(first.winner['variant'])} is **{first.winner['factor']:.1f} times** as fast as the fastest "
+        lines += [*wrap(f"{text}proven baseline, {row['base_name']}: {speed(row['base'])} messages/s."), ""]
     refusing = next((headline for headline in found if headline.refused), None)
     if refusing:
         lines += [*refused_lines(refusing, first), ""]
@@ -74,7 +77,7 @@ def step_table(rows: list[dict]) -> list[str]:
     for before, row in zip([None, *rows], rows, strict=False):
         step = "" if before is None else f"{row['messages/s'] / before['messages/s']:.1f}x"
         cells = [f"`{row['variant']}`", step_words(before, row), batches(row), speed(row["messages/s"]), step]
-        cells += [f"{row['factor']:.1f}x", flips_words(row).removesuffix(" decisions")]
+        cells += [f"{row['messages/s'] / rows[0]['messages/s']:.1f}x", flips_words(row).removesuffix(" decisions")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -127,7 +130,7 @@ def verdict_block(cells, bests, evidence: EvidenceFile) -> str:
     """Return the verdict of run_benchmark.py for the best-measured machine; empty if there is none."""
     for headline in headlines(bests)[:1]:
         measured = cells_of(cells, headline.winner)
-        slower_baselines = set(BASELINES) - {row["variant"] for row in headline.steps()}
+        slower_baselines = set(BASELINES) - {row["variant"] for row in (*headline.base, *headline.steps())}
         measured = measured[~measured["variant"].isin(slower_baselines)]
         text = "\n".join(verdict(measured, evidence)[1:]).replace("<!--", "<! --")  # no name is a marker
         marks = max("```", fence(text), key=len)

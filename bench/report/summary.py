@@ -15,6 +15,7 @@ COMPARED = ["model", "device", "dataset"]  # rows that agree in these are compar
 SET = ["texts", "texts_id", "weights_id", "threshold"]  # one set per combination of these is shown
 # a variant's `state`: FASTEST is the one to use, which may tie with a faster one; the usual baselines are never it
 FASTEST, PROVEN, OPEN, REFUSED, BASELINE = "recommended", "proven", "not proven", "refused", "baseline"
+USUAL = "pipeline", "sentence-transformers"  # what most people run
 STATES = {WITHIN: PROVEN, UNPROVEN: OPEN, NOT_WITHIN: REFUSED}
 
 
@@ -71,15 +72,23 @@ class Headline:
         return *task, baselines, len(self.variants), row["texts"], row["messages/s"]
 
     @property
+    def base(self) -> list[dict]:
+        """The baseline that is 1.0x, if it is one."""
+        return [row for row in self.variants.values() if row["state"] == BASELINE and row["factor"] == 1]
+
+    @property
     def refused(self) -> dict | None:
         """The fastest refused variant, if it is faster than the winner."""
         refused = (row for row in self.variants.values() if row["state"] == REFUSED)
         return next((row for row in refused if row["messages/s"] > self.winner["messages/s"]), None)
 
     def steps(self) -> list[dict]:
-        """Return rows from the baseline to the winner, each faster than the one before and different in one thing."""
+        """Return rows from the usual baseline to the winner, each faster than the one before, different in one thing.
+
+        The usual baseline is the first of USUAL that was measured; if none was, it is the fastest.
+        """
         runtime, _, precision = self.winner["variant"].partition("-")
-        rows = [row for row in self.variants.values() if row["state"] == BASELINE and row["factor"] == 1]
+        rows = [self.variants[name] for name in USUAL if name in self.variants][:1] or self.base[:1]
         for name in ("torch", f"torch-{precision}", runtime, self.winner["variant"]):
             row = self.variants.get(name, {"messages/s": 0})
             before = rows[-1]["messages/s"] if rows else 0
