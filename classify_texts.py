@@ -16,8 +16,8 @@ The variant is the fastest one that --results-dir proves for this device, model 
 job of over half an hour starts with a quick benchmark (not with --ray), and a shorter one runs in FP32 PyTorch.
 
 After an interruption, rerun the same command to resume. If files were added to an input folder, it labels only these.
-Several machines can share a job, even of a single file: give each its --shard, then run --check-only. With Slurm:
-    sbatch --array=1-16 --wrap='python classify_texts.py MODEL INPUT --output DIR --shard $SLURM_ARRAY_TASK_ID/16'
+Several machines can share a job, even of a single file: give each its --shard, then run --check-only, see
+docs/clusters.md.
 
 References and other reusable files are kept in BENCHMARK_CACHE (default: the folder .cache beside this script).
 Exit code: 0 on success, 1 if something failed or rows are wrong, 2 for wrong usage or input, 130 after Ctrl-C.
@@ -39,7 +39,7 @@ def parse_arguments() -> Namespace:
     add("--labels", type=list_of(str.strip), metavar="LIST", help="write only these labels (default: all)")
     add("--min-score", type=float_from(-1e38), metavar="SCORE", help="write null for lower scores")
     add("--float16", action="store_true", help="write scores as float16, which rounds them by up to 0.0005")
-    add_task_options(groups["checking"], vectors=False)
+    add_task_options(groups["task"], vectors=False)
     args = parse_job(parser)
     if args.top_label and (args.labels or args.min_score is not None):
         parser.error("--top-label cannot be combined with --labels or --min-score")
@@ -114,7 +114,7 @@ def items_to_classify(texts: Iterable) -> tuple[list[Item | None], int]:
     import pandas as pd
 
     wanted = "classify() takes a list of texts, or of pairs of texts"
-    if isinstance(texts, str | bytes | Mapping | pd.DataFrame):
+    if isinstance(texts, str | bytes | Mapping | pd.DataFrame) or not isinstance(texts, Iterable):
         raise UserError(f"{wanted}, not a {type(texts).__name__}; of a DataFrame give a column, or to_numpy() of two")
     items, lengths = [], set()
     for i, row in enumerate(texts):

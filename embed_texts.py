@@ -26,13 +26,13 @@ from argparse import Namespace
 
 from bench.label.options import job_parser, parse_job
 from bench.options import VECTOR_OPTIONS, add_vector_options
-from utils import UserError, before_imports, run
+from utils import UserError, before_imports, run, say
 
 
 def parse_arguments() -> Namespace:
     # 25,000 vectors of 384 dimensions take 38 MB, several times while a part is written
     parser, groups = job_parser(__doc__, ("cut", "windows"), "take the mean over overlapping windows", rows=25_000)
-    add_vector_options(groups["input"])
+    add_vector_options(groups["task"])
     add = groups["output"].add_argument
     add("--float16", action="store_true", help="write vectors as float16, in half the space")
     parser.set_defaults(task="embedding")
@@ -42,7 +42,8 @@ def parse_arguments() -> Namespace:
 if __name__ == "__main__":
     before_imports(parse_arguments)
 
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +70,13 @@ def embed(
     `prompt_name`, `truncate_dim`, `normalize` and `pooling`, see --help. Texts without tokens have nan. The model is
     loaded into another process at each call; none is left running. Raises UserError.
     """
+    wanted = "embed() takes a text or a list of texts"
+    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable) or hasattr(texts, "columns"):
+        raise UserError(f"{wanted}, not a {type(texts).__name__}; give one column, or join several first")
     items = [texts] if isinstance(texts, str) else list(texts)
-    if isinstance(texts, dict) or not all(isinstance(text, str) for text in items):
-        raise UserError("embed() takes a text or a list of texts; join several columns first")
+    for i, text in enumerate(items):
+        if not isinstance(text, str):
+            raise UserError(f"{wanted}; number {i} is {reprlib.repr(text)}: leave it out, or make one text of it")
     if unknown := options.keys() - VECTOR_OPTIONS:
         raise TypeError(f"embed() has no option {min(unknown)!r}; its options: {', '.join(VECTOR_OPTIONS)}")
     asked = PlanOptions(device=device, variant=variant, batch_tokens=batch_tokens)
@@ -91,6 +96,8 @@ def main() -> int:
         model = open_model(args.model_id, call, args.task, args.original, asked)
         if args.long != "cut" and model.task.prompt:
             raise UserError(f"--long {args.long}: only the first window would have the prompt; use --long cut")
+        if model.task.is_plain and not args.pooling:
+            say(f"pooling    {model.task.pooling}, as {args.model_id} has no modules.json; choose with --pooling")
         return model
 
     return run_job(args, open_encoder, VectorSpec)

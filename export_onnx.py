@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.machine import cpu_cores, process_count
+from bench.naming import counted
 from bench.options import (
     BATCHINGS,
     PRECISIONS,
@@ -51,6 +52,8 @@ def argument_parser() -> Parser:
     add("--overwrite", action="store_true", help="replace an existing export")
     add("--check-only", action="store_true", help="check an existing export, and rewrite its report and card")
 
+    add_task_options(parser.add_argument_group("task"))
+
     checking = parser.add_argument_group("checking")
     add = checking.add_argument
     add("--dataset", default="normal", help="normal, filtered, or a file of texts (default: normal)")
@@ -58,7 +61,6 @@ def argument_parser() -> Parser:
     add("--limit", type=whole, help="number of texts, evenly spaced (default: all)")
     label_help = "column of gold labels (names or numbers, comma-separated); reports F1 and the best thresholds"
     add("--label-column", metavar="COLUMN", help=label_help)
-    add_task_options(checking)
     group_help = "column with the query of each pair; also checks the order of a reranker's scores for each query"
     add("--group-column", metavar="COLUMN", help=group_help)
     tolerance_help = "largest share of decisions that may change (default: %(default)s)"
@@ -106,7 +108,7 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
             graph = run_in_subprocess(select.export_model, model, args.precision, folder)
             for finding in (f"made by {graph['exporter']}", *graph["findings"]):
                 say(f"graph: {finding}")
-        say(f"checking on {len(dataset.texts)} texts on {machine}")
+        say(f"checking on {counted(len(dataset.texts), 'text')} on {machine}")
         export = ClassifierSpec(model, kind.variant, folder, device)
         report = {
             "model": args.model_id if model.folder != Path(args.model_id) else model.folder.resolve().name,

@@ -76,8 +76,10 @@ def parse_arguments() -> Namespace:
     add_text_options(texts)
     limit = "use at most this many texts, evenly spaced (default: all)"
     texts.add_argument("--limit", type=int_from(1), metavar="N", help=limit)
-    add_task_options(texts)
-    add_original(texts)
+
+    task = parser.add_argument_group("task")
+    add_task_options(task)
+    add_original(task)
 
     add_measuring_options(parser.add_argument_group("how to measure").add_argument)
 

@@ -26,6 +26,10 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(shown) or "none"
 
 
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def slug(name: str) -> str:
     """Reduce a name to letters, digits, dots and dashes: `RTX 4090` becomes `RTX-4090`."""
     return re.sub(r"(?:[^\w.]|_)+", "-", name).strip("-.")

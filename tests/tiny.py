@@ -24,7 +24,7 @@ MULTI_LABEL = {"num_labels": 5, "problem_type": "multi_label_classification", "i
 def make_report() -> dict:
     """Return a report on an invented export."""
     figures = dict.fromkeys(("mean", "std", "min", "p25", "median", "p75", "p90", "p95", "p99", "max"), 0.0)
-    report = {"model": "ann/tiny", "repo": "ann/tiny-onnx", "precision": "fp32", "texts": 1, "fp16_exercised": True}
+    report = {"model": "ann/tiny", "repo": "ann/tiny-onnx", "precision": "fp32", "texts": 1}
     report |= {"card": {"activation": "logits", "output_word": "value"}, "task": "text-classification"}
     report |= {"batches": "1 sorted", "batches_matter": False, "max_length": 9, "opset": 17}
     report |= {"labels": ["x"], "thresholds": [0.5], "task_options": {"task": None}, "script": Task.script}

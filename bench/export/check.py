@@ -37,7 +37,8 @@ def choose_device(precision: str, kind: str | None, gpu: int, threads: int) -> t
     if kind != "cpu":
         try:
             if "gpu" in variant.unsupported:
-                raise UserError(f"no {precision} on a gpu: {variant.unsupported['gpu']}; use --device cpu")
+                advice = "; use --device cpu" if kind else ""
+                raise UserError(f"no {precision} on a gpu: {variant.unsupported['gpu']}{advice}")
             info = device_info(gpu)
             run_in_subprocess(check_gpu, gpu)
             return Device(gpu, threads), f"{info.name} (driver {info.driver})"
@@ -88,7 +89,7 @@ def check_export(
     verdict = found.verdict(exported.variant, device.gpu is not None, tolerance)
     return {
         "provider": "CPUExecutionProvider" if device.gpu is None else "CUDAExecutionProvider",
-        "fp16_exercised": kind.precision != "fp16" or device.gpu is not None,
+        **({"fp16_exercised": device.gpu is not None} if kind.precision == "fp16" else {}),
         "dataset": dataset.name,
         "texts": len(texts),
         "batches": str(batching),

@@ -184,6 +184,6 @@ def print_report(report: dict) -> None:
         for label in text["labels"][:5]:
             values = f"{label['original']:8.4f} {label['export']:8.4f} {label['difference']:+.2g}"
             show(f"    {label['label']:<24} {values}")
-    if not report["fp16_exercised"]:
+    if not report.get("fp16_exercised", True):
         show()
         show("the CPU computes this file in FP32 between casts: FP16 arithmetic was not checked")

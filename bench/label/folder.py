@@ -41,7 +41,8 @@ def refuse_foreign_files(folder: Location) -> None:
     for file in folder.files():
         is_special = file.local and file.info().type == FileType.Unknown  # such as a FIFO
         if is_special or not (OWN_FILES.fullmatch(file.name) or SYSTEM_FILES.fullmatch(file.name)):
-            raise UserError(f"{folder} contains {file.name}, which is not of this version; choose another --output")
+            reason = f"contains {file.name}, so it is not an output folder of this script"
+            raise UserError(f"{folder} {reason}; choose another --output")
 
 
 def prepare_folder(job: LabelJob, record: dict) -> None:
@@ -181,7 +182,7 @@ def own_parts(job: LabelJob) -> dict[str, Footer]:
     return {name: job.footers[name] for split in job.own_splits for name in find_parts(split, job.footers)[0]}
 
 
-def check_complete(job: LabelJob) -> dict[str, Footer]:
+def check_complete(job: LabelJob, remedy: str = "rerun the same command") -> dict[str, Footer]:
     """Return the parts of this run. Raise UserError if one is missing, or unless it is a shard, if there are others."""
     files = part_files(job.folder)
     for name in job.footers.keys() - {file.name for file in files}:
@@ -191,7 +192,7 @@ def check_complete(job: LabelJob) -> dict[str, Footer]:
         names, complete = find_parts(split, footers)
         if not complete and split.share[1] == 1:
             missing = job.folder / part_name(split.file, split.first + sum(footers[name].rows for name in names))
-            raise UserError(f"{missing} is missing or damaged; rerun the same command without --shard to write it")
+            raise UserError(f"{missing} is missing or damaged; {remedy} to write it")
     others = [] if job.shard else [file for file in files if file.name not in footers]
     if others:
         raise UserError(f"{others[0]} lies past the end of its input file; delete it, or choose another --output")

@@ -50,7 +50,7 @@ def open_job(args: Namespace, open_model: Callable, output_class: type[OutputSpe
         raise UserError(f"output folder {target} overlaps the input; choose another --output")
     if args.check_only:
         if not (record := read_record(target)):
-            raise UserError(f"--check-only: {target} has no parts of this version")
+            raise UserError(f"--check-only: {target} has no parts of this version; give the --output of an earlier run")
         args.limit, args.rows_per_file = record["options"].get("--limit"), record["options"]["--rows-per-file"]
     model = open_model(call)
     tables = open_tables(files, Csv.from_options(args), source)

@@ -14,7 +14,7 @@ def job_parser(description: str, long_texts: tuple[str, ...], long_help: str, ro
     parser.add_argument("model_id", metavar="MODEL", type=hub_name, help="Hub id or folder of a model, or of an export")
     parser.add_argument("input", metavar="INPUT", help="file or folder of texts")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder for the output")
-    titles = "input", "output", "how to run", "checking", "many machines"
+    titles = "input", "task", "output", "how to run", "checking", "many machines"
     groups = {title: parser.add_argument_group(title) for title in titles}
 
     add_text_options(groups["input"])

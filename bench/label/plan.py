@@ -160,7 +160,7 @@ def choose_plan(device: str, measured: dict | None, options: PlanOptions, parts:
         line = f"measured   {measured['variant']}, {measured['messages/s']:.1f} messages/s on {measured['dataset']}"
         if measured["busy"] > BUSY:
             line += " while the device was busy"
-        say(f"{line}, {measured['date'][:10]}: {measured['verdict'].lower()}")
+        say(f"{line}, {measured['date'][:10]}: {measured['verdict'].lower()} in that benchmark")
     elif not options.variant:
         reason = "no result for this model, device, text length and package versions"
         say(f"measured   {reason}: using FP32 PyTorch. run_benchmark.py finds faster variants")

@@ -16,6 +16,7 @@ from bench.label.splits import InputPart, LabelJob
 from bench.model.model import Model
 from bench.model.parity import ParityCounter
 from bench.model.reference import PADDING_TOLERANCE, CachedReference
+from bench.naming import counted
 from bench.tables.datasets import evenly_spaced
 from bench.tables.items import Item, count_characters, items_of, parts_of
 from bench.tables.readers import reading
@@ -165,7 +166,8 @@ class Checker:
         reason = f"{parity.changed:,} of {parity.decisions:,} decisions changed"
         reason += f", largest difference {parity.max_diff:.2g}"
         if parity.non_finite:
-            return NOT_WITHIN, f"{reason}; {parity.non_finite} texts have nulls although the original answers them"
+            nulls = f"{counted(parity.non_finite, 'text')} with nulls although the original answers"
+            return NOT_WITHIN, f"{reason}; {nulls}"
         rounding = HALF_ROUNDING * parity.scale if output.float16 else 0.0
         if self.precision == "fp32" and parity.max_diff > PADDING_TOLERANCE * parity.scale + rounding:
             return NOT_WITHIN, f"{reason}; FP32 rounding stays below {ROUNDING:.4f}"
@@ -219,13 +221,15 @@ def print_receipt(job: LabelJob, receipt: dict, bad: str) -> None:
         say(f"           first: {bad}")
     if receipt["texts_truncated"]:
         lost = f"{receipt['tokens_lost']:,} tokens lost" if receipt["tokens_lost"] else "read in windows"
-        say(f"long       {receipt['texts_truncated']:,} texts exceed {receipt['max_length']} tokens: {lost}")
+        say(f"long       {counted(receipt['texts_truncated'], 'text')} above {receipt['max_length']} tokens: {lost}")
     seconds = receipt["seconds_comparing"]
-    compared = f"{receipt['rows_compared']} rows with the original, {seconds:.0f} s: {receipt['reason']}"
+    compared = f"{counted(receipt['rows_compared'], 'row')} with the original, {seconds:.0f} s: {receipt['reason']}"
     verdict = receipt["verdict"]
     if not job.model.can_be_compared:
         compared, verdict = receipt["reason"], f"of {receipt.get('export') or receipt['model']}"
     elif verdict == UNPROVEN:
-        verdict = "no error found, but too few rows compared to prove that the labels are within tolerance"
+        verdict = "no error found in these rows, but they are too few to prove that the answers are within tolerance"
+    else:
+        verdict = f"these rows are {verdict}"
     say(f"compared   {compared}")
     say(f"receipt    {verdict}; {job.own_file(folder.RECEIPT_FILE).name}")

@@ -23,6 +23,7 @@ WORKER_FAILED = "a worker failed on this text"  # how the reason begins then
 class OutputSpec:
     """What the parts contain."""
 
+    done_word = "labelled"  # in messages
     schema: pa.Schema  # of the columns to read, the same for all files
     text_columns: list[str]
     keep_columns: list[str]  # to copy
@@ -110,6 +111,7 @@ class OutputSpec:
 class VectorSpec(OutputSpec):
     """What the parts contain: a fixed-size list of float32 or float16 for each row, null if there is no vector."""
 
+    done_word = "embedded"
     tolerates_rounding = True  # it moves vectors by far less than the margin between two anchors
 
     @property

@@ -19,7 +19,7 @@ from bench.label.record import describe_difference, job_digest, read_record
 from bench.label.rows import Counts
 from bench.label.splits import LabelJob, digest_input, file_key
 from bench.machine import describe_device
-from bench.naming import slug
+from bench.naming import counted, slug
 from bench.processes import device_info
 from bench.provenance import project_commit, versions
 from bench.report.evidence import EvidenceFile, evidence_key
@@ -47,7 +47,7 @@ def prepare(job: LabelJob, plan: LabelPlan, options: PlanOptions) -> tuple[Label
     if receipt.get("verdict") == NOT_WITHIN and not job.no_check:
         message = f"{job.folder}: rows are {NOT_WITHIN}: {receipt['reason']}"
         raise RunError(f"{message}. To continue anyway, add --no-check; to start again, add --overwrite")
-    say(f"labelling with {plan}; {origin}")
+    say(f"running    {plan}; {origin}")
     workers = len(specs)
     if options.ray:
         workers = min(on_ray.count_actors(specs[0].device, options.workers), len(job.own_splits))
@@ -123,7 +123,7 @@ def label_missing(pool: LabelPool, checker: Checker, actors: int) -> tuple[Count
     total = sum(existing[name].rows for _, names, complete in states if complete for name in names)
     total = max(total + sum(split.estimate_rows() for split in missing), done)
     if done and missing:
-        say(f"resuming   after {done:,} labelled rows")
+        say(f"resuming   after {done:,} {output.done_word} rows")
     counts, start = Counts(), time.monotonic()
     try:
         with pool, progress_bar(total, done) as bar:
@@ -145,7 +145,12 @@ def label_missing(pool: LabelPool, checker: Checker, actors: int) -> tuple[Count
             bar.total = done
     except (KeyboardInterrupt, SystemExit):
         kept = max(done, rows_before_run + pool.written)
-        say(f"kept       {kept:,} of about {total:,} rows; rerun the same command to resume")
+        line = f"kept       {kept:,} of about {total:,} rows; rerun the same command to resume"
+        if kept < output.rows_per_file:
+            line += f". A part, which is kept once it is written, has up to {output.rows_per_file:,} rows"
+            if output.rows_per_file > total:
+                line += "; a smaller --rows-per-file keeps more"
+        say(line)
         raise
     return counts, time.monotonic() - start - pool.loading - checker.seconds
 
@@ -158,9 +163,9 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
     footers = folder.check_complete(job)
     total = sum(footer.rows for footer in footers.values())
     if counts.rows:
-        checker.fields |= report_speed(counts, seconds, total, pool.busy)
+        checker.fields |= report_speed(job.output.done_word, counts, seconds, total, pool.busy)
     elif total:
-        say(f"all {total:,} rows are already labelled")
+        say(f"all {total:,} rows are already {job.output.done_word}")
     else:
         say("nothing to do: there are more shards than parts of the input")
     receipt = read_receipt(job)
@@ -182,20 +187,24 @@ def label(pool: LabelPool, checker: Checker, on_cluster: bool) -> None:
 
 
 def stop_at_lost_rows(job: LabelJob, footers: dict[str, folder.Footer]) -> None:
-    """Raise RunError if a quote swallowed rows, or more than TOLERATED_BAD_ROWS are in another encoding."""
+    """Raise RunError if a quote swallowed rows, over TOLERATED_BAD_ROWS are in another encoding, or all are bad."""
     faults = [fault for footer in footers.values() for fault in footer.bad]
+    counts = sum((footer.counts for footer in footers.values()), Counts())
     undecoded = [fault for fault in faults if fault["reason"].startswith(BAD_BYTE)]
     lost = undecoded if len(undecoded) > TOLERATED_BAD_ROWS else []
-    if lost := lost + [fault for fault in faults if fault["reason"].startswith(LOST_LINES)]:
-        first = folder.first_bad({"the input": lost[:1]})
-        raise RunError(f"rows were lost in {len(lost):,} places, see {job.own_file(folder.BAD_FILE).name}: {first}")
+    lost = lost + [fault for fault in faults if fault["reason"].startswith(LOST_LINES)]
+    if not job.shard and counts.texts == counts.texts_without_answer:
+        lost = [fault for fault in faults if not fault["reason"].startswith(NOTE)]
+    if lost:
+        first, listed = folder.first_bad({"the input": lost[:1]}), job.own_file(folder.BAD_FILE).name
+        raise RunError(f"rows were lost in {counted(len(lost), 'place')}, see {listed}: {first}")
 
 
-def report_speed(counts: Counts, seconds: float, total: int, busy: float) -> dict:
-    """Print what this run labelled and how fast; return it for the receipt. `busy`: see LabelPool, 0 if unknown."""
+def report_speed(done_word: str, counts: Counts, seconds: float, total: int, busy: float) -> dict:
+    """Print what this run has done and how fast; return it for the receipt. `busy`: see LabelPool, 0 if unknown."""
     speed = counts.texts / seconds
     fields = {"texts_of_this_run": counts.texts, "seconds": round(seconds, 1), "messages/s": round(speed, 1)}
-    line = f"labelled   {counts.texts:,} texts"
+    line = f"{done_word}   {counted(counts.texts, 'text')}"
     if counts.tokens:
         line += f", {counts.tokens:,} tokens"
     line += f", {seconds:.1f} s, {speed:,.1f} messages/s"
@@ -226,6 +235,6 @@ def check_folder(job: LabelJob, options: PlanOptions) -> None:
     folder.read_footers(job)
     variant = VARIANTS.get(recorded.get("--variant"))
     precision = variant.precision if variant else ""
-    footers = folder.check_complete(job)
+    footers = folder.check_complete(job, "rerun the same command without --check-only")
     check_all(job, Checker(job, precision, gpu, describe(job, record)), footers)
     stop_at_lost_rows(job, footers)

@@ -99,8 +99,8 @@ def runtime_and_precision(variant: str) -> tuple[str, str]:
 
 def refused_lines(headline: Headline, first: Headline) -> list[str]:
     row, winner = headline.refused, headline.winner
-    times = f"{row['messages/s'] / winner['messages/s']:.1f} times"
-    text = f"**Refused**, though {times} as fast as {markdown(winner['variant'])}: {markdown(row['variant'])} "
+    times = f"{row['messages/s'] / winner['messages/s']:.1f} times ".removeprefix("1.0 times ")
+    text = f"**Refused**, though {times}as fast as {markdown(winner['variant'])}: {markdown(row['variant'])} "
     text += f"changed **{flips_words(row)}**"
     if headline is not first:
         text += f" of {model_words(row)} on {markdown(row['machine'])}"

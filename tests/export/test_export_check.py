@@ -1,6 +1,6 @@
 """The verdict on an export, and the reason for it."""
 
-from bench.export.check import explain
+from bench.export.check import choose_device, explain
 from bench.judge import NOT_WITHIN, UNPROVEN, WITHIN
 from bench.model.classification import MULTI, Classification
 from bench.model.parity import ParityCounter
@@ -33,3 +33,8 @@ def test_rounding_is_within_tolerance_whatever_the_number_of_texts():
     verdict, reason = judged(decisions=10, precision="fp32", max_diff=1e-6)
     assert verdict == WITHIN and "0.0001" in reason
     assert judged(decisions=10, precision="fp16", max_diff=1e-6)[0] == UNPROVEN
+
+
+def test_a_check_that_runs_on_the_cpu_anyway_does_not_ask_for_it(capsys):
+    device, _ = choose_device("int8", None, 0, 1)
+    assert device.gpu is None and "--device" not in capsys.readouterr().err

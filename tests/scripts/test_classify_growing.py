@@ -196,6 +196,8 @@ def test_a_failed_start_leaves_nothing(failure, label, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail)
         code, err = label(*shard)
+        if failure == "Ctrl-C":
+            assert "--rows-per-file" not in err and "--rows-per-file" in label("--rows-per-file", 100)[1]
     assert code and not list((tmp_path / "out").iterdir()), err
     assert label(*shard)[0] == 0
 

@@ -294,6 +294,7 @@ def test_classify_without_a_usable_text_has_rows_of_nan(missing, options, nli, i
         (pd.DataFrame({"first": ["a"], "second": ["b"]}), {}, "DataFrame"),
         ({"a": "b"}, {}, "dict"),
         (b"a", {}, "bytes"),
+        (None, {}, "NoneType"),
         ([b"a"], {}, "b'a'"),
         ([{"text": "a", "text_pair": "b"}], {}, "text_pair"),
         ([("a", 5)], {}, "5"),

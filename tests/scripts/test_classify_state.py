@@ -162,6 +162,7 @@ def test_a_part_that_is_not_as_it_was_written_does_not_count(damage, label, tmp_
     damage(first, others)
     code, err = label("--check-only")
     assert code == 2 and first.name in err.splitlines()[-1], err
+    assert "--check-only" in err.splitlines()[-1] and "--shard" not in err.splitlines()[-1]
     code, err = label()
     if damage is replace_by_fifo:
         assert code == 2 and first.name in err.splitlines()[-1]
@@ -270,11 +271,11 @@ def test_rows_that_a_quote_swallowed_end_with_code_1(label, texts, tmp_path):
         assert label(source="quote.csv")[0] == 1, "also if nothing is left to label"
 
 
-@pytest.mark.parametrize(("rows", "code"), [(3, 0), (4, 1)])
-def test_more_than_a_few_rows_in_another_encoding_end_with_code_1(rows, code, label, tmp_path):
-    lines = [*(f"{i},caf\u00e9 {i}\n" for i in range(rows)), *(f"{i},text {i}\n" for i in range(60))]
+@pytest.mark.parametrize(("rows", "others", "code"), [(3, 60, 0), (4, 60, 1), (1, 0, 1)])
+def test_more_than_a_few_rows_in_another_encoding_or_all_end_with_code_1(rows, others, code, label, tmp_path):
+    lines = [*(f"{i},caf\u00e9 {i}\n" for i in range(rows)), *(f"{i},text {i}\n" for i in range(others)), "0,\n"]
     (tmp_path / "cp1252.csv").write_text("id,body\n" + "".join(lines), encoding="cp1252")
     for options in ([], [], ["--check-only"]):
         done, err = label(*options, source="cp1252.csv")
         assert done == code and (code == 0 or ("--encoding" in err.splitlines()[-1] and "_bad_rows.jsonl" in err)), err
-    assert read_parts(tmp_path)["LABEL_0"].isna().sum() == rows
+    assert read_parts(tmp_path)["LABEL_0"].isna().sum() == rows + 1

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -132,6 +133,13 @@ def test_a_benchmark_measures_these_vectors(call, monkeypatch, model, comments):
     assert np.abs(vectors - encode(model, texts, prompt="a ", truncate_dim=5)).max() < 1e-5
 
 
+def test_the_pooling_of_a_plain_encoder_is_named_unless_it_is_chosen(call, model, comments):
+    command = embed_texts, model.parent / "encoder", comments, "--output", "out", "--dry-run", "--device", "cpu"
+    for options in ([], ["--pooling", "mean"]):
+        code, _, err = call(*command, *options)
+        assert code == 0 and ("modules.json" in err) == (not options), err
+
+
 def test_wrong_vectors_stop_the_run(call, tmp_path, monkeypatch, model, comments):
     write = receipt.pq.ParquetFile.read
     monkeypatch.setattr(receipt.pq.ParquetFile, "read", lambda *a, **o: write(*a, **o).take(list(range(39, -1, -1))))
@@ -208,9 +216,21 @@ def test_embed_takes_one_text_and_prefers_the_prompt_as_encode_does(in_this_proc
     assert np.abs(vectors - encode(model, ["Hello there"], **both)).max() < 1e-5
 
 
-@pytest.mark.parametrize("given", [[None], [float("nan")], [b"x"], [3], [("a", "b")], {"a": "b"}])
-def test_embed_refuses_what_is_no_list_of_texts(model, given):
-    assert "embed()" in refused(lambda: embed_texts.embed(model, given, device="cpu"))
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (["a", None], "1 is None"),
+        ([float("nan")], "nan"),
+        ([b"x"], "b'x'"),
+        ([3], "3"),
+        ([("a", "b")], "('a', 'b')"),
+        ({"a": "b"}, "dict"),
+        (None, "NoneType"),
+        (pd.DataFrame({"a": ["b"]}), "DataFrame"),
+    ],
+)
+def test_embed_refuses_what_is_no_list_of_texts(model, given, name):
+    assert name in refused(lambda: embed_texts.embed(model, given, device="cpu"))
 
 
 @pytest.mark.parametrize(

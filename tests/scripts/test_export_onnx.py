@@ -498,6 +498,7 @@ def test_checks_on_other_texts_add_up(tiny_model, tiny_exports, here, export, te
         pd.DataFrame({"body": part}).to_csv("some.csv")
         assert export(tiny_model, *options, "--dataset", "some.csv", "--limit", 300)[0] == 0
         reports.append(read_report(here / "tiny-onnx-int8"))
+    assert "fp16_exercised" not in reports[0]
     assert [report["evidence"]["texts"] for report in reports] == [30, len(set(texts)), len(set(texts))]
     assert reports[1]["evidence"]["decisions"] == 5 * len(set(texts)) and reports[1]["verdict"] == WITHIN
     assert reports[2]["evidence"] == reports[1]["evidence"], "each text counts once"
