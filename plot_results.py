@@ -102,7 +102,7 @@ def plan_charts(cells, bests, folder: Path) -> list[Chart]:
     charts = []
     found = [row["index"] for headline in headlines(bests) for row in headline.variants.values()]
     if found:
-        what = "the best baseline and the recommended variant"
+        what = "baselines and recommended variants"
         overview = bests[bests["index"].isin(found)].sort_values("name", kind="stable")
         charts.append(Chart(folder / "overview", figures.draw_overview, overview, what))
     for (model, dataset), group in bests.groupby(["model", "dataset"]):

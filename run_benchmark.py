@@ -231,7 +231,8 @@ def follow_ups(args: Namespace, sweep: Sweep, dataset_name: str, script: Sequenc
         reason = "its share is too close to the tolerance"
         if texts:
             reason = f"that takes {texts:,} more texts, and {dataset_name} has {left:,}"
-        advice = f"{row['variant']} can't be decided now: {reason}. Use a larger --dataset."
+        looser = " or --tolerance" if row["flips"] <= args.tolerance else ""
+        advice = f"{row['variant']} can't be decided now: {reason}. Use a larger --dataset{looser}."
         return textwrap.wrap(advice, WIDTH)
 
     return label, check

@@ -115,6 +115,9 @@ def test_a_gpu_is_found_checked_and_named(nvml, monkeypatch):
 
     old = RuntimeError("The NVIDIA driver on your system is too old (found version 12080).\nUpdate it")
     monkeypatch.setattr(torch.cuda, "init", Mock(side_effect=old))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "--device" in refused(describe_device, 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     message = refused(describe_device, 0)
     assert "driver on your system is too old (found version 12080)" in message and "--device" in message
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

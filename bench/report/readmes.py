@@ -38,7 +38,7 @@ TABLE = {
     "max_diff": lambda row: shown(row["max_diff"], "{:.2g}"),
     "changed": lambda row: "-" if math.isnan(row["flips"]) else flips_words(row).removesuffix(" decisions"),
     "verdict": lambda row: "-" if math.isnan(row["flips"]) else row["verdict"].lower(),
-    "load": lambda row: "idle" if row["idle"] else "busy",
+    "load": lambda row: "-" if math.isnan(row["busy"]) else "idle" if row["idle"] else "busy",
 }
 
 

@@ -151,14 +151,15 @@ def run_leaders(monkeypatch):
         leaders.measure_all(sweep, found, recorder, repeats=1)
         return rounds
 
-    monkeypatch.setattr(leaders, "start_workers", lambda *_: contextlib.nullcontext())
+    run.started = []
+    monkeypatch.setattr(leaders, "start_workers", lambda *_: run.started.append(10) or contextlib.nullcontext())
     monkeypatch.setattr(leaders, "worker_bytes", lambda *_: 10)
     return run
 
 
 @pytest.mark.parametrize(("free", "loaded"), [(99, 3), (25, 2), (5, 0)])
 def test_the_leaders_that_are_loaded_together_fit_into_memory(free, loaded, run_leaders, monkeypatch):
-    monkeypatch.setattr(leaders, "free_memory", lambda _: free)
+    monkeypatch.setattr(leaders, "free_memory", lambda _: free - sum(run_leaders.started))
     rounds = run_leaders({"torch": 9.0, "onnx": 9.0, "openvino-bf16": 9.0})
     assert [len(variants) for variants in rounds] == [loaded] * bool(loaded)
 

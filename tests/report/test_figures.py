@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from bench.judge import WITHIN
 from bench.report import figures
 from bench.report.figures import add_title, draw_comparison, draw_overview, draw_scaling, with_lines
-from bench.report.summary import BASELINE, FASTEST, OPEN, PROVEN, REFUSED
+from bench.report.summary import BASELINE, FASTEST, OPEN, PROVEN, REFUSED, STATES
 from bench.report.table import device_names
 from runtimes import VARIANTS
 
+VERDICTS = {state: verdict for verdict, state in STATES.items()}
 HOW_RIGHT = [
     {"flips": 0.0, "state": FASTEST},
     {"flips": 0.0, "state": OPEN, "decisions": 512, "idle": False},
@@ -39,6 +41,7 @@ def make_row(variant: str = "torch", speed: float = 100.0, **columns) -> dict:
     }
     row |= {"decisions": float("nan"), "commit": "0123456789", "state": PROVEN, "idle": True, "end_to_end": True}
     row |= {"messages/s": speed, "min": 0.9 * speed, "max": 1.05 * speed, "tokens/s": 50 * speed}
+    row |= {"verdict": VERDICTS.get(columns.get("state"), WITHIN)}
     row |= {"factor": speed / 100, "base": 100.0, "base_name": "transformers' pipeline, batches of 8"} | columns
     return {"machine": device_names([row["device"]])[row["device"]], "name": row["model"].split("/")[-1]} | row
 
