@@ -111,7 +111,7 @@ def export_and_check(args: Namespace, model, dataset, target: Path) -> dict:
         say(f"checking on {counted(len(dataset.texts), 'text')} on {machine}")
         export = ClassifierSpec(model, kind.variant, folder, device)
         report = {
-            "model": args.model_id if model.folder != Path(args.model_id) else model.folder.resolve().name,
+            "model": model.public_name,
             "command": reports.public_command(sys.argv[1:]),
             "versions": reports.runtime_versions(),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -12,10 +12,10 @@ LONGEST_LABEL = 60  # characters of a name in a figure or a list
 MAX_LISTED = 20
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """Return the most similar of some names, or None if none is similar."""
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.85) -> str | None:
+    """Return the most similar of some names, or None if none has this similarity, see difflib."""
     by_lower_case = {other.lower(): other for other in names}
-    return next(map(by_lower_case.get, get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.85)), None)
+    return next(map(by_lower_case.get, get_close_matches(name.lower(), by_lower_case, n=1, cutoff=cutoff)), None)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,7 +1,6 @@
 """The runtimes that are compared, one file each, and the table of all their variants."""
 
-from difflib import get_close_matches
-
+from bench.naming import nearest
 from runtimes import baselines, onnx, openvino, pytorch
 from utils import UserError
 
@@ -13,8 +12,8 @@ def check_variant(name: str, *others: str) -> None:
     names = [*VARIANTS, *others]
     if name in names:
         return
-    if similar := get_close_matches(name.lower(), names, n=1):
-        advice = f"did you mean {similar[0]}?"
+    if similar := nearest(name, names, cutoff=0.6):
+        advice = f"did you mean {similar}?"
     else:
         own = (name for name, variant in VARIANTS.items() if not variant.library)
         advice = f"docs/variants.md describes them: {', '.join([*own, *others])}"

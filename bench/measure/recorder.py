@@ -1,6 +1,5 @@
 """Measured cells -> rows: printed, kept, and appended to their files."""
 
-import os
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +26,7 @@ from utils import say
 def columns_of_run(model: Model, dataset: Dataset, info: DeviceInfo) -> dict:
     """Return the columns that all rows of a run share, except `busy` and `date`."""
     return {
-        "model": Path(model.id).resolve().name if os.path.isdir(model.id) else model.id,  # no private paths
+        "model": model.public_name,
         "dataset": dataset.name,
         "device": slug(info.name),
         "texts": len(dataset.texts),

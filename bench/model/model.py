@@ -107,6 +107,11 @@ class Model:
         return replace(self, original=original)
 
     @property
+    def public_name(self) -> str:
+        """Its id on the Hub, or the name of its folder without the path, for what others may read."""
+        return self.id if self.folder != Path(self.id) else self.folder.resolve().name
+
+    @property
     def can_be_compared(self) -> bool:
         """True unless there are only the ONNX file's own answers."""
         return bool(self.original or not self.onnx_precision)
