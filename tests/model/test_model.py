@@ -16,7 +16,7 @@ from tiny import make_tiny, make_tiny_bert, tiny_config, word_level_tokenizer
 from bench.model.batches import Batching
 from bench.model.config import load_config
 from bench.model.model import Model
-from bench.model.resolve import resolve_model
+from bench.model.resolve import open_model, resolve_model
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -168,3 +168,9 @@ def test_the_head_stays_in_fp32(folder, texts):
         logits = network(input_ids=torch.arange(4, 400).reshape(99, 4)).logits
     assert logits.dtype == torch.float32
     assert len(logits[:, 0].unique()) > len(logits[:, 0].bfloat16().unique())
+
+
+def test_a_local_model_has_its_folders_name_for_others(tiny_model, monkeypatch):
+    monkeypatch.chdir(tiny_model)
+    for given in (".", str(tiny_model), f"../{tiny_model.name}"):
+        assert open_model(given).public_name == tiny_model.name

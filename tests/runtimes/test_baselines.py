@@ -9,7 +9,7 @@ from bench.export import ensure
 from bench.export.ensure import runnable_variants
 from bench.measure import quick
 from bench.model.model import Model
-from runtimes import VARIANTS
+from runtimes import VARIANTS, check_variant
 
 CPU = {"pipeline", "optimum-pipeline"} | {
     f"{library}{backend}" for library in ("crossencoder", "sentence-transformers") for backend in ("", "-onnx")
@@ -59,3 +59,12 @@ def test_baselines_load_the_export_as_optimum_makes_it(tiny_model, tiny_exports)
         for file in (library.path, tiny_exports / "tiny-onnx-plain/model.onnx", tiny_exports / "tiny-onnx/model.onnx")
     )
     assert plain == exported != ours
+
+
+@pytest.mark.parametrize(
+    ("name", "named", "absent"),
+    [("onxx", "onnx", "torch"), ("int8", "onnx-int8", "torch"), ("./my/model", "--model-id", "crossencoder")],
+)
+def test_a_mistyped_variant_is_answered_by_the_one_that_was_meant(name, named, absent):
+    message = refused(check_variant, name, "all")
+    assert named in message and absent not in message
