@@ -280,6 +280,7 @@ def run_fake(call, monkeypatch, tmp_path):
             return Model.from_folder(Path(name), name)
         fake = SimpleNamespace(
             id=name,
+            public_name=name,
             onnx_precision="",
             can_be_compared=True,
             weights_id="w",
